@@ -1,0 +1,118 @@
+"""The registry of metrics, analyses, backends and prompt sources, and the only caller of ``instantiate``.
+
+Shipped members use the same decorator as anybody's: it attaches a `Plugin` record to the function or class, so that what a
+number means (unit, direction, formula) travels with the code that computes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from qdx.errors import QdxError
+
+KINDS = ("metric", "analysis", "backend", "prompts")
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """What the framework knows of one registered function or class.
+
+    Attributes
+    ----------
+    kind : str
+        One of `KINDS`.
+    name : str
+        The name in the config group of that kind.
+    meta : Mapping
+        Facts that the member states of itself; for a metric ``on``, ``needs``, ``symmetric``, ``units``,
+        ``higher_means``, ``formula`` and ``coarse``.
+    """
+
+    kind: str
+    name: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+METRIC_META: Mapping[str, Any] = {
+    "on": "logprob",
+    "needs": (),
+    "symmetric": True,
+    "units": "1",
+    "higher_means": "less alike",
+    "formula": "",
+    "coarse": True,
+}
+
+
+def register(kind: str, name: str, **meta: Any) -> Callable[[T], T]:
+    """Register a function or class as a member of the config group `kind`.
+
+    Parameters
+    ----------
+    kind : {"metric", "analysis", "backend", "prompts"}
+    name : str
+        Its name on the command line.
+    **meta
+        For a metric: ``on`` ("logprob", "logit" or "top": which rows it takes), ``needs`` (further arguments, such as
+        ``("target",)``), ``symmetric``, ``units``, ``higher_means``, ``formula`` (one line) and ``coarse`` (whether it
+        means something on rows that were coarsened to shared ids and a tail).
+
+    Returns
+    -------
+    callable
+        A decorator that returns its argument unchanged, with the record in its attribute ``qdx``.
+
+    Raises
+    ------
+    QdxError
+        For an unknown kind.
+    """
+    if kind not in KINDS:
+        raise QdxError(f"register: unknown kind {kind!r}, one of {', '.join(KINDS)}")
+
+    def attach(member: T) -> T:
+        facts = {**METRIC_META, **meta} if kind == "metric" else dict(meta)
+        member.qdx = Plugin(kind, name, facts)  # type: ignore[attr-defined]
+        return member
+
+    return attach
+
+
+def plugin_of(member: Callable[..., Any]) -> Plugin:
+    """Return the record of a registered member, also through `functools.partial`."""
+    record = getattr(getattr(member, "func", member), "qdx", None)
+    if not isinstance(record, Plugin):
+        raise QdxError(f"{member!r} is not registered: decorate it with @qdx.register(kind, name)")
+    return record
+
+
+def build(node: Mapping[str, Any], **extra: Any) -> Callable[..., Any]:
+    """Turn a config node into a callable with its options bound.
+
+    Parameters
+    ----------
+    node : Mapping
+        ``{"_target_": "qdx.metrics.l2", option: value, …}``.
+    **extra
+        Further keyword arguments to bind.
+
+    Returns
+    -------
+    functools.partial
+        Call it with the member's remaining arguments.
+
+    Raises
+    ------
+    QdxError
+        When the target cannot be imported; its message names the target and the cause.
+    """
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(dict(node), _partial_=True, _convert_="all", **extra)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise QdxError(f"cannot load plug-in {node.get('_target_')!r}: {error}") from error
