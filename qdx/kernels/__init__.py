@@ -1,0 +1,1 @@
+"""Numerical models of the GPU matmul kernels, in torch on the CPU."""
