@@ -6,6 +6,8 @@ number means (unit, direction, formula) travels with the code that computes it.
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -116,3 +118,49 @@ def build(node: Mapping[str, Any], **extra: Any) -> Callable[..., Any]:
         return instantiate(dict(node), _partial_=True, _convert_="all", **extra)  # type: ignore[no-any-return]
     except Exception as error:
         raise QdxError(f"cannot load plug-in {node.get('_target_')!r}: {error}") from error
+
+
+def check(kind: str, name: str, node: Mapping[str, Any]) -> None:
+    """Check a config node against the signature of what it names, without calling it.
+
+    Parameters
+    ----------
+    kind : str
+        The config group.
+    name : str
+        The member's name there.
+    node : Mapping
+        ``{"_target_": …, option: value, …}``; a key ``name`` is a label and no option.
+
+    Raises
+    ------
+    QdxError
+        When the target cannot be imported or is of another kind, or an option is unknown or of the wrong type.
+    """
+    member = build({"_target_": node["_target_"]}).func  # type: ignore[attr-defined]
+    record = plugin_of(member)
+    if record.kind != kind:
+        raise QdxError(f"{kind}={name}: {node['_target_']} is registered as {record.kind}, not as {kind}")
+    options = options_of(member)
+    for key, value in node.items():
+        if key in ("_target_", "name"):
+            continue
+        full = f"{kind}.{name}.{key}" if kind in ("metric", "analysis") else f"{kind}.{key}"
+        if key not in options:
+            close = difflib.get_close_matches(key, options, n=1)
+            hint = f" (did you mean '{close[0]}'?)" if close else ""
+            known = ", ".join(options) or "(it has none)"
+            raise QdxError(f"{full}: unknown option, one of {known}{hint}")
+        default = options[key].default
+        wrong = isinstance(value, str) or isinstance(value, bool) != isinstance(default, bool)
+        if isinstance(default, bool | int | float) and value is not None and wrong:
+            raise QdxError(f"{full}={value}: must be a {type(default).__name__}, such as {default}")
+
+
+def options_of(member: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return a member's options: its parameters that have a default or are keyword-only."""
+    return {
+        name: parameter
+        for name, parameter in inspect.signature(member).parameters.items()
+        if parameter.default is not parameter.empty or parameter.kind is parameter.KEYWORD_ONLY
+    }

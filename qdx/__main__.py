@@ -1,0 +1,44 @@
+"""The command line: ``python -m qdx`` and the script ``qdx``. Imports neither torch nor vllm."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from qdx.errors import QdxError
+
+
+def conf_dir() -> Path:
+    """Return the folder of the config groups: beside the package in a checkout, inside it in a wheel."""
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def main() -> None:
+    """Compose the config, run the sweep, exit 1 when a job failed and 2 when the command line is wrong."""
+    import hydra
+
+    from qdx.sweep import job
+
+    full = bool(os.environ.get("HYDRA_FULL_ERROR"))
+    # Hydra prints a traceback and exits by itself unless this is set; qdx turns its errors into one line with a remedy.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if full:
+            raise
+        from qdx.messages import explain
+
+        message = str(error) if isinstance(error, QdxError) else explain(error, conf_dir())
+        if message is None:
+            raise
+        print(f"qdx: error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

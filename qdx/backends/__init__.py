@@ -1,0 +1,136 @@
+"""What runs a model: the contract of a backend, and the facts it states about what it loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from qdx.errors import QdxError
+
+if TYPE_CHECKING:
+    from qdx.capture import Recorder
+    from qdx.schema import Quant
+
+SIMULATED = "model:"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a backend really loaded, as far as it can differ from what was asked.
+
+    Attributes
+    ----------
+    kernel_class : Mapping of str to str
+        Layer type (``q_proj``, ``lm_head``, …) to the engine's own class name.
+    kernel : Mapping of str to str
+        Layer type to the normalized kernel name; a numerical model's begins with ``model:``.
+    quantized : frozenset of str
+        The layer types whose weights are quantized.
+    dtype : str
+        Of activations and logits.
+    vocab : int
+        Logits in a row.
+    engine, engine_version : str
+    gpu : str
+        Name of the card, empty on a CPU.
+    compute_capability : str
+        Such as ``9.0``; empty on a CPU.
+    sm_count : int
+        Of the card, or of the card that a numerical model imitates; 0 when neither.
+    """
+
+    kernel_class: Mapping[str, str]
+    kernel: Mapping[str, str]
+    quantized: frozenset[str]
+    dtype: str
+    vocab: int
+    engine: str
+    engine_version: str
+    gpu: str = ""
+    compute_capability: str = ""
+    sm_count: int = 0
+
+    @property
+    def simulated(self) -> bool:
+        """Whether any kernel is a numerical model of the real one."""
+        return any(name.startswith(SIMULATED) for name in self.kernel.values())
+
+    @property
+    def observed_kernel(self) -> str:
+        """The kernel of the quantized layers (of all layers when none is quantized); several are joined by ``+``."""
+        layers = self.quantized or frozenset(self.kernel)
+        return "+".join(sorted({self.kernel[layer] for layer in layers}))
+
+
+def require(quant: Quant, facts: Facts) -> None:
+    """Stop when the kernel that was loaded is not the one that was asked for.
+
+    Raises
+    ------
+    QdxError
+        Naming the layer types, what was asked and what loaded.
+    """
+    layers = sorted(facts.quantized or facts.kernel)
+    other = [layer for layer in layers if facts.kernel[layer].removeprefix(SIMULATED) != quant.kernel]
+    if other:
+        loaded = ", ".join(f"{layer}: {facts.kernel[layer]}" for layer in other)
+        raise QdxError(f"quant={quant.name} asks for kernel {quant.kernel}, {facts.engine} loaded {loaded}")
+
+
+class Backend(Protocol):
+    """Runs one config's model over batches of references and hands every logits row to a recorder.
+
+    ``position`` is the index of the token that a row predicts, from 0 at the start of a reference of length L::
+
+        input       t_0  t_1  …  t_{L-1} | g_0  g_1  …
+        row predicts 1    2   …    L     | L+1  L+2  …
+        phase        prefill ………………………… | decode (g = own tokens), replay (g = shared continuation)
+
+    One prefill serves the generation and the replay that follow it: both start from its cache.
+    """
+
+    def observe(self) -> Facts:
+        """Return what is really loaded."""
+        ...
+
+    def prefill(self, batch: list[list[int]], recorder: Recorder) -> None:
+        """Run the references of a batch together and record the wanted rows of each.
+
+        Parameters
+        ----------
+        batch : list of list of int
+            Token ids of each reference.
+        recorder : Recorder
+            ``wanted(item)`` says which positions to pass to ``rows``.
+        """
+        ...
+
+    def generate(self, batch: list[list[int]], count: int, recorder: Recorder) -> list[list[int]]:
+        """Generate greedily after the last `prefill` of the same batch; the end-of-sequence token is ignored.
+
+        Returns
+        -------
+        list of list of int
+            `count` token ids for each reference; the first comes from prefill's last row, and the rows of the others are
+            recorded as decode.
+        """
+        ...
+
+    def replay(self, batch: list[list[int]], forced: list[list[int]], recorder: Recorder) -> None:
+        """Step through pinned tokens with the decode kernels, after the last `prefill` of the same batch.
+
+        Parameters
+        ----------
+        forced : list of list of int
+            T tokens for each reference; the row after token j predicts token j + 1, so T − 1 rows are recorded.
+        """
+        ...
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of token ids."""
+        ...
+
+    def reseed(self, seed: int) -> None:
+        """Start the sequence of everything drawn (the order of atomic additions) anew."""
+        ...

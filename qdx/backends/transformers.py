@@ -1,0 +1,245 @@
+"""A Hugging Face causal LM on the CPU, its matrix products computed by numerical models of GPU kernels.
+
+The model runs in its own 16-bit dtype: torch's CPU code computes an elementwise 16-bit operation in float32 and rounds the
+result once, which is where a GPU rounds too. Only matrix products and attention need care: every ``nn.Linear`` becomes a
+kernel of `qdx.kernels`, and attention is computed in float32 and rounded once.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import defaultdict
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from qdx.backends import Facts
+from qdx.capture import Recorder, greedy
+from qdx.errors import QdxError
+from qdx.kernels import make
+from qdx.models import dense_state, iter_quantized
+from qdx.plugins import register
+
+if TYPE_CHECKING:
+    from qdx.models import Checkpoint
+    from qdx.schema import Quant
+
+ATTENTION = "qdx_float32"
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention in float32, its output rounded once to the model's dtype."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = attention_mask.float()
+    output, _ = sdpa_attention_forward(
+        module, query.float(), key.float(), value.float(), attention_mask, **kwargs
+    )
+    return output.to(query.dtype), None
+
+
+def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+    """Load a causal LM with its quantized layers' modules left empty (on the meta device)."""
+    from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(ATTENTION, _attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    config = AutoConfig.from_pretrained(checkpoint.path)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(dense_state(checkpoint.path)),
+            dtype=dtype,
+            attn_implementation=ATTENTION,
+        )
+    except ValueError as error:
+        raise QdxError(f"{checkpoint.source}: transformers cannot load it as a causal LM: {error}") from error
+    return model.eval()
+
+
+@register("backend", "transformers")
+class TransformersBackend:
+    """Any causal LM that transformers knows, on this machine's CPU.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    quant : Quant
+        The kernel to compute its quantized layers with.
+    dtype : str
+        Of activations and logits: float16, bfloat16 or float32.
+    seed : int
+        Of the order in which a kernel with atomic additions adds.
+    threads : int, optional
+        torch threads; as many as there are cores when None.
+    sm_count : int
+        Streaming multiprocessors of the GPU that is modelled.
+
+    Raises
+    ------
+    QdxError
+        When the checkpoint cannot be loaded, or a kernel does not take a layer's shape or dtype.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        quant: Quant,
+        dtype: str,
+        seed: int = 0,
+        threads: int | None = None,
+        sm_count: int = 132,
+    ) -> None:
+        from transformers import AutoTokenizer
+
+        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._sm_count = sm_count
+        self._generator = torch.Generator().manual_seed(seed)
+        self._tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+        self._model = _load(checkpoint, self._dtype)
+        self._layers: dict[str, set[str]] = defaultdict(set)
+        self._quantized: set[str] = set()
+        self._insert_kernels(checkpoint, quant)
+        self._state: _State | None = None
+
+    def _insert_kernels(self, checkpoint: Checkpoint, quant: Quant) -> None:
+        for name, weight in iter_quantized(checkpoint.path):
+            linear = self._model.get_submodule(name)
+            self._replace(name, make(quant.kernel, weight, _data(linear.bias), **self._options()))
+            self._quantized.add(name.rpartition(".")[2])
+        dense = [(name, m) for name, m in self._model.named_modules() if isinstance(m, nn.Linear)]
+        for name, linear in dense:
+            self._replace(name, make("dense", linear.weight.data, _data(linear.bias), **self._options()))
+
+    def _options(self) -> dict[str, Any]:
+        return {"sm_count": self._sm_count, "generator": self._generator}
+
+    def _replace(self, name: str, kernel: nn.Module) -> None:
+        parent, _, child = name.rpartition(".")
+        setattr(self._model.get_submodule(parent), child, kernel)
+        self._layers[child].add(kernel.name)
+
+    def observe(self) -> Facts:
+        """Return the kernels of every layer type; all are numerical models."""
+        kernel = {layer: "+".join(sorted(f"model:{k}" for k in names)) for layer, names in self._layers.items()}
+        return Facts(
+            kernel_class={layer: f"qdx.kernels.{'+'.join(sorted(k))}" for layer, k in self._layers.items()},
+            kernel=kernel,
+            quantized=frozenset(self._quantized),
+            dtype=str(self._dtype).removeprefix("torch."),
+            vocab=int(self._model.config.vocab_size),
+            engine="transformers",
+            engine_version=version("transformers"),
+            sm_count=self._sm_count,
+        )
+
+    @torch.inference_mode()
+    def prefill(self, batch: list[list[int]], recorder: Recorder) -> None:
+        """Run a batch of references, left-padded to one length, and record the wanted rows."""
+        longest = max(len(ids) for ids in batch)
+        pads = [longest - len(ids) for ids in batch]
+        ids_BT = torch.tensor([[0] * pad + ids for pad, ids in zip(pads, batch, strict=True)])
+        mask_BT = torch.arange(longest) >= torch.tensor(pads)[:, None]
+        wanted = [recorder.wanted(item) for item in range(len(batch))]
+        # The row that predicts position p of a reference is row pad + p − 1 of the padded batch.
+        rows = [torch.as_tensor(p) + pad - 1 for p, pad in zip(wanted, pads, strict=True)]
+        keep = torch.unique(torch.cat(rows))
+        output = self._model(
+            input_ids=ids_BT,
+            attention_mask=mask_BT.long(),
+            position_ids=(mask_BT.cumsum(1) - 1).clamp(min=0),
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        for item, positions in enumerate(wanted):
+            index = torch.searchsorted(keep, rows[item])
+            recorder.rows(item, positions, output.logits[item, index], self._targets(batch[item], positions))
+        self._state = _State(output.past_key_values, mask_BT, output.logits[:, -1])
+
+    @staticmethod
+    def _targets(ids: list[int], positions: Any) -> Tensor:
+        # The last row predicts the first output token: −1 asks the recorder for the row's own greedy choice.
+        return torch.tensor([*ids, -1])[torch.as_tensor(positions)]
+
+    @torch.inference_mode()
+    def generate(self, batch: list[list[int]], count: int, recorder: Recorder) -> list[list[int]]:
+        """Generate `count` tokens for each reference from the last prefill's cache."""
+        state = self._begin()
+        tokens_B = greedy(state.logits_BV)
+        generated = [tokens_B]
+        for step in range(1, count):
+            logits_BV = state.step(self._model, tokens_B)
+            tokens_B = greedy(logits_BV)
+            generated.append(tokens_B)
+            self._record(batch, step, logits_BV, tokens_B, recorder)
+        return [[int(token) for token in row] for row in torch.stack(generated, 1)]
+
+    @torch.inference_mode()
+    def replay(self, batch: list[list[int]], forced: list[list[int]], recorder: Recorder) -> None:
+        """Step through the forced tokens from the last prefill's cache."""
+        state = self._begin()
+        forced_BT = torch.tensor(forced)
+        for step in range(1, forced_BT.shape[1]):
+            logits_BV = state.step(self._model, forced_BT[:, step - 1])
+            self._record(batch, step, logits_BV, forced_BT[:, step], recorder)
+
+    @staticmethod
+    def _record(
+        batch: list[list[int]], step: int, logits_BV: Tensor, targets_B: Tensor, recorder: Recorder
+    ) -> None:
+        import numpy as np
+
+        for item, ids in enumerate(batch):
+            positions = np.array([len(ids) + step])
+            recorder.rows(item, positions, logits_BV[item : item + 1], targets_B[item : item + 1])
+
+    def _begin(self) -> _State:
+        if self._state is None:
+            raise RuntimeError("generate and replay start from a prefill's cache: call prefill first")
+        return copy.deepcopy(self._state)
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of token ids, special tokens included."""
+        return str(self._tokenizer.decode(tokens))
+
+    def reseed(self, seed: int) -> None:
+        """Start the order of atomic additions anew."""
+        self._generator.manual_seed(seed)
+
+
+class _State:
+    """The cache of a prefilled batch, its padding mask and the last logits."""
+
+    def __init__(self, cache: Any, mask_BT: Tensor, logits_BV: Tensor) -> None:
+        self.cache = cache
+        self.mask_BT = mask_BT
+        self.logits_BV = logits_BV.clone()
+
+    def step(self, model: nn.Module, tokens_B: Tensor) -> Tensor:
+        """Feed one token to each sequence of the batch; return the logits that follow, (batch, vocab)."""
+        position_ids = self.mask_BT.sum(1, keepdim=True)
+        self.mask_BT = torch.cat([self.mask_BT, torch.ones_like(self.mask_BT[:, :1])], 1)
+        output = model(
+            input_ids=tokens_B[:, None],
+            attention_mask=self.mask_BT.long(),
+            position_ids=position_ids,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+
+def _data(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.data

@@ -1,0 +1,73 @@
+"""Hydra's and OmegaConf's errors as one line: what, got, the choices, the nearest one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from qdx.schema import nearest
+
+
+def explain(error: Exception, conf: Path) -> str | None:
+    """Return one line for an error of composing a config, or None when it is another kind of error.
+
+    Parameters
+    ----------
+    error : Exception
+        What Hydra raised.
+    conf : Path
+        The folder of the config groups.
+    """
+    from hydra.errors import HydraException
+
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return None
+    text = str(error)
+    if match := re.search(r"Could not find '([^']+)'", text):
+        return _unknown_option(match[1], conf)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(match[1], conf)
+    # Hydra's and OmegaConf's own first line says what is wrong; the cause says where.
+    lines = [text.splitlines()[0]]
+    if isinstance(error.__cause__, OmegaConfBaseException) and str(error.__cause__) not in text:
+        lines.append(str(error.__cause__).splitlines()[0])
+    return ": ".join(line.rstrip(".:") for line in lines if line)
+
+
+def _unknown_option(name: str, conf: Path) -> str:
+    group, _, option = name.rpartition("/")
+    folder = conf / group
+    choices = sorted(path.stem for path in folder.glob("*.yaml"))
+    if not group or not choices:
+        groups = sorted(path.name for path in conf.iterdir() if path.is_dir())
+        return f"{name}: unknown config group, one of {', '.join(groups)}{nearest(group or option, groups)}"
+    return f"{group}={option}: unknown {group}, one of {', '.join(choices)}{nearest(option, choices)}"
+
+
+def _unknown_key(key: str, conf: Path) -> str:
+    parent, _, name = key.rpartition(".")
+    choices = _keys(parent, conf)
+    if not choices:
+        return f"{key}: unknown key; `python -m qdx --cfg job` prints all of them"
+    return f"{key}: unknown key, one of {', '.join(choices)}{nearest(name, choices)}"
+
+
+def _keys(parent: str, conf: Path) -> list[str]:
+    """Return the keys below `parent` in any option of its group, or at the top level."""
+    if not parent:
+        top = OmegaConf.load(conf / "config.yaml")
+        assert isinstance(top, DictConfig)
+        groups = [path.name for path in conf.iterdir() if path.is_dir()]
+        return sorted({*groups, *(str(key) for key in top)} - {"defaults", "hydra"})
+    first, _, rest = parent.partition(".")
+    files = sorted((conf / first).glob("*.yaml")) or [conf / "config.yaml"]
+    found: set[str] = set()
+    for path in files:
+        node = OmegaConf.load(path)
+        inner = OmegaConf.select(node, parent if path.parent == conf else rest) if rest or path.parent == conf else node
+        if isinstance(inner, DictConfig):
+            found |= {str(key) for key in inner}
+    return sorted(found - {"_target_", "name"})

@@ -1,0 +1,310 @@
+"""Dataclasses behind the config groups, and the check that a composed config passes before anything loads.
+
+The YAML files of ``conf/`` hold the defaults (a ConfigStore of fifty nodes would cost every start 1.5 s); these classes hold
+the types and the limits. `validate` turns a composed config into an `Experiment` or raises an error that names the key, the
+value and the choices.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Union
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from qdx.errors import QdxError
+
+FORMAT_KERNELS: Mapping[str, tuple[str, ...]] = {
+    "none": ("dense",),
+    "awq": ("awq_gemm", "marlin", "machete"),
+    "gptq": ("exllama", "marlin", "machete"),
+}
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the choice most like `name`, or an empty string."""
+    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _one_of(key: str, value: str, choices: Iterable[str]) -> None:
+    choices = list(choices)
+    if value not in choices:
+        raise QdxError(f"{key}={value}: not one of {', '.join(choices)}{nearest(value, choices)}")
+
+
+def _at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise QdxError(f"{key}={value}: must be at least {least}")
+
+
+@dataclass
+class Model:
+    """Where the checkpoint of each format is: a ``demo:`` name, a local folder or a hub id."""
+
+    name: str
+    checkpoint: dict[str, str | None]
+    dtype: str = "float16"
+
+    def __post_init__(self) -> None:
+        _one_of("model.dtype", self.dtype, DTYPES)
+        for name in self.checkpoint:
+            _one_of("model.checkpoint", name, FORMAT_KERNELS)
+
+
+@dataclass
+class Quant:
+    """A weight format and the matmul code that is asked to read it."""
+
+    name: str
+    format: str
+    kernel: str
+
+    def __post_init__(self) -> None:
+        _one_of("quant.format", self.format, FORMAT_KERNELS)
+        _one_of("quant.kernel", self.kernel, FORMAT_KERNELS[self.format])
+
+
+@dataclass
+class TransformersBackend:
+    """Options of `qdx.backends.transformers.TransformersBackend`."""
+
+    _target_: str
+    name: str
+    threads: int | None = None
+    sm_count: int = 132
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            _at_least("backend.threads", self.threads, 1)
+        _at_least("backend.sm_count", self.sm_count, 1)
+
+
+@dataclass
+class _Snippets:
+    _target_: str
+    name: str
+    instruction: str
+    references: int = 4
+    snippet_tokens: int = 256
+    continuation_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        _at_least("prompts.references", self.references, 1)
+        _at_least("prompts.snippet_tokens", self.snippet_tokens, 1)
+
+
+@dataclass
+class FilePrompts(_Snippets):
+    """Options of the sources that read files: a path, a glob or a list of them; null is the packaged handbook."""
+
+    path: Any = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        paths = self.path if isinstance(self.path, list) else [self.path]
+        if not paths or not all(isinstance(path, str | None) for path in paths):
+            raise QdxError(f"prompts.path={self.path}: must be a path, a glob or a list of them")
+
+
+@dataclass
+class PydocPrompts(_Snippets):
+    """Options of the source that reads the standard library's help topics."""
+
+
+@dataclass
+class InlinePrompts:
+    """Options of prompts that are written in the config."""
+
+    _target_: str
+    name: str
+    instruction: str
+    texts: list[str]
+    continuation: str | None = None
+    continuation_tokens: int = 16
+
+
+@dataclass
+class Capture:
+    """What is kept of each position."""
+
+    name: str
+    mode: str = "full"
+    k: int = 20
+    prefill_positions: Union[int, str] = 64  # noqa: UP007 - OmegaConf 2.3 knows this spelling of a union only
+    components: int = 64
+
+    def __post_init__(self) -> None:
+        _one_of("capture.mode", self.mode, ("full", "topk"))
+        _at_least("capture.k", self.k, 1)
+        _at_least("capture.components", self.components, 1)
+        if isinstance(self.prefill_positions, str):
+            _one_of("capture.prefill_positions", self.prefill_positions, ("all",))
+        else:
+            _at_least("capture.prefill_positions", self.prefill_positions, 0)
+
+
+@dataclass
+class Generate:
+    """Free generation, greedy; the end-of-sequence token is ignored."""
+
+    tokens: int = 16
+
+    def __post_init__(self) -> None:
+        # The first token comes from prefill: with one there would be no decode step to record.
+        _at_least("generate.tokens", self.tokens, 2)
+
+
+@dataclass
+class Dataset:
+    """How files are written."""
+
+    portable: bool = False
+
+
+@dataclass(kw_only=True)
+class Settings:
+    """The keys of a config that belong to no group."""
+
+    label: str
+    repeats: int = 3
+    repeat_scope: str = "engine"
+    batch_size: int = 1
+    seed: int = 0
+    swept: list[str] = field(default_factory=list)
+    metric: dict[str, Any] = field(default_factory=dict)
+    analysis: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _at_least("repeats", self.repeats, 1)
+        _at_least("batch_size", self.batch_size, 1)
+        _at_least("seed", self.seed, 0)
+        _one_of("repeat_scope", self.repeat_scope, ("engine", "process"))
+
+
+@dataclass(kw_only=True)
+class Experiment(Settings):
+    """One job: everything that makes an output, and what is done with it."""
+
+    model: Model
+    quant: Quant
+    backend: Any
+    prompts: Any
+    capture: Capture
+    generate: Generate
+    dataset: Dataset
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.model.checkpoint.get(self.quant.format):
+            raise QdxError(
+                f"model.checkpoint.{self.quant.format} is empty and quant={self.quant.name} needs it: "
+                f"set it to a local folder or a hub id"
+            )
+
+
+# A plug-in's own class is not here: its options are checked against its signature.
+BY_TARGET: Mapping[str, type] = {
+    "qdx.backends.transformers.TransformersBackend": TransformersBackend,
+    "qdx.prompts.Pdf": FilePrompts,
+    "qdx.prompts.Text": FilePrompts,
+    "qdx.prompts.Pydoc": PydocPrompts,
+    "qdx.prompts.Inline": InlinePrompts,
+}
+
+
+def _checked(schema: type, node: Any, key: str) -> Any:
+    """Return `node` as a `schema` object; errors name the full key and the nearest known one."""
+    known = [f.name for f in fields(schema)]
+    for name in node if isinstance(node, DictConfig) else ():
+        if name not in known:
+            full = f"{key}.{name}" if key else str(name)
+            raise QdxError(f"{full}: unknown key, one of {', '.join(known)}{nearest(str(name), known)}")
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), node))
+    except OmegaConfBaseException as error:
+        full = ".".join(part for part in (key, getattr(error, "full_key", "") or "") if part)
+        first = str(error.msg if error.msg else error).splitlines()[0]
+        raise QdxError(f"{full}: {first}") from error
+
+
+def validate(cfg: DictConfig) -> Experiment:
+    """Check a composed config.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+        What Hydra composed (without its ``hydra`` node).
+
+    Returns
+    -------
+    Experiment
+
+    Raises
+    ------
+    QdxError
+        Naming the key, the value, the choices and the nearest one.
+    """
+    known = [f.name for f in fields(Experiment)]
+    for name in cfg:
+        if name not in known and name != "hydra":
+            raise QdxError(f"{name}: unknown key, one of {', '.join(known)}{nearest(str(name), known)}")
+    parts: dict[str, Any] = {}
+    for name, schema in (
+        ("model", Model),
+        ("quant", Quant),
+        ("capture", Capture),
+        ("generate", Generate),
+        ("dataset", Dataset),
+    ):
+        parts[name] = _checked(schema, cfg[name], name)
+    for name in ("backend", "prompts"):
+        target = str(cfg[name].get("_target_"))
+        parts[name] = (
+            _checked(BY_TARGET[target], cfg[name], name)
+            if target in BY_TARGET
+            else OmegaConf.to_container(cfg[name], resolve=True)
+        )
+    settings = OmegaConf.to_container(
+        OmegaConf.create({f.name: cfg[f.name] for f in fields(Settings) if f.name in cfg}), resolve=True
+    )
+    checked = _checked(Settings, OmegaConf.create(settings), "")
+    return Experiment(**parts, **{f.name: getattr(checked, f.name) for f in fields(Settings)})
+
+
+def label(swept: list[str], root: DictConfig) -> str:
+    """Name a job after its quant and every further swept key, such as ``awq,batch_size=4``.
+
+    Parameters
+    ----------
+    swept : list of str
+        Keys that vary in the sweep.
+    root : DictConfig
+        The job's config.
+
+    Returns
+    -------
+    str
+        Usable as a folder name: ``/`` and other separators become ``_``.
+    """
+    parts = [str(root.quant.name)]
+    for key in sorted(swept):
+        if key == "quant":
+            continue
+        value = OmegaConf.select(root, key)
+        if isinstance(value, DictConfig):
+            value = value.get("name", "+".join(str(name) for name in value))
+        parts.append(f"{key}={value}")
+    text = ",".join(parts)
+    return "".join("_" if c in '/\\:*?"<>|\n\t ' else c for c in text)
+
+
+def _resolver(swept: Any, *, _root_: DictConfig) -> str:
+    return label([str(key) for key in swept], _root_)
+
+
+OmegaConf.register_new_resolver("qdx.label", _resolver, replace=True)

@@ -1,0 +1,161 @@
+"""A sweep: what happens before its first job and after its last one.
+
+Hydra calls `Sweep` as a callback and `job` for every config. A job never raises out of the sweep (Hydra 1.3 would skip the
+end): it leaves ``status.json`` in its folder, and the process exits 1 at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, flag_override
+
+from qdx import job as jobs
+from qdx.errors import QdxError
+from qdx.schema import validate
+
+MANIFEST = "sweep.json"
+
+
+def job(cfg: DictConfig) -> None:
+    """Run one config of the sweep (Hydra's task function)."""
+    directory = HydraConfig.get().runtime.output_dir
+    jobs.run(OmegaConf.to_yaml(cfg, resolve=True), directory, command_line())
+
+
+class Sweep(Callback):
+    """Check every job of a sweep before the first one starts; merge, analyse and report after the last."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Expand, check, name and prepare the jobs."""
+        _guard(lambda: start(config))
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Write ``sweep.nc`` and the reports, and exit 1 when a job failed."""
+        _guard(lambda: finish(Path(config.hydra.sweep.dir).absolute()))
+
+
+def _guard(step: Callable[[], None]) -> None:
+    # Hydra turns an exception in a callback into a warning and goes on; SystemExit gets through.
+    try:
+        step()
+    except QdxError as error:
+        print(f"qdx: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def command_line() -> str:
+    """Return the command that started this process, as it can be typed."""
+    return shlex.join(["python", "-m", "qdx", *sys.argv[1:]])
+
+
+def start(config: DictConfig) -> None:
+    """Check all jobs, give them unique labels, write the manifest and prepare models and references.
+
+    Raises
+    ------
+    QdxError
+        For the first job whose config is not valid, for two jobs of one label, or when preparation fails.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    swept, batch = _expand(config, loader)
+    if swept:
+        with flag_override(config, ["readonly", "struct"], False):
+            config.hydra.overrides.task.append(f"swept=[{','.join(swept)}]")
+    manifest: dict[str, Any] = {}
+    composed: dict[str, str] = {}
+    for overrides in batch:
+        cfg = loader.load_sweep_config(config, [*overrides, f"swept=[{','.join(swept)}]"])
+        with flag_override(cfg, ["readonly", "struct"], False):
+            del cfg["hydra"]
+        experiment = validate(cfg)
+        _check_plugins(cfg)
+        if experiment.label in composed:
+            raise QdxError(f"two jobs of this sweep have the label {experiment.label!r}: drop one of them")
+        composed[experiment.label] = OmegaConf.to_yaml(cfg, resolve=True)
+        manifest.setdefault("metrics", experiment.metric)
+        manifest.setdefault("analyses", experiment.analysis)
+    directory = Path(config.hydra.sweep.dir).absolute()
+    _write_manifest(directory, {**manifest, "labels": list(composed)})
+    ended = jobs.spawn({"do": "prepare", "configs": list(composed.values()), "directory": str(directory)})
+    if ended:
+        sys.exit(1 if "killed" in ended else 2)
+
+
+def _expand(config: DictConfig, loader: Any) -> tuple[list[str], list[list[str]]]:
+    """Return the keys that vary, and the overrides of every job, as Hydra's basic sweeper makes them."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
+        raise QdxError(
+            f"hydra/sweeper={config.hydra.sweeper._target_}: qdx knows the labels of a sweep before it starts, "
+            f"which only the basic sweeper allows: remove hydra/sweeper"
+        )
+    arguments = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    arguments += OmegaConf.to_container(config.hydra.overrides.task)
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
+    # A later override of a key replaces an earlier one, so the last one says whether it is swept.
+    last = {override.get_key_element(): override for override in parsed}
+    swept = [key.lstrip("+") for key, override in last.items() if override.is_sweep_override()]
+    return swept, BasicSweeper.split_arguments(parsed, None)[0]
+
+
+def _check_plugins(cfg: DictConfig) -> None:
+    from qdx import plugins
+
+    for kind in ("metric", "analysis"):
+        for name, node in cfg[kind].items():
+            plugins.check(kind, str(name), OmegaConf.to_container(node, resolve=True))
+    for kind in ("backend", "prompts"):
+        plugins.check(kind, str(cfg[kind].name), OmegaConf.to_container(cfg[kind], resolve=True))
+
+
+def _write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
+    """Write what the sweep consists of; labels of an earlier sweep in the same folder are kept."""
+    path = directory / MANIFEST
+    directory.mkdir(parents=True, exist_ok=True)
+    earlier = json.loads(path.read_text())["labels"] if path.exists() else []
+    labels = [*earlier, *(name for name in manifest["labels"] if name not in earlier)]
+    arguments = [a for a in sys.argv[1:] if not a.startswith("hydra.sweep.dir=")]
+    text = json.dumps(
+        {
+            **manifest,
+            "labels": labels,
+            "command_line": command_line(),
+            "arguments": arguments,
+            "resume": shlex.join(["python", "-m", "qdx", *arguments, f"hydra.sweep.dir={directory}"]),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+        indent=1,
+    )
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(text + "\n")
+    part.replace(path)
+
+
+def finish(directory: Path) -> None:
+    """Merge, analyse and report, then exit 1 when a job failed."""
+    from qdx import report
+
+    built = report.build(directory)
+    if built.failed or built.missing:
+        for name, error in built.failed.items():
+            print(f"qdx: failed: {name}: {error}", file=sys.stderr)
+        for name in built.missing:
+            print(f"qdx: missing: {name}", file=sys.stderr)
+        sys.exit(1)
