@@ -1,0 +1,32 @@
+"""From a model's name to a checkpoint folder, and from a folder to weights, in the awq and gptq layouts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qdx.models.cache import cache_folder
+from qdx.models.checkpoint import Checkpoint, resolve
+from qdx.models.digests import tokenizer_sha256, weights_sha256
+from qdx.models.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from qdx.models.reading import dense_state, iter_quantized
+
+__all__ = [
+    "Checkpoint",
+    "cache_folder",
+    "dense_state",
+    "iter_quantized",
+    "load_tokenizer",
+    "resolve",
+    "tokenizer_sha256",
+    "weights_sha256",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("dense_state", "iter_quantized"):  # these import torch
+        from qdx.models import reading
+
+        return getattr(reading, name)
+    raise AttributeError(f"module 'qdx.models' has no attribute {name!r}")

@@ -1,0 +1,179 @@
+"""From a model's name to a checkpoint folder whose format is the one asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qdx.errors import QdxError
+from qdx.models.cache import cache_folder
+
+FORMATS = ("none", "awq", "gptq")
+DEMO = "demo:smollm2/"
+HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's folder and where it came from.
+
+    Attributes
+    ----------
+    path : Path
+        Folder with config.json, safetensors weights and a tokenizer.
+    format : str
+        "none", "awq" or "gptq", as its config.json says.
+    source : str
+        The name it was asked for by.
+    revision : str
+        The hub's commit, or the demo model's recipe; "" for a local folder.
+    quantizer : str
+        What quantized it, as far as its files say; else "".
+    derived_from : str
+        What it was made from, as far as its files say; else "".
+    """
+
+    path: Path
+    format: str
+    source: str
+    revision: str
+    quantizer: str
+    derived_from: str
+
+
+def resolve(name: str, *, format: str, cache: Path | None = None, progress: bool = True) -> Checkpoint:
+    """Return the checkpoint of that name, made or downloaded if need be.
+
+    Parameters
+    ----------
+    name : str
+        ``demo:smollm2/none|awq|gptq``, a local folder, or a hub id such as ``Qwen/Qwen3-8B-AWQ``.
+    format : {"none", "awq", "gptq"}
+        What its config.json must say.
+    cache : Path, optional
+        Where the demo model is kept; by default `cache_folder`. The hub has its own cache.
+    progress : bool
+        Report the demo model's preparation on standard error.
+
+    Raises
+    ------
+    QdxError
+        It does not exist, cannot be had, or has another format.
+    """
+    if format not in FORMATS:
+        raise QdxError(f"checkpoint format {format!r} is unknown, one of {', '.join(FORMATS)}")
+    revision = ""
+    if name.startswith("demo:"):
+        path, revision = _demo(name, cache, progress)
+    elif Path(name).expanduser().is_dir():
+        path = Path(name).expanduser().absolute()
+    elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) and not Path(name).expanduser().exists():
+        path, revision = _hub(name)
+    else:
+        raise QdxError(f"model {name!r}: no such folder: give a checkpoint folder, a hub id or {DEMO}{format}")
+    config = read_config(path)
+    found = format_of(config, path)
+    if found != format:
+        raise QdxError(
+            f"model {name!r} has format {found!r} (config.json of {path}), asked for {format!r}: "
+            f"give a {'n unquantized' if format == 'none' else ' ' + format} checkpoint or choose quant={found}".replace("a n ", "an ")
+        )
+    provenance = _read_object(path / "qdx-provenance.json") if (path / "qdx-provenance.json").is_file() else {}
+    return Checkpoint(
+        path=path,
+        format=found,
+        source=name,
+        revision=revision,
+        quantizer=str(provenance.get("quantizer", "")) or _stated_quantizer(config),
+        derived_from=str(provenance.get("derived_from", "")),
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return a checkpoint folder's config.json.
+
+    Raises
+    ------
+    QdxError
+        When it is missing or no JSON object.
+    """
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        raise QdxError(f"folder {path} has no config.json: it is no checkpoint, give the folder that holds one")
+    return _read_object(file)
+
+
+def format_of(config: dict[str, Any], path: Path) -> str:
+    """Return "none", "awq" or "gptq" as a config.json says, and refuse variants that the readers do not know.
+
+    Raises
+    ------
+    QdxError
+        Another quantization method, other bits, activation order, or another packing.
+    """
+    quantization = config.get("quantization_config")
+    if not quantization:
+        return "none"
+    method = str(quantization.get("quant_method", "unstated"))
+    if method not in ("awq", "gptq"):
+        raise QdxError(f"checkpoint {path} is quantized by {method!r}, supported are awq, gptq and none: use another checkpoint")
+    wanted: dict[str, tuple[Any, Any]] = {"bits": (4, None), "group_size": (None, None)}
+    if method == "awq":
+        wanted["version"] = ("gemm", "gemm")
+    else:
+        wanted["desc_act"] = (False, False)
+        wanted["checkpoint_format"] = ("gptq", "gptq")
+    for key, (value, default) in wanted.items():
+        got = quantization.get(key, default)
+        if (value is not None and got != value) or got is None:
+            raise QdxError(
+                f"checkpoint {path}: {method} with {key}={got!r}, "
+                f"{'must be stated' if value is None else f'only {value!r} is supported'}: use another checkpoint"
+            )
+    return method
+
+
+def _demo(name: str, cache: Path | None, progress: bool) -> tuple[Path, str]:
+    form = name.removeprefix(DEMO)
+    if form not in FORMATS:
+        raise QdxError(f"demo model {name!r} is unknown, one of {', '.join(DEMO + known for known in FORMATS)}")
+    from qdx.models import demo
+
+    folder = demo.demo_folder(cache if cache is not None else cache_folder(), progress=progress)
+    return folder / form, f"{demo.PACKAGE} sha256:{demo.SHA256} recipe {demo.RECIPE}"
+
+
+def _hub(name: str) -> tuple[Path, str]:
+    """Download from the hub, or take what its cache holds; returns the folder and the commit."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise QdxError(f"model {name!r}: no such folder, and a hub id needs huggingface_hub: pip install 'qdx[cpu]'") from error
+    try:
+        path = Path(snapshot_download(name, allow_patterns=HUB_PATTERNS))
+    except Exception as error:  # its errors come from several libraries, and every one means the same here
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise QdxError(
+            f"model {name!r}: no such folder, and not to be had from the model hub ({said}): give a local checkpoint folder, "
+            "or choose model=smollm2, which needs only a package index"
+        ) from error
+    return path, path.name
+
+
+def _stated_quantizer(config: dict[str, Any]) -> str:
+    """Return what GPTQModel and others write as ``meta.quantizer``, or ""."""
+    stated = ((config.get("quantization_config") or {}).get("meta") or {}).get("quantizer", "")
+    return ", ".join(map(str, stated)) if isinstance(stated, list) else str(stated)
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise QdxError(f"{file} is no JSON ({error}): the checkpoint is damaged, download it again") from error
+    if not isinstance(value, dict):
+        raise QdxError(f"{file} holds {type(value).__name__}, must be a JSON object: the checkpoint is damaged")
+    return value

@@ -1,0 +1,77 @@
+"""What identifies a checkpoint: hashes of its weight files and of its tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from qdx.errors import QdxError
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Return the safetensors files of a checkpoint folder: the index's, or the only ones there.
+
+    Raises
+    ------
+    QdxError
+        When there is none, or the index names one that is not there.
+    """
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        missing = [name for name in names if not (path / name).is_file()]
+        if missing:
+            raise QdxError(
+                f"checkpoint {path}: {len(missing)} of {len(names)} files that its index names are missing, such as {missing[0]}: "
+                "download it again"
+            )
+        return [path / name for name in names]
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise QdxError(f"checkpoint {path} has no *.safetensors file: only safetensors weights are read, convert it")
+    return files
+
+
+def weights_sha256(path: Path) -> dict[str, str]:
+    """Return the SHA-256 of every weight file of a checkpoint, by file name; files are streamed."""
+    digests = {}
+    for file in weight_files(Path(path)):
+        with file.open("rb") as stream:
+            digests[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests
+
+
+def tokenizer_sha256(path: Path) -> str:
+    """Return a hash of what a checkpoint's tokenizer does with token ids: vocabulary, merges and added tokens.
+
+    Two checkpoints of one model get the same hash even where different tools wrote their ``tokenizer.json``: layout,
+    padding options, chat template and the two spellings of merges do not count. Without a ``tokenizer.json`` it is the
+    hash of the vocabulary files' bytes.
+
+    Raises
+    ------
+    QdxError
+        When the folder holds no tokenizer.
+    """
+    path = Path(path)
+    fast = path / "tokenizer.json"
+    if fast.is_file():
+        canonical = json.dumps(_essence(json.loads(fast.read_text(encoding="utf-8"))), sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+    files = [path / name for name in ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt") if (path / name).is_file()]
+    if not files:
+        raise QdxError(f"no tokenizer in {path}: the folder needs a tokenizer.json")
+    digest = hashlib.sha256()
+    for file in files:
+        content = file.read_bytes()
+        digest.update(f"{file.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def _essence(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    model = tokenizer["model"]
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges", [])]
+    added = [[token["id"], token["content"]] for token in tokenizer.get("added_tokens", [])]
+    return {"vocab": model["vocab"], "merges": merges, "added_tokens": sorted(added)}
