@@ -1,0 +1,16 @@
+"""Prompt sources: where references come from.
+
+A source has options and one method, ``load(tokenizer) -> list[Reference]``, which gives the same ids in the
+same order at every call. `Pdf`, `Text` and `Pydoc` cut windows of exactly ``snippet_tokens`` tokens out of
+documents; `Inline` takes whole texts.
+"""
+
+from __future__ import annotations
+
+from qdx.prompts._reference import PromptSource, Reference, SourceFile, Summary, describe
+from qdx.prompts.inline import Inline
+from qdx.prompts.pdf import Pdf
+from qdx.prompts.pydoc import Pydoc
+from qdx.prompts.text import Text
+
+__all__ = ["Inline", "Pdf", "PromptSource", "Pydoc", "Reference", "SourceFile", "Summary", "Text", "describe"]

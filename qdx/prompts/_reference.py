@@ -1,0 +1,181 @@
+"""What a prompt source gives back, and how it is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """One prompt as token ids: template prefix + content + template suffix.
+
+    Attributes
+    ----------
+    name : str
+        ``ref_0``, ``ref_1`` …
+    token_ids : ndarray of int32, (tokens,)
+        Prefix, content and suffix, concatenated as ids; no text is tokenised twice.
+    prefix_length, content_length, suffix_length : int
+        Tokens of each part; they add up to ``len(token_ids)``.
+    continuation : ndarray of int32, (continuation_tokens,)
+        The tokens that follow the content in its source: the path that every config's replay is fed.
+    text : str
+        The content as text.
+    source : str
+        Name of the document that the content was cut from.
+    pages : str
+        Its pages, such as ``"3"`` or ``"3-5"``; empty where the source has no pages.
+    token_offset : int
+        Index of the first content token in the tokenised document.
+    sha256 : str
+        Of the source file's bytes, or of the text (UTF-8) where there is no file.
+    """
+
+    name: str
+    token_ids: Ids
+    prefix_length: int
+    content_length: int
+    suffix_length: int
+    continuation: Ids
+    text: str
+    source: str
+    pages: str
+    token_offset: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One document that a source read: its name, its tokens, its pages (0 where it has none), its sha256."""
+
+    name: str
+    tokens: int
+    pages: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a source found when it last loaded.
+
+    Attributes
+    ----------
+    files : tuple of SourceFile
+        In the order in which windows were cut.
+    total_tokens : int
+        Of all documents, without template.
+    has_template : bool
+        False when the tokenizer has no chat template, so that the content alone is the prompt.
+    continuations_overlap : bool
+        True when the source is so short that a window's continuation runs into the next window.
+    """
+
+    files: tuple[SourceFile, ...]
+    total_tokens: int
+    has_template: bool
+    continuations_overlap: bool = False
+
+
+class PromptSource(Protocol):
+    """Anything that gives references."""
+
+    def load(self, tokenizer: Any) -> list[Reference]:
+        """Return the references: the same ids, in the same order, at every call.
+
+        Parameters
+        ----------
+        tokenizer : transformers.PreTrainedTokenizerBase
+
+        Raises
+        ------
+        QdxError
+            When the source cannot be read or is too short; the message names the file, what was found, the
+            limit and the remedy.
+        """
+        ...
+
+
+def describe(references: Sequence[Reference], summary: Summary | None = None) -> str:
+    """Return the lines of a report about its prompts.
+
+    Parameters
+    ----------
+    references : sequence of Reference
+        At least one.
+    summary : Summary, optional
+        The source's ``summary`` after loading; without it, the lines about files and totals are left out.
+
+    Returns
+    -------
+    str
+        Lines joined by newlines, without a trailing one.
+    """
+    lines = []
+    if summary is not None:
+        lines += [_files_line(summary)]
+        if len(summary.files) > 1:
+            lines += [f"  {_file(file)}" for file in summary.files]
+    lines += _length_lines(references)
+    if summary is not None and not summary.has_template:
+        lines += [
+            "no chat template in the tokenizer: the text alone is the prompt, without prompts.instruction"
+        ]
+    if summary is not None and summary.continuations_overlap:
+        lines += ["the source is short: continuations run into the next window (the windows do not overlap)"]
+    width = max(len(reference.name) for reference in references)
+    lines += [f"{reference.name:<{width}}  {_provenance(reference)}" for reference in references]
+    return "\n".join(lines)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _file(file: SourceFile) -> str:
+    pages = f"{_plural(file.pages, 'page')}, " if file.pages else ""
+    return f"{file.name}: {pages}{_plural(file.tokens, 'token')}"
+
+
+def _files_line(summary: Summary) -> str:
+    total = f"{summary.total_tokens:,} source tokens in all"
+    if len(summary.files) == 1:
+        return f"1 source found: {_file(summary.files[0])}; {total}"
+    return f"{_plural(len(summary.files), 'source')} found; {total}"
+
+
+def _length_lines(references: Sequence[Reference]) -> list[str]:
+    """One line for each distinct shape: windows share one, inline texts may not."""
+    shapes: dict[tuple[int, int, int], list[str]] = {}
+    for reference in references:
+        shape = (reference.prefix_length, reference.content_length, reference.suffix_length)
+        shapes.setdefault(shape, []).append(reference.name)
+    lines = []
+    for (prefix, content, suffix), names in shapes.items():
+        who = _plural(len(names), "reference") if len(shapes) == 1 else ", ".join(names)
+        total = prefix + content + suffix
+        lines += [f"{prefix} prefix + {content} snippet + {suffix} suffix = {total} tokens ({who})"]
+    return [
+        *lines,
+        f"shared continuation: {_plural(len(references[0].continuation), 'token')} for each reference",
+    ]
+
+
+def _provenance(reference: Reference) -> str:
+    parts = [reference.source]
+    if reference.pages:
+        parts += [f"{'pages' if '-' in reference.pages else 'page'} {reference.pages}"]
+    first = reference.token_offset
+    parts += [f"tokens {first}–{first + reference.content_length - 1}", f"sha256 {reference.sha256[:12]}"]
+    return f"{', '.join(parts)}: “{_excerpt(reference.text)}”"
+
+
+def _excerpt(text: str, limit: int = 40) -> str:
+    words = " ".join(text.split())
+    return words if len(words) <= limit else words[: limit - 1].rstrip() + "…"

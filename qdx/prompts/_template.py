@@ -1,0 +1,76 @@
+"""The chat template, cut into the ids before the content and the ids after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from qdx.errors import QdxError
+
+# Letters only: no template escapes, trims or interprets it.
+_SENTINEL = "QDXCONTENTGOESHERE"
+
+
+@dataclass(frozen=True)
+class Template:
+    """Token ids around the content; `present` is False when the tokenizer has no chat template."""
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    present: bool
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Tokenise template text: special tokens written in it are special, and none is added.
+
+    Returns
+    -------
+    list of int
+    """
+    # verbose=False: a document longer than the model's context is no mistake here, windows are cut from it.
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def split_template(tokenizer: Any, instruction: str) -> Template:
+    """Return the template's ids before and after the content of a user message ``instruction + content``.
+
+    The template is rendered once with a sentinel in the content's place, and the text on both sides is
+    tokenised separately. The template's own system prompt stays, as does the turn that it opens for the
+    answer. A tokenizer without a template gets no instruction: its prompt is the content, after the
+    begin-of-text token if the tokenizer sets one before any text.
+
+    Parameters
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerBase
+    instruction : str
+
+    Returns
+    -------
+    Template
+
+    Raises
+    ------
+    QdxError
+        When the template fails on one user message, or does not give the content back exactly once.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return Template(tuple(_leading(tokenizer)), (), present=False)
+    message = [{"role": "user", "content": instruction + _SENTINEL}]
+    try:
+        rendered: str = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program of its model's author: it may raise anything
+        raise QdxError(f"the tokenizer's chat template fails on a single user message: {error}") from error
+    parts = rendered.split(_SENTINEL)
+    if len(parts) != 2:
+        raise QdxError(
+            f"the tokenizer's chat template shows a message's content {len(parts) - 1} times, expected once: "
+            "qdx cannot tell template from content; use another template or remove it from the tokenizer"
+        )
+    return Template(tuple(encode(tokenizer, parts[0])), tuple(encode(tokenizer, parts[1])), present=True)
+
+
+def _leading(tokenizer: Any) -> list[int]:
+    """Ids that the tokenizer itself puts before a text (begin-of-text), without those it may put after it."""
+    with_special = list(tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"])
+    plain = encode(tokenizer, "a")
+    return with_special[: with_special.index(plain[0])] if plain else []

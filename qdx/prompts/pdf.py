@@ -1,0 +1,174 @@
+"""PDF documents; the default is the handbook that qdx packages."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qdx.errors import QdxError
+from qdx.plugins import register
+from qdx.prompts._files import find_files, read_bytes
+from qdx.prompts._windows import Document, WindowSource, sha256
+
+HANDBOOK = Path(__file__).with_name("handbook.pdf")
+
+_LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"}
+_CHARACTERS = str.maketrans({**_LIGATURES, "\u00ad": "", "\u00a0": " ", "\x00": ""})
+
+
+@register("prompts", "pdf")
+@dataclass(kw_only=True)
+class Pdf(WindowSource):
+    """Windows cut out of the text of PDF files.
+
+    Parameters
+    ----------
+    path : str, Path or sequence of them, optional
+        Files or globs; the packaged handbook if None.
+    """
+
+    path: str | Path | Sequence[str | Path] | None = None
+
+    def documents(self) -> list[Document]:
+        """Read the files."""
+        files = [(HANDBOOK.name, HANDBOOK)] if self.path is None else find_files(self.path, "*.pdf")
+        return [read_pdf(name, file) for name, file in files]
+
+
+def read_pdf(name: str, file: Path) -> Document:
+    """Extract a PDF's text as paragraphs, without running heads and page numbers.
+
+    Parameters
+    ----------
+    name : str
+        How messages and references call the file.
+    file : Path
+
+    Returns
+    -------
+    Document
+        With the index of every page's first character.
+
+    Raises
+    ------
+    QdxError
+        When the file cannot be read, is empty, no PDF, encrypted, broken, or has no text (a scan).
+    """
+    data = read_bytes(name, file)
+    pages = [tidy(page) for page in drop_running_lines(_pages(name, data))]
+    if not any(pages):
+        raise QdxError(
+            f"{name}: no text on its {len(pages)} pages, a scan or drawings only: recognise its text first, "
+            "for example with ocrmypdf, or give another file in prompts.path"
+        )
+    text, starts = "", []
+    for page in pages:
+        # A sentence that runs over the page's end goes on after a space.
+        text += ("\n\n" if _ends_sentence(text) else " ") if text and page else ""
+        starts += [len(text)]
+        text += page
+    return Document(name, text, sha256(data), tuple(starts))
+
+
+def _pages(name: str, data: bytes) -> list[list[str]]:
+    """Return each page's lines, as pypdf extracts them."""
+    from pypdf import PdfReader
+    from pypdf.errors import DependencyError, FileNotDecryptedError
+
+    if b"%PDF-" not in data[:1024]:
+        raise QdxError(
+            f"{name}: not a PDF, it begins with {data[:8]!r}: use prompts=text for plain text, or give a PDF "
+            "in prompts.path"
+        )
+    encrypted = QdxError(
+        f"{name}: encrypted, opening it needs a password: save it without one, for example with "
+        "qpdf --decrypt, and give that file in prompts.path"
+    )
+    try:
+        reader = PdfReader(io.BytesIO(data))
+        # Many files are encrypted with an empty password only to carry permissions: every viewer opens them.
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise encrypted
+        return [_clean(page.extract_text()).splitlines() for page in reader.pages]
+    except QdxError:
+        raise
+    except (DependencyError, FileNotDecryptedError) as error:
+        raise encrypted from error
+    except Exception as error:  # pypdf raises whatever the damage leads to: KeyError, RecursionError …
+        raise QdxError(
+            f"{name}: broken PDF, pypdf says {str(error) or type(error).__name__!r}: download or export it "
+            "again, or repair it with qpdf or mutool clean"
+        ) from error
+
+
+def _clean(text: str) -> str:
+    """Spell ligatures out, drop soft hyphens and what no tokenizer can encode (lone surrogates)."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").translate(_CHARACTERS)
+
+
+def drop_running_lines(pages: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Remove page numbers, and first or last lines that more than half of at least four pages share.
+
+    Lines count as shared when they differ in digits only, as in "Chapter 1 · 17".
+
+    Parameters
+    ----------
+    pages : sequence of sequences of str
+        Lines of each page.
+
+    Returns
+    -------
+    list of lists of str
+    """
+    kept = [[line for line in page if line.strip()] for page in pages]
+    edges = Counter(
+        edge for page in kept for edge in {(where, _mask(page[where])) for where in (0, -1) if page}
+    )
+    for page in kept:
+        for where in (-1, 0):
+            if not page:
+                break
+            mask = _mask(page[where])
+            shared = len(pages) >= 4 and edges[where, mask] > len(pages) / 2
+            if mask == "#" or shared:
+                del page[where]
+    return kept
+
+
+def _mask(line: str) -> str:
+    return re.sub(r"\d+", "#", line.strip())
+
+
+def _ends_sentence(text: str) -> bool:
+    return text.rstrip("”’\"')]").endswith((".", "!", "?", ":"))
+
+
+def tidy(lines: Sequence[str]) -> str:
+    """Join a page's lines to paragraphs.
+
+    A word split by a hyphen at a line's end is made whole when lower-case letters stand on both sides. A line
+    ends its paragraph when it ends a sentence and is clearly shorter than the page's longest line: a PDF's
+    text says no more of its paragraphs.
+
+    Parameters
+    ----------
+    lines : sequence of str
+
+    Returns
+    -------
+    str
+        Paragraphs apart by an empty line.
+    """
+    stripped = [" ".join(line.split()) for line in lines]
+    longest = max((len(line) for line in stripped), default=0)
+    text = ""
+    for line in stripped:
+        text += line
+        short = len(line) < 0.8 * longest
+        text += "\n\n" if short and _ends_sentence(line) else "\n"
+    text = re.sub(r"(?<=[a-zß-ÿ])-\n(?=[a-zß-ÿ])", "", text)
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", text).strip()

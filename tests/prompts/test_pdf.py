@@ -1,0 +1,177 @@
+"""PDFs, good and bad: every bad one is a real file with its own message."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from qdx.errors import QdxError
+from qdx.prompts import Pdf, describe
+from qdx.prompts.pdf import drop_running_lines, read_pdf, tidy
+
+from .conftest import paged, pdf_bytes, prose
+
+
+def test_windows_come_from_the_pages_that_they_name(make_pdf, tokenizer):
+    pages = paged(prose(3000))
+    source = Pdf(path=make_pdf("book.pdf", pages), references=5, snippet_tokens=200, continuation_tokens=30)
+    references = source.load(tokenizer)
+    assert len(references) == 5
+    for reference in references:
+        assert (reference.source, reference.content_length, len(reference.continuation)) == (
+            "book.pdf",
+            200,
+            30,
+        )
+        first, _, last = reference.pages.partition("-")
+        on_pages = " ".join(" ".join(page) for page in pages[int(first) - 1 : int(last or first)])
+        assert reference.text.strip() in on_pages
+    assert source.summary.files[0].pages == len(pages)
+
+
+def test_the_same_ids_come_back_on_every_call(make_pdf, tokenizer):
+    source = Pdf(path=make_pdf("book.pdf", paged(prose(3000))))
+    for first, second in zip(source.load(tokenizer), source.load(tokenizer), strict=True):
+        np.testing.assert_array_equal(first.token_ids, second.token_ids)
+        np.testing.assert_array_equal(first.continuation, second.continuation)
+
+
+def test_sha256_is_that_of_the_file(make_pdf, tokenizer):
+    import hashlib
+
+    file = make_pdf("book.pdf", paged(prose(2000)))
+    assert Pdf(path=file).load(tokenizer)[0].sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_several_files_share_the_windows_in_sorted_order(make_pdf, tmp_path, tokenizer):
+    for name in ("b.pdf", "a.pdf", "deep/c.pdf"):
+        make_pdf(name, paged(prose(900, name[:1])))
+    source = Pdf(path=[f"{tmp_path}/deep/*.pdf", f"{tmp_path}/*.pdf", f"{tmp_path}/a.pdf"], references=3)
+    references = source.load(tokenizer)
+    assert [reference.source for reference in references] == ["a.pdf", "b.pdf", "deep/c.pdf"]
+    printed = describe(references, source.summary)
+    assert "3 sources found" in printed
+    assert f"{source.summary.total_tokens:,} source tokens in all" in printed
+
+
+def test_relative_paths_and_deep_globs_begin_where_the_program_was_started(
+    make_pdf, tmp_path, tokenizer, monkeypatch
+):
+    make_pdf("papers/2024/x.pdf", paged(prose(2000)))
+    monkeypatch.chdir(tmp_path)
+    assert Pdf(path="papers/**/*.pdf").load(tokenizer)[0].source == "x.pdf"
+    assert Pdf(path="papers/2024/x.pdf").load(tokenizer)[0].source == "x.pdf"
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_found(make_pdf, tokenizer):
+    file = make_pdf("paper [v2].pdf", paged(prose(2000)))
+    assert Pdf(path=str(file)).load(tokenizer)[0].source == "paper [v2].pdf"
+
+
+def test_a_password_stops_the_run(make_pdf, tokenizer):
+    file = make_pdf("secret.pdf", paged(prose(2000)), password="swordfish")
+    with pytest.raises(QdxError, match=r"secret\.pdf: encrypted.*without one.*qpdf --decrypt"):
+        Pdf(path=file).load(tokenizer)
+
+
+def test_an_empty_password_is_opened_as_every_viewer_does(make_pdf, tokenizer):
+    file = make_pdf("permissions.pdf", paged(prose(2000)), password="")
+    assert b"/Encrypt" in file.read_bytes()
+    assert len(Pdf(path=file).load(tokenizer)) == 4
+
+
+def test_a_scan_stops_the_run(make_pdf, tokenizer):
+    file = make_pdf("scan.pdf", [[], [], []], picture=True)
+    with pytest.raises(QdxError, match=r"scan\.pdf: no text on its 3 pages, a scan.*ocrmypdf"):
+        Pdf(path=file).load(tokenizer)
+
+
+def test_a_scan_among_good_files_stops_the_run(make_pdf, tmp_path, tokenizer):
+    make_pdf("a.pdf", paged(prose(4000)))
+    make_pdf("b.pdf", [[]], picture=True)
+    with pytest.raises(QdxError, match=r"b\.pdf: no text"):
+        Pdf(path=f"{tmp_path}/*.pdf").load(tokenizer)
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.99])
+def test_a_truncated_file_stops_the_run(tmp_path, tokenizer, kept):
+    data = pdf_bytes(paged(prose(3000)))
+    file = tmp_path / "half.pdf"
+    file.write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(QdxError, match=r"half\.pdf: broken PDF.*download or export it again"):
+        Pdf(path=file).load(tokenizer)
+
+
+def test_a_file_that_is_no_pdf_stops_the_run(tmp_path, tokenizer):
+    file = tmp_path / "page.pdf"
+    file.write_text("<html>Not found</html>")
+    with pytest.raises(QdxError, match=r"page\.pdf: not a PDF, it begins with b'<html>No'.*prompts=text"):
+        Pdf(path=file).load(tokenizer)
+
+
+def test_an_empty_file_stops_the_run(tmp_path, tokenizer):
+    file = tmp_path / "nothing.pdf"
+    file.touch()
+    with pytest.raises(QdxError, match=r"nothing\.pdf: empty, 0 bytes"):
+        Pdf(path=file).load(tokenizer)
+
+
+def test_a_missing_file_stops_the_run(tmp_path, tokenizer):
+    with pytest.raises(QdxError, match=r"gone\.pdf: no such file.*check prompts\.path"):
+        Pdf(path=tmp_path / "gone.pdf").load(tokenizer)
+
+
+def test_a_glob_without_match_stops_the_run(tmp_path, tokenizer):
+    with pytest.raises(QdxError, match=r"\*\.pdf: no file matches.*check prompts\.path"):
+        Pdf(path=f"{tmp_path}/*.pdf").load(tokenizer)
+
+
+def test_a_folder_stops_the_run(tmp_path, tokenizer):
+    with pytest.raises(QdxError, match=rf"is a folder.*write {re.escape(str(tmp_path))}/\*\.pdf"):
+        Pdf(path=tmp_path).load(tokenizer)
+
+
+@pytest.mark.parametrize("path", ["", []])
+def test_an_empty_path_stops_the_run(path, tokenizer):
+    with pytest.raises(QdxError, match=r"prompts\.path is empty"):
+        Pdf(path=path).load(tokenizer)
+
+
+def test_a_short_file_stops_the_run(make_pdf, tokenizer):
+    file = make_pdf("short.pdf", paged(prose(100)))
+    with pytest.raises(QdxError, match=r"short\.pdf: too short, \d+ tokens, but 4 references of 256 tokens"):
+        Pdf(path=file).load(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("references", 0), ("references", -1), ("snippet_tokens", 0), ("continuation_tokens", -1)],
+)
+def test_impossible_counts_stop_before_any_file_is_read(option, value):
+    with pytest.raises(QdxError, match=rf"prompts\.{option} is {value}, must be at least"):
+        Pdf(**{option: value})
+
+
+def test_split_words_are_made_whole_and_true_hyphens_stay():
+    assert tidy(["the quantiza-", "tion of FP-", "16 weights"]) == "the quantization of FP- 16 weights"
+
+
+def test_a_short_line_that_ends_a_sentence_ends_its_paragraph():
+    long = "a line that goes on until the margin of the page is reached."
+    assert tidy([long, "The end.", "A new one", "goes on."]) == f"{long} The end.\n\nA new one goes on."
+
+
+def test_running_heads_and_page_numbers_are_dropped():
+    pages = [["A Handbook", f"body of page {page}", "more", f"Chapter 1 · {page}"] for page in range(1, 6)]
+    assert drop_running_lines(pages) == [[f"body of page {page}", "more"] for page in range(1, 6)]
+    assert drop_running_lines([["1", "text", "2"]]) == [["text"]]
+    few = [["same", "a"], ["same", "b"], ["same", "c"]]
+    assert drop_running_lines(few) == few
+
+
+def test_ligatures_are_spelt_out_and_a_sentence_runs_over_the_page(make_pdf):
+    document = read_pdf("x.pdf", make_pdf("x.pdf", [["The soft\u00adware goes"], ["on here."]]))
+    assert document.text == "The software goes on here."
+    assert document.text[document.page_starts[1] :] == "on here."
