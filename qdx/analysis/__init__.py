@@ -1,0 +1,16 @@
+"""What the distances mean: each analysis takes a sweep and returns a `Section` of numbers and of lines for the report.
+
+The statistics are functions of plain arrays (`qdx.analysis.numerics`); `qdx.analysis.view` finds the arrays in a sweep.
+"""
+
+from __future__ import annotations
+
+from qdx.analysis.effect import effects
+from qdx.analysis.equality import classes
+from qdx.analysis.floor import noise_floor
+from qdx.analysis.pairing import pairs
+from qdx.analysis.section import Section
+from qdx.analysis.signal import snr
+from qdx.analysis.tokens import consistency
+
+__all__ = ["Section", "classes", "consistency", "effects", "noise_floor", "pairs", "snr"]

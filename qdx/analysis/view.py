@@ -1,0 +1,229 @@
+"""Reads what analyses need out of a sweep, whatever groups and regions it has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from qdx.analysis.numerics import Bools, Floats, Ints, first_difference, masked_mean, rows_before_split
+from qdx.errors import QdxError
+
+PHASES = ("prefill", "replay", "decode")
+PHASE_TITLES = {
+    "prefill": "prefill",
+    "replay": "replay (shared continuation)",
+    "decode": "free decode up to divergence",
+}
+REGIONS = ("content", "template")
+TEMPLATE = ("prefix", "suffix")
+ENVIRONMENT = ("compute_capability", "sm_count", "backend", "backend_version", "batch_size")
+
+
+class View:
+    """The groups of a sweep as arrays.
+
+    Parameters
+    ----------
+    tree : xarray.DataTree
+        What `qdx.open` returns of a sweep.
+
+    Raises
+    ------
+    QdxError
+        When the tree holds no phase.
+    """
+
+    def __init__(self, tree: xr.DataTree) -> None:
+        self.tree = tree
+        self.phases: tuple[str, ...] = tuple(p for p in PHASES if p in tree.children)
+        if not self.phases:
+            raise QdxError("nothing to analyse: none of the groups /prefill, /replay, /decode is in the file")
+        first = self.group(self.phases[0])
+        self.configs: list[str] = [str(c) for c in first["config"].values]
+        self.references: list[str] = [str(r) for r in first["reference"].values]
+        self._kept: dict[tuple[str, str], Any] = {}
+        measured = tree["metrics"] if "metrics" in tree.children else None
+        self.metrics: list[str] = list(measured.children) if measured is not None else []
+
+    def group(self, name: str) -> xr.Dataset:
+        """The dataset of one group."""
+        return self.tree[name].to_dataset()
+
+    def of_config(self, coordinate: str, default: str = "") -> list[str]:
+        """A coordinate of the configs as text."""
+        dataset = self.group(self.phases[0])
+        if coordinate not in dataset.variables:
+            return [default] * len(self.configs)
+        return [str(v) for v in np.broadcast_to(dataset[coordinate].values, (len(self.configs),))]
+
+    # -- distances ---------------------------------------------------------------------------------------------
+
+    def measured(self, metric: str, phase: str) -> xr.Dataset | None:
+        """``/metrics/<metric>/<phase>``, or None when it is not there."""
+        path = f"metrics/{metric}/{phase}"
+        try:
+            return self.tree[path].to_dataset()
+        except KeyError:
+            return None
+
+    def facts(self, metric: str) -> dict[str, Any]:
+        """Attributes of a metric: units, long_name, higher_means, formula."""
+        for phase in self.phases:
+            dataset = self.measured(metric, phase)
+            if dataset is not None:
+                return dict(dataset[metric].attrs)
+        return {}
+
+    def is_distance(self, metric: str) -> bool:
+        """Whether a higher value means less alike."""
+        return str(self.facts(metric).get("higher_means", "less alike")) == "less alike"
+
+    def distances(self, metric: str, phase: str) -> Floats | None:
+        """Array (config, config_b, reference, position); NaN is not measured."""
+        dataset = self.measured(metric, phase)
+        if dataset is None:
+            return None
+        return _finite(dataset[metric].transpose("config", "config_b", "reference", "position"))
+
+    def repeat_distances(self, metric: str, phase: str) -> Floats | None:
+        """Array (config, repeat_pair, reference, position); None when nothing was repeated."""
+        dataset = self.measured(metric, phase)
+        if dataset is None or "repeat_distance" not in dataset or not dataset.sizes.get("repeat_pair"):
+            return None
+        return _finite(dataset["repeat_distance"].transpose("config", "repeat_pair", "reference", "position"))
+
+    def repeat_pairs(self, metric: str, phase: str) -> list[str]:
+        """Names of the repeat pairs."""
+        dataset = self.measured(metric, phase)
+        if dataset is None or not dataset.sizes.get("repeat_pair"):
+            return []
+        return [str(v) for v in dataset["repeat_pair"].values]
+
+    def region_masks(self, metric: str, phase: str) -> dict[str, Bools]:
+        """Per region a mask (reference, position) of the rows in it.
+
+        ``template`` is the chat template's prefix and suffix; ``content`` is the snippet and everything after the
+        template, the row that predicts the first output token among them.
+        """
+        dataset = self.measured(metric, phase)
+        if dataset is None or "region" not in dataset.variables:
+            dataset = self.group(phase)
+        return masks(np.asarray(dataset["region"].transpose("reference", "position").values, dtype=str))
+
+    def reference_means(self, metric: str, phase: str) -> dict[str, tuple[Floats, Ints]]:
+        """Per region the mean distance over a reference's rows and their number, each (config, config_b, reference)."""
+        values = self.distances(metric, phase)
+        if values is None:
+            return {}
+        regions = self.region_masks(metric, phase).items()
+        return {region: masked_mean(values, np.broadcast_to(mask, values.shape)) for region, mask in regions}
+
+    # -- rows --------------------------------------------------------------------------------------------------
+
+    def captured(self, phase: str) -> Bools:
+        """Array (config, repeat, reference, position)."""
+        return np.asarray(self._rows(phase, "captured"), dtype=bool)
+
+    def hashes(self, phase: str) -> NDArrayU64:
+        """Array (config, repeat, reference, position) of row hashes."""
+        return np.asarray(self._rows(phase, "row_hash")).astype(np.uint64, copy=False)
+
+    def _rows(self, phase: str, variable: str) -> np.ndarray[Any, Any]:
+        if (phase, variable) not in self._kept:  # pairs of configs read them again and again
+            data = self.group(phase)[variable].transpose("config", "repeat", "reference", "position")
+            self._kept[phase, variable] = data.values
+        return np.asarray(self._kept[phase, variable])
+
+    def positions(self, phase: str) -> Ints:
+        """Array (position,)."""
+        return np.asarray(self.group(phase)["position"].values, dtype=np.int64)
+
+    def lengths(self) -> Ints:
+        """Tokens of each reference (template and snippet)."""
+        dataset = self.group("references").sel(reference=self.references)
+        return np.asarray(dataset["length"].values, dtype=np.int64)
+
+    def outputs(self) -> Ints | None:
+        """Array (config, repeat, reference, output_token) of generated ids, -1 for none."""
+        if "output" not in self.tree.children:
+            return None
+        data = self.group("output")["token_id"].transpose("config", "repeat", "reference", "output_token")
+        return np.asarray(data.values, dtype=np.int64)
+
+    def comparable(self, phase: str, a: tuple[int, int], b: tuple[int, int]) -> Bools:
+        """Rows (reference, position) that two runs, each (config, repeat), can be compared at.
+
+        In free decode: up to and including the row that predicts the first differing token.
+        """
+        captured = self.captured(phase)
+        both = captured[a] & captured[b]
+        outputs = self.outputs() if phase == "decode" else None
+        if outputs is None:
+            return np.asarray(both)
+        split = first_difference(outputs[a], outputs[b])
+        position, lengths = self.positions(phase), self.lengths()
+        rows = [
+            rows_before_split(captured[a][r], captured[b][r], position, int(lengths[r]), int(split[r]))
+            for r in range(len(split))
+        ]
+        return np.stack(rows)
+
+    def environments(self) -> tuple[list[str], list[int]]:
+        """Environment classes (as text) and the class of each config.
+
+        Rows are comparable exactly only where compute capability, SM count, engine version and batching are the same.
+        """
+        columns = [self.of_config(name) for name in ENVIRONMENT]
+        described = [_environment(dict(zip(ENVIRONMENT, row, strict=True))) for row in zip(*columns, strict=True)]
+        classes = list(dict.fromkeys(described))
+        return classes, [classes.index(d) for d in described]
+
+
+NDArrayU64 = np.ndarray[Any, np.dtype[np.uint64]]
+
+
+def masks(region_RP: np.ndarray[Any, Any]) -> dict[str, Bools]:
+    """Content and template masks of an array of region names (``""``: no row)."""
+    template = np.isin(region_RP, TEMPLATE)
+    return {"content": (region_RP != "") & ~template, "template": template}
+
+
+def select_metrics(view: View, metrics: Sequence[str] | None) -> list[str]:
+    """The metrics to use: all that were measured, or those asked for, in that order."""
+    if not metrics:
+        return view.metrics
+    unknown = [m for m in metrics if m not in view.metrics]
+    if unknown:
+        raise QdxError(
+            f"metric {unknown[0]!r} was not measured, only {', '.join(view.metrics) or 'none'}: add it to metric=[…]"
+        )
+    return list(metrics)
+
+
+def describe_metric(view: View, metric: str) -> str:
+    """One line: formula, unit and direction."""
+    facts = view.facts(metric)
+    formula = str(facts.get("formula") or facts.get("long_name") or "")
+    unit = str(facts.get("units", "1"))
+    meaning = f"higher means {facts.get('higher_means', 'less alike')}"
+    return f"{metric}: {formula} [{'no unit' if unit == '1' else unit}; {meaning}]"
+
+
+def _finite(data: xr.DataArray) -> Floats:
+    values = np.asarray(data.values, dtype=np.float64)
+    if np.isinf(values).any():
+        raise QdxError(f"metric {data.name!r} holds infinite values: not measured must be NaN; correct the metric")
+    return values
+
+
+def _environment(facts: dict[str, str]) -> str:
+    capability = facts["compute_capability"]
+    machine = (
+        f"compute capability {capability}, {facts['sm_count']} SMs"
+        if capability not in ("", "cpu", "0", "none")
+        else "CPU"
+    )
+    return f"{machine}, {facts['backend']} {facts['backend_version']}, batch {facts['batch_size']}".replace("  ", " ")
