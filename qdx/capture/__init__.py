@@ -1,0 +1,35 @@
+"""What is kept of each row of logits, and the recorder that streams it to disk.
+
+Importing this package imports no torch; the names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qdx.capture.derive import greedy, top_k
+    from qdx.capture.hashing import row_hash
+    from qdx.capture.positions import CaptureSettings, plan
+    from qdx.capture.recorder import Recorder
+    from qdx.capture.sketching import Sketcher
+
+_LAZY = {
+    "CaptureSettings": "qdx.capture.positions",
+    "Recorder": "qdx.capture.recorder",
+    "Sketcher": "qdx.capture.sketching",
+    "greedy": "qdx.capture.derive",
+    "plan": "qdx.capture.positions",
+    "row_hash": "qdx.capture.hashing",
+    "top_k": "qdx.capture.derive",
+}
+
+__all__ = ["CaptureSettings", "Recorder", "Sketcher", "greedy", "plan", "row_hash", "top_k"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'qdx.capture' has no attribute {name!r}")

@@ -1,0 +1,100 @@
+"""The 64-bit hash of a row of logits: equal hashes say that two rows are bit-equal.
+
+``h = a_0 · V + Σ_i a_{i+1} · bits_i  (mod 2^64)``, where ``bits_i`` is the bit pattern of logit i as an unsigned integer (16 bits
+for float16 and bfloat16, 32 for float32) and ``a_i`` is output i of the splitmix64 generator started at 0, with its lowest bit
+set. This is the multilinear family of D. Lemire and O. Kaser, "Strongly universal string hashing is fast" (The Computer
+Journal 57, 2014). Odd multipliers make it certain, not only likely, that two rows that differ in one logit have
+different hashes. It is no protection against somebody who looks for a collision.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # splitmix64's increment, as a signed number
+_MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
+_MIX_2 = 0x94D049BB133111EB - 2**64
+_BLOCK = 1 << 22  # logits hashed at once: their int64 products take 32 MiB
+
+
+def mix64(x: Tensor) -> Tensor:
+    """Scramble the bits of 64-bit integers: the finalizer of splitmix64 (Steele, Lea, Flood, OOPSLA 2014).
+
+    Parameters
+    ----------
+    x : Tensor
+        int64, taken as bit patterns of unsigned numbers.
+
+    Returns
+    -------
+    Tensor
+        int64 of the same shape. Integers only, so every device gives the same.
+    """
+    x = (x ^ _shift_right(x, 30)) * _MIX_1
+    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    # torch shifts signed integers arithmetically; the mask takes the copies of the sign away.
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+@lru_cache(maxsize=8)
+def _multipliers(vocab: int, device: torch.device) -> Tensor:
+    counter = torch.arange(1, vocab + 2, dtype=torch.int64, device=device)
+    return mix64(counter * GOLDEN) | 1
+
+
+def row_hash(rows_PV: Tensor) -> Tensor:
+    """Hash every row of logits in the model's own data type.
+
+    Parameters
+    ----------
+    rows_PV : Tensor
+        Logits of the unpadded vocabulary, (position, vocab), float16, bfloat16 or float32.
+
+    Returns
+    -------
+    Tensor
+        (position,) int64 whose bits are the uint64 hash; the same on every device. −0.0 and 0.0 differ, and so do NaNs of
+        different payload: it is the bits that count. Rows of different data types are not comparable.
+
+    Raises
+    ------
+    ValueError
+        For another data type or number of dimensions.
+
+    Examples
+    --------
+    The numbers that any implementation must give (two logits, then three of zero):
+
+    >>> import torch
+    >>> [f"{h % 2**64:016x}" for h in row_hash(torch.tensor([[1.0, -2.0]], dtype=torch.float16)).tolist()]
+    ['VECTOR_A']
+    >>> [f"{h % 2**64:016x}" for h in row_hash(torch.tensor([[1.0, -2.0]], dtype=torch.bfloat16)).tolist()]
+    ['VECTOR_B']
+    >>> [f"{h % 2**64:016x}" for h in row_hash(torch.tensor([[1.0, -2.0]], dtype=torch.float32)).tolist()]
+    ['VECTOR_C']
+    >>> [f"{h % 2**64:016x}" for h in row_hash(torch.zeros(1, 3, dtype=torch.float16)).tolist()]
+    ['VECTOR_D']
+    """
+    if rows_PV.ndim != 2:
+        raise ValueError(f"row_hash takes (position, vocab), got shape {tuple(rows_PV.shape)}")
+    if rows_PV.dtype in (torch.float16, torch.bfloat16):
+        bits_PV, mask = rows_PV.contiguous().view(torch.int16), 0xFFFF
+    elif rows_PV.dtype == torch.float32:
+        bits_PV, mask = rows_PV.contiguous().view(torch.int32), 0xFFFFFFFF
+    else:
+        raise ValueError(f"row_hash takes float16, bfloat16 or float32, got {rows_PV.dtype}")
+    positions, vocab = rows_PV.shape
+    multiplier = _multipliers(vocab, rows_PV.device)
+    hashes_P = torch.empty(positions, dtype=torch.int64, device=rows_PV.device)
+    step = max(1, _BLOCK // max(1, vocab))
+    for start in range(0, positions, step):
+        block_PV = bits_PV[start : start + step].to(torch.int64) & mask
+        hashes_P[start : start + step] = (block_PV * multiplier[1:]).sum(1)
+    return hashes_P + multiplier[0] * vocab

@@ -1,0 +1,108 @@
+"""Which rows of which phase are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdx.dataset.layout import PHASES, ReferenceLike
+from qdx.errors import QdxError
+
+Plan = Mapping[str, Sequence[NDArray[np.int32]]]
+
+
+@dataclass(frozen=True)
+class CaptureSettings:
+    """How much of a captured row is kept.
+
+    Attributes
+    ----------
+    mode : {"full", "topk"}
+        "full" keeps the logits of the whole vocabulary, "topk" the greatest only.
+    k : int
+        Greatest logits of a row, kept in both modes.
+    prefill_positions : int or "all"
+        Last content rows of a prefill; the template's rows and the row that predicts the first output are always kept.
+    components : int
+        Length of a sketch.
+    seed : int
+        Seed of the sketch's matrix; sketches of different seeds are not comparable.
+    """
+
+    mode: str = "full"
+    k: int = 20
+    prefill_positions: int | str = 64
+    components: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("full", "topk"):
+            raise QdxError(f"capture.mode is {self.mode!r}: choose full or topk")
+        for name in ("k", "components"):
+            if getattr(self, name) < 1:
+                raise QdxError(f"capture.{name} is {getattr(self, name)}: give 1 or more")
+        _checked(self.prefill_positions)
+
+
+def _checked(prefill_positions: int | str) -> int | None:
+    if prefill_positions == "all":
+        return None
+    if (
+        isinstance(prefill_positions, int)
+        and not isinstance(prefill_positions, bool)
+        and prefill_positions >= 0
+    ):
+        return prefill_positions
+    raise QdxError(f"capture.prefill_positions is {prefill_positions!r}: give a number from 0 or all")
+
+
+def plan(
+    references: Sequence[ReferenceLike], *, prefill_positions: int | str, output_tokens: int
+) -> dict[str, list[NDArray[np.int32]]]:
+    """List the positions whose rows are captured.
+
+    A position is the index of the token that a row predicts: of a reference of length L the prefill's rows predict 1…L, of which L
+    is the first output token; the step that consumes the first output token predicts L + 1.
+
+    Parameters
+    ----------
+    references : sequence of Reference
+    prefill_positions : int or "all"
+        Last rows that predict content, clamped to the content's length.
+    output_tokens : int
+        Tokens generated after each reference, T.
+
+    Returns
+    -------
+    dict
+        For every phase a list with the sorted int32 positions of every reference. ``prefill``: the template's, the last content
+        positions and L; ``decode``: L + 1 … L + T − 1; ``replay``: the same, cut where the shared continuation ends (a row that
+        consumes its token j predicts its token j + 1).
+
+    Raises
+    ------
+    QdxError
+        When `prefill_positions` is neither a number from 0 nor "all", or `output_tokens` is under 1.
+    """
+    last = _checked(prefill_positions)
+    if output_tokens < 1:
+        raise QdxError(f"generate.tokens is {output_tokens}: give 1 or more")
+    planned: dict[str, list[NDArray[np.int32]]] = {phase: [] for phase in PHASES}
+    for reference in references:
+        length = len(reference.token_ids)
+        start, end = reference.prefix_length, reference.prefix_length + reference.content_length
+        first = start if last is None else max(start, end - last)
+        wanted = np.r_[1:start, max(first, 1) : end, max(end, 1) : length + 1]
+        planned["prefill"].append(wanted.astype(np.int32))
+        planned["decode"].append(np.arange(length + 1, length + output_tokens, dtype=np.int32))
+        replayed = min(output_tokens, len(reference.continuation))
+        planned["replay"].append(np.arange(length + 1, length + max(1, replayed), dtype=np.int32))
+    return planned
+
+
+def union(positions: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+    """Return the sorted positions that any reference has."""
+    return np.unique(np.concatenate([*positions, np.empty(0, np.int32)])).astype(np.int32)

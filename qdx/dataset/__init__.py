@@ -1,0 +1,31 @@
+"""The files: what is in them, how they are written, merged, opened and stamped.
+
+Importing this package imports neither xarray nor netCDF4; the names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qdx.dataset.merging import append, merge
+    from qdx.dataset.opening import open
+    from qdx.dataset.rows import RunReader, read_rows
+
+_LAZY = {
+    "RunReader": "qdx.dataset.rows",
+    "append": "qdx.dataset.merging",
+    "merge": "qdx.dataset.merging",
+    "open": "qdx.dataset.opening",
+    "read_rows": "qdx.dataset.rows",
+}
+
+__all__ = ["RunReader", "append", "merge", "open", "read_rows"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'qdx.dataset' has no attribute {name!r}")

@@ -1,0 +1,210 @@
+"""Puts runs of one config each side by side along ``config``, without reading full rows.
+
+Every alignment is explicit: an outer join of xarray would turn integer ids into floats. Repeats, positions, ranks and output tokens
+become the union over the runs; what a run does not have is its variable's fill value and not ``captured``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from qdx.dataset import layout
+from qdx.dataset.folder import Sweep
+from qdx.errors import QdxError
+
+Datasets = Mapping[str, xr.Dataset]
+
+
+def combine(state: Sweep, trees: Mapping[str, xr.DataTree]) -> xr.DataTree:
+    """Return the tree of a sweep from the trees of its runs, in the order of the sweep's labels.
+
+    Parameters
+    ----------
+    state : Sweep
+    trees : Mapping
+        Label → tree of its ``run.nc``.
+
+    Raises
+    ------
+    QdxError
+        When tokenizer, references, vocabulary or sketch differ; the message names the labels.
+    """
+    check(trees)
+    first = next(iter(trees.values()))
+    groups: dict[str, xr.Dataset] = {
+        "/": xr.Dataset(attrs=_root_attrs(state)),
+        "provenance": combine_provenance(
+            {label: tree["provenance"].to_dataset() for label, tree in trees.items()}
+        ),
+        "references": first["references"].to_dataset(),
+    }
+    for phase in layout.PHASES:
+        groups[phase] = combine_phase({label: tree[phase].to_dataset() for label, tree in trees.items()})
+    groups["output"] = combine_output({label: tree["output"].to_dataset() for label, tree in trees.items()})
+    return xr.DataTree.from_dict(groups)
+
+
+def _root_attrs(state: Sweep) -> dict[str, Any]:
+    from qdx.dataset.provenance import software
+
+    return {
+        "kind": "sweep",
+        "schema_version": layout.SCHEMA_VERSION,
+        **software(),
+        "command_line": str(state.settings.get("command_line", "")),
+        "labels": json.dumps(state.labels),
+        "failed": json.dumps(state.failed),
+        "missing": json.dumps(state.missing),
+    }
+
+
+def check(trees: Mapping[str, xr.DataTree]) -> None:
+    """Refuse runs whose rows do not mean the same; see `combine`."""
+    facts = {label: _facts(tree) for label, tree in trees.items()}
+    for name in next(iter(facts.values())):
+        groups: dict[str, list[str]] = {}
+        for label, own in facts.items():
+            groups.setdefault(own[name], []).append(label)
+        if len(groups) > 1:
+            sides = "; ".join(f"{', '.join(labels)}: {value[:60]}" for value, labels in groups.items())
+            raise QdxError(
+                f"cannot merge: the runs differ in {name} ({sides}); put them in sweeps of their own"
+            )
+
+
+def _facts(tree: xr.DataTree) -> dict[str, str]:
+    import hashlib
+
+    references = tree["references"].to_dataset()
+    digest = hashlib.sha256()
+    for name in ("token_ids", "continuation", "prefix_length", "content_length", "suffix_length"):
+        digest.update(
+            f"{name}{references[name].shape}".encode()
+            + np.ascontiguousarray(references[name].values).tobytes()
+        )
+    names = ", ".join(str(name) for name in references["reference"].values)
+    sizes = tree["prefill"].sizes
+    vocab = str(tree.attrs["vocab"])
+    return {
+        "tokenizer_sha256": str(tree.attrs.get("tokenizer_sha256", "")),
+        "references": f"{names} with tokens {digest.hexdigest()[:12]}",
+        "vocabulary": vocab,
+        "sketch": f"{sizes['component']} components, seed {tree.attrs['sketch_seed']}",
+    }
+
+
+def combine_phase(parts: Datasets) -> xr.Dataset:
+    """Combine one phase of several runs; full rows (dask) stay lazy, everything else is small."""
+    repeats = max(part.sizes["repeat"] for part in parts.values())
+    positions = np.unique(np.concatenate([part["position"].values for part in parts.values()])).astype(
+        np.int32
+    )
+    ranks = max(part.sizes["rank"] for part in parts.values())
+    fills = {name: False if row.dtype == "bool" else row.fill for name, row in layout.PHASE.items()}
+    aligned = []
+    for part in parts.values():
+        small = part.drop_vars(["region", "logit"], errors="ignore")
+        aligned.append(
+            _fit(
+                small,
+                {"repeat": np.arange(repeats, dtype=np.int32), "position": positions},
+                {"rank": ranks},
+                fills,
+            )
+        )
+    combined = _concat(aligned)
+    template = combined.assign_coords(region=_region(parts, positions))
+    rows = combine_rows(parts, template)
+    return template if rows is None else template.assign(logit=rows)
+
+
+def combine_rows(parts: Datasets, template: xr.Dataset) -> xr.DataArray | None:
+    """Return the full rows of several runs on the index of `template`, or None where no run kept any."""
+    import dask.array
+
+    kept = {label: part["logit"] for label, part in parts.items() if "logit" in part}
+    if not kept:
+        return None
+    vocab = next(iter(kept.values())).sizes["vocab"]
+    index = {name: template[name].values for name in ("repeat", "reference", "position")}
+    shape = (1, *(len(values) for values in index.values()), vocab)
+    blocks = []
+    for label in template["config"].values:
+        rows = kept.get(str(label))
+        if rows is None:
+            blocks.append(dask.array.full(shape, np.nan, dtype=np.float32, chunks=(1, 1, 1, 1, vocab)))
+            continue
+        same = all(np.array_equal(rows[name].values, values) for name, values in index.items())
+        # Whole chunks are moved, so their order and the gaps between them cost no reading.
+        blocks.append((rows if same else rows.reindex(index, fill_value=np.float32(np.nan))).data)
+    first = next(iter(kept.values()))
+    return xr.DataArray(dask.array.concatenate(blocks), dims=first.dims, attrs=first.attrs)
+
+
+def combine_output(parts: Datasets) -> xr.Dataset:
+    """Combine the free generations of several runs."""
+    repeats = max(part.sizes["repeat"] for part in parts.values())
+    tokens = max(part.sizes["output_token"] for part in parts.values())
+    fills = {"token_id": -1, "eos_index": -1, "text": ""}
+    index = {"repeat": np.arange(repeats, dtype=np.int32)}
+    return _concat([_fit(part, index, {"output_token": tokens}, fills) for part in parts.values()])
+
+
+def combine_provenance(parts: Datasets) -> xr.Dataset:
+    """Combine the provenance of several runs; a fact that a run lacks is an empty text."""
+    layer_types = list(
+        dict.fromkeys(str(name) for part in parts.values() for name in part["layer_type"].values)
+    )
+    names = list(dict.fromkeys(str(name) for part in parts.values() for name in part.data_vars))
+    aligned = []
+    for part in parts.values():
+        part = part.load().reindex(layer_type=np.array(layer_types, object), fill_value="")
+        for name in names:
+            if name not in part:
+                attrs = next(other[name].attrs for other in parts.values() if name in other)
+                part[name] = xr.DataArray(np.array([""], object), dims=("config",), attrs=attrs)
+        aligned.append(part[names])
+    return _concat(aligned)
+
+
+def _fit(
+    part: xr.Dataset, index: Mapping[str, Any], lengths: Mapping[str, int], fills: Mapping[str, Any]
+) -> xr.Dataset:
+    own = {name: fills[str(name)] for name in part.data_vars}
+    if any(not np.array_equal(part[name].values, values) for name, values in index.items()):
+        attrs = {name: part[name].attrs for name in index}
+        part = part.reindex(index, fill_value=own)
+        for name in index:
+            part[name].attrs = attrs[name]
+    for dim, length in lengths.items():
+        if part.sizes[dim] < length:
+            part = part.pad({dim: (0, length - part.sizes[dim])}, constant_values=own)
+    return part
+
+
+def _concat(parts: Sequence[xr.Dataset]) -> xr.Dataset:
+    combined = xr.concat(
+        parts,
+        "config",
+        data_vars="all",
+        coords="minimal",
+        compat="override",
+        join="exact",
+        combine_attrs="override",
+    )
+    return combined.assign_attrs({})
+
+
+def _region(parts: Datasets, positions: np.ndarray[Any, Any]) -> xr.DataArray:
+    first = next(iter(parts.values()))["region"]
+    merged = np.full((first.sizes["reference"], len(positions)), "", object)
+    for part in parts.values():
+        own = np.searchsorted(positions, part["position"].values)
+        values = part["region"].values
+        merged[:, own] = np.where(values != "", values, merged[:, own])
+    return xr.DataArray(merged, dims=("reference", "position"), attrs=first.attrs)

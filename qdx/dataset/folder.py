@@ -1,0 +1,94 @@
+"""What lies in a sweep folder: which labels were asked for, which are whole, which failed, which never came."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qdx.errors import QdxError
+
+RUN, PART, STATUS, PLAN, SWEEP = "run.nc", "run.nc.part", "status.json", "sweep.json", "sweep.nc"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The state of a sweep folder.
+
+    Attributes
+    ----------
+    directory : Path
+    labels : list of str
+        Expected configs, in the order in which they were asked for.
+    runs : dict
+        Label → path of its finished ``run.nc``.
+    failed : dict
+        Label → error of a job that failed, or that stopped before its file was whole.
+    missing : list of str
+        Labels that left nothing.
+    settings : Mapping
+        ``sweep.json``, empty where there is none.
+    """
+
+    directory: Path
+    labels: list[str]
+    runs: dict[str, Path]
+    failed: dict[str, str]
+    missing: list[str]
+    settings: Mapping[str, Any]
+
+
+def is_sweep(directory: Path) -> bool:
+    """Whether a folder is a sweep's: it has sweep.json, sweep.nc, or a folder with a run in it."""
+    return (directory / PLAN).exists() or (directory / SWEEP).exists() or any(directory.glob(f"*/{RUN}"))
+
+
+def scan(directory: Path) -> Sweep:
+    """Look at a sweep folder.
+
+    A ``run.nc.part`` beside a ``run.nc`` means that the job was started again and did not finish; the older file no longer
+    answers to what was asked for, so the label counts as failed.
+
+    Raises
+    ------
+    QdxError
+        When the folder does not exist, is no sweep's, or its sweep.json is broken.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise QdxError(f"{directory}: no such folder")
+    settings = _json(directory / PLAN) if (directory / PLAN).exists() else {}
+    labels = settings.get("labels")
+    if labels is None:
+        labels = sorted(
+            {found.parent.name for name in (RUN, PART, STATUS) for found in directory.glob(f"*/{name}")}
+        )
+    if not labels:
+        raise QdxError(f"{directory} is no sweep folder: it has neither {PLAN} nor <label>/{RUN}")
+    runs: dict[str, Path] = {}
+    failed: dict[str, str] = {}
+    missing: list[str] = []
+    for label in labels:
+        folder = directory / label
+        status = _json(folder / STATUS) if (folder / STATUS).exists() else {}
+        if status.get("status") == "failed":
+            failed[label] = str(status.get("error", "")) or "failed without a message"
+        elif (folder / PART).exists():
+            failed[label] = f"stopped before it was whole: {folder / PART} holds what it had written"
+        elif (folder / RUN).exists():
+            runs[label] = folder / RUN
+        else:
+            missing.append(label)
+    return Sweep(directory, list(labels), runs, failed, missing, settings)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise QdxError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise QdxError(f"{path} holds {type(content).__name__}, expected a mapping")
+    return content

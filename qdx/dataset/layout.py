@@ -1,0 +1,276 @@
+"""What a qdx file holds: every group, variable, dimension, dtype, unit and meaning, as one table.
+
+The recorder creates files from this table, the merge concatenates by it, and the tests compare files with it, so that a
+variable is described in one place only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+SCHEMA_VERSION = 1
+PHASES = ("prefill", "decode", "replay")
+REGIONS = ("prefix", "content", "suffix", "output")
+ROW_DIMS = ("config", "repeat", "reference", "position")
+
+# HDF5 compresses and caches whole chunks: larger ones than this cost memory, smaller rows than `ROW_CHUNK` cost an index entry each.
+ROW_CHUNK = 64 * 1024
+CHUNK_LIMIT = 4 * 1024 * 1024
+
+
+class ReferenceLike(Protocol):
+    """What this layer reads of a `qdx.prompts` reference."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def token_ids(self) -> NDArray[np.int32]: ...
+    @property
+    def prefix_length(self) -> int: ...
+    @property
+    def content_length(self) -> int: ...
+    @property
+    def suffix_length(self) -> int: ...
+    @property
+    def continuation(self) -> NDArray[np.int32]: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def pages(self) -> str: ...
+    @property
+    def token_offset(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One row of the table.
+
+    Attributes
+    ----------
+    name : str
+    dims : tuple of str
+    dtype : str
+        ``"str"`` (variable length), ``"bool"`` (int8 in the file, as xarray writes it) or a numpy code.
+    units : str
+        "1", "nat" or "logit".
+    long_name : str
+    fill : int, float or str
+        What stands where nothing was captured. Only floats carry it as ``_FillValue``: on an integer variable that
+        attribute would make xarray read floats.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    dtype: str
+    units: str
+    long_name: str
+    fill: Any = ""
+
+    def __post_init__(self) -> None:
+        if self.fill == "" and self.dtype != "str":
+            object.__setattr__(self, "fill", {"f": np.nan, "i": -1, "u": 0, "b": 0}[self.dtype[0]])
+
+    @property
+    def attrs(self) -> dict[str, str]:
+        """Attributes of the variable in a file."""
+        return {"units": self.units, "long_name": self.long_name}
+
+
+def _table(*rows: Variable) -> Mapping[str, Variable]:
+    return {row.name: row for row in rows}
+
+
+INDEX = _table(
+    Variable("config", ("config",), "str", "1", "label of everything that makes an output"),
+    Variable("repeat", ("repeat",), "i4", "1", "number of the repeat of the same config and tokens"),
+    Variable("reference", ("reference",), "str", "1", "name of the prompt"),
+    Variable(
+        "position",
+        ("position",),
+        "i4",
+        "1",
+        "index of the token that the row predicts, 0 = start of the reference",
+    ),
+)
+
+CONFIG_COORDS = _table(
+    Variable("format", ("config",), "str", "1", "how the weights are stored"),
+    Variable("requested_kernel", ("config",), "str", "1", "matmul kernel that was asked for"),
+    Variable("observed_kernel", ("config",), "str", "1", "matmul kernel that the engine loaded"),
+    Variable("dtype", ("config",), "str", "1", "data type of the activations and of the logits"),
+    Variable("model", ("config",), "str", "1", "name of the model"),
+    Variable("backend", ("config",), "str", "1", "engine that ran the model"),
+    Variable("backend_version", ("config",), "str", "1", "version of that engine"),
+    Variable("batch_size", ("config",), "i4", "1", "references that were run together"),
+    Variable("gpu", ("config",), "str", "1", "name of the GPU"),
+    Variable("compute_capability", ("config",), "str", "1", "CUDA compute capability of the GPU"),
+    Variable("sm_count", ("config",), "i4", "1", "streaming multiprocessors of the GPU"),
+    Variable(
+        "simulated", ("config",), "bool", "1", "whether the kernel is a numerical model of a GPU kernel"
+    ),
+)
+
+REGION = Variable(
+    "region",
+    ("reference", "position"),
+    "str",
+    "1",
+    "part of the prompt that the predicted token is in; empty where the reference has no such row",
+)
+
+PHASE = _table(
+    Variable("captured", ROW_DIMS, "bool", "1", "whether this row was captured"),
+    Variable(
+        "token_id", ROW_DIMS, "i4", "1", "id of the token that is at the position; -1 where not captured"
+    ),
+    Variable("target_logit", ROW_DIMS, "f4", "logit", "logit of token_id"),
+    Variable(
+        "target_rank",
+        ROW_DIMS,
+        "i4",
+        "1",
+        "number of logits that are strictly greater than target_logit; -1 where not captured",
+    ),
+    Variable(
+        "logsumexp",
+        ROW_DIMS,
+        "f8",
+        "nat",
+        "logarithm of the sum of the exponentials of all logits of the row",
+    ),
+    Variable(
+        "row_hash",
+        ROW_DIMS,
+        "u8",
+        "1",
+        "multilinear hash of the bit patterns of all logits of the row, for equality",
+    ),
+    Variable("sketch", (*ROW_DIMS, "component"), "f4", "logit", "random projection of the centred logits"),
+    Variable("top_id", (*ROW_DIMS, "rank"), "i4", "1", "ids of the greatest logits; ties by lowest id"),
+    Variable("top_logit", (*ROW_DIMS, "rank"), "f4", "logit", "the greatest logits"),
+    Variable(
+        "logit",
+        (*ROW_DIMS, "vocab"),
+        "f4",
+        "logit",
+        "logits of the whole vocabulary, exactly as the model's data type holds them",
+    ),
+)
+
+OUTPUT = _table(
+    Variable(
+        "token_id",
+        ("config", "repeat", "reference", "output_token"),
+        "i4",
+        "1",
+        "ids of the generated tokens",
+    ),
+    Variable("text", ("config", "repeat", "reference"), "str", "1", "the generated tokens as text"),
+    Variable(
+        "eos_index",
+        ("config", "repeat", "reference"),
+        "i4",
+        "1",
+        "index of the first end-of-sequence token; -1 = none seen",
+    ),
+)
+
+REFERENCES = _table(
+    Variable("token_ids", ("reference", "token"), "i4", "1", "token ids of the prompt; -1 after its end"),
+    Variable("length", ("reference",), "i4", "1", "tokens of the prompt"),
+    Variable("prefix_length", ("reference",), "i4", "1", "template tokens before the content"),
+    Variable("content_length", ("reference",), "i4", "1", "tokens of the content"),
+    Variable("suffix_length", ("reference",), "i4", "1", "template tokens after the content"),
+    Variable(
+        "continuation",
+        ("reference", "continuation_token"),
+        "i4",
+        "1",
+        "tokens that follow the content in its source; -1 after their end",
+    ),
+    Variable("text", ("reference",), "str", "1", "the content as text"),
+    Variable("source", ("reference",), "str", "1", "where the content came from"),
+    Variable("pages", ("reference",), "str", "1", "pages of the source"),
+    Variable("sha256", ("reference",), "str", "1", "SHA-256 of the source"),
+    Variable("token_offset", ("reference",), "i4", "1", "index in the source of the content's first token"),
+)
+
+LAYERS = _table(
+    Variable(
+        "kernel_class",
+        ("config", "layer_type"),
+        "str",
+        "1",
+        "classes that the engine computes the layers of this type with",
+    ),
+    Variable(
+        "kernel",
+        ("config", "layer_type"),
+        "str",
+        "1",
+        "normalized name of the kernel of the layers of this type",
+    ),
+)
+LAYER_TYPE = Variable("layer_type", ("layer_type",), "str", "1", "type of a linear layer of the model")
+
+
+def chunk_sizes(variable: Variable, sizes: Mapping[str, int]) -> list[int]:
+    """Return the shape of a chunk: one row of the vocabulary, or all positions of a small variable.
+
+    Parameters
+    ----------
+    variable : Variable
+    sizes : Mapping
+        Length of every dimension.
+
+    Returns
+    -------
+    list of int
+        One config, one repeat and one reference; as many positions as keep small rows together (a row of 64 KiB or
+        more is a chunk by itself; no chunk of several rows exceeds 4 MiB); everything along the last dimension.
+    """
+    chunk = {"config": 1, "repeat": 1, "reference": 1}
+    if "position" in variable.dims:
+        width = np.prod([sizes[dim] for dim in variable.dims if dim not in ROW_DIMS], dtype=np.int64)
+        row = max(1, int(width)) * item_size(variable)
+        fitting = 1 if row >= ROW_CHUNK else CHUNK_LIMIT // row
+        chunk["position"] = max(1, min(sizes["position"], fitting))
+    return [max(1, min(chunk.get(dim, sizes[dim]), sizes[dim])) for dim in variable.dims]
+
+
+def item_size(variable: Variable) -> int:
+    """Return the bytes of one uncompressed value (16 for a string's heap reference)."""
+    return {"str": 16, "bool": 1}.get(variable.dtype) or np.dtype(variable.dtype).itemsize
+
+
+def reference_arrays(references: Sequence[ReferenceLike]) -> dict[str, NDArray[Any]]:
+    """Return the arrays of the group ``/references``, by variable name."""
+    length = max(len(r.token_ids) for r in references)
+    continuation = max((len(r.continuation) for r in references), default=0)
+    ids_FN = np.full((len(references), length), -1, np.int32)
+    continuation_FN = np.full((len(references), continuation), -1, np.int32)
+    for i, reference in enumerate(references):
+        ids_FN[i, : len(reference.token_ids)] = reference.token_ids
+        continuation_FN[i, : len(reference.continuation)] = reference.continuation
+    arrays: dict[str, NDArray[Any]] = {"token_ids": ids_FN, "continuation": continuation_FN}
+    arrays["length"] = np.array([len(r.token_ids) for r in references], np.int32)
+    for name in ("prefix_length", "content_length", "suffix_length", "token_offset"):
+        arrays[name] = np.array([getattr(r, name) for r in references], np.int32)
+    for name in ("text", "source", "pages", "sha256"):
+        arrays[name] = np.array([getattr(r, name) for r in references], object)
+    return arrays
+
+
+def region_of(reference: ReferenceLike, positions: NDArray[np.int32]) -> NDArray[Any]:
+    """Return the region of every position (object array of str): prefix, content, suffix or output."""
+    bounds = np.cumsum([reference.prefix_length, reference.content_length, reference.suffix_length])
+    return np.array(REGIONS, object)[np.searchsorted(bounds, positions, side="right")]

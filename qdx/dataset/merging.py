@@ -1,0 +1,117 @@
+"""Writes the file of a sweep: every config, everything but the full rows, compressed so that every reader reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from qdx.dataset import folder
+from qdx.dataset.combine import combine
+from qdx.dataset.encoding import PORTABLE
+from qdx.dataset.layout import CHUNK_LIMIT, PHASES
+from qdx.dataset.opening import open_file
+from qdx.dataset.writing import attribute, disk_errors
+from qdx.errors import QdxError
+
+
+def merge(directory: Path, target: Path) -> None:
+    """Merge the finished runs of a sweep folder into one file.
+
+    Parameters
+    ----------
+    directory : Path
+        With ``<label>/run.nc`` and, as the sweep's own list of labels, ``sweep.json``.
+    target : Path
+        Written directly: give a temporary name and rename it.
+
+    Raises
+    ------
+    QdxError
+        When no run is finished, or runs differ in tokenizer, references, vocabulary or sketch (named with their labels), or the
+        disk is full. Failed and missing labels are no error: they are listed in the root attributes, never filled with NaN.
+    """
+    state = folder.scan(Path(directory))
+    if not state.runs:
+        raise QdxError(
+            f"{directory} has no finished run to merge ({len(state.failed)} failed, {len(state.missing)} missing)"
+        )
+    trees = {label: open_file(run) for label, run in state.runs.items()}
+    try:
+        tree = combine(state, trees)
+        with disk_errors(target):
+            xr.Dataset(attrs=_attributes(tree.attrs)).to_netcdf(target, mode="w", engine="netcdf4")
+        for name in ("provenance", "references", *PHASES, "output"):
+            dataset = tree[name].to_dataset()
+            append(target, name, dataset.drop_vars("logit", errors="ignore"))
+    finally:
+        for opened in trees.values():
+            opened.close()
+
+
+def append(path: Path, group: str, dataset: xr.Dataset) -> None:
+    """Add a group to a file, compressed with zlib.
+
+    Parameters
+    ----------
+    path : Path
+        A file that `merge` wrote.
+    group : str
+        Such as ``metrics/kl/replay``; its parents are made.
+    dataset : xarray.Dataset
+        Numbers, bools and text. Attributes that NetCDF cannot hold are written as text.
+
+    Raises
+    ------
+    QdxError
+        When the group is there already, or the disk is full.
+    """
+    import netCDF4
+
+    group = group.strip("/")
+    with disk_errors(path), netCDF4.Dataset(path) as file:
+        try:
+            present = bool(file[group].variables)
+        except (IndexError, KeyError):
+            present = False
+    if present:
+        raise QdxError(f"{path} has a group {group} already: merge again to replace it")
+    plain = _plain(dataset)
+    with disk_errors(path):
+        plain.to_netcdf(path, mode="a", group=group, engine="netcdf4", encoding=_encoding(plain))
+
+
+def _plain(dataset: xr.Dataset) -> xr.Dataset:
+    """Return the dataset with attributes that NetCDF can hold and without the encoding of the file that it came from."""
+    plain = dataset.drop_encoding()
+    plain.attrs = _attributes(plain.attrs)
+    for name in plain.variables:
+        plain[name].attrs = _attributes(plain[name].attrs)
+    return plain
+
+
+def _attributes(attrs: Any) -> dict[str, Any]:
+    return {str(name): attribute(value) for name, value in attrs.items()}
+
+
+def _encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
+    encoding: dict[str, dict[str, Any]] = {}
+    for name, variable in dataset.variables.items():
+        if variable.dtype.kind in "OUST" or not variable.ndim or not variable.size:
+            continue
+        encoding[str(name)] = {**PORTABLE, "chunksizes": _chunks(variable)}
+        if variable.dtype.kind in "iu":
+            encoding[str(name)]["_FillValue"] = None
+    return encoding
+
+
+def _chunks(variable: xr.Variable) -> tuple[int, ...]:
+    """Cut the outer dimensions to 1, one after another, until a chunk is under the limit."""
+    sizes = list(variable.shape)
+    for axis in range(len(sizes) - 1):
+        if np.prod(sizes, dtype=np.int64) * variable.dtype.itemsize <= CHUNK_LIMIT:
+            break
+        sizes[axis] = 1
+    return tuple(sizes)

@@ -1,0 +1,108 @@
+"""Opens a file, a run folder or a sweep folder as one tree, without reading arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from qdx.dataset import folder
+from qdx.dataset.combine import combine, combine_rows
+from qdx.dataset.layout import PHASES, SCHEMA_VERSION
+from qdx.errors import QdxError
+
+
+def open(path: str | Path) -> xr.DataTree:
+    """Open what a run or a sweep wrote.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file (``run.nc``, ``sweep.nc``, or a ``run.nc.part`` that a killed job left), a run folder or a sweep folder.
+
+    Returns
+    -------
+    xarray.DataTree
+        Groups and variables as the handbook lists them. Nothing is read but coordinates; full rows are dask arrays in the
+        chunks of the file (one row each). Of a sweep folder it has the groups of ``sweep.nc`` (of the runs that are there, where
+        they are not merged yet) and the full rows of every run.
+
+    Raises
+    ------
+    QdxError
+        When there is nothing at `path`, or it is no qdx file, is truncated, or has another schema version.
+
+    Examples
+    --------
+    >>> tree = qdx.open("outputs/2026-01-31_12-00-00")  # doctest: +SKIP
+    >>> tree["replay/logit"].sel(config="awq", repeat=0, reference="ref_0")  # doctest: +SKIP
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return open_file(path)
+    if not path.exists():
+        raise QdxError(f"{path}: no such file or folder")
+    if (path / folder.RUN).exists():
+        return open_file(path / folder.RUN)
+    if folder.is_sweep(path):
+        return _open_sweep(path)
+    if (path / folder.PART).exists():
+        raise QdxError(
+            f"{path} holds an unfinished run only: open {path / folder.PART} to see what it had written"
+        )
+    raise QdxError(
+        f"{path} holds no {folder.RUN}, {folder.SWEEP} or {folder.PLAN}: give a file or folder that qdx wrote"
+    )
+
+
+def open_file(path: Path) -> xr.DataTree:
+    """Open one NetCDF file; see `open`."""
+    try:
+        groups = xr.open_groups(path, engine="netcdf4")
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise QdxError(f"{path} is not a whole NetCDF-4 file: {error}") from error
+    version = groups["/"].attrs.get("schema_version")
+    if version is None:
+        raise QdxError(f"{path} is a NetCDF file that qdx did not write: it has no attribute schema_version")
+    if int(version) != SCHEMA_VERSION:
+        raise QdxError(
+            f"{path} has schema version {version}, this qdx reads {SCHEMA_VERSION}: use the qdx that wrote it"
+        )
+    return xr.DataTree.from_dict({name: _lazy_rows(dataset) for name, dataset in groups.items()})
+
+
+def _lazy_rows(dataset: xr.Dataset) -> xr.Dataset:
+    if "logit" not in dataset:
+        return dataset
+    rows = dataset["logit"]
+    sizes = rows.encoding.get("chunksizes") or rows.shape
+    return dataset.assign(logit=rows.chunk(dict(zip(rows.dims, sizes, strict=True))))
+
+
+def _open_sweep(directory: Path) -> xr.DataTree:
+    state = folder.scan(directory)
+    if not (directory / folder.SWEEP).exists():
+        if not state.runs:
+            raise QdxError(f"{directory} has no finished run: {_why(state.failed, state.missing)}")
+        return combine(state, {label: open_file(run) for label, run in state.runs.items()})
+    tree = open_file(directory / folder.SWEEP)
+    merged = [str(label) for label in tree["prefill"]["config"].values]
+    runs = {label: open_file(state.runs[label]) for label in merged if label in state.runs}
+    for phase in PHASES:
+        rows = combine_rows(
+            {label: run[phase].to_dataset() for label, run in runs.items()}, tree[phase].to_dataset()
+        )
+        if rows is not None:
+            tree[phase] = tree[phase].assign(logit=rows)
+    return tree
+
+
+def _why(failed: Mapping[str, str], missing: list[str]) -> Any:
+    return "; ".join(
+        [
+            *(f"{label}: {error}" for label, error in failed.items()),
+            *(f"{label}: missing" for label in missing),
+        ]
+    )

@@ -1,0 +1,163 @@
+"""Fast access to the rows of one run, for the distances between runs."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdx.dataset import layout
+from qdx.dataset.writing import runs_of
+from qdx.errors import QdxError
+
+_OPEN_FILES = 32  # a sweep may have hundreds of runs, a process about a thousand file descriptors
+_lock = threading.Lock()  # netCDF-C is not thread-safe
+_handles: OrderedDict[Path, Any] = OrderedDict()
+
+
+def _handle(path: Path) -> Any:
+    """Return the open file, closing the one that was used longest ago when there are too many."""
+    import netCDF4
+
+    if path in _handles:
+        _handles.move_to_end(path)
+        return _handles[path]
+    try:
+        opened = netCDF4.Dataset(path)
+    except OSError as error:
+        raise QdxError(f"{path} is not a whole NetCDF-4 file: {error}") from error
+    opened.set_auto_maskandscale(False)
+    _handles[path] = opened
+    while len(_handles) > _OPEN_FILES:
+        _handles.popitem(last=False)[1].close()
+    return opened
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The small arrays of one phase of a run; axes are (repeat R, reference F, position P, rank K)."""
+
+    positions: NDArray[np.int32]
+    captured: NDArray[np.bool_]
+    token_id: NDArray[np.int32]
+    target_logit: NDArray[np.float32]
+    logsumexp: NDArray[np.float64]
+    row_hash: NDArray[np.uint64]
+    top_id: NDArray[np.int32]
+    top_logit: NDArray[np.float32]
+    has_rows: bool
+
+
+class RunReader:
+    """Reads one ``run.nc``.
+
+    Any number of readers may be kept: at most 32 files are open at a time.
+
+    Parameters
+    ----------
+    path : Path
+        A ``run.nc`` or the folder that it is in.
+
+    Attributes
+    ----------
+    label : str
+    dtype : str
+        Data type of the model's logits, such as ``float16``.
+    references : list of str
+    vocab : int
+    """
+
+    def __init__(self, path: Path) -> None:
+        path = Path(path)
+        self.path = (path / "run.nc" if path.is_dir() else path).resolve()
+        with _lock:
+            file = _handle(self.path)
+            self.label = str(file.getncattr("label"))
+            self.dtype = str(file["prefill"]["dtype"][0])
+            self.references = [str(name) for name in file["references"]["reference"][:]]
+            self.vocab = int(file.getncattr("vocab"))
+        self._phases: dict[str, Phase] = {}
+
+    @cached_property
+    def repeats(self) -> int:
+        """Number of repeats."""
+        return int(self.phase("prefill").captured.shape[0])
+
+    def phase(self, name: str) -> Phase:
+        """Return the small arrays of a phase; read once."""
+        if name not in layout.PHASES:
+            raise QdxError(f"{name!r} is no phase: {', '.join(layout.PHASES)}")
+        if name not in self._phases:
+            with _lock:
+                group = _handle(self.path)[name]
+                values = {key: group[key][0] for key in Phase.__dataclass_fields__ if key in group.variables}
+                self._phases[name] = Phase(
+                    positions=group["position"][:],
+                    captured=values.pop("captured").astype(bool),
+                    has_rows="logit" in group.variables,
+                    **values,
+                )
+        return self._phases[name]
+
+    def rows(
+        self, phase: str, repeat: int, reference: int, indices: slice | NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Read full rows of logits.
+
+        Parameters
+        ----------
+        phase : str
+        repeat, reference : int
+        indices : slice or ndarray of int
+            On the position axis (see ``phase(...).positions``), in any order.
+
+        Returns
+        -------
+        ndarray of float32
+            (position, vocab), NaN where a row was not captured.
+
+        Raises
+        ------
+        QdxError
+            When the run kept no full rows.
+        """
+        own = self.phase(phase)
+        if not own.has_rows:
+            raise QdxError(f"{self.path} has no full rows in {phase}: it was run with capture=topk")
+        wanted = np.arange(len(own.positions))[indices]
+        order = np.argsort(wanted, kind="stable")
+        unique_U, inverse = np.unique(wanted[order], return_inverse=True)
+        rows_UV = np.empty((len(unique_U), self.vocab), np.float32)
+        with _lock:
+            variable = _handle(self.path)[phase]["logit"]
+            for axis, values in runs_of(unique_U):
+                rows_UV[values] = variable[0, repeat, reference, axis, :]
+        if len(unique_U) == len(wanted) and np.array_equal(order, np.arange(len(wanted))):
+            return rows_UV
+        rows_PV = np.empty((len(wanted), self.vocab), np.float32)
+        rows_PV[order] = rows_UV[inverse]
+        return rows_PV
+
+    def close(self) -> None:
+        """Close the file if it is open; reading opens it again."""
+        with _lock:
+            if self.path in _handles:
+                _handles.pop(self.path).close()
+
+
+def read_rows(
+    path: Path | RunReader,
+    phase: str,
+    repeat: int,
+    reference: int,
+    indices: slice | NDArray[np.int64] = slice(None),
+) -> NDArray[np.float32]:
+    """Read full rows of logits of a run; see `RunReader.rows`."""
+    reader = path if isinstance(path, RunReader) else RunReader(path)
+    return reader.rows(phase, repeat, reference, indices)

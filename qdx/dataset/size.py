@@ -1,0 +1,84 @@
+"""How much a run will write, and whether the disk has it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdx.errors import QdxError
+
+# Measured with benchmarks/storage.py: float16 logits in float32, blosc_lz4 or zlib.
+BYTES_PER_LOGIT = 1.85
+_FIXED = 256 * 1024  # groups, references, attributes
+
+
+def bytes_per_run(
+    plan: Mapping[str, Sequence[NDArray[np.int32]]],
+    *,
+    repeats: int,
+    vocab: int,
+    mode: str,
+    k: int = 20,
+    components: int = 64,
+) -> int:
+    """Estimate the size of one config's file.
+
+    Parameters
+    ----------
+    plan : Mapping
+        See `qdx.capture.plan`: phase → captured positions of every reference.
+    repeats : int
+    vocab : int
+    mode : {"full", "topk"}
+    k : int
+        Ranks.
+    components : int
+        Length of a sketch.
+
+    Returns
+    -------
+    int
+        Bytes: 1.85 a logit of the full rows, what the small variables take uncompressed, and a fixed part.
+    """
+    rows = repeats * sum(len(positions) for phase in plan.values() for positions in phase)
+    small = 1 + 4 + 4 + 4 + 8 + 8 + 4 * components + 8 * min(k, vocab)
+    return _FIXED + int(rows * (small + (BYTES_PER_LOGIT * vocab if mode == "full" else 0)))
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Refuse a run that the disk has no room for.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the files will be; it need not exist yet.
+    needed : int
+        Bytes, of all configs together.
+
+    Raises
+    ------
+    QdxError
+    """
+    present = Path(folder).absolute()
+    while not present.exists():
+        present = present.parent
+    free = shutil.disk_usage(present).free
+    if free < needed:
+        raise QdxError(
+            f"the run will write about {readable(needed)} to {folder}, free there: {readable(free)}: lower capture.prefill_positions, "
+            "use capture=topk, or choose another hydra.run.dir"
+        )
+
+
+def readable(count: int) -> str:
+    """Return a number of bytes for a person, in decimal units."""
+    value = float(count)
+    for unit in ("bytes", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"

@@ -1,0 +1,162 @@
+"""Creates the groups of a file from the table in `qdx.dataset.layout`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdx.dataset import layout
+from qdx.dataset.encoding import PORTABLE
+from qdx.errors import QdxError
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a failed write (disk full, quota, read-only, unplugged) into an error that names the file and the free space."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # netCDF4 raises RuntimeError("NetCDF: HDF error") for ENOSPC
+        try:
+            free = f"{shutil.disk_usage(path.parent).free / 1e9:.2f} GB free there"
+        except OSError:
+            free = "its folder cannot be read"
+        raise QdxError(
+            f"cannot write {path}: {error}; {free}: free some, choose another hydra.run.dir or lower capture.prefill_positions"
+        ) from error
+
+
+def attribute(value: Any) -> str | int | float:
+    """Return `value` as something that a NetCDF attribute can hold: no bool, no None, no mapping or list."""
+    if value is None:
+        return ""
+    if isinstance(value, bool | np.bool_):
+        return int(value)
+    if isinstance(value, str | int | float):
+        return value
+    if isinstance(value, np.generic):
+        return attribute(value.item())
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def set_attributes(target: Any, attrs: Mapping[str, Any]) -> None:
+    """Set attributes of a netCDF4 file, group or variable; text stays one string, however long."""
+    for name, value in attrs.items():
+        target.setncattr(name, attribute(value))
+
+
+def create(
+    group: Any,
+    variable: layout.Variable,
+    sizes: Mapping[str, int],
+    *,
+    filters: Mapping[str, Any] = PORTABLE,
+    coordinates: str = "",
+) -> Any:
+    """Create one variable of the table, with the dimensions that it lacks, and return the netCDF4 variable.
+
+    Parameters
+    ----------
+    group : netCDF4.Group
+    variable : Variable
+    sizes : Mapping
+        Length of every dimension.
+    filters : Mapping
+        See `qdx.dataset.encoding.choose`. Text has none.
+    coordinates : str
+        Names of the coordinates that are not dimensions (CF conventions 5).
+    """
+    for dim in variable.dims:
+        if dim not in group.dimensions:
+            group.createDimension(dim, sizes[dim])
+    if variable.dtype == "str":
+        created = group.createVariable(variable.name, str, variable.dims)
+    else:
+        code = "i1" if variable.dtype == "bool" else variable.dtype
+        floating = code.startswith("f")
+        # A dimension of length 0 cannot be chunked; filters need chunks.
+        empty = any(sizes[dim] == 0 for dim in variable.dims)
+        storage = (
+            {}
+            if empty or not variable.dims
+            else {"chunksizes": layout.chunk_sizes(variable, sizes), **filters}
+        )
+        created = group.createVariable(
+            variable.name,
+            code,
+            variable.dims,
+            fill_value=np.dtype(code).type(np.nan) if floating else None,
+            **storage,
+        )
+        created.set_auto_maskandscale(False)
+    set_attributes(created, variable.attrs)
+    if variable.dtype == "bool":
+        created.setncattr("dtype", "bool")
+    if coordinates:
+        created.setncattr("coordinates", coordinates)
+    return created
+
+
+def put(group: Any, variable: layout.Variable, sizes: Mapping[str, int], values: Any) -> None:
+    """Create a variable of the table and write all of it."""
+    created = create(group, variable, sizes)
+    if all(sizes[dim] for dim in variable.dims):
+        dtype = {"str": object, "bool": "i1"}.get(variable.dtype, variable.dtype)
+        created[...] = np.asarray(values, dtype=dtype)
+
+
+def put_index(group: Any, sizes: Mapping[str, int], **labels: Any) -> None:
+    """Write index coordinates by name: config, repeat, reference, position."""
+    for name, values in labels.items():
+        put(group, layout.INDEX[name], sizes, values)
+
+
+def put_config_coords(group: Any, sizes: Mapping[str, int], coords: Mapping[str, Any]) -> None:
+    """Write the coordinates on config of a file of one config."""
+    for name, variable in layout.CONFIG_COORDS.items():
+        put(group, variable, sizes, [coords[name]])
+
+
+def put_references(file: Any, references: Sequence[layout.ReferenceLike]) -> None:
+    """Write the group ``/references``."""
+    group = file.createGroup("references")
+    arrays = layout.reference_arrays(references)
+    sizes = {
+        "reference": len(references),
+        "token": arrays["token_ids"].shape[1],
+        "continuation_token": arrays["continuation"].shape[1],
+    }
+    put_index(group, sizes, reference=[r.name for r in references])
+    for name, variable in layout.REFERENCES.items():
+        put(group, variable, sizes, arrays[name])
+
+
+def put_provenance(
+    file: Any, label: str, attrs: Mapping[str, Any], layers: Mapping[str, tuple[str, str]]
+) -> None:
+    """Write the group ``/provenance``: one text variable over config for each attribute, and the kernel of each layer type."""
+    group = file.createGroup("provenance")
+    sizes = {"config": 1, "layer_type": len(layers)}
+    put_index(group, sizes, config=[label])
+    for name, value in attrs.items():
+        meaning = f"root attribute {name} of the run's file"
+        own = "config_yaml" if name == "config" else name  # `config` is the coordinate
+        put(group, layout.Variable(own, ("config",), "str", "1", meaning), sizes, [str(attribute(value))])
+    put(group, layout.LAYER_TYPE, sizes, list(layers))
+    for index, name in enumerate(layout.LAYERS):
+        put(group, layout.LAYERS[name], sizes, [[names[index] for names in layers.values()]])
+
+
+def runs_of(indices: NDArray[np.int64]) -> Iterable[tuple[slice, slice]]:
+    """Split sorted indices into stretches without a gap: pairs of (slice of the axis, slice of the values)."""
+    if not len(indices):
+        return
+    breaks = np.flatnonzero(np.diff(indices) != 1) + 1
+    for start, stop in zip(np.r_[0, breaks], np.r_[breaks, len(indices)], strict=True):
+        yield slice(int(indices[start]), int(indices[stop - 1]) + 1), slice(int(start), int(stop))
