@@ -8,7 +8,7 @@ from __future__ import annotations
 from qdx.analysis.effect import effects
 from qdx.analysis.equality import classes
 from qdx.analysis.floor import noise_floor
-from qdx.analysis.pairing import pairs
+from qdx.analysis.pairwise import pairs
 from qdx.analysis.section import Section
 from qdx.analysis.signal import snr
 from qdx.analysis.tokens import consistency

@@ -209,6 +209,7 @@ def _text(view: View, result: xr.Dataset, names: list[str], template: bool) -> s
 def _equality_table(view: View, result: xr.Dataset, level: float) -> str:
     rows = []
     for config in view.configs:
+        cells = {}
         for phase in view.phases:
             at = result.sel(config=config, phase=phase)
             n, k = int(at["reruns"]), int(at["reruns_equal"])
@@ -220,8 +221,14 @@ def _equality_table(view: View, result: xr.Dataset, level: float) -> str:
                 verdict = f"mismatch rate under {bound:.1f} % at {100 * level:.0f} %"
             else:
                 verdict = f"does not repeat: {n - k} of {n} reruns mismatch"
-            name = clip(config, 30) if phase == view.phases[0] else ""
-            rows.append([name, phase, f"{k} of {n}", f"{differing:,} of {int(at['rows']):,}", verdict])
+            cells[phase] = [f"{k} of {n}", f"{differing:,} of {int(at['rows']):,}", verdict]
+        name = clip(config, 30)
+        if len({(row[0], row[2]) for row in cells.values()}) == 1 and all(r[1][:2] == "0 " for r in cells.values()):
+            first = next(iter(cells.values()))
+            total = int(result["rows"].sel(config=config).sum())
+            rows.append([name, "each" if len(cells) > 1 else view.phases[0], first[0], f"0 of {total:,}", first[2]])
+        else:
+            rows += [[name if i == 0 else "", phase, *row] for i, (phase, row) in enumerate(cells.items())]
     return table(["config", "phase", "bit-equal in", "rows that differ", ""], rows, left=2)
 
 

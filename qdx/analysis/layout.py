@@ -87,10 +87,11 @@ def legend(labels: Sequence[str]) -> str:
     """Say which letter is which label; empty when matrices carry the labels themselves."""
     if not needs_letters(labels):
         return ""
-    return "\n".join(
-        clip(f"  {letter} = {label}", WIDTH)
-        for letter, label in zip(letters(len(labels)), labels, strict=True)
-    )
+    entries = [f"{letter} = {label}" for letter, label in zip(letters(len(labels)), labels, strict=True)]
+    width = min(max(map(len, entries)), WIDTH - 2)
+    across = max(1, (WIDTH - 2 + 3) // (width + 3))
+    lines = [entries[i : i + across] for i in range(0, len(entries), across)]
+    return "\n".join("  " + "   ".join(clip(e, width).ljust(width) for e in line).rstrip() for line in lines)
 
 
 def matrix(
@@ -104,6 +105,7 @@ def matrix(
     stub = max(len(corner), *(len(s) for s in short))
     width = 2 + max(max(len(s) for s in short), *(len(c) for row in cells for c in row))
     fit = max(1, (WIDTH - len(indent) - stub) // width)
+    fit = -(-len(short) // -(-len(short) // fit))  # blocks of equal width
     blocks = []
     for start in range(0, len(short), fit):
         columns = range(start, min(start + fit, len(short)))
