@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qdx.models.cache import cache_folder
-from qdx.models.checkpoint import Checkpoint, resolve
+from qdx.models.checkpoint import Checkpoint, resolve, vocab_size
 from qdx.models.digests import tokenizer_sha256, weights_sha256
 from qdx.models.tokenizer import load_tokenizer
 
@@ -20,6 +20,7 @@ __all__ = [
     "load_tokenizer",
     "resolve",
     "tokenizer_sha256",
+    "vocab_size",
     "weights_sha256",
 ]
 

@@ -78,7 +78,7 @@ def prepare(
         working = Path(tempfile.mkdtemp(prefix=f"{target.name}.building-", dir=target.parent))
         try:
             build(working)
-            working.chmod(0o755)  # mkdtemp makes 0700, a shared cache is read by others
+            _readable(working)
             try:
                 working.rename(target)
             except OSError:
@@ -88,6 +88,13 @@ def prepare(
         finally:
             shutil.rmtree(working, ignore_errors=True)
     return target
+
+
+def _readable(folder: Path) -> None:
+    """Give a shared cache's readers what mkdtemp (0700) and safetensors (0600) withhold."""
+    folder.chmod(0o755)
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 @contextlib.contextmanager

@@ -106,6 +106,15 @@ def read_config(path: Path) -> dict[str, Any]:
     return _read_object(file)
 
 
+def vocab_size(path: Path) -> int:
+    """Return the number of logits in a row of the model in a checkpoint folder, as its config.json says."""
+    config = read_config(path)
+    size = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+    if not isinstance(size, int):
+        raise QdxError(f"{path / 'config.json'} states no vocab_size: it is no language model's checkpoint")
+    return size
+
+
 def format_of(config: dict[str, Any], path: Path) -> str:
     """Return "none", "awq" or "gptq" as a config.json says, and refuse variants that the readers do not know.
 
