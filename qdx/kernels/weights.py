@@ -61,12 +61,12 @@ class QuantizedWeight:
     @property
     def in_features(self) -> int:
         """K, the length of an input row."""
-        return self.q_KN.shape[0]
+        return int(self.q_KN.shape[0])
 
     @property
     def out_features(self) -> int:
         """N, the length of an output row."""
-        return self.q_KN.shape[1]
+        return int(self.q_KN.shape[1])
 
     def dequantize(self) -> Tensor:
         """Return float16 (in_features, out_features): ``(q - zero) * scale``, rounded once."""

@@ -1,0 +1,131 @@
+"""What the kernel models share: argument checks, bias, and work memory that outlives a call."""
+
+from __future__ import annotations
+
+import threading
+from math import prod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from qdx.errors import QdxError
+from qdx.kernels.weights import QuantizedWeight
+
+_LOCAL = threading.local()
+
+
+def scratch(slot: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return uninitialised work memory of this thread; the next call with the same `slot` reuses it.
+
+    Fresh pages cost more than the matmul that fills them (a 24 x 49 x 1536 product: 2.2 ms into new memory,
+    0.6 ms into old). Whoever takes it writes every element before reading.
+    """
+    slots: dict[tuple[str, torch.dtype], Tensor] = _LOCAL.__dict__.setdefault("slots", {})
+    size = prod(shape)
+    memory = slots.get((slot, dtype))
+    if memory is None or memory.numel() < size:
+        memory = torch.empty(size, dtype=dtype)
+        slots[slot, dtype] = memory
+    return memory[:size].view(shape)
+
+
+class KernelModel(torch.nn.Module):  # type: ignore[misc]  # mypy skips torch
+    """A linear layer computed with the rounding order of one GPU kernel.
+
+    Subclasses implement `multiply`. The weights are plain attributes, not parameters: ``module.half()``
+    must not touch the float32 values that stand for fp16 ones.
+
+    Attributes
+    ----------
+    name : str
+        Normalized kernel name.
+    observed : str
+        What a backend records as the observed kernel: ``model:<name>``.
+    dtypes : tuple of torch.dtype
+        Activation dtypes that the GPU kernel takes.
+    """
+
+    name: ClassVar[str]
+    observed: ClassVar[str]
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float16, torch.bfloat16)
+
+    def __init__(self, in_features: int, out_features: int, bias: Tensor | None) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        if bias is not None and tuple(bias.shape) != (out_features,):
+            raise QdxError(
+                f"kernel {self.name!r}: bias has shape {tuple(bias.shape)}, must be ({out_features},), "
+                "one value for each out-feature"
+            )
+        self.bias = None if bias is None else bias.detach().clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply by the weights.
+
+        Parameters
+        ----------
+        x : Tensor
+            (..., in_features) of one of `dtypes`; the product of the leading dims is the number of rows,
+            by which the kernel chooses its path.
+
+        Returns
+        -------
+        Tensor
+            (..., out_features), dtype of `x`.
+
+        Raises
+        ------
+        QdxError
+            For a dtype that the GPU kernel does not take, or another last dim.
+        """
+        if x.dtype not in self.dtypes:
+            takes = " or ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
+            raise QdxError(
+                f"kernel {self.name!r} takes {takes} activations, got {str(x.dtype).removeprefix('torch.')}: "
+                "set the model's dtype or choose another kernel"
+            )
+        if x.shape[-1] != self.in_features:
+            raise QdxError(
+                f"kernel {self.name!r}: input has {x.shape[-1]} features, the weights have {self.in_features}"
+            )
+        x_MK = x.reshape(-1, self.in_features)
+        if x_MK.shape[0] == 0:
+            return x.new_empty(*x.shape[:-1], self.out_features)
+        return self.multiply(x_MK).view(*x.shape[:-1], self.out_features)
+
+    def multiply(self, x_MK: Tensor) -> Tensor:
+        """Return (rows, out_features), bias added, in the dtype of `x_MK`."""
+        raise NotImplementedError
+
+    def add_bias(self, y_MN: Tensor) -> Tensor:
+        """Add the bias to a rounded product, as an elementwise kernel does: one more rounding."""
+        return y_MN if self.bias is None else y_MN.add_(self.bias.to(y_MN.dtype))
+
+    def extra_repr(self) -> str:
+        """Show the shape in ``print(model)``."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        )
+
+
+def check_weight(kernel: str, weight: QuantizedWeight, *, in_multiple: int, out_multiple: int) -> None:
+    """Refuse a shape or group size that the GPU kernel cannot take.
+
+    Raises
+    ------
+    QdxError
+        Names the got and the needed in-features, out-features or group size.
+    """
+    if weight.in_features % in_multiple or weight.out_features % out_multiple:
+        raise QdxError(
+            f"kernel {kernel!r} needs in-features divisible by {in_multiple} and out-features divisible by "
+            f"{out_multiple}, got in-features {weight.in_features} and out-features {weight.out_features}: "
+            "pad the model with zeros or choose another kernel"
+        )
+    if weight.group_size not in (32, 64, 128, weight.in_features):
+        raise QdxError(
+            f"kernel {kernel!r} needs group size 32, 64, 128 or in-features ({weight.in_features}), "
+            f"got {weight.group_size}: quantize again"
+        )
