@@ -1,0 +1,33 @@
+"""``python -m qdx.report DIR``: redo merge, distances, analyses and report of a sweep folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from qdx.errors import QdxError
+from qdx.report import build
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status.
+
+    Returns
+    -------
+    int
+        0: everything is there. 1: a job failed or is missing, or an analysis raised; the report names it. 2: no report.
+    """
+    parser = argparse.ArgumentParser(prog="python -m qdx.report", description=__doc__)
+    parser.add_argument("directory", metavar="DIR", help="a sweep folder, with <label>/run.nc")
+    chosen = parser.parse_args(arguments)
+    try:
+        report = build(chosen.directory)
+    except QdxError as error:
+        print(f"qdx: error: {error}", file=sys.stderr)
+        return 2
+    return 1 if report.failed or report.missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""From a sweep folder to ``sweep.nc``, ``report.txt`` and ``summary.json``; called at a sweep's end and by hand."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qdx import plugins
+from qdx.errors import QdxError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from qdx.analysis.section import Section
+    from qdx.report.facts import Facts
+
+DEFAULT_METRICS = ("l2", "kl", "js", "top1")
+DEFAULT_ANALYSES = ("noise_floor", "consistency", "effects", "classes", "pairs", "snr")
+Nodes = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written, and what could not be.
+
+    Attributes
+    ----------
+    text : str
+        The report, as in ``report.txt``.
+    summary : Mapping
+        As in ``summary.json``.
+    paths : Mapping of str to Path
+        By file name; without ``sweep.nc`` when no run was finished.
+    failed : Mapping of str to str
+        Label of a job, or name of an analysis, to its error.
+    missing : list of str
+        Labels that left nothing.
+    """
+
+    text: str
+    summary: Mapping[str, Any]
+    paths: Mapping[str, Path]
+    failed: Mapping[str, str]
+    missing: list[str]
+
+
+def build(
+    directory: str | Path,
+    *,
+    metrics: Nodes | None = None,
+    analyses: Nodes | None = None,
+    console: bool = True,
+) -> Report:
+    """Merge the finished runs of a sweep, measure, analyse and report.
+
+    Parameters
+    ----------
+    directory : path
+        A sweep folder.
+    metrics, analyses : Mapping of name to config node, optional
+        ``{"l2": {"_target_": "qdx.metrics.l2"}}``. Default: what ``sweep.json`` lists, else the shipped defaults.
+    console : bool
+        Print the report, and progress while distances are measured.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    QdxError
+        When the folder is no sweep's, runs cannot be merged, or a metric breaks its contract. A failed or missing job is no
+        error, nor is an analysis that raises: both are named at the top of the report.
+    """
+    from qdx.dataset import folder
+    from qdx.report.facts import Facts
+
+    directory = Path(directory)
+    state = folder.scan(directory)
+    facts = Facts(directory, state.labels, state.missing, state.failed, {}, state.settings)
+    target = directory / folder.SWEEP
+    if not state.runs:
+        # Whatever an earlier report merged is no longer what this folder holds.
+        target.unlink(missing_ok=True)
+        return _write(facts, None, [], [], console)
+    measures = _built(metrics or state.settings.get("metrics"), "qdx.metrics", DEFAULT_METRICS)
+    steps = _built(analyses or state.settings.get("analyses"), "qdx.analysis", DEFAULT_ANALYSES)
+    part = directory / f"{folder.SWEEP}.part"
+    part.unlink(missing_ok=True)
+    try:
+        sections, broken = _measure(directory, part, measures, steps, console)
+        os.replace(part, target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    facts = Facts(directory, state.labels, state.missing, state.failed, broken, state.settings)
+    from qdx.dataset.opening import open_file
+
+    tree = open_file(target)
+    try:
+        runs = [path for _, path in sorted(state.runs.items(), key=lambda run: state.labels.index(run[0]))]
+        return _write(facts, tree, sections, [target, *runs], console)
+    finally:
+        tree.close()
+
+
+def _built(nodes: Nodes | None, package: str, names: Sequence[str]) -> dict[str, Any]:
+    """Turn nodes into callables, before anything that takes time."""
+    chosen = nodes or {name: {"_target_": f"{package}.{name}"} for name in names}
+    return {name: plugins.build(node) for name, node in chosen.items()}
+
+
+def _measure(
+    directory: Path, part: Path, measures: dict[str, Any], steps: dict[str, Any], console: bool
+) -> tuple[list[Section], dict[str, str]]:
+    """Write the merged file with its distances and the results of the analyses."""
+    from qdx import dataset
+    from qdx.analysis import distances
+    from qdx.dataset.opening import open_file
+
+    dataset.merge(directory, part)
+    with _Progress(console) as progress:
+        distances.compute(directory, part, measures, progress=progress)
+    sections, broken = [], {}
+    tree = open_file(part)
+    try:
+        for name, step in steps.items():
+            try:
+                sections.append(step(tree))
+            except Exception as error:  # one analysis must not take the others, and hours of runs, with it
+                broken[name] = f"{type(error).__name__}: {error}"
+                if not isinstance(error, QdxError):
+                    traceback.print_exc()
+    finally:
+        tree.close()
+    for section in sections:
+        dataset.append(part, f"analysis/{section.name}", section.result)
+    return sections, broken
+
+
+def _write(
+    facts: Facts, tree: xr.DataTree | None, sections: list[Section], inputs: list[Path], console: bool
+) -> Report:
+    """Write report.txt and summary.json, each of which states the size of both."""
+    from qdx.report.summary import dump, summarize
+    from qdx.report.text import render
+
+    report, summary = facts.directory / "report.txt", facts.directory / "summary.json"
+    time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    known = [(path, path.stat().st_size) for path in inputs]
+
+    def ordered(text_size: int, summary_size: int) -> list[tuple[Path, int]]:
+        return [*known[:1], (report, text_size), (summary, summary_size), *known[1:]]
+
+    # Sizes are printed in a fixed width, so the text's size does not depend on them.
+    text_size = len(render(facts, tree, sections, ordered(0, 0)).encode())
+    summary_size, content = 0, ""
+    while len(content.encode()) != summary_size or not content:  # its own size changes it by a digit at most
+        summary_size = len(content.encode())
+        found = summarize(facts, tree, sections, ordered(text_size, summary_size), time)
+        content = dump(found)
+    text = render(facts, tree, sections, ordered(text_size, summary_size))
+    for path, written in ((report, text), (summary, content)):
+        part = path.with_name(path.name + ".part")
+        part.write_text(written, encoding="utf-8", newline="\n")
+        os.replace(part, path)
+    if console:
+        _print(text)
+    paths = {path.name: path for path in (report, summary, *inputs[:1])}
+    return Report(text, found, paths, {**facts.failed, **facts.broken}, list(facts.missing))
+
+
+def _print(text: str) -> None:
+    """Print, also where the terminal's encoding lacks a character."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, errors="replace").decode(encoding), end="", flush=True)
+
+
+class _Progress:
+    """A bar on a terminal, on standard error so that the report can be piped; nothing in a log file."""
+
+    def __init__(self, shown: bool) -> None:
+        self._shown = shown and sys.stderr.isatty()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> _Progress:
+        if self._shown:
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._bar = Progress(console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("measuring distances", total=None)
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,90 @@
+"""What a report is made from, beside the analyses: the jobs, the files and the commands to type next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import qdx
+
+
+@dataclass(frozen=True)
+class Facts:
+    """State of a sweep folder at the time of the report.
+
+    Attributes
+    ----------
+    directory : Path
+    labels, missing : list of str
+        Expected labels, and those that left nothing.
+    failed : Mapping of str to str
+        Label to error.
+    broken : Mapping of str to str
+        Analysis to the error that it raised.
+    settings : Mapping
+        ``sweep.json``, empty where there is none.
+    """
+
+    directory: Path
+    labels: list[str]
+    missing: list[str]
+    failed: Mapping[str, str]
+    broken: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def size(count: int) -> str:
+    """A file's size in nine columns, so that a file can name its own size."""
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}".rjust(9) if unit == "B" else f"{value:.1f} {unit}".rjust(9)
+
+
+def resume_command(facts: Facts) -> str:
+    """The command that runs what failed or is missing; empty when the folder does not say."""
+    return str(facts.settings.get("resume", ""))
+
+
+def report_command(facts: Facts) -> str:
+    """The command that redoes merge, analyses and report."""
+    return shlex.join(["python", "-m", "qdx.report", str(facts.directory)])
+
+
+def next_command(facts: Facts, configs: list[str]) -> tuple[str, str]:
+    """What to type on a verifier machine, and why: the one place that knows which verification is shipped.
+
+    Returns
+    -------
+    (explanation, command)
+        The command is empty when the folder does not say how the sweep was started.
+    """
+    arguments = [str(a) for a in facts.settings.get("arguments", ())]
+    quants = next((a.removeprefix("quant=") for a in arguments if a.startswith("quant=")), "")
+    if transcripts_shipped():
+        chosen = quants or ",".join(configs)
+        return (
+            "copy sweep.nc there, then replay its transcripts under every config:",
+            shlex.join(
+                ["python", "-m", "qdx", "-m", "prompts=transcripts", "prompts.path=sweep.nc", f"quant={chosen}"]
+            ),
+        )
+    if not arguments:
+        return "", ""
+    folder = f"outputs/verifier_{facts.directory.name}"
+    return (
+        "repeat the same sweep there (this version has no replay of transcripts yet). Rows of one position are comparable "
+        "bit for bit by their row_hash where environment class and kernel are the same:",
+        shlex.join(["python", "-m", "qdx", *arguments, f"hydra.sweep.dir={folder}"]),
+    )
+
+
+def transcripts_shipped() -> bool:
+    """Whether this version of qdx can replay transcripts."""
+    package = Path(qdx.__file__).parent
+    return any((base / "conf/prompts/transcripts.yaml").exists() for base in (package, package.parent))

@@ -1,0 +1,110 @@
+"""The report's numbers for programs: ``summary.json``. Facts only; a verdict is the reader's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+import qdx
+from qdx.analysis.section import Section
+from qdx.analysis.view import View
+from qdx.report.facts import Facts, next_command, report_command, resume_command
+from qdx.report.text import simulated_configs
+
+SCHEMA_VERSION = 1
+PER_REFERENCE = ("reference_mean", "rows", "not_measured")  # in sweep.nc; too long for a summary
+
+
+def summarize(
+    facts: Facts, tree: xr.DataTree | None, sections: Sequence[Section], files: Sequence[tuple[Path, int]], time: str
+) -> dict[str, Any]:
+    """Collect the numbers of a report.
+
+    Returns
+    -------
+    dict
+        ``analyses[name]`` holds that analysis' variables as nested mappings by coordinate (``effects.mean[metric][phase]
+        [region][config][config_b]``), what was not measured as None; beside it jobs, configs, references, files and commands.
+    """
+    summary: dict[str, Any] = {
+        "kind": "summary",
+        "schema_version": SCHEMA_VERSION,
+        "qdx_version": qdx.__version__,
+        "time_utc": time,
+        "directory": str(facts.directory),
+        "labels": {
+            "expected": list(facts.labels),
+            "failed": dict(facts.failed),
+            "missing": list(facts.missing),
+        },
+        "analyses_failed": dict(facts.broken),
+        "files": {path.name: {"path": str(path), "bytes": count} for path, count in files},
+        "commands": {"resume": resume_command(facts), "report": report_command(facts)},
+        "simulated": [],
+        "configs": {},
+        "references": {},
+        "analyses": {},
+    }
+    if tree is None:
+        return summary
+    view = View(tree)
+    summary["simulated"] = simulated_configs(view)
+    summary["commands"]["verifier"] = next_command(facts, view.configs)[1]
+    summary["configs"] = _configs(view)
+    summary["references"] = _references(view)
+    summary["metrics"] = {m: {k: _plain(v) for k, v in view.facts(m).items()} for m in view.metrics}
+    for section in sections:
+        kept = section.result.drop_vars([n for n in PER_REFERENCE if n in section.result and section.name == "effects"])
+        summary["analyses"][section.name] = {str(n): nested(kept[n]) for n in kept.data_vars}
+        if section.name == "pairs":
+            summary["analyses"]["pairs"]["pair_type"] = nested(kept["pair_type"])
+    return summary
+
+
+def nested(data: xr.DataArray) -> Any:
+    """Turn an array into mappings by its coordinates; a dimension without coordinate becomes a list."""
+    if not data.dims:
+        return _plain(data.item())
+    first = data.dims[0]
+    parts = [nested(data.isel({first: i})) for i in range(data.sizes[first])]
+    if first not in data.coords:
+        return parts
+    return {str(key): part for key, part in zip(data[first].values, parts, strict=True)}
+
+
+def dump(summary: Mapping[str, Any]) -> str:
+    """Write as JSON with sorted keys; anything that is not a finite number is null."""
+    return json.dumps(summary, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return value if isinstance(value, (bool, int, str)) or value is None else str(value)
+
+
+def _configs(view: View) -> dict[str, dict[str, str]]:
+    if "provenance" not in view.tree.children:
+        return {c: {} for c in view.configs}
+    stored = view.group("provenance")
+    names = [str(n) for n in stored.data_vars if stored[n].dims == ("config",) and n != "config"]
+    facts = {c: {n: str(stored[n].sel(config=c).item()) for n in names} for c in view.configs}
+    for name in ("format", "requested_kernel", "observed_kernel", "dtype", "batch_size"):
+        for config, value in zip(view.configs, view.of_config(name), strict=True):
+            facts[config].setdefault(name, value)
+    return facts
+
+
+def _references(view: View) -> dict[str, dict[str, Any]]:
+    if "references" not in view.tree.children:
+        return {}
+    stored = view.group("references")
+    names = [str(n) for n in stored.data_vars if stored[n].dims == ("reference",) and n != "text"]
+    return {str(r): {n: _plain(stored[n].sel(reference=r).item()) for n in names} for r in stored["reference"].values}

@@ -1,0 +1,277 @@
+"""The report as plain text of at most 110 columns: sections in the order of the experiment that qdx grew from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from qdx.analysis.layout import WIDTH, clip, legend, letters, needs_letters, plural, table, wrap
+from qdx.analysis.numerics import plain_kernel
+from qdx.analysis.section import Section
+from qdx.analysis.view import PHASE_TITLES, View
+from qdx.report.facts import Facts, next_command, report_command, resume_command, size
+
+ENVIRONMENT = (
+    "qdx_version",
+    "git_commit",
+    "torch_version",
+    "python_version",
+    "engine",
+    "engine_version",
+    "cuda_version",
+    "driver_version",
+    "gpu",
+    "compute_capability",
+    "sm_count",
+    "host",
+    "platform",
+    "model",
+    "model_source",
+    "model_revision",
+    "time_utc",
+)
+MOST_REFERENCES = 8  # listed one by one
+GENERAL = ("noise_floor", "consistency", "snr")  # sections with a place of their own; other analyses follow them
+
+
+def render(
+    facts: Facts, tree: xr.DataTree | None, sections: Sequence[Section], files: Sequence[tuple[Path, int]]
+) -> str:
+    """Compose the report.
+
+    Parameters
+    ----------
+    facts : Facts
+    tree : xarray.DataTree or None
+        The merged sweep; None when no run is finished.
+    sections : sequence of Section
+    files : sequence of (path, bytes)
+        What the results section lists.
+
+    Returns
+    -------
+    str
+        Lines of at most 110 columns, except paths and commands, which are not cut so that they can be copied.
+    """
+    blocks = [_top(facts, tree)]
+    if tree is not None:
+        view = View(tree)
+        by_name = {s.name: s for s in sections}
+        blocks += [
+            _block("Environment", environment(view)),
+            _block("Configurations", configurations(view)),
+            _block("Prompts", prompts(view)),
+            _block("Reproducibility check", _of(by_name, "noise_floor")),
+            _block("Generation", generation(view)),
+            _block("Token consistency", _of(by_name, "consistency")),
+            _block("Prefill effects", phase_text(view, sections, ["prefill"])),
+            _block("Decode effects", phase_text(view, sections, ["replay", "decode"])),
+            _block("Signal to noise", _of(by_name, "snr")),
+        ]
+        placed = {*GENERAL, "classes"}
+        blocks += [_block(s.title, s.text[""]) for s in sections if s.name not in placed and s.text.get("")]
+    blocks.append(_block("Results", results(facts, tree, files)))
+    return "\n\n".join(b for b in blocks if b) + "\n"
+
+
+def _block(title: str, body: str) -> str:
+    return f"{title}\n{'─' * len(title)}\n{body}" if body else ""
+
+
+def _of(by_name: dict[str, Section], name: str) -> str:
+    return by_name[name].text.get("", "") if name in by_name else ""
+
+
+def _top(facts: Facts, tree: xr.DataTree | None) -> str:
+    lines = [f"qdx report: {facts.directory}", "═" * WIDTH]
+    simulated = simulated_configs(View(tree)) if tree is not None else []
+    if simulated:
+        whose = "" if tree is not None and len(simulated) == len(View(tree).configs) else f" ({', '.join(simulated)})"
+        lines.append(
+            wrap(
+                f"SIMULATED KERNELS{whose}: computed by numerical models of the GPU kernels on a CPU, not by the real "
+                "kernels. Which configs differ, and how, is the models' answer; check it on the GPU.",
+                "",
+                "",
+            )
+        )
+    done = len(facts.labels) - len(facts.failed) - len(facts.missing)
+    if facts.failed or facts.missing:
+        lines.append(f"INCOMPLETE: {done} of {plural(len(facts.labels), 'config')} finished")
+        lines += [wrap(f"failed   {label}: {error}", "  ", "    ") for label, error in facts.failed.items()]
+        if facts.missing:
+            lines.append(wrap(f"missing  {', '.join(facts.missing)}", "  ", "    "))
+        if resume_command(facts):
+            lines.append(f"  resume   {resume_command(facts)}")
+    lines += [
+        wrap(f"ANALYSIS FAILED  {name}: {error}", "", "    ") for name, error in facts.broken.items()
+    ]
+    if tree is None:
+        lines.append("No run is finished: nothing was merged or analysed, and there is no sweep.nc.")
+    return "\n".join(lines)
+
+
+def simulated_configs(view: View) -> list[str]:
+    """Configs whose kernel is a numerical model."""
+    marks = view.of_config("simulated", "0")
+    return [c for c, mark in zip(view.configs, marks, strict=True) if mark.lower() in ("true", "1")]
+
+
+def environment(view: View) -> str:
+    """Versions and machine; once where all configs agree."""
+    if "provenance" not in view.tree.children:
+        return "  not recorded"
+    stored = view.group("provenance")
+    rows = []
+    for name in ENVIRONMENT:
+        if name not in stored:
+            continue
+        values = [str(v) for v in stored[name].sel(config=view.configs).values]
+        if not any(v not in ("", "0") for v in values):
+            continue
+        title = name.replace("_", " ")
+        if name == "time_utc":
+            rows.append((title, values[0] if len(set(values)) == 1 else f"{min(values)} to {max(values)}"))
+        elif len(set(values)) == 1:
+            rows.append((title, values[0]))
+        else:
+            for value in dict.fromkeys(values):
+                whose = ", ".join(c for c, v in zip(view.configs, values, strict=True) if v == value)
+                rows.append((title, f"{value or 'none'} ({whose})"))
+                title = ""
+    width = max((len(r[0]) for r in rows), default=0)
+    lines = [wrap(f"{title.ljust(width)}  {value}", "  ", " " * (width + 2)) for title, value in rows]
+    if not any(title == "gpu" for title, _ in rows):
+        lines.insert(0, f"  {'machine'.ljust(width)}  CPU, no GPU")
+    return "\n".join(lines)
+
+
+def configurations(view: View) -> str:
+    """One line a config; a kernel that is not the requested one is marked."""
+    columns = {
+        "format": view.of_config("format"),
+        "requested": view.of_config("requested_kernel"),
+        "observed": view.of_config("observed_kernel"),
+        "dtype": view.of_config("dtype"),
+        "batch": view.of_config("batch_size"),
+    }
+    differs = [
+        plain_kernel(a) != plain_kernel(b) and bool(a)
+        for a, b in zip(columns["requested"], columns["observed"], strict=True)
+    ]
+    columns["observed"] = [k + (" !" if d else "") for k, d in zip(columns["observed"], differs, strict=True)]
+    short = letters(len(view.configs)) if needs_letters(view.configs) else [""] * len(view.configs)
+    rows = [
+        [s, c, *(values[i] for values in columns.values())]
+        for i, (s, c) in enumerate(zip(short, view.configs, strict=True))
+    ]
+    head = ["", "label", "format", "requested kernel", "observed kernel", "dtype", "batch"]
+    if not legend(view.configs):
+        head, rows = head[1:], [r[1:] for r in rows]
+    lines = [table(head, rows, left=len(head) - 1)]
+    if any(differs):
+        lines.append("  ! the engine loaded another kernel than the requested one")
+    return "\n".join([*lines, *_layer_types(view)])
+
+
+def _layer_types(view: View) -> list[str]:
+    """Kernels by layer type, for configs whose layer types differ."""
+    stored = view.group("provenance") if "provenance" in view.tree.children else xr.Dataset()
+    if "kernel" not in stored or "layer_type" not in stored["kernel"].dims:
+        return []
+    lines = []
+    for config in view.configs:
+        kernels = stored["kernel"].sel(config=config)
+        values = [str(v) for v in kernels.values]
+        if len({v for v in values if v}) > 1:
+            said = ", ".join(f"{t} {k}" for t, k in zip(kernels["layer_type"].values, values, strict=True) if k)
+            lines.append(wrap(f"{config}: {said}", "  "))
+    return lines
+
+
+def prompts(view: View) -> str:
+    """Sources and token counts of the references."""
+    if "references" not in view.tree.children:
+        return "  not recorded"
+    stored = view.group("references")
+    parts = np.stack([stored[f"{p}_length"].values for p in ("prefix", "content", "suffix")], 1).astype(int)
+    said = [f"{a} prefix + {b} snippet + {c} suffix = {a + b + c} tokens" for a, b, c in parts]
+    names = [str(n) for n in stored["reference"].values]
+    sources: dict[str, str] = {}
+    for source, digest in zip(stored["source"].values, stored["sha256"].values, strict=True):
+        sources.setdefault(str(source), str(digest))
+    lines = []
+    for source, digest in list(sources.items())[:MOST_REFERENCES]:
+        lines.append(wrap(f"{source}" + (f"  sha256 {digest[:16]}…" if digest else ""), "  "))
+    if len(sources) > MOST_REFERENCES:
+        lines.append(f"  … {plural(len(sources) - MOST_REFERENCES, 'more source')}: sweep.nc /references")
+    if len(set(said)) == 1:
+        lines.append(f"  {plural(len(names), 'reference')}, each {said[0]}")
+    rows = []
+    for i, name in enumerate(names[:MOST_REFERENCES]):
+        pages, offset = str(stored["pages"].values[i]), int(stored["token_offset"].values[i])
+        where = [f"pages {pages}" if pages else "", f"from source token {offset:,}"]
+        own = Path(str(stored["source"].values[i])).name if len(sources) > 1 else ""
+        rows.append([name, said[i] if len(set(said)) > 1 else "", ", ".join(w for w in (own, *where) if w)])
+    if len(set(said)) == 1:
+        rows = [[r[0], r[2]] for r in rows]
+    lines += [("    " + "  ".join(r)).rstrip() for r in rows]
+    if len(names) > MOST_REFERENCES:
+        lines.append(f"    … {plural(len(names) - MOST_REFERENCES, 'more reference')}: sweep.nc /references")
+    return "\n".join(lines)
+
+
+def generation(view: View, references: int = 4) -> str:
+    """How many tokens every config generated, and its first words (first repeat)."""
+    outputs = view.outputs()
+    if outputs is None:
+        return "  no free generation was recorded"
+    stored = view.group("output")
+    text = stored["text"].transpose("config", "repeat", "reference").values[:, 0]
+    tokens = (outputs[:, 0] >= 0).sum(-1)
+    labels = letters(len(view.configs)) if needs_letters(view.configs) else view.configs
+    least, most = int(tokens.min()), int(tokens.max())
+    count = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    lines = [f"  {count} tokens a reference, greedy, end of sequence ignored; first repeat"]
+    stub = max(map(len, labels))
+    for r, name in enumerate(view.references[:references]):
+        lines.append(f"  {name}")
+        said: dict[str, list[str]] = {}
+        for c, label in enumerate(labels):
+            said.setdefault(" ".join(str(text[c, r]).split()), []).append(label)
+        for words, whose in said.items():
+            who = ", ".join(whose)
+            stub_here = max(stub, len(who)) if len(who) < 48 else stub
+            lines.append(clip(f"    {who.ljust(stub_here)}  {words or '(no visible text)'}", WIDTH))
+    if len(view.references) > references:
+        lines.append(f"  … {plural(len(view.references) - references, 'more reference')}: sweep.nc /output")
+    return "\n".join(lines)
+
+
+def phase_text(view: View, sections: Sequence[Section], phases: Sequence[str]) -> str:
+    """What every analysis says of some phases: phase after phase, analyses in their order."""
+    blocks = []
+    if "prefill" in phases:
+        blocks += [s.text[""] for s in sections if s.name == "classes" and s.text.get("")]
+    for phase in phases:
+        said = [s.text[phase] for s in sections if s.text.get(phase)]
+        if said and len(phases) > 1:
+            blocks.append(f"  ── {PHASE_TITLES[phase]} ──")
+        blocks += said
+    return "\n\n".join(blocks)
+
+
+def results(facts: Facts, tree: xr.DataTree | None, files: Sequence[tuple[Path, int]]) -> str:
+    """Files with their sizes, and what can be typed next."""
+    lines = [f"  {size(count)}  {path}" for path, count in files]
+    if resume_command(facts):
+        lines += ["", "  Resume this sweep (finished configs are kept):", f"    {resume_command(facts)}"]
+    lines += ["", "  Redo merge, analyses and report:", f"    {report_command(facts)}"]
+    if tree is not None:
+        why, command = next_command(facts, View(tree).configs)
+        if command:
+            lines += ["", wrap(f"Next command for the verifier machine: {why}", "  ", ""), f"    {command}"]
+    return "\n".join(lines)
