@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from qdx import backends, dataset, models, plugins
+from qdx import backends, models, plugins
 from qdx.capture import CaptureSettings, Recorder, plan
+from qdx.dataset import provenance, resume, size
+from qdx.dataset.joining import join_repeats
 from qdx.errors import QdxError
+from qdx.process import spawn
+from qdx.prompts import describe
 from qdx.schema import Experiment, validate
 
 if TYPE_CHECKING:
     from qdx.backends import Backend, Facts
     from qdx.models import Checkpoint
+    from qdx.progress import Progress
     from qdx.prompts import Reference
+
+# What a label, a sweep or a report is about is not part of what makes an output; where a file lies is not either.
+NOT_IDENTITY = ("label", "swept", "metric", "analysis", "dataset")
+# Facts of the machine and the code that can change what is computed.
+DECISIVE = (
+    "qdx_version",
+    "git_commit",
+    "torch_version",
+    "gpu",
+    "compute_capability",
+    "sm_count",
+    "cuda_version",
+    "driver_version",
+)
 
 
 def run(cfg: DictConfig, directory: Path, command_line: str, progress: Progress) -> str:
@@ -36,7 +59,7 @@ def run(cfg: DictConfig, directory: Path, command_line: str, progress: Progress)
     Returns
     -------
     str
-        ``"complete"``, or ``"resumed"`` when ``run.nc`` was there already and has the same hash.
+        What happened, in a few words.
 
     Raises
     ------
@@ -45,12 +68,21 @@ def run(cfg: DictConfig, directory: Path, command_line: str, progress: Progress)
     """
     experiment = validate(cfg)
     checkpoint = find_checkpoint(experiment)
-    references = load_references(experiment, checkpoint)
-    identity = dataset.identity(fingerprint(cfg, checkpoint, references))
+    tokenizer = models.load_tokenizer(checkpoint.path)
+    references, prompts = load_references(experiment, tokenizer)
+    identity = identify(cfg, checkpoint, references)
     target = directory / "run.nc"
-    if dataset.is_complete(target, identity["config_hash"]):
-        return "resumed"
-    dataset.set_aside(target)
+    if resume.is_complete(target, str(identity["config_hash"])):
+        (directory / "run.nc.part").unlink(missing_ok=True)
+        return "complete already, kept"
+    resume.set_aside(target)
+    attrs = {**identity, "prompts": prompts, "command_line": command_line}
+    if experiment.repeat_scope == "process":
+        run_in_processes(cfg, experiment.repeats, directory, command_line, progress)
+        join_repeats([part / "run.nc" for part in repeat_folders(directory, experiment.repeats)], target, attrs)
+        for part in repeat_folders(directory, experiment.repeats):
+            shutil.rmtree(part)
+        return "complete"
 
     progress.start("loading the model")
     backend: Backend = plugins.build(
@@ -62,14 +94,19 @@ def run(cfg: DictConfig, directory: Path, command_line: str, progress: Progress)
     )()
     facts = backend.observe()
     backends.require(experiment.quant, facts)
-    attrs = {**identity, **describe(cfg, experiment, checkpoint, facts), "command_line": command_line}
-    with open_recorder(directory / "run.nc.part", experiment, facts, references, attrs) as recorder:
+    batches = batched(len(references), experiment.batch_size)
+    with open_recorder(target, experiment, facts, references, attrs) as recorder:
+        progress.start("running", experiment.repeats * len(batches))
         for repeat in range(experiment.repeats):
             backend.reseed(experiment.seed + repeat)
-            for batch in batched(len(references), experiment.batch_size):
-                progress.step(f"repeat {repeat + 1}/{experiment.repeats}, {references[batch[0]].name}")
-                run_batch(backend, recorder, repeat, batch, references, experiment.generate.tokens)
-        recorder.finish({})
+            for batch in batches:
+                progress.step(f"repeat {repeat + 1} of {experiment.repeats}, {references[batch[0]].name}")
+                generated = run_batch(backend, recorder, repeat, batch, references, experiment.generate.tokens)
+                for reference, ids in zip(batch, generated, strict=True):
+                    eos = next((i for i, token in enumerate(ids) if token in facts.eos_token_ids), -1)
+                    recorder.output(repeat, reference, ids, str(tokenizer.decode(ids)), eos)
+                recorder.sync()  # what is synchronised survives kill -9
+        recorder.finish()
     return "complete"
 
 
@@ -79,17 +116,164 @@ def run_batch(
     repeat: int,
     batch: list[int],
     references: list[Reference],
-    tokens: int,
-) -> None:
-    """Prefill, generate and replay some references together, and make what was recorded durable."""
+    count: int,
+) -> list[list[int]]:
+    """Prefill, generate and replay some references together; return the generated ids of each."""
     prompts = [references[i].token_ids.tolist() for i in batch]
     forced = [references[i].continuation.tolist() for i in batch]
     recorder.begin("prefill", repeat, batch)
     backend.prefill(prompts, recorder)
     recorder.begin("decode", repeat, batch)
-    generated = backend.generate(prompts, tokens, recorder)
+    generated = backend.generate(prompts, count, recorder)
     recorder.begin("replay", repeat, batch)
     backend.replay(prompts, forced, recorder)
-    for reference, ids in zip(batch, generated, strict=True):
-        recorder.output(repeat, reference, ids, backend.decode(ids), backend.eos_index(ids))
-    recorder.sync()
+    return generated
+
+
+def run_in_processes(
+    cfg: DictConfig, repeats: int, directory: Path, command_line: str, progress: Progress
+) -> None:
+    """Run every repeat in a process of its own, each as a job of one repeat with the seed that it would have had."""
+    progress.start("repeats in fresh processes", repeats)
+    for repeat, folder in enumerate(repeat_folders(directory, repeats)):
+        progress.step(f"repeat {repeat + 1} of {repeats}")
+        folder.mkdir(exist_ok=True)
+        one = OmegaConf.merge(cfg, {"repeats": 1, "repeat_scope": "engine", "seed": cfg.seed + repeat})
+        request = {"do": "run", "config": OmegaConf.to_yaml(one, resolve=True), "directory": str(folder)}
+        if ended := spawn({**request, "command_line": command_line}):
+            status = folder / "status.json"
+            error = json.loads(status.read_text())["error"] if status.exists() else ended
+            raise QdxError(f"repeat {repeat + 1} of {repeats}: {error}")
+
+
+def repeat_folders(directory: Path, repeats: int) -> list[Path]:
+    """Return the folder of each repeat that runs in a process of its own."""
+    return [directory / f"repeat_{repeat}" for repeat in range(repeats)]
+
+
+def prepare(configs: list[DictConfig], directory: Path) -> None:
+    """Have everything ready that the jobs of a sweep need, and say what they will run and write.
+
+    Downloads or builds checkpoints, loads the references (of each distinct choice once), prints them, and stops when the
+    results will not fit on the disk.
+
+    Raises
+    ------
+    QdxError
+        When a model or a prompt cannot be had, or the disk is too small.
+    """
+    shown: set[str] = set()
+    estimate = 0
+    for cfg in configs:
+        experiment = validate(cfg)
+        checkpoint = find_checkpoint(experiment)
+        references, prompts = load_references(experiment, models.load_tokenizer(checkpoint.path))
+        if prompts not in shown:
+            print(f"prompts: {prompts}".replace("\n", "\n  "), flush=True)
+            shown.add(prompts)
+        capture = experiment.capture
+        estimate += size.bytes_per_run(
+            plan(
+                references,
+                prefill_positions=capture.prefill_positions,
+                output_tokens=experiment.generate.tokens,
+            ),
+            repeats=experiment.repeats,
+            vocab=models.vocab_size(checkpoint.path),
+            mode=capture.mode,
+            k=capture.k,
+            components=capture.components,
+        )
+    size.check_disk(directory, estimate)
+    print(f"results: about {size.readable(estimate)} in {directory}", flush=True)
+
+
+def find_checkpoint(experiment: Experiment) -> Checkpoint:
+    """Return the checkpoint of the config's format, prepared or downloaded if need be."""
+    name = experiment.model.checkpoint[experiment.quant.format]
+    assert name is not None  # `Experiment` has checked it
+    return models.resolve(name, format=experiment.quant.format)
+
+
+def load_references(experiment: Experiment, tokenizer: Any) -> tuple[list[Reference], str]:
+    """Return the references and their description."""
+    source = plugins.build(options(experiment.prompts))()
+    references = source.load(tokenizer)
+    return references, describe(references, getattr(source, "summary", None))
+
+
+def options(node: Any) -> dict[str, Any]:
+    """Return a config node as keyword arguments; its ``name`` is a label and no option."""
+    values = asdict(node) if is_dataclass(node) and not isinstance(node, type) else dict(node)
+    return {key: value for key, value in values.items() if key != "name"}
+
+
+def batched(count: int, size: int) -> list[list[int]]:
+    """Return the indices 0 … count − 1 in groups of `size`; the last one may be smaller."""
+    return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+
+
+def identify(cfg: DictConfig, checkpoint: Checkpoint, references: list[Reference]) -> dict[str, Any]:
+    """Return the root attributes that are known before the model loads, with the hash of what makes an output.
+
+    The hash covers config, weights, references, engine, GPU and code version; it leaves out paths, labels and the launcher.
+    """
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    container: dict[str, Any] = dict(resolved)
+    facts = {
+        "model": container["model"]["name"],
+        "model_source": checkpoint.source,
+        "model_revision": checkpoint.revision,
+        "quantizer": checkpoint.quantizer,
+        "derived_from": checkpoint.derived_from,
+        "weights_sha256": models.weights_sha256(checkpoint.path),
+        "tokenizer_sha256": models.tokenizer_sha256(checkpoint.path),
+    }
+    stamp = provenance.stamp()
+    hashed = {key: value for key, value in container.items() if key not in NOT_IDENTITY}
+    hashed["model"] = {"dtype": container["model"]["dtype"]}
+    hashed["prompts"] = [hashlib.sha256(r.token_ids.tobytes() + r.continuation.tobytes()).hexdigest() for r in references]
+    decisive = {key: stamp[key] for key in DECISIVE} | {"weights_sha256": facts["weights_sha256"]}
+    return {
+        **stamp,
+        **facts,
+        "config": OmegaConf.to_yaml(cfg, resolve=True),
+        "seed": container["seed"],
+        "config_hash": provenance.config_hash(hashed, decisive),
+    }
+
+
+def open_recorder(
+    target: Path, experiment: Experiment, facts: Facts, references: list[Reference], attrs: Mapping[str, Any]
+) -> Recorder:
+    """Return the recorder of a job; it states the facts that the backend observed."""
+    import torch
+
+    settings = {f.name: getattr(experiment.capture, f.name) for f in fields(CaptureSettings) if f.name != "seed"}
+    return Recorder(
+        target,
+        references=references,
+        repeats=experiment.repeats,
+        output_tokens=experiment.generate.tokens,
+        vocab=facts.vocab,
+        dtype=getattr(torch, facts.dtype),
+        capture=CaptureSettings(**settings),
+        label=experiment.label,
+        coords={
+            "format": experiment.quant.format,
+            "requested_kernel": experiment.quant.kernel,
+            "observed_kernel": facts.observed_kernel,
+            "dtype": facts.dtype,
+            "model": experiment.model.name,
+            "backend": facts.engine,
+            "backend_version": facts.engine_version,
+            "batch_size": experiment.batch_size,
+            "gpu": facts.gpu,
+            "compute_capability": facts.compute_capability,
+            "sm_count": facts.sm_count,
+            "simulated": facts.simulated,
+        },
+        layers={layer: (facts.kernel_class[layer], name) for layer, name in facts.kernel.items()},
+        attrs={**attrs, "engine": facts.engine, "engine_version": facts.engine_version, "simulated": facts.simulated},
+        portable=experiment.dataset.portable,
+    )

@@ -26,7 +26,7 @@ def explain(error: Exception, conf: Path) -> str | None:
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     text = str(error)
-    if match := re.search(r"Could not find '([^']+)'", text):
+    if match := re.search(r"Could not (?:find|load) '([^']+)'", text):
         return _unknown_option(match[1], conf)
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(match[1], conf)

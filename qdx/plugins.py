@@ -117,7 +117,11 @@ def build(node: Mapping[str, Any], **extra: Any) -> Callable[..., Any]:
     try:
         return instantiate(dict(node), _partial_=True, _convert_="all", **extra)  # type: ignore[no-any-return]
     except Exception as error:
-        raise QdxError(f"cannot load plug-in {node.get('_target_')!r}: {error}") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # Hydra says where; the first exception says what
+            cause = cause.__cause__
+        said = f"{type(cause).__name__}: {cause}"
+        raise QdxError(f"cannot load plug-in {node.get('_target_')!r}: {said}") from error
 
 
 def check(kind: str, name: str, node: Mapping[str, Any]) -> None:

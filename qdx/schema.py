@@ -143,7 +143,8 @@ class Capture:
         _at_least("capture.k", self.k, 1)
         _at_least("capture.components", self.components, 1)
         if isinstance(self.prefill_positions, str):
-            _one_of("capture.prefill_positions", self.prefill_positions, ("all",))
+            if self.prefill_positions != "all":
+                raise QdxError(f"capture.prefill_positions={self.prefill_positions}: must be a number from 0, or all")
         else:
             _at_least("capture.prefill_positions", self.prefill_positions, 0)
 
@@ -220,14 +221,17 @@ BY_TARGET: Mapping[str, type] = {
 def _checked(schema: type, node: Any, key: str) -> Any:
     """Return `node` as a `schema` object; errors name the full key and the nearest known one."""
     known = [f.name for f in fields(schema)]
-    for name in node if isinstance(node, DictConfig) else ():
+    for name in node:
         if name not in known:
             full = f"{key}.{name}" if key else str(name)
             raise QdxError(f"{full}: unknown key, one of {', '.join(known)}{nearest(str(name), known)}")
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), node))
+        # Resolved first: an interpolation looks for its key in the whole config.
+        plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
     except OmegaConfBaseException as error:
-        full = ".".join(part for part in (key, getattr(error, "full_key", "") or "") if part)
+        inner = getattr(error, "full_key", "") or ""
+        full = inner if inner.startswith(f"{key}.") else ".".join(part for part in (key, inner) if part)
         first = str(error.msg if error.msg else error).splitlines()[0]
         raise QdxError(f"{full}: {first}") from error
 
@@ -269,9 +273,7 @@ def validate(cfg: DictConfig) -> Experiment:
             if target in BY_TARGET
             else OmegaConf.to_container(cfg[name], resolve=True)
         )
-    settings = OmegaConf.to_container(
-        OmegaConf.create({f.name: cfg[f.name] for f in fields(Settings) if f.name in cfg}), resolve=True
-    )
+    settings = {f.name: cfg[f.name] for f in fields(Settings) if f.name in cfg}  # resolves the label
     checked = _checked(Settings, OmegaConf.create(settings), "")
     return Experiment(**parts, **{f.name: getattr(checked, f.name) for f in fields(Settings)})
 

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from qdx import job as jobs
 from qdx.errors import QdxError
+from qdx.process import spawn
 from qdx.schema import validate
 
 MANIFEST = "sweep.json"
@@ -92,7 +93,7 @@ def start(config: DictConfig) -> None:
         manifest.setdefault("analyses", experiment.analysis)
     directory = Path(config.hydra.sweep.dir).absolute()
     _write_manifest(directory, {**manifest, "labels": list(composed)})
-    ended = jobs.spawn({"do": "prepare", "configs": list(composed.values()), "directory": str(directory)})
+    ended = spawn({"do": "prepare", "configs": list(composed.values()), "directory": str(directory)})
     if ended:
         sys.exit(1 if "killed" in ended else 2)
 

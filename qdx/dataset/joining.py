@@ -1,0 +1,114 @@
+"""Joins runs of one repeat each, made by separate processes, into one ``run.nc``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qdx.dataset import writing
+from qdx.errors import QdxError
+
+BLOCK_BYTES = 64 * 2**20
+
+
+def join_repeats(parts: Sequence[Path], target: Path, attrs: Mapping[str, Any]) -> None:
+    """Write the repeats of `parts` one after the other into `target`, compressed and chunked as they are.
+
+    Parameters
+    ----------
+    parts : sequence of Path
+        Complete runs of one repeat, in the order of the repeats.
+    target : Path
+        Written as ``<target>.part`` and renamed when whole.
+    attrs : Mapping
+        Root attributes that replace the parts' own: config, config hash, command line, …
+
+    Raises
+    ------
+    QdxError
+        When two repeats found other kernels, or the disk is full.
+    """
+    import netCDF4
+
+    part = target.with_name(f"{target.name}.part")
+    files = [netCDF4.Dataset(path) for path in parts]
+    try:
+        for file in files:
+            file.set_auto_maskandscale(False)
+        kernels = [file["provenance"]["kernel_class"][:].tolist() for file in files]
+        for repeat, observed in enumerate(kernels):
+            if observed != kernels[0]:
+                raise QdxError(f"repeat {repeat} loaded kernels {observed}, repeat 0 {kernels[0]}: not one config")
+        with writing.disk_errors(part), netCDF4.Dataset(part, "w", format="NETCDF4") as joined:
+            _copy_attributes(files[0], joined)
+            for name in files[0].groups:
+                _join_group([file.groups[name] for file in files], joined.createGroup(name))
+            writing.set_attributes(joined, attrs)
+            for name, value in attrs.items():
+                if name in joined["provenance"].variables:
+                    joined["provenance"][name][0] = str(writing.attribute(value))
+    finally:
+        for file in files:
+            file.close()
+    part.replace(target)
+
+
+def _copy_attributes(source: Any, target: Any) -> None:
+    target.setncatts({name: source.getncattr(name) for name in source.ncattrs() if name != "_FillValue"})
+
+
+def _join_group(sources: Sequence[Any], target: Any) -> None:
+    for name, dimension in sources[0].dimensions.items():
+        target.createDimension(name, len(sources) if name == "repeat" else len(dimension))
+    for name, variable in sources[0].variables.items():
+        created = _create_like(variable, target, name)
+        if name == "repeat":
+            created[:] = np.arange(len(sources))
+        elif "repeat" not in variable.dimensions:
+            created[...] = variable[...]
+        else:
+            axis = variable.dimensions.index("repeat")
+            for repeat, source in enumerate(sources):
+                _copy_repeat(source.variables[name], created, axis, repeat)
+
+
+def _create_like(variable: Any, target: Any, name: str) -> Any:
+    storage: dict[str, Any] = {}
+    if variable.dtype is not str:
+        filters = variable.filters() or {}
+        if filters.get("zlib"):
+            storage = {"zlib": True, "complevel": filters["complevel"], "shuffle": filters["shuffle"]}
+        elif blosc := filters.get("blosc"):
+            storage = {
+                "compression": blosc["compressor"],
+                "complevel": filters["complevel"],
+                "blosc_shuffle": blosc["shuffle"],
+                "shuffle": False,
+            }
+        chunks = variable.chunking()
+        storage["chunksizes"] = None if chunks == "contiguous" else chunks
+        storage["fill_value"] = getattr(variable, "_FillValue", None)
+    created = target.createVariable(name, variable.dtype, variable.dimensions, **storage)
+    created.set_auto_maskandscale(False)
+    _copy_attributes(variable, created)
+    return created
+
+
+def _copy_repeat(source: Any, target: Any, axis: int, repeat: int) -> None:
+    """Copy a variable of one repeat into place, a block of positions at a time."""
+    if "position" not in source.dimensions or source.dtype is str:
+        target[_at(axis, repeat, target.ndim)] = source[_at(axis, 0, source.ndim)]
+        return
+    along = source.dimensions.index("position")
+    row_bytes = max(1, source.size // max(1, source.shape[along]) * source.dtype.itemsize)
+    step = max(1, BLOCK_BYTES // row_bytes)
+    for start in range(0, source.shape[along], step):
+        block = {along: slice(start, start + step)}
+        target[_at(axis, repeat, target.ndim, block)] = source[_at(axis, 0, source.ndim, block)]
+
+
+def _at(axis: int, index: int, ndim: int, others: Mapping[int, slice] | None = None) -> tuple[int | slice, ...]:
+    return tuple(index if i == axis else (others or {}).get(i, slice(None)) for i in range(ndim))

@@ -1,0 +1,66 @@
+"""Child processes: every config runs in a fresh one, so that memory and GPU are clean afterwards.
+
+A child stays in its parent's process group and dies with it: its standard input is a pipe that the parent holds open, and
+end-of-file on it means that the parent is gone, however it went. The request travels through the same pipe, as one line of
+JSON: nothing is pickled, and nothing depends on how the parent was started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from typing import Any
+
+
+def spawn(request: dict[str, Any]) -> str:
+    """Serve a request in a child process and wait for it.
+
+    Parameters
+    ----------
+    request : dict
+        JSON values; ``"do"`` says what, see `qdx.job`.
+
+    Returns
+    -------
+    str
+        Empty when the child succeeded, otherwise how it ended.
+    """
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    child = subprocess.Popen([sys.executable, "-m", "qdx.job"], stdin=subprocess.PIPE, env=environment)
+    assert child.stdin is not None
+    try:
+        child.stdin.write(json.dumps(request).encode() + b"\n")
+        child.stdin.flush()
+        code = child.wait()
+    except BrokenPipeError:
+        code = child.wait()
+    except BaseException:
+        # Ctrl-C reaches the whole process group; the child may still be writing its last rows.
+        child.terminate()
+        child.wait()
+        raise
+    if code < 0:
+        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        return f"child process killed by {signal.Signals(-code).name}{hint}"
+    return "" if code == 0 else f"child process exited with {code}"
+
+
+def serve() -> dict[str, Any]:
+    """Return the request that this child process was started for; from then on it dies with its parent."""
+    line = bytearray()
+    while (byte := os.read(0, 1)) not in (b"\n", b""):
+        line += byte
+    threading.Thread(target=_watch, daemon=True).start()
+    request: dict[str, Any] = json.loads(line)
+    return request
+
+
+def _watch() -> None:
+    # os.read, not sys.stdin: a buffered reader holds a lock that interpreter shutdown would wait for.
+    while os.read(0, 1):
+        pass
+    os._exit(1)
