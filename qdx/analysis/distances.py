@@ -1,0 +1,215 @@
+"""Fills ``/metrics/<metric>/<phase>``: every metric between every two configs, and between repeats of each.
+
+Rows are read once a block of positions, turned into float64 log-probabilities once, and handed to the metrics
+a row or a few at a time, so that what a metric makes of them stays in the processor's cache. Two rows with
+the same hash take the metric's value on itself without being read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qdx.analysis.coarse import coarsen, shared
+from qdx.analysis.measuring import Measure, Pair, PhaseRows, Source, dataset_of, pairs_of
+from qdx.analysis.numerics import Bools, Ints
+from qdx.errors import QdxError
+
+if TYPE_CHECKING:
+    from qdx.dataset import RunReader
+
+PHASES = ("prefill", "decode", "replay")
+
+# Elements of one tensor that a metric gets at once. One row of 49,152 (384 KiB) at a time is up to twice as
+# fast as eight on a core with 2 MiB of L2; of short rows many, or the calls themselves would cost most.
+CALL_ELEMENTS = 2**16
+
+
+def compute(
+    directory: Path,
+    target: Path,
+    metrics: Mapping[str, Callable[..., Any]],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    block_positions: int = 8,
+    block_mib: int = 256,
+) -> None:
+    """Measure every pair of configs and of repeats; append ``/metrics/<metric>/<phase>`` to the sweep file.
+
+    Parameters
+    ----------
+    directory : Path
+        Sweep folder with ``<label>/run.nc`` of every config in `target`.
+    target : Path
+        The merged sweep file; the groups are added to it.
+    metrics : Mapping
+        Name → what `qdx.plugins.build` made of its node.
+    progress : callable, optional
+        Called with (positions done, positions in all).
+    block_positions : int
+        Positions whose rows are in memory together; full rows are written, and read best, by eights.
+    block_mib : int
+        Upper bound of the rows in memory, MiB: fewer positions are taken together where they would need more,
+        but never less than one position of all configs.
+
+    Raises
+    ------
+    QdxError
+        When a metric breaks its contract or asks for what was not kept; the message names it.
+
+    Notes
+    -----
+    Distances are of the first repeat of each config; ``repeat_distance`` is of every two repeats of one, from
+    the earlier to the later. In ``/decode`` a pair is measured up to and including the row that predicts the
+    first differing output token. If that is the very first token, which prefill predicts, no decode row is
+    measured. Without full rows (``capture=topk``) a pair is measured on coarsened rows, see
+    `qdx.analysis.coarse`. NaN is not measured; an infinite distance (a token impossible in one row only)
+    becomes NaN too, counted in the attribute ``infinite``.
+    """
+    from qdx.dataset import RunReader, append
+
+    directory, target = Path(directory), Path(target)
+    measures = [Measure.of(name, call) for name, call in metrics.items()]
+    phases = [PhaseRows.read(target, name) for name in _phases_in(target)]
+    phases = [phase for phase in phases if phase.captured_CDRP.any()]
+    total = sum(len(_present(phase, r)) for phase in phases for r in range(len(phase.length_R)))
+    done = 0
+    with ExitStack() as stack:
+        labels = [str(label) for label in phases[0].coords["config"].values] if phases else []
+        readers = [RunReader(directory / label / "run.nc") for label in labels]
+        for reader in readers:
+            stack.callback(reader.close)
+        for phase in phases:
+            pairs = pairs_of(phase, [reader.phase(phase.name).has_rows for reader in readers], measures)
+            for pair in pairs:
+                _measure_top(phase, pair, measures)
+            for positions in _measure_full(phase, pairs, measures, readers, block_positions, block_mib):
+                done += positions
+                if progress is not None:
+                    progress(done, total)
+            for measure in measures:
+                append(target, f"metrics/{measure.name}/{phase.name}", dataset_of(phase, pairs, measure))
+
+
+def _phases_in(target: Path) -> list[str]:
+    import netCDF4
+
+    with netCDF4.Dataset(target) as file:
+        return [name for name in PHASES if name in file.groups and file[name].dimensions["position"].size]
+
+
+def _present(phase: PhaseRows, reference: int) -> Ints:
+    """Indices on the position axis of the rows that any config has of a reference."""
+    return np.flatnonzero(phase.captured_CDRP[:, :, reference].any((0, 1)))
+
+
+def _measure_top(phase: PhaseRows, pair: Pair, measures: Sequence[Measure]) -> None:
+    """Measure what the greatest logits suffice for: metrics of them, and coarsened rows."""
+    wanted = [
+        measure for measure in measures if measure.on == "top" or (pair.coarse and measure.meta["coarse"])
+    ]
+    for reference in np.flatnonzero(pair.rows_RP.any(-1)).tolist() if wanted or pair.coarse else ():
+        (p, p_id, p_sum), (q, q_id, q_sum) = (phase.top(source, reference) for source in (pair.a, pair.b))
+        rank_in_q = shared(p_id, q_id) if pair.coarse else None
+        if rank_in_q is not None and pair.shared_RP is not None:
+            rows = pair.rows_RP[reference]
+            pair.shared_RP[reference, rows] = (rank_in_q >= 0).sum(-1).numpy()[rows]
+        for measure in wanted:
+            index = np.flatnonzero(pair.todo(measure)[reference])
+            if not len(index):
+                continue
+            if measure.on == "top":
+                kept = int(torch.minimum((p_id[index] >= 0).sum(-1), (q_id[index] >= 0).sum(-1)).min())
+                first = [x[index, :kept] for x in (p, q, p_id, q_id)]
+                pair.fill(measure, reference, index, first[0], first[1], p_id=first[2], q_id=first[3])
+            elif rank_in_q is not None:
+                for group, p_GS, q_GS in coarsen(p[index], q[index], rank_in_q[index]):
+                    at = index[group.numpy()]
+                    if measure.on == "logit":
+                        p_GS, q_GS = p_GS + p_sum[at][:, None], q_GS + q_sum[at][:, None]
+                    pair.fill(measure, reference, at, p_GS, q_GS)
+
+
+def _measure_full(
+    phase: PhaseRows,
+    pairs: Sequence[Pair],
+    measures: Sequence[Measure],
+    readers: Sequence[RunReader],
+    block_positions: int,
+    block_mib: int,
+) -> Iterator[int]:
+    """Measure full rows block by block; yield the number of positions done after each."""
+    full = [measure for measure in measures if measure.on != "top"]
+    scales = {measure.on for measure in full}
+    jobs = [(pair, measure, pair.todo(measure)) for pair in pairs if not pair.coarse for measure in full]
+    for reference in range(len(phase.length_R)):
+        needed: dict[Source, Bools] = {}
+        for pair, _, todo_RP in jobs:
+            if todo_RP[reference].any():
+                for source in (pair.a, pair.b):
+                    needed[source] = needed.get(source, np.zeros(todo_RP.shape[1], bool)) | todo_RP[reference]
+        vocab = max((readers[config].vocab for config, _ in needed), default=1)
+        fitting = block_mib * 2**20 // (8 * vocab * max(1, len(needed)) * max(1, len(scales)))
+        size = max(1, min(block_positions, fitting))
+        present = _present(phase, reference)
+        for start in range(0, len(present), size):
+            block = present[start : start + size]
+            rows = {
+                source: _load(phase, readers[source[0]], source, reference, wanted, scales)
+                for source, need_P in needed.items()
+                if len(wanted := block[need_P[block]])
+            }
+            for pair, measure, todo_RP in jobs:
+                index = block[todo_RP[reference, block]]
+                if len(index):
+                    _measure_rows(pair, measure, reference, index, rows[pair.a], rows[pair.b])
+            yield len(block)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of one source in memory, by what they hold, and their indices on the position axis."""
+
+    index: Ints
+    on: Mapping[str, Tensor]
+
+
+def _load(
+    phase: PhaseRows, reader: RunReader, source: Source, reference: int, wanted: Ints, scales: set[str]
+) -> _Rows:
+    """Read rows at indices of the sweep's position axis, as float64 logits, log-probabilities or both."""
+    repeat = int(phase.coords["repeat"].values[source[1]])
+    own_reference = reader.references.index(str(phase.coords["reference"].values[reference]))
+    own_index = np.searchsorted(reader.phase(phase.name).positions, phase.position_P[wanted])
+    logit_PV = torch.from_numpy(reader.rows(phase.name, repeat, own_reference, own_index)).to(torch.float64)
+    on = {"logit": logit_PV} if "logit" in scales else {}
+    if "logprob" in scales:
+        on["logprob"] = torch.log_softmax(logit_PV, -1)
+    return _Rows(wanted, on)
+
+
+def _measure_rows(pair: Pair, measure: Measure, reference: int, index: Ints, a: _Rows, b: _Rows) -> None:
+    """Measure full rows, as many at once as stay in the cache."""
+    p_PV, q_PV = a.on[measure.on], b.on[measure.on]
+    if p_PV.shape[-1] != q_PV.shape[-1]:
+        raise QdxError(
+            f"rows of {p_PV.shape[-1]} and {q_PV.shape[-1]} logits cannot be compared: use one tokenizer"
+        )
+    step = max(1, CALL_ELEMENTS // p_PV.shape[-1])
+    for start in range(0, len(index), step):
+        some = index[start : start + step]
+        p, q = (_take(x_PV, np.searchsorted(x.index, some)) for x, x_PV in ((a, p_PV), (b, q_PV)))
+        pair.fill(measure, reference, some, p, q)
+
+
+def _take(rows_PV: Tensor, at: Ints) -> Tensor:
+    """Return the rows at sorted indices, without a copy where they lie together."""
+    first, last = int(at[0]), int(at[-1]) + 1
+    return rows_PV[first:last] if last - first == len(at) else rows_PV[torch.from_numpy(at)]

@@ -1,0 +1,290 @@
+"""What is compared with what: metrics held to their contract, the rows of a phase, and pairs of them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qdx.analysis.numerics import Bools, Floats, Ints, first_difference, rows_before_split
+from qdx.errors import QdxError
+from qdx.plugins import plugin_of
+
+ON = ("logprob", "logit", "top")
+
+Source = tuple[int, int]  # config, repeat
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric with what its record says of it."""
+
+    name: str
+    call: Callable[..., Any]
+    meta: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, name: str, call: Callable[..., Any]) -> Measure:
+        """Take a metric, registered under `name` or not, after a look at what it asks for."""
+        meta = plugin_of(call).meta
+        if meta["on"] not in ON:
+            raise QdxError(f"metric {name!r} is on {meta['on']!r}, which no run holds: use {', '.join(ON)}")
+        if meta["needs"]:
+            raise QdxError(f"metric {name!r} needs {', '.join(meta['needs'])}, which no metric is given yet")
+        return cls(name, call, meta)
+
+    @property
+    def on(self) -> str:
+        """What its rows hold: logprob, logit or top."""
+        return str(self.meta["on"])
+
+    @property
+    def on_self(self) -> float | None:
+        """Its value for two equal rows; None when it does not say."""
+        return self.meta.get("on_self")
+
+    def __call__(self, p: Tensor, q: Tensor, **ids: Tensor) -> Floats:
+        """Call the metric and hold it to its contract."""
+        value = self.call(p, q, **ids)
+        if not isinstance(value, Tensor):
+            raise QdxError(f"metric {self.name!r} returned a {type(value).__name__}: return a tensor")
+        if value.shape != p.shape[:1] or value.dtype != torch.float64 or value.device != p.device:
+            raise QdxError(
+                f"metric {self.name!r} returned {value.dtype} {tuple(value.shape)} on {value.device} for "
+                f"rows of shape {tuple(p.shape)}: return torch.float64 ({len(p)},) on {p.device}"
+            )
+        if not self.meta.get("nan_when") and bool(value.isnan().any()):
+            raise QdxError(
+                f"metric {self.name!r} returned NaN for rows without one: correct it or register nan_when"
+            )
+        return np.asarray(value.numpy())
+
+    def attrs(self, what: str = "") -> dict[str, Any]:
+        """Attributes of its variables; `what` is added to the long name."""
+        function = getattr(self.call, "func", self.call)
+        summary = (inspect.getdoc(function) or self.name).splitlines()[0].rstrip(".")
+        stated = {key: self.meta[key] for key in ("units", "higher_means", "formula", "on")}
+        options = json.dumps(getattr(self.call, "keywords", {}), sort_keys=True)
+        return {**stated, "long_name": summary + what, "options": options}
+
+
+@dataclass(frozen=True)
+class PhaseRows:
+    """What a sweep file holds of one phase, without full rows.
+
+    Axes: C config, D repeat, R reference, P position, T output token.
+    """
+
+    name: str
+    coords: xr.Dataset  # labels, coordinates on config, region
+    captured_CDRP: Bools
+    hash_CDRP: NDArray[np.uint64]
+    logsumexp_CDRP: Floats
+    top_id_CDRPK: NDArray[np.int32]
+    top_logit_CDRPK: NDArray[np.float32]
+    position_P: Ints
+    length_R: Ints
+    outputs_CDRT: Ints | None  # in decode only
+
+    @classmethod
+    def read(cls, target: Path, name: str) -> PhaseRows:
+        """Read a phase of a merged sweep file."""
+        order = ("config", "repeat", "reference", "position")
+        with xr.open_dataset(target, group=name, engine="netcdf4") as data:
+            coords = data.coords.to_dataset().load()
+            scalars = ("captured", "row_hash", "logsumexp")
+            captured, row_hash, logsumexp = (data[key].transpose(*order).values for key in scalars)
+            top_id, top_logit = (
+                data[key].transpose(*order, "rank").values for key in ("top_id", "top_logit")
+            )
+        with xr.open_dataset(target, group="references", engine="netcdf4") as references:
+            length = references["length"].sel(reference=coords["reference"].values).values
+        outputs = None
+        if name == "decode":
+            with xr.open_dataset(target, group="output", engine="netcdf4") as output:
+                tokens = output["token_id"].sel({key: coords[key].values for key in order[:3]})
+                outputs = tokens.transpose(*order[:3], "output_token").values.astype(np.int64)
+        return cls(
+            name,
+            coords,
+            # A row with an infinite or NaN sum has no distance to anything: it is not measured.
+            captured.astype(bool) & np.isfinite(logsumexp),
+            row_hash.astype(np.uint64),
+            logsumexp.astype(np.float64),
+            top_id,
+            top_logit,
+            coords["position"].values.astype(np.int64),
+            length.astype(np.int64),
+            outputs,
+        )
+
+    def measurable(self, a: Source, b: Source) -> Bools:
+        """Rows (reference, position) that both have; in free decode, only where both consumed the same."""
+        one, other = self.captured_CDRP[a], self.captured_CDRP[b]
+        if self.outputs_CDRT is None:
+            return np.asarray(one & other)
+        split_R = first_difference(self.outputs_CDRT[a], self.outputs_CDRT[b])
+        rows = zip(one, other, self.length_R, split_R, strict=True)
+        return np.stack([rows_before_split(x, y, self.position_P, int(n), int(d)) for x, y, n, d in rows])
+
+    def equal(self, a: Source, b: Source) -> Bools:
+        """Whether two rows have equal hashes, (reference, position).
+
+        Hashes are of bit patterns: of two data types they say nothing, and nothing is equal.
+        """
+        dtype_C = self.coords["dtype"].values
+        return np.asarray((self.hash_CDRP[a] == self.hash_CDRP[b]) & (dtype_C[a[0]] == dtype_C[b[0]]))
+
+    def top(self, source: Source, reference: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities and ids (position, rank) of the greatest logits, and logsumexp (position,)."""
+        at = (*source, reference)
+        logsumexp_P = torch.from_numpy(self.logsumexp_CDRP[at])
+        logit_PK = torch.from_numpy(self.top_logit_CDRPK[at]).to(torch.float64)
+        id_PK = torch.from_numpy(self.top_id_CDRPK[at]).to(torch.int64)
+        return logit_PK - logsumexp_P[:, None], id_PK, logsumexp_P
+
+
+@dataclass
+class Pair:
+    """Two sources of rows, where they can be compared, and their distances (reference, position)."""
+
+    a: Source
+    b: Source
+    rows_RP: Bools  # measurable
+    equal_RP: Bools
+    coarse: bool  # the full rows of one of them were not kept
+    value: dict[str, Floats] = field(default_factory=dict)
+    reverse: dict[str, Floats] = field(default_factory=dict)  # from b to a; of pairs of configs
+    shared_RP: NDArray[np.int32] | None = None
+
+    @classmethod
+    def of(cls, phase: PhaseRows, a: Source, b: Source, *, coarse: bool, measures: Sequence[Measure]) -> Pair:
+        """Make room for the distances of two sources and fill in those of equal rows."""
+        pair = cls(a, b, phase.measurable(a, b), phase.equal(a, b), coarse)
+        for measure in measures:
+            for results in (pair.value, pair.reverse) if a[0] != b[0] else (pair.value,):
+                results[measure.name] = np.full(pair.rows_RP.shape, np.nan)
+                if measure.on_self is not None:
+                    results[measure.name][pair.rows_RP & pair.equal_RP] = measure.on_self
+        if coarse:
+            pair.shared_RP = np.full(pair.rows_RP.shape, -1, np.int32)
+        return pair
+
+    def todo(self, measure: Measure) -> Bools:
+        """Rows that need arithmetic, (reference, position)."""
+        return self.rows_RP if measure.on_self is None else self.rows_RP & ~self.equal_RP
+
+    def fill(
+        self, measure: Measure, reference: int, index: Ints, p: Tensor, q: Tensor, **ids: Tensor
+    ) -> None:
+        """Measure rows (n, …) that lie at `index` (n,) of the position axis."""
+        self.value[measure.name][reference, index] = there = measure(p, q, **ids)
+        if not self.reverse:
+            return
+        if not measure.meta["symmetric"]:
+            there = measure(q, p, **({"p_id": ids["q_id"], "q_id": ids["p_id"]} if ids else {}))
+        self.reverse[measure.name][reference, index] = there
+
+
+def pairs_of(phase: PhaseRows, has_rows_C: Sequence[bool], measures: Sequence[Measure]) -> list[Pair]:
+    """List the pairs of first repeats, each config with itself too, then the repeat pairs of each config."""
+    configs, repeats = phase.captured_CDRP.shape[:2]
+    sources = [((a, 0), (b, 0)) for a in range(configs) for b in range(a, configs)]
+    sources += [((c, d), (c, e)) for c in range(configs) for d, e in combinations(range(repeats), 2)]
+    return [
+        Pair.of(phase, a, b, coarse=not (has_rows_C[a[0]] and has_rows_C[b[0]]), measures=measures)
+        for a, b in sources
+    ]
+
+
+def dataset_of(phase: PhaseRows, pairs: Sequence[Pair], measure: Measure) -> xr.Dataset:
+    """Return the group ``/metrics/<metric>/<phase>``."""
+    configs, repeats, *rest = phase.captured_CDRP.shape
+    numbers = list(combinations(range(repeats), 2))
+    value_CCRP = np.full((configs, configs, *rest), np.nan)
+    repeat_CQRP = np.full((configs, len(numbers), *rest), np.nan)
+    shared_CCRP = np.full((configs, configs, *rest), -1, np.int32)
+    expected = {"value": 0, "repeat": 0}
+    coarse = {"value": 0, "repeat": 0}
+    for pair in pairs:
+        (a, d), (b, e) = pair.a, pair.b
+        either = int((phase.captured_CDRP[pair.a] | phase.captured_CDRP[pair.b]).sum())
+        coarsened = pair.coarse and measure.on != "top"
+        merged = int((np.isfinite(pair.value[measure.name]) & ~pair.equal_RP).sum()) if coarsened else 0
+        if d != e:
+            repeat_CQRP[a, numbers.index((d, e))] = pair.value[measure.name]
+            kind, ways = "repeat", 1
+        else:
+            value_CCRP[a, b] = pair.value[measure.name]
+            if a != b:
+                value_CCRP[b, a] = pair.reverse[measure.name]
+            if pair.shared_RP is not None:
+                shared_CCRP[a, b] = shared_CCRP[b, a] = pair.shared_RP
+            kind, ways = "value", 2 if a != b else 0
+        expected[kind] += ways * either
+        coarse[kind] += ways * merged
+    off_diagonal = ~np.eye(configs, dtype=bool)
+    variables = {
+        measure.name: (
+            ("config", "config_b", "reference", "position"),
+            value_CCRP,
+            {
+                **measure.attrs(),
+                **_coverage(value_CCRP, value_CCRP[off_diagonal], expected["value"]),
+                "coarse_rows": coarse["value"],
+            },
+        ),
+        "repeat_distance": (
+            ("config", "repeat_pair", "reference", "position"),
+            repeat_CQRP,
+            {
+                **measure.attrs(", between repeats"),
+                **_coverage(repeat_CQRP, repeat_CQRP, expected["repeat"]),
+                "coarse_rows": coarse["repeat"],
+            },
+        ),
+    }
+    if any(pair.coarse for pair in pairs):
+        about = "ids among the greatest logits of both rows; -1 where full rows were compared or nothing was"
+        shared = (
+            ("config", "config_b", "reference", "position"),
+            shared_CCRP,
+            {"units": "1", "long_name": about},
+        )
+        variables["shared_ids"] = shared
+    labels = phase.coords["config"].values
+    names = {
+        "config_b": (
+            "config_b",
+            labels,
+            {"units": "1", "long_name": "label of the config that is compared with"},
+        ),
+        "repeat_pair": (
+            "repeat_pair",
+            np.array([f"{d}~{e}" for d, e in numbers], object),
+            {"units": "1", "long_name": "numbers of the two repeats"},
+        ),
+    }
+    return xr.Dataset(variables, coords={**phase.coords.drop_vars("repeat", errors="ignore").coords, **names})
+
+
+def _coverage(values: Floats, compared: Floats, expected: int) -> dict[str, Any]:
+    """Turn infinite values into NaN, in place, and return the counts that become attributes."""
+    infinite = int(np.isinf(compared).sum())
+    measured = int(np.isfinite(compared).sum())
+    values[np.isinf(values)] = np.nan
+    return {
+        "coverage": f"{measured} of {expected} rows measured",
+        "not_measured": expected - measured,
+        "infinite": infinite,
+    }
