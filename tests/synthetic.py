@@ -1,7 +1,7 @@
 """Sweeps in memory, in the layout of ``sweep.nc``, whose every number can be worked out by hand.
 
-A reference is 3 prefix + 4 content + 3 suffix = 10 tokens, so prefill rows predict positions 1…10: two template rows of the
-prefix (1, 2), four of content (3…6), three of the suffix (7…9) and the first output (10).
+A reference is 3 prefix + 4 content + 3 suffix = 10 tokens, so prefill rows predict positions 1…10: two template rows
+of the prefix (1, 2), four of content (3…6), three of the suffix (7…9) and the first output (10).
 """
 
 from __future__ import annotations
@@ -37,15 +37,14 @@ def positions(phase: str, count: int) -> np.ndarray:
 
 def regions(position: np.ndarray, references: int) -> np.ndarray:
     edges = np.cumsum([PREFIX, CONTENT, SUFFIX])
-    names = np.array(["prefix", "content", "suffix", "output"])[np.searchsorted(edges, position, side="right")]
+    names = np.array(["prefix", "content", "suffix", "output"])[
+        np.searchsorted(edges, position, side="right")
+    ]
     return np.tile(names, (references, 1)).astype(object)
 
 
 def distance(metric: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """l2: Euclidean distance of the rows as they are. first: a's component 0 minus b's, squared (for asymmetry: × 2 if less).
-
-    overlap: 1 for equal rows, else 0 (more alike when higher).
-    """
+    """l2: of the rows as they are; skew: squared difference of component 0, doubled below 0; overlap: 1 for equal."""
     if metric == "l2":
         return np.sqrt(((a - b) ** 2).sum(-1))
     if metric == "skew":
@@ -177,6 +176,10 @@ def measure(metric, phase, data, captured, tokens, coords):  # type: ignore[no-u
     )
     if pairs:
         within = np.array([[one((c, i), (c, j)) for i, j in pairs] for c in range(configs)])
-        result["repeat_distance"] = (("config", "repeat_pair", "reference", "position"), within, FACTS[metric])
+        result["repeat_distance"] = (
+            ("config", "repeat_pair", "reference", "position"),
+            within,
+            FACTS[metric],
+        )
         result = result.assign_coords(repeat_pair=[f"{i}-{j}" for i, j in pairs])
     return result

@@ -1,6 +1,7 @@
-"""What the distances mean: each analysis takes a sweep and returns a `Section` of numbers and of lines for the report.
+"""What the distances mean: an analysis takes a sweep and returns a `Section` of numbers and report lines.
 
-The statistics are functions of plain arrays (`qdx.analysis.numerics`); `qdx.analysis.view` finds the arrays in a sweep.
+The statistics are functions of plain arrays (`qdx.analysis.numerics`); `qdx.analysis.view` finds the arrays
+in a sweep.
 """
 
 from __future__ import annotations

@@ -31,13 +31,15 @@ def effects(
     references_shown : int
         How many references get a matrix of their own in the text.
     template : bool
-        Print the aggregate matrix of template rows too. It is in the result either way, never mixed with content.
+        Print the aggregate matrix of template rows too. It is in the result either way, never mixed with
+        content.
 
     Returns
     -------
     Section
         Result over (metric, phase, region, config, config_b[, reference]): ``reference_mean``, ``rows``,
-        ``not_measured``, ``mean``, ``references_measured``; ``off_diagonal_mean``, ``_low``, ``_high``, ``_measured``.
+        ``not_measured``, ``mean``, ``references_measured``; ``off_diagonal_mean``, ``_low``, ``_high``,
+        ``_measured``.
     """
     view = View(tree)
     names = select_metrics(view, metrics)
@@ -57,7 +59,9 @@ def _measure(view: View, names: list[str]) -> xr.Dataset:
     not_measured = np.zeros_like(rows)
     for p, phase in enumerate(view.phases):
         captured = view.captured(phase)[:, 0]
-        either = captured[:, None] | captured[None, :]  # a row that only one of the two has is not measured either
+        either = (
+            captured[:, None] | captured[None, :]
+        )  # a row that only one of the two has is not measured either
         for m, metric in enumerate(names):
             masks = view.region_masks(metric, phase)
             for r, (region, (mean, count)) in enumerate(view.reference_means(metric, phase).items()):
@@ -82,12 +86,24 @@ def _measure(view: View, names: list[str]) -> xr.Dataset:
                 not_measured,
                 {**one, "long_name": "rows that either config captured and that were not measured"},
             ),
-            "mean": (pair, mean, {"long_name": "mean of the references' means, each reference of equal weight"}),
+            "mean": (
+                pair,
+                mean,
+                {"long_name": "mean of the references' means, each reference of equal weight"},
+            ),
             "references_measured": (pair, measured, {**one, "long_name": "references in the mean"}),
             "off_diagonal_mean": (pair[:3], off_mean, {"long_name": "mean of the matrix off its diagonal"}),
             "off_diagonal_low": (pair[:3], _extreme(values, np.inf, np.min), {"long_name": "least of them"}),
-            "off_diagonal_high": (pair[:3], _extreme(values, -np.inf, np.max), {"long_name": "greatest of them"}),
-            "off_diagonal_measured": (pair[:3], off_count, {**one, "long_name": "entries of the matrix measured"}),
+            "off_diagonal_high": (
+                pair[:3],
+                _extreme(values, -np.inf, np.max),
+                {"long_name": "greatest of them"},
+            ),
+            "off_diagonal_measured": (
+                pair[:3],
+                off_count,
+                {**one, "long_name": "entries of the matrix measured"},
+            ),
         },
         coords={
             "metric": names,
@@ -125,10 +141,14 @@ def _text(
     at = result.sel(phase=phase)
     lines = [legend(labels), ""] if legend(labels) else []
     if first_phase:
-        lines.append("  p: the row's config; q: the column's. Content rows: the snippet's and those after the template.")
+        lines.append(
+            "  p: the row's config; q: the column's. Content rows: the snippet's and those after the "
+            "template."
+        )
     for position, metric in enumerate(names):
         of = at.sel(metric=metric)
         lines.append(wrap(describe_metric(view, metric) if first_phase else metric, "  "))
+        lines += _caveats(view, metric, phase)
         if not int(of["rows"].sum()):
             lines += [f"    not measured in {PHASE_TITLES[phase]}", ""]
             continue
@@ -144,18 +164,47 @@ def _text(
     return "\n".join(lines).rstrip()
 
 
+def _caveats(view: View, metric: str, phase: str) -> list[str]:
+    """What the measuring had to do to the rows: coarsen them, or drop an infinite value."""
+    measured = view.measured(metric, phase)
+    if measured is None:
+        return []
+    attrs, lines = measured[metric].attrs, []
+    if int(attrs.get("coarse_rows", 0)):
+        count = plural(int(attrs["coarse_rows"]), "row")
+        said = f"{count} measured on shared top ids and one bucket for all others"
+        if "shared_ids" in measured:
+            ids = measured["shared_ids"].values
+            if (ids >= 0).any():
+                said += f" (median {np.median(ids[ids >= 0]):.0f} shared ids)"
+        lines.append(wrap(f"{said}: an f-divergence (kl, js, total variation) is then a lower bound", "    "))
+    if int(attrs.get("infinite", 0)):
+        lines.append(
+            f"    {plural(int(attrs['infinite']), 'infinite distance')} (a token impossible in one row): "
+            "not measured"
+        )
+    return lines
+
+
 def _single_references(view: View, of: xr.Dataset, shown: int) -> list[str]:
     if len(view.references) == 1:
         return []
     if len(view.configs) > MOST_CONFIGS:
-        return [f"  Matrices of single references: sweep.nc /analysis/effects ({len(view.configs)} configs)", ""]
+        return [
+            f"  Matrices of single references: sweep.nc /analysis/effects ({len(view.configs)} configs)",
+            "",
+        ]
     lines = []
     for name in view.references[:shown]:
         one = of.sel(reference=name)
         lines.append(_counted(f"  {name}, mean of", one, "content"))
         lines += [matrix(view.configs, distance_cells(one["reference_mean"].values), indent="    "), ""]
     more = len(view.references) - shown
-    return [*lines, f"  … {plural(more, 'more reference')}: sweep.nc /analysis/effects", ""] if more > 0 else lines
+    return (
+        [*lines, f"  … {plural(more, 'more reference')}: sweep.nc /analysis/effects", ""]
+        if more > 0
+        else lines
+    )
 
 
 def _aggregate(view: View, of: xr.Dataset, region: str) -> list[str]:
@@ -180,7 +229,8 @@ def _aggregate(view: View, of: xr.Dataset, region: str) -> list[str]:
     if partial.any():
         lines.append(
             wrap(
-                f"{int(partial.sum())} of {total} entries rest on fewer references (fewest {int(measured[partial].min())} "
+                f"{int(partial.sum())} of {total} entries rest on fewer references (fewest "
+                f"{int(measured[partial].min())} "
                 f"of {references}); the others were not measured",
                 "    ",
             )
@@ -195,12 +245,15 @@ def _counted(start: str, of: xr.Dataset, region: str) -> str:
     rows, missed = (v.sum(-1) if v.ndim > 1 else v for v in (rows, missed))
     low, high = int(rows.min()), int(rows.max())
     said = f"{start} {low if low == high else f'{low} to {high}'} {region} rows a pair"
-    return said + (f"; {int(missed.sum())} of {int((rows + missed).sum())} not measured" if missed.sum() else "")
+    return said + (
+        f"; {int(missed.sum())} of {int((rows + missed).sum())} not measured" if missed.sum() else ""
+    )
 
 
 def _template_line(of: xr.Dataset, metric: str) -> str:
     return wrap(
-        f"Template rows, apart: {metric} off the diagonal: mean {figure(float(of['off_diagonal_mean']))}, range "
+        f"Template rows, apart: {metric} off the diagonal: mean {figure(float(of['off_diagonal_mean']))}, "
+        "range "
         f"{figure(float(of['off_diagonal_low']))} to {figure(float(of['off_diagonal_high']))}",
         "  ",
     )

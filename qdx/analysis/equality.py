@@ -21,14 +21,15 @@ def classes(tree: xr.DataTree) -> Section:
     Parameters
     ----------
     tree : xarray.DataTree
-        A sweep. All captured rows of the first repeat count, template and content; in free decode those up to and
-        including the row that predicts the first differing token.
+        A sweep. All captured rows of the first repeat count, template and content; in free decode those up
+        to and including the row that predicts the first differing token.
 
     Returns
     -------
     Section
-        Result over (phase, config[, config_b]): ``class_id`` (from 0, in the order of the configs), ``repeats``
-        ("repeats", "does not repeat", "not rerun"), ``rows_shared``, ``rows_equal``, and ``environment_class``.
+        Result over (phase, config[, config_b]): ``class_id`` (from 0, in the order of the configs),
+        ``repeats`` ("repeats", "does not repeat", "not rerun"), ``rows_shared``, ``rows_equal``, and
+        ``environment_class``.
 
     Notes
     -----
@@ -53,12 +54,24 @@ def classes(tree: xr.DataTree) -> Section:
     pair = ("phase", "config", "config_b")
     result = xr.Dataset(
         {
-            "class_id": (pair[:2], ids, {**one, "long_name": "kernel equivalence class, in the order of configs"}),
-            "repeats": (pair[:2], state, {**one, "long_name": "whether the config's own repeats are bit-equal"}),
+            "class_id": (
+                pair[:2],
+                ids,
+                {**one, "long_name": "kernel equivalence class, in the order of configs"},
+            ),
+            "repeats": (
+                pair[:2],
+                state,
+                {**one, "long_name": "whether the config's own repeats are bit-equal"},
+            ),
             "rows_shared": (pair, shared, {**one, "long_name": "rows that both configs have"}),
             "rows_equal": (pair, same, {**one, "long_name": "shared rows with equal hashes"}),
             "environment_class": ("config", environment, {**one, "long_name": "environment class"}),
-            "environment": ("environment_id", environments, {**one, "long_name": "what an environment class is"}),
+            "environment": (
+                "environment_id",
+                environments,
+                {**one, "long_name": "what an environment class is"},
+            ),
         },
         coords={"phase": list(view.phases), "config": view.configs, "config_b": view.configs},
     )
@@ -66,7 +79,7 @@ def classes(tree: xr.DataTree) -> Section:
     return Section("classes", "Kernel equivalence classes", result, {"": head, **text})
 
 
-def _compare(view: View, phase: str) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def _compare(view: View, phase: str) -> tuple[np.ndarray, np.ndarray]:
     count = len(view.configs)
     shared, same = np.zeros((count, count), np.int64), np.zeros((count, count), np.int64)
     hashes = view.hashes(phase)
@@ -78,7 +91,7 @@ def _compare(view: View, phase: str) -> tuple[np.ndarray, np.ndarray]:  # type: 
     return shared, same
 
 
-def _equal(shared: np.ndarray, same: np.ndarray) -> Bools:  # type: ignore[type-arg]
+def _equal(shared: np.ndarray, same: np.ndarray) -> Bools:
     return np.asarray((shared > 0) & (shared == same))
 
 
@@ -97,12 +110,14 @@ def _text(
     view: View,
     groups: list[list[int]],
     state: list[str],
-    shared: np.ndarray,  # type: ignore[type-arg]
-    same: np.ndarray,  # type: ignore[type-arg]
+    shared: np.ndarray,
+    same: np.ndarray,
     environment: list[int],
 ) -> str:
     lines = ["  Kernel equivalence classes (equal hashes in every shared row, template and content)"]
-    across = [(a, b) for i, g in enumerate(groups) for h in groups[i + 1 :] for a in g for b in h if shared[a, b]]
+    across = [
+        (a, b) for i, g in enumerate(groups) for h in groups[i + 1 :] for a in g for b in h if shared[a, b]
+    ]
     for number, members in enumerate(groups, 1):
         notes = []
         if state[members[0]] == REPEATS[1]:
@@ -111,7 +126,9 @@ def _text(
             notes.append("not rerun: whether it repeats is not known")
         if len(members) > 1:
             rows = [shared[a, b] for a in members for b in members if a < b]
-            notes.append(f"{plural(min(rows), 'shared row')}{'' if min(rows) == max(rows) else ' or more'} equal")
+            notes.append(
+                f"{plural(min(rows), 'shared row')}{'' if min(rows) == max(rows) else ' or more'} equal"
+            )
         if len({environment[m] for m in members}) > 1:
             notes.append("across environment classes")
         if not shared[members[0], members[0]]:
@@ -121,18 +138,22 @@ def _text(
     if across:
         a, b = max(across, key=lambda pair: same[pair] / shared[pair])
         said = f"at most {same[a, b]:,} of {shared[a, b]:,} ({view.configs[a]} ~ {view.configs[b]})"
-        lines.append(wrap(f"shared rows that are equal between classes: {said if same[a, b] else 'none'}", "    "))
+        lines.append(
+            wrap(f"shared rows that are equal between classes: {said if same[a, b] else 'none'}", "    ")
+        )
     return "\n".join(lines)
 
 
 def _environment_text(view: View, environments: list[str], environment: list[int]) -> str:
     if len(environments) == 1:
         return wrap(
-            f"Environment class: one for all configs ({environments[0]}); equal kernels can be bit-equal.", "  "
+            f"Environment class: one for all configs ({environments[0]}); equal kernels can be bit-equal.",
+            "  ",
         )
     lines = [
         wrap(
-            "Environment classes: rows of different ones may differ although the kernel is the same, so only equality "
+            "Environment classes: rows of different ones may differ although the kernel is the same, so "
+            "only equality "
             "means something across them.",
             "  ",
         )

@@ -28,7 +28,8 @@ def noise_floor(
     tree : xarray.DataTree
         A sweep with ``/metrics``.
     template : bool
-        Print the distances of template rows too. They are in the result either way, and never mixed with content.
+        Print the distances of template rows too. They are in the result either way, and never mixed with
+        content.
     metrics : sequence of str, optional
         Default: all that were measured.
     level : float
@@ -37,20 +38,23 @@ def noise_floor(
     Returns
     -------
     Section
-        Result over (config, phase, metric, region, repeat_pair): ``reruns``, ``reruns_equal``, ``mismatch_bound``,
-        ``rows``, ``rows_equal``; ``generations``, ``generations_diverged``, ``first_divergence``; ``mean``,
-        ``median``, ``maximum``, ``rows_measured``, ``pair_mean``.
+        Result over (config, phase, metric, region, repeat_pair): ``reruns``, ``reruns_equal``,
+        ``mismatch_bound``, ``rows``, ``rows_equal``; ``generations``, ``generations_diverged``,
+        ``first_divergence``; ``mean``, ``median``, ``worst`` (the least alike), ``rows_measured``,
+        ``pair_mean``.
 
     Notes
     -----
-    A *rerun* is one reference in one repeat after the first; it is equal when every captured row, template and content
-    alike, has the hash of the first repeat's. In free decode the rows up to and including the one that predicts the
-    first differing token are compared: later ones have other inputs.
+    A *rerun* is one reference in one repeat after the first; it is equal when every captured row, template
+    and content alike, has the hash of the first repeat's. In free decode the rows up to and including the
+    one that predicts the first differing token are compared: later ones have other inputs.
     """
     view = View(tree)
     names = select_metrics(view, metrics)
     result = xr.merge(
-        [_equality(view, level), _generations(view), _distances(view, names)], join="outer", combine_attrs="drop"
+        [_equality(view, level), _generations(view), _distances(view, names)],
+        join="outer",
+        combine_attrs="drop",
     ).reindex(config=view.configs, phase=list(view.phases))
     result.attrs = {
         "level": level,
@@ -97,7 +101,10 @@ def _generations(view: View) -> xr.Dataset:
         return xr.Dataset(coords={"config": view.configs})
     first = first_difference(outputs[:, :1], outputs[:, 1:])
     produced = (outputs[:, 1:, :, 0] >= 0) & (outputs[:, :1, :, 0] >= 0)
-    index = {"units": "1", "long_name": "index of the first token that differs from the first repeat's; -1: none"}
+    index = {
+        "units": "1",
+        "long_name": "index of the first token that differs from the first repeat's; -1: none",
+    }
     return xr.Dataset(
         {
             "generations": (
@@ -112,14 +119,18 @@ def _generations(view: View) -> xr.Dataset:
             ),
             "first_divergence": (("config", "rerun", "reference"), first, index),
         },
-        coords={"config": view.configs, "reference": view.references, "rerun": np.arange(1, outputs.shape[1])},
+        coords={
+            "config": view.configs,
+            "reference": view.references,
+            "rerun": np.arange(1, outputs.shape[1]),
+        },
     )
 
 
 def _distances(view: View, names: list[str]) -> xr.Dataset:
     pairs = next((view.repeat_pairs(m, p) for m in names for p in view.phases if view.repeat_pairs(m, p)), [])
     base = (len(names), len(view.phases), len(REGIONS), len(view.configs))
-    floats = {name: np.full(base, np.nan) for name in ("mean", "median", "maximum")}
+    floats = {name: np.full(base, np.nan) for name in ("mean", "median", "worst")}
     rows = np.zeros(base, np.int64)
     pair_mean = np.full((*base, len(pairs)), np.nan)
     for m, metric in enumerate(names):
@@ -129,9 +140,13 @@ def _distances(view: View, names: list[str]) -> xr.Dataset:
                 continue
             for r, mask in enumerate(view.region_masks(metric, phase).values()):
                 inside = np.where(mask, values, np.nan)
-                of_pair, _ = masked_mean(inside, np.ones(inside.shape, bool))  # config, repeat_pair, reference
+                of_pair, _ = masked_mean(
+                    inside, np.ones(inside.shape, bool)
+                )  # config, repeat_pair, reference
                 pair_mean[m, p, r], _ = mean_of_references(of_pair)
-                flat = inside.transpose(0, 2, 1, 3).reshape(*of_pair[:, 0].shape, -1)  # config, reference, rows
+                flat = inside.transpose(0, 2, 1, 3).reshape(
+                    *of_pair[:, 0].shape, -1
+                )  # config, reference, rows
                 of_reference, _ = masked_mean(flat, np.ones(flat.shape, bool))
                 floats["mean"][m, p, r], _ = mean_of_references(of_reference)
                 for c in range(len(view.configs)):
@@ -139,13 +154,15 @@ def _distances(view: View, names: list[str]) -> xr.Dataset:
                     rows[m, p, r, c] = len(finite)
                     if len(finite):
                         floats["median"][m, p, r, c] = np.median(finite)
-                        floats["maximum"][m, p, r, c] = finite.max()
+                        floats["worst"][m, p, r, c] = (
+                            finite.max() if view.is_distance(metric) else finite.min()
+                        )
     dims = ("metric", "phase", "region", "config")
     over = "distances between repeats, all references"
     data: dict[str, Any] = {
         "mean": (dims, floats["mean"], {"long_name": f"mean of {over} (mean of the references' means)"}),
         "median": (dims, floats["median"], {"long_name": f"median of {over}"}),
-        "maximum": (dims, floats["maximum"], {"long_name": f"greatest of {over}"}),
+        "worst": (dims, floats["worst"], {"long_name": f"least alike of {over}"}),
         "rows_measured": (dims, rows, {"long_name": "distances measured: rows × repeat pairs", "units": "1"}),
         "pair_mean": ((*dims, "repeat_pair"), pair_mean, {"long_name": "mean distance of a repeat pair"}),
     }
@@ -171,7 +188,8 @@ def _text(view: View, result: xr.Dataset, names: list[str], template: bool) -> s
     if repeats < 2:
         lines.append(
             wrap(
-                "One repeat: nothing was run again, so whether a config repeats, its noise floor and every signal to "
+                "One repeat: nothing was run again, so whether a config repeats, its noise floor and every "
+                "signal to "
                 "noise ratio are not known (repeats=3 measures them).",
                 "  ",
             )
@@ -182,15 +200,19 @@ def _text(view: View, result: xr.Dataset, names: list[str], template: bool) -> s
     lines += [
         "",
         wrap(
-            "Bit-equality. A rerun is one reference in one repeat after the first; it is bit-equal when every captured "
-            "row (template and content) has the hash of the first repeat's. If none of n reruns mismatched, the "
-            f"mismatch rate is under 1 − {1 - level:.2g}^(1/n) at {100 * level:.0f} % (reruns taken as independent).",
+            "Bit-equality. A rerun is one reference in one repeat after the first; it is bit-equal when "
+            "every captured "
+            "row (template and content) has the hash of the first repeat's. If none of n reruns mismatched, "
+            "the "
+            f"mismatch rate is under 1 − {1 - level:.2g}^(1/n) at {100 * level:.0f} % (reruns taken as "
+            "independent).",
             "  ",
         ),
         _equality_table(view, result, level),
         "",
         wrap(
-            "Free generation: reruns whose tokens differ from the first repeat's, and the index of the earliest "
+            "Free generation: reruns whose tokens differ from the first repeat's, and the index of the "
+            "earliest "
             "difference.",
             "  ",
         ),
@@ -203,6 +225,8 @@ def _text(view: View, result: xr.Dataset, names: list[str], template: bool) -> s
     lines += ["", _summary_table(view, result, names, "content", short)]
     if template:
         lines += ["", _summary_table(view, result, names, "template", short)]
+    elif names:
+        lines.append(_template_line(view, result, names[0]))
     return "\n".join(line for line in lines if line is not None)
 
 
@@ -223,10 +247,14 @@ def _equality_table(view: View, result: xr.Dataset, level: float) -> str:
                 verdict = f"does not repeat: {n - k} of {n} reruns mismatch"
             cells[phase] = [f"{k} of {n}", f"{differing:,} of {int(at['rows']):,}", verdict]
         name = clip(config, 30)
-        if len({(row[0], row[2]) for row in cells.values()}) == 1 and all(r[1][:2] == "0 " for r in cells.values()):
+        if len({(row[0], row[2]) for row in cells.values()}) == 1 and all(
+            r[1][:2] == "0 " for r in cells.values()
+        ):
             first = next(iter(cells.values()))
             total = int(result["rows"].sel(config=config).sum())
-            rows.append([name, "each" if len(cells) > 1 else view.phases[0], first[0], f"0 of {total:,}", first[2]])
+            rows.append(
+                [name, "each" if len(cells) > 1 else view.phases[0], first[0], f"0 of {total:,}", first[2]]
+            )
         else:
             rows += [[name if i == 0 else "", phase, *row] for i, (phase, row) in enumerate(cells.items())]
     return table(["config", "phase", "bit-equal in", "rows that differ", ""], rows, left=2)
@@ -258,32 +286,64 @@ def _pair_table(view: View, result: xr.Dataset, metric: str, short: Sequence[str
     rows = []
     for label, config in zip(short, view.configs, strict=True):
         at = result["pair_mean"].sel(metric=metric, region="content", config=config)
-        rows += _phase_rows(label, {p: [figure(float(v)) for v in at.sel(phase=p).values] for p in view.phases})
+        rows += _phase_rows(
+            label, {p: [figure(float(v)) for v in at.sel(phase=p).values] for p in view.phases}
+        )
     return f"  {title}\n" + table(["config", "phase", *pairs], rows, left=2)
 
 
 def _phase_rows(label: str, cells: dict[str, list[str]]) -> list[list[str]]:
-    """Table rows of one config, one a phase; a single row where every distance of every phase is exactly 0."""
+    """Table rows of one config, one a phase; a single one where every distance of every phase is 0."""
     if all(cell == "0" for row in cells.values() for cell in row):
         return [[label, "all", *next(iter(cells.values()))]]
     return [[label if i == 0 else "", phase, *row] for i, (phase, row) in enumerate(cells.items())]
+
+
+def _template_line(view: View, result: xr.Dataset, metric: str) -> str:
+    """The greatest distance between repeats in template rows, by phase that has such rows."""
+    at = result.sel(metric=metric, region="template")
+    said = []
+    for phase in view.phases:
+        values = at["worst"].sel(phase=phase).values
+        if np.isfinite(values).any():
+            worst = int(np.nanargmax(values) if view.is_distance(metric) else np.nanargmin(values))
+            whose = f" ({view.configs[worst]})" if values[worst] and view.is_distance(metric) else ""
+            said.append(f"{phase} {figure(float(values[worst]))}{whose}")
+    return wrap(
+        f"Template rows, apart: greatest {metric} between repeats: {', '.join(said) or 'none captured'}", "  "
+    )
+
+
+def _side_by_side(result: xr.Dataset, names: list[str], region: str, most: int = 3) -> list[list[str]]:
+    """Metrics that were measured at equally many rows, in groups that fit beside each other."""
+    groups: list[list[str]] = []
+    counts = result["rows_measured"].sel(region=region)
+    for name in names:
+        fitting = groups and len(groups[-1]) < most
+        if fitting and bool(
+            (counts.sel(metric=name).values == counts.sel(metric=groups[-1][0]).values).all()
+        ):
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    return groups
 
 
 def _summary_table(
     view: View, result: xr.Dataset, names: list[str], region: str, short: Sequence[str]
 ) -> str:
     """Median and maximum, metrics side by side."""
-    title = f"Noise floor of {region} rows: median and maximum of n distances between repeats (rows × repeat pairs)"
+    title = (
+        f"Noise floor of {region} rows: median, maximum of n distances between repeats (rows × repeat pairs)"
+    )
     blocks = [wrap(title, "  ")]
-    shown = 3  # metrics side by side
-    for start in range(0, len(names), shown):
-        chunk = names[start : start + shown]
+    for chunk in _side_by_side(result, names, region):
         rows = []
         for label, config in zip(short, view.configs, strict=True):
             at = result.sel(region=region, config=config, metric=chunk)
             cells = {}
             for phase in view.phases:
-                both = (at["median"].sel(phase=phase).values, at["maximum"].sel(phase=phase).values)
+                both = (at["median"].sel(phase=phase).values, at["worst"].sel(phase=phase).values)
                 cells[phase] = [figure(float(v)) for v in np.stack(both, 1).ravel()]
             for row in _phase_rows(label, cells):
                 count = at["rows_measured"].max("metric")
@@ -291,8 +351,6 @@ def _summary_table(
                 rows.append([*row[:2], f"{n:,}", *row[2:]])
         head = ["config", "phase", "n"]
         for metric in chunk:
-            head += [f"{metric} median", "max"]
+            head += [f"{metric} median", "max" if view.is_distance(metric) else "min"]
         blocks.append(table(head, rows, left=2))
     return "\n".join(blocks)
-
-

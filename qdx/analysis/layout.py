@@ -80,7 +80,9 @@ def letters(count: int) -> list[str]:
 
 def needs_letters(labels: Sequence[str]) -> bool:
     """Whether a matrix of these labels gets letters for headers."""
-    return max(map(len, labels)) > LONGEST_LABEL or 2 + (len(labels) + 1) * (2 + max(map(len, labels))) > WIDTH
+    return (
+        max(map(len, labels)) > LONGEST_LABEL or 2 + (len(labels) + 1) * (2 + max(map(len, labels))) > WIDTH
+    )
 
 
 def legend(labels: Sequence[str]) -> str:
@@ -95,7 +97,10 @@ def legend(labels: Sequence[str]) -> str:
 
 
 def matrix(
-    labels: Sequence[str], cells: NDArray[np.str_] | Sequence[Sequence[str]], corner: str = "", indent: str = "  "
+    labels: Sequence[str],
+    cells: NDArray[np.str_] | Sequence[Sequence[str]],
+    corner: str = "",
+    indent: str = "  ",
 ) -> str:
     """Align a square matrix of ready cells, in blocks of columns when it is wider than `WIDTH`.
 
@@ -111,7 +116,9 @@ def matrix(
         columns = range(start, min(start + fit, len(short)))
         lines = [indent + corner.ljust(stub) + "".join(short[c].rjust(width) for c in columns)]
         for row, name in enumerate(short):
-            lines.append(indent + name.ljust(stub) + "".join(str(cells[row][c]).rjust(width) for c in columns))
+            lines.append(
+                indent + name.ljust(stub) + "".join(str(cells[row][c]).rjust(width) for c in columns)
+            )
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 

@@ -18,8 +18,8 @@ FEWEST_REFERENCES = 8  # under this no interval is given: a bootstrap of so few 
 def mismatch_bound(reruns: int, level: float = 0.95) -> float:
     """Return the upper confidence bound of the mismatch rate when none of `reruns` mismatched.
 
-    Exact for independent reruns, also when their rates differ (then of their mean, by the inequality of arithmetic and
-    geometric means). NaN when there was no rerun.
+    Exact for independent reruns, also when their rates differ (then of their mean, by the inequality of
+    arithmetic and geometric means). NaN when there was no rerun.
 
     Notes
     -----
@@ -98,8 +98,8 @@ def rows_before_split(
 ) -> Bools:
     """Rows that two free generations of one reference can be compared at.
 
-    `position` L (= `length`) predicts output token 0, L + d the token of index d. With first difference d the rows up to
-    and including L + d saw the same tokens; without one all did.
+    `position` L (= `length`) predicts output token 0, L + d the token of index d. With first difference d
+    the rows up to and including L + d saw the same tokens; without one all did.
     """
     both = captured_a & captured_b
     return both if first_difference < 0 else both & (position_P <= length + first_difference)
@@ -111,8 +111,8 @@ def signal_to_noise(distance_R: Floats, noise_a: float, noise_b: float) -> tuple
     Returns
     -------
     (ratio, exact)
-        ``exact`` when both floors are 0: then any distance is signal, and the ratio is NaN. NaN also where a floor or
-        every distance was not measured.
+        ``exact`` when both floors are 0: then any distance is signal, and the ratio is NaN. NaN also where
+        a floor or every distance was not measured.
     """
     if not (np.isfinite(noise_a) and np.isfinite(noise_b) and np.isfinite(distance_R).any()):
         return float("nan"), False

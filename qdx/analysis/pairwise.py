@@ -20,6 +20,8 @@ from qdx.analysis.section import Section
 from qdx.analysis.view import View, select_metrics
 from qdx.plugins import register
 
+FEWEST_TO_GROUP = 6  # so few pairs are read one by one
+
 
 @register("analysis", "pairs", title="Pairwise summary")
 def pairs(
@@ -46,9 +48,9 @@ def pairs(
     Returns
     -------
     Section
-        Result over (metric, phase, pair): ``mean``, ``median``, ``low``, ``high`` over references (NaN under 8),
-        ``references_measured``; coordinates ``config``, ``config_b``, ``pair_type`` on ``pair``. A metric that is not
-        symmetric is taken from ``config`` to ``config_b``.
+        Result over (metric, phase, pair): ``mean``, ``median``, ``low``, ``high`` over references (NaN
+        under 8), ``references_measured``; coordinates ``config``, ``config_b``, ``pair_type`` on ``pair``.
+        A metric that is not symmetric is taken from ``config`` to ``config_b``.
     """
     view = View(tree)
     names = select_metrics(view, metrics)
@@ -66,11 +68,14 @@ def pairs(
             numbers["mean"][m, p], measured[m, p] = mean_of_references(values)
             numbers["median"][m, p] = median_of_references(values)
             for i, value in enumerate(values):
-                numbers["low"][m, p, i], numbers["high"][m, p, i] = bootstrap_interval(value, level, draws, seed)
+                numbers["low"][m, p, i], numbers["high"][m, p, i] = bootstrap_interval(
+                    value, level, draws, seed
+                )
     meaning = {
         "mean": "mean over references of the mean distance of a reference's content rows",
         "median": "median over references of the same",
-        "low": f"lower end of the {level:.0%} bootstrap interval of the mean; NaN under {FEWEST_REFERENCES} references",
+        "low": f"lower end of the {level:.0%} bootstrap interval of the mean; NaN under {FEWEST_REFERENCES} "
+        "references",
         "high": f"upper end of the {level:.0%} bootstrap interval of the mean",
     }
     dims = ("metric", "phase", "pair")
@@ -94,7 +99,12 @@ def pairs(
                 [pair_type(formats[a], formats[b], kernels[a], kernels[b]) for a, b in index],
             ),
         },
-        attrs={"ci_kind": "percentile bootstrap over references", "ci_prob": level, "draws": draws, "seed": seed},
+        attrs={
+            "ci_kind": "percentile bootstrap over references",
+            "ci_prob": level,
+            "draws": draws,
+            "seed": seed,
+        },
     )
     text = {}
     if names and index:
@@ -102,7 +112,8 @@ def pairs(
             text[phase] = _text(result, names[0], phase, shown)
         if len(view.references) < FEWEST_REFERENCES:
             text[view.phases[0]] += "\n" + wrap(
-                f"No interval: {plural(len(view.references), 'reference')}, and under {FEWEST_REFERENCES} a bootstrap "
+                f"No interval: {plural(len(view.references), 'reference')}, and under {FEWEST_REFERENCES} a "
+                "bootstrap "
                 "over references says nothing (raise prompts.references).",
                 "    ",
             )
@@ -123,7 +134,10 @@ def _text(result: xr.Dataset, metric: str, phase: str, shown: int) -> str:
         rows.append([*row, str(int(one["references_measured"]))])
     level = float(result.attrs["ci_prob"])
     head = ["pair", "type", "mean", "median", *([f"{level:.0%} interval"] if intervals else []), "references"]
-    lines = [f"  Pairs by mean {metric} of content rows, nearest first", table(head, rows, indent="    ", left=2)]
+    lines = [
+        f"  Pairs by mean {metric} of content rows, nearest first",
+        table(head, rows, indent="    ", left=2),
+    ]
     if len(order) > shown:
         lines.append(f"    … {plural(len(order) - shown, 'more pair')}: sweep.nc /analysis/pairs")
     return "\n".join([*lines, *_by_type(at)])
@@ -131,7 +145,7 @@ def _text(result: xr.Dataset, metric: str, phase: str, shown: int) -> str:
 
 def _by_type(at: xr.Dataset) -> list[str]:
     kinds = at["pair_type"].values.astype(str)
-    if len(kinds) < 3:
+    if len(kinds) <= FEWEST_TO_GROUP:
         return []
     rows = []
     for kind in dict.fromkeys(kinds[np.argsort(at["mean"].values, kind="stable")]):

@@ -22,7 +22,8 @@ class Section:
     result : xarray.Dataset
         Every number, with units and meaning in attributes.
     text : Mapping of str to str
-        Lines for the report by phase (``prefill``, ``replay``, ``decode``); ``""`` for what belongs to no phase.
+        Lines for the report by phase (``prefill``, ``replay``, ``decode``); ``""`` for what belongs to no
+        phase.
     figures : Mapping of str to Any
         Figures by name, for the HTML report.
     """

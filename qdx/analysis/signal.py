@@ -32,9 +32,9 @@ def snr(
     Returns
     -------
     Section
-        Result over (metric, phase, config, config_b): ``ratio`` = median over references of d / √((n_a² + n_b²) / 2),
-        ``exact`` (both floors are 0, the ratio is NaN), ``floor`` (config): mean over references of the mean distance
-        between repeats, content rows.
+        Result over (metric, phase, config, config_b): ``ratio`` = median over references of d / √((n_a² +
+        n_b²) / 2), ``exact`` (both floors are 0, the ratio is NaN), ``floor`` (config): mean over
+        references of the mean distance between repeats, content rows.
     """
     view = View(tree)
     names = [m for m in select_metrics(view, metrics) if view.is_distance(m)]
@@ -66,12 +66,16 @@ def snr(
                 ratio,
                 {
                     **one,
-                    "long_name": "median over references of distance / root mean square of the two noise floors",
+                    "long_name": "median over references of distance / root mean square of both noise floors",
                     "higher_means": "less alike",
                 },
             ),
             "exact": (dims, exact, {**one, "long_name": "both noise floors are 0: any difference is signal"}),
-            "floor": (dims[:3], floor, {"long_name": "noise floor: mean distance between repeats, content rows"}),
+            "floor": (
+                dims[:3],
+                floor,
+                {"long_name": "noise floor: mean distance between repeats, content rows"},
+            ),
         },
         coords={
             "metric": names,
@@ -84,7 +88,7 @@ def snr(
     return Section("snr", "Signal to noise", result, {"": _text(view, result, names, present, distance)})
 
 
-def _floor(view: View, metric: str, phase: str) -> np.ndarray:  # type: ignore[type-arg]
+def _floor(view: View, metric: str, phase: str) -> np.ndarray:
     """Mean over references of the mean distance between repeats of a reference's content rows, (config,)."""
     values = view.repeat_distances(metric, phase)
     if values is None:
@@ -100,7 +104,7 @@ def _text(
     result: xr.Dataset,
     names: list[str],
     phases: list[str],
-    distance: np.ndarray,  # type: ignore[type-arg]
+    distance: np.ndarray,
 ) -> str:
     if len(view.configs) == 1:
         return "  one config: no pair"
@@ -112,13 +116,15 @@ def _text(
     references = plural(len(view.references), "reference")
     lines = [
         wrap(
-            f"Median over {references} of {metric} / √((n_a² + n_b²) / 2), content rows; n: a config's noise floor (mean "
+            f"Median over {references} of {metric} / √((n_a² + n_b²) / 2), content rows; n: a config's "
+            "noise floor (mean "
             f"{metric} between its repeats).",
             "  ",
         ),
         wrap(
-            "exact: both floors are 0 and the pair differs, so any difference is signal; equal: both floors and the "
-            "distance are 0.",
+            "About 1: the pair is no further apart than its own noise puts it. exact: both floors are 0 and "
+            "the pair "
+            "differs, so any difference is signal; equal: both floors and the distance are 0.",
             "  ",
         ),
     ]

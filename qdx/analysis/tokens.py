@@ -26,10 +26,11 @@ def consistency(tree: xr.DataTree, words: int = 12) -> Section:
     Returns
     -------
     Section
-        Result over (config, config_b, reference, output_token): ``first_divergence`` (index of the first differing
-        token, -1 for none), ``agreement`` (share of equal tokens at the same index, all references),
-        ``agreement_at`` (the same at each index), ``prefix_agreement`` (share of references whose tokens are equal up
-        to and including each index), ``tokens_compared``, ``text_equal``, ``first_words``.
+        Result over (config, config_b, reference, output_token): ``first_divergence`` (index of the first
+        differing token, -1 for none), ``agreement`` (share of equal tokens at the same index, all
+        references), ``agreement_at`` (the same at each index), ``prefix_agreement`` (share of references
+        whose tokens are equal up to and including each index), ``tokens_compared``, ``text_equal``,
+        ``first_words``.
     """
     view = View(tree)
     outputs = view.outputs()
@@ -69,7 +70,10 @@ def consistency(tree: xr.DataTree, words: int = 12) -> Section:
             "prefix_agreement": (
                 (*pair, "output_token"),
                 prefix,
-                {**alike, "long_name": "share of references whose tokens are equal up to and including this index"},
+                {
+                    **alike,
+                    "long_name": "share of references whose tokens are equal up to and including this index",
+                },
             ),
             "tokens_compared": (pair, count, {**one, "long_name": "pairs of tokens compared"}),
             "text_equal": (
@@ -102,17 +106,25 @@ def _text(view: View, result: xr.Dataset) -> str:
         return f"  one config: nothing to compare ({references} × {plural(tokens, 'token')} generated)"
     agreement = result["agreement"].values
     lines += [
-        wrap(f"Share of equal output tokens at the same index ({references} × {plural(tokens, 'token')}).", "  "),
+        wrap(
+            f"Share of equal output tokens at the same index ({references} × {plural(tokens, 'token')}).",
+            "  ",
+        ),
         matrix(
             labels,
-            [[DIAGONAL if a == b else percent(v) for b, v in enumerate(row)] for a, row in enumerate(agreement)],
+            [
+                [DIAGONAL if a == b else percent(v) for b, v in enumerate(row)]
+                for a, row in enumerate(agreement)
+            ],
         ),
         "",
         wrap(
             "First differing output token, from 0: earliest…latest over references; = where none differs.",
             "  ",
         ),
-        matrix(labels, _divergence_cells(result["first_divergence"].values, result["tokens_compared"].values)),
+        matrix(
+            labels, _divergence_cells(result["first_divergence"].values, result["tokens_compared"].values)
+        ),
     ]
     off = ~np.eye(len(labels), dtype=bool)
     equal = np.triu(result["text_equal"].values.all(-1) & off)
@@ -123,7 +135,7 @@ def _text(view: View, result: xr.Dataset) -> str:
     return "\n".join(lines)
 
 
-def _divergence_cells(split_CCR: np.ndarray, compared_CC: np.ndarray) -> list[list[str]]:  # type: ignore[type-arg]
+def _divergence_cells(split_CCR: np.ndarray, compared_CC: np.ndarray) -> list[list[str]]:
     cells = []
     for a, row in enumerate(split_CCR):
         line = []

@@ -59,8 +59,6 @@ class View:
             return [default] * len(self.configs)
         return [str(v) for v in np.broadcast_to(dataset[coordinate].values, (len(self.configs),))]
 
-    # -- distances ---------------------------------------------------------------------------------------------
-
     def measured(self, metric: str, phase: str) -> xr.Dataset | None:
         """``/metrics/<metric>/<phase>``, or None when it is not there."""
         path = f"metrics/{metric}/{phase}"
@@ -105,8 +103,8 @@ class View:
     def region_masks(self, metric: str, phase: str) -> dict[str, Bools]:
         """Per region a mask (reference, position) of the rows in it.
 
-        ``template`` is the chat template's prefix and suffix; ``content`` is the snippet and everything after the
-        template, the row that predicts the first output token among them.
+        ``template`` is the chat template's prefix and suffix; ``content`` is the snippet and everything
+        after the template, the row that predicts the first output token among them.
         """
         dataset = self.measured(metric, phase)
         if dataset is None or "region" not in dataset.variables:
@@ -114,14 +112,12 @@ class View:
         return masks(np.asarray(dataset["region"].transpose("reference", "position").values, dtype=str))
 
     def reference_means(self, metric: str, phase: str) -> dict[str, tuple[Floats, Ints]]:
-        """Per region the mean distance over a reference's rows and their number, each (config, config_b, reference)."""
+        """Per region the mean over a reference's rows and their number, (config, config_b, reference) each."""
         values = self.distances(metric, phase)
         if values is None:
             return {}
         regions = self.region_masks(metric, phase).items()
         return {region: masked_mean(values, np.broadcast_to(mask, values.shape)) for region, mask in regions}
-
-    # -- rows --------------------------------------------------------------------------------------------------
 
     def captured(self, phase: str) -> Bools:
         """Array (config, repeat, reference, position)."""
@@ -174,10 +170,13 @@ class View:
     def environments(self) -> tuple[list[str], list[int]]:
         """Environment classes (as text) and the class of each config.
 
-        Rows are comparable exactly only where compute capability, SM count, engine version and batching are the same.
+        Rows are comparable exactly only where compute capability, SM count, engine version and batching are
+        the same.
         """
         columns = [self.of_config(name) for name in ENVIRONMENT]
-        described = [_environment(dict(zip(ENVIRONMENT, row, strict=True))) for row in zip(*columns, strict=True)]
+        described = [
+            _environment(dict(zip(ENVIRONMENT, row, strict=True))) for row in zip(*columns, strict=True)
+        ]
         classes = list(dict.fromkeys(described))
         return classes, [classes.index(d) for d in described]
 
@@ -198,7 +197,8 @@ def select_metrics(view: View, metrics: Sequence[str] | None) -> list[str]:
     unknown = [m for m in metrics if m not in view.metrics]
     if unknown:
         raise QdxError(
-            f"metric {unknown[0]!r} was not measured, only {', '.join(view.metrics) or 'none'}: add it to metric=[…]"
+            f"metric {unknown[0]!r} was not measured, only {', '.join(view.metrics) or 'none'}: add it to "
+            "metric=[…]"
         )
     return list(metrics)
 
@@ -215,7 +215,9 @@ def describe_metric(view: View, metric: str) -> str:
 def _finite(data: xr.DataArray) -> Floats:
     values = np.asarray(data.values, dtype=np.float64)
     if np.isinf(values).any():
-        raise QdxError(f"metric {data.name!r} holds infinite values: not measured must be NaN; correct the metric")
+        raise QdxError(
+            f"metric {data.name!r} holds infinite values: not measured must be NaN; correct the metric"
+        )
     return values
 
 
@@ -226,4 +228,6 @@ def _environment(facts: dict[str, str]) -> str:
         if capability not in ("", "cpu", "0", "none")
         else "CPU"
     )
-    return f"{machine}, {facts['backend']} {facts['backend_version']}, batch {facts['batch_size']}".replace("  ", " ")
+    return f"{machine}, {facts['backend']} {facts['backend_version']}, batch {facts['batch_size']}".replace(
+        "  ", " "
+    )

@@ -16,7 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0: everything is there. 1: a job failed or is missing, or an analysis raised; the report names it. 2: no report.
+        0: everything is there. 1: a job failed or is missing, or an analysis raised; the report names it.
+        2: no report.
     """
     parser = argparse.ArgumentParser(prog="python -m qdx.report", description=__doc__)
     parser.add_argument("directory", metavar="DIR", help="a sweep folder, with <label>/run.nc")

@@ -1,8 +1,7 @@
-"""From a sweep folder to ``sweep.nc``, ``report.txt`` and ``summary.json``; called at a sweep's end and by hand."""
+"""From a sweep folder to ``sweep.nc``, ``report.txt`` and ``summary.json``."""
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -64,7 +63,8 @@ def build(
     directory : path
         A sweep folder.
     metrics, analyses : Mapping of name to config node, optional
-        ``{"l2": {"_target_": "qdx.metrics.l2"}}``. Default: what ``sweep.json`` lists, else the shipped defaults.
+        ``{"l2": {"_target_": "qdx.metrics.l2"}}``. Default: what ``sweep.json`` lists, else the shipped
+        defaults.
     console : bool
         Print the report, and progress while distances are measured.
 
@@ -75,8 +75,8 @@ def build(
     Raises
     ------
     QdxError
-        When the folder is no sweep's, runs cannot be merged, or a metric breaks its contract. A failed or missing job is no
-        error, nor is an analysis that raises: both are named at the top of the report.
+        When the folder is no sweep's, runs cannot be merged, or a metric breaks its contract. A failed or
+        missing job is no error, nor is an analysis that raises: both are named at the top of the report.
     """
     from qdx.dataset import folder
     from qdx.report.facts import Facts
@@ -95,7 +95,7 @@ def build(
     part.unlink(missing_ok=True)
     try:
         sections, broken = _measure(directory, part, measures, steps, console)
-        os.replace(part, target)
+        part.replace(target)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
@@ -169,7 +169,7 @@ def _write(
     for path, written in ((report, text), (summary, content)):
         part = path.with_name(path.name + ".part")
         part.write_text(written, encoding="utf-8", newline="\n")
-        os.replace(part, path)
+        part.replace(path)
     if console:
         _print(text)
     paths = {path.name: path for path in (report, summary, *inputs[:1])}

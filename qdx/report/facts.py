@@ -71,14 +71,23 @@ def next_command(facts: Facts, configs: list[str]) -> tuple[str, str]:
         return (
             "copy sweep.nc there, then replay its transcripts under every config:",
             shlex.join(
-                ["python", "-m", "qdx", "-m", "prompts=transcripts", "prompts.path=sweep.nc", f"quant={chosen}"]
+                [
+                    "python",
+                    "-m",
+                    "qdx",
+                    "-m",
+                    "prompts=transcripts",
+                    "prompts.path=sweep.nc",
+                    f"quant={chosen}",
+                ]
             ),
         )
     if not arguments:
         return "", ""
     folder = f"outputs/verifier_{facts.directory.name}"
     return (
-        "repeat the same sweep there (this version has no replay of transcripts yet). Rows of one position are comparable "
+        "repeat the same sweep there (this version has no replay of transcripts yet). Rows of one position "
+        "are comparable "
         "bit for bit by their row_hash where environment class and kernel are the same:",
         shlex.join(["python", "-m", "qdx", *arguments, f"hydra.sweep.dir={folder}"]),
     )

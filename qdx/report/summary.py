@@ -17,19 +17,27 @@ from qdx.report.facts import Facts, next_command, report_command, resume_command
 from qdx.report.text import simulated_configs
 
 SCHEMA_VERSION = 1
-PER_REFERENCE = ("reference_mean", "rows", "not_measured")  # in sweep.nc; too long for a summary
+LONG = {  # in sweep.nc; too long for a summary
+    "effects": ("reference_mean", "rows", "not_measured"),
+    "consistency": ("agreement_at", "prefix_agreement"),
+}
 
 
 def summarize(
-    facts: Facts, tree: xr.DataTree | None, sections: Sequence[Section], files: Sequence[tuple[Path, int]], time: str
+    facts: Facts,
+    tree: xr.DataTree | None,
+    sections: Sequence[Section],
+    files: Sequence[tuple[Path, int]],
+    time: str,
 ) -> dict[str, Any]:
     """Collect the numbers of a report.
 
     Returns
     -------
     dict
-        ``analyses[name]`` holds that analysis' variables as nested mappings by coordinate (``effects.mean[metric][phase]
-        [region][config][config_b]``), what was not measured as None; beside it jobs, configs, references, files and commands.
+        ``analyses[name]`` holds that analysis' variables as nested mappings by coordinate
+        (``effects.mean[metric][phase] [region][config][config_b]``), what was not measured as None; beside
+        it jobs, configs, references, files and commands.
     """
     summary: dict[str, Any] = {
         "kind": "summary",
@@ -59,7 +67,7 @@ def summarize(
     summary["references"] = _references(view)
     summary["metrics"] = {m: {k: _plain(v) for k, v in view.facts(m).items()} for m in view.metrics}
     for section in sections:
-        kept = section.result.drop_vars([n for n in PER_REFERENCE if n in section.result and section.name == "effects"])
+        kept = section.result.drop_vars(LONG.get(section.name, ()), errors="ignore")
         summary["analyses"][section.name] = {str(n): nested(kept[n]) for n in kept.data_vars}
         if section.name == "pairs":
             summary["analyses"]["pairs"]["pair_type"] = nested(kept["pair_type"])
@@ -107,4 +115,7 @@ def _references(view: View) -> dict[str, dict[str, Any]]:
         return {}
     stored = view.group("references")
     names = [str(n) for n in stored.data_vars if stored[n].dims == ("reference",) and n != "text"]
-    return {str(r): {n: _plain(stored[n].sel(reference=r).item()) for n in names} for r in stored["reference"].values}
+    return {
+        str(r): {n: _plain(stored[n].sel(reference=r).item()) for n in names}
+        for r in stored["reference"].values
+    }

@@ -1,4 +1,4 @@
-"""The report as plain text of at most 110 columns: sections in the order of the experiment that qdx grew from."""
+"""The report as plain text of at most 110 columns, sections in the order of the original experiment."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ ENVIRONMENT = (
     "time_utc",
 )
 MOST_REFERENCES = 8  # listed one by one
-GENERAL = ("noise_floor", "consistency", "snr")  # sections with a place of their own; other analyses follow them
+GENERAL = (
+    "noise_floor",
+    "consistency",
+    "snr",
+)  # sections with a place of their own; other analyses follow them
 
 
 def render(
@@ -89,10 +93,15 @@ def _top(facts: Facts, tree: xr.DataTree | None) -> str:
     lines = [f"qdx report: {facts.directory}", "═" * WIDTH]
     simulated = simulated_configs(View(tree)) if tree is not None else []
     if simulated:
-        whose = "" if tree is not None and len(simulated) == len(View(tree).configs) else f" ({', '.join(simulated)})"
+        whose = (
+            ""
+            if tree is not None and len(simulated) == len(View(tree).configs)
+            else f" ({', '.join(simulated)})"
+        )
         lines.append(
             wrap(
-                f"SIMULATED KERNELS{whose}: computed by numerical models of the GPU kernels on a CPU, not by the real "
+                f"SIMULATED KERNELS{whose}: computed by numerical models of the GPU kernels on a CPU, not "
+                "by the real "
                 "kernels. Which configs differ, and how, is the models' answer; check it on the GPU.",
                 "",
                 "",
@@ -106,9 +115,7 @@ def _top(facts: Facts, tree: xr.DataTree | None) -> str:
             lines.append(wrap(f"missing  {', '.join(facts.missing)}", "  ", "    "))
         if resume_command(facts):
             lines.append(f"  resume   {resume_command(facts)}")
-    lines += [
-        wrap(f"ANALYSIS FAILED  {name}: {error}", "", "    ") for name, error in facts.broken.items()
-    ]
+    lines += [wrap(f"ANALYSIS FAILED  {name}: {error}", "", "    ") for name, error in facts.broken.items()]
     if tree is None:
         lines.append("No run is finished: nothing was merged or analysed, and there is no sweep.nc.")
     return "\n".join(lines)
@@ -125,7 +132,9 @@ def environment(view: View) -> str:
     if "provenance" not in view.tree.children:
         return "  not recorded"
     stored = view.group("provenance")
-    rows = []
+    rows: list[tuple[str, str]] = []
+    if not any(v for v in view.of_config("gpu")):
+        rows.append(("machine", "CPU, no GPU"))
     for name in ENVIRONMENT:
         if name not in stored:
             continue
@@ -143,10 +152,7 @@ def environment(view: View) -> str:
                 rows.append((title, f"{value or 'none'} ({whose})"))
                 title = ""
     width = max((len(r[0]) for r in rows), default=0)
-    lines = [wrap(f"{title.ljust(width)}  {value}", "  ", " " * (width + 2)) for title, value in rows]
-    if not any(title == "gpu" for title, _ in rows):
-        lines.insert(0, f"  {'machine'.ljust(width)}  CPU, no GPU")
-    return "\n".join(lines)
+    return "\n".join(wrap(f"{title.ljust(width)}  {value}", "  ", " " * (width + 2)) for title, value in rows)
 
 
 def configurations(view: View) -> str:
@@ -187,7 +193,9 @@ def _layer_types(view: View) -> list[str]:
         kernels = stored["kernel"].sel(config=config)
         values = [str(v) for v in kernels.values]
         if len({v for v in values if v}) > 1:
-            said = ", ".join(f"{t} {k}" for t, k in zip(kernels["layer_type"].values, values, strict=True) if k)
+            said = ", ".join(
+                f"{t} {k}" for t, k in zip(kernels["layer_type"].values, values, strict=True) if k
+            )
             lines.append(wrap(f"{config}: {said}", "  "))
     return lines
 
@@ -236,16 +244,14 @@ def generation(view: View, references: int = 4) -> str:
     least, most = int(tokens.min()), int(tokens.max())
     count = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     lines = [f"  {count} tokens a reference, greedy, end of sequence ignored; first repeat"]
-    stub = max(map(len, labels))
     for r, name in enumerate(view.references[:references]):
         lines.append(f"  {name}")
         said: dict[str, list[str]] = {}
         for c, label in enumerate(labels):
             said.setdefault(" ".join(str(text[c, r]).split()), []).append(label)
+        stub = min(max(len(", ".join(whose)) for whose in said.values()), 48)
         for words, whose in said.items():
-            who = ", ".join(whose)
-            stub_here = max(stub, len(who)) if len(who) < 48 else stub
-            lines.append(clip(f"    {who.ljust(stub_here)}  {words or '(no visible text)'}", WIDTH))
+            lines.append(clip(f"    {', '.join(whose).ljust(stub)}  {words or '(no visible text)'}", WIDTH))
     if len(view.references) > references:
         lines.append(f"  … {plural(len(view.references) - references, 'more reference')}: sweep.nc /output")
     return "\n".join(lines)
@@ -266,7 +272,13 @@ def phase_text(view: View, sections: Sequence[Section], phases: Sequence[str]) -
 
 def results(facts: Facts, tree: xr.DataTree | None, files: Sequence[tuple[Path, int]]) -> str:
     """Files with their sizes, and what can be typed next."""
-    lines = [f"  {size(count)}  {path}" for path, count in files]
+    runs = [(path, count) for path, count in files if path.name == "run.nc"]
+    lines = [f"  {size(count)}  {path}" for path, count in files if path.name != "run.nc"]
+    if runs:
+        total = size(sum(count for _, count in runs))
+        lines.append(
+            f"  {total}  {facts.directory}/<label>/run.nc ({plural(len(runs), 'file')}, with the full rows)"
+        )
     if resume_command(facts):
         lines += ["", "  Resume this sweep (finished configs are kept):", f"    {resume_command(facts)}"]
     lines += ["", "  Redo merge, analyses and report:", f"    {report_command(facts)}"]
