@@ -1,8 +1,9 @@
 """AutoAWQ's "gemm" layout of an int4 linear layer.
 
-``qweight`` int32 (in, out / 8): nibble k of word i holds column 8·i + (0,2,4,6,1,3,5,7)[k]; ``qzeros`` int32 (in / group,
-out / 8) in the same order; ``scales`` (in / group, out). Source: AutoAWQ ``awq/modules/linear/gemm.py``, and vLLM
-``csrc/quantization/awq/dequantize.cuh``, whose half2 extraction is why the columns are interleaved.
+``qweight`` int32 (in, out / 8): nibble k of word i holds column 8·i + (0,2,4,6,1,3,5,7)[k]; ``qzeros`` int32
+(in / group, out / 8) in the same order; ``scales`` (in / group, out). Source: AutoAWQ
+``awq/modules/linear/gemm.py``, and vLLM ``csrc/quantization/awq/dequantize.cuh``, whose half2 extraction is
+why the columns are interleaved.
 """
 
 from __future__ import annotations
@@ -10,7 +11,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from qdx.kernels.weights import QuantizedWeight
-from qdx.models.bits import check_shapes, checked, float16_scales, pack_columns, rows_per_group, unpack_columns
+from qdx.models.bits import (
+    check_shapes,
+    checked,
+    float16_scales,
+    pack_columns,
+    rows_per_group,
+    unpack_columns,
+)
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 SUFFIXES = ("qweight", "qzeros", "scales")
@@ -44,7 +52,8 @@ def unpack(tensors: dict[str, Tensor], group_size: int) -> QuantizedWeight:
     Raises
     ------
     QdxError
-        A tensor is missing or shaped for other bits or another group size, or a scale is not exact in float16.
+        A tensor is missing or shaped for other bits or another group size, or a scale is not exact in
+        float16.
     """
     qweight, qzeros, scales = checked(tensors, SUFFIXES)
     in_features, words = qweight.shape

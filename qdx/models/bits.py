@@ -13,7 +13,9 @@ NATURAL = (0, 1, 2, 3, 4, 5, 6, 7)
 
 
 def pack_columns(values_RC: Tensor, order: Sequence[int] = NATURAL) -> Tensor:
-    """Pack uint8 (rows, columns) of 0…15 into int32 (rows, columns / 8): nibble k of word i holds column 8·i + order[k].
+    """Pack uint8 (rows, columns) of 0…15 into int32 (rows, columns / 8).
+
+    Nibble k of word i holds column 8·i + order[k].
 
     Raises
     ------
@@ -22,7 +24,9 @@ def pack_columns(values_RC: Tensor, order: Sequence[int] = NATURAL) -> Tensor:
     """
     rows, columns = values_RC.shape
     if columns % 8:
-        raise QdxError(f"pack: {columns} features are no multiple of 8, which an int32 word holds: pad the layer")
+        raise QdxError(
+            f"pack: {columns} features are no multiple of 8, which an int32 word holds: pad the layer"
+        )
     values_RI8 = values_RC.view(rows, columns // 8, 8)[..., list(order)].to(torch.int32)
     word_RI = torch.zeros(rows, columns // 8, dtype=torch.int32)
     for nibble in range(8):
@@ -47,8 +51,8 @@ def checked(tensors: dict[str, Tensor], names: Sequence[str]) -> list[Tensor]:
     for name in ("qweight", "qzeros"):
         if tensors[name].dtype != torch.int32 or tensors[name].ndim != 2:
             raise QdxError(
-                f"quantized layer: {name} is {tensors[name].dtype} {tuple(tensors[name].shape)}, must be an int32 matrix: "
-                "only 8 × 4 bits in an int32 word are read"
+                f"quantized layer: {name} is {tensors[name].dtype} {tuple(tensors[name].shape)}, must be "
+                "an int32 matrix: only 8 × 4 bits in an int32 word are read"
             )
     return [tensors[name] for name in names]
 
@@ -58,8 +62,8 @@ def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[in
     for name, shape in expected.items():
         if found[name] != shape:
             raise QdxError(
-                f"quantized layer: {name} has shape {found[name]}, expected {shape} for 4 bits and this group size: "
-                "the checkpoint's config.json and its tensors disagree, or the layer has other bits"
+                f"quantized layer: {name} has shape {found[name]}, expected {shape} for 4 bits and this "
+                "group size: config.json and tensors disagree, or the layer has other bits"
             )
 
 
@@ -75,8 +79,8 @@ def float16_scales(scale_GN: Tensor) -> Tensor:
     changed = half_GN.to(torch.float32) != scale_GN.to(torch.float32)
     if bool(changed.any()):
         raise QdxError(
-            f"quantized layer: {int(changed.sum())} of {changed.numel()} {scale_GN.dtype} scales are not exact in float16, "
-            f"such as {float(scale_GN[changed][0]):.6g}: use a checkpoint with float16 scales"
+            f"quantized layer: {int(changed.sum())} of {changed.numel()} {scale_GN.dtype} scales are not "
+            f"exact in float16, such as {float(scale_GN[changed][0]):.6g}: use one with float16 scales"
         )
     return half_GN
 

@@ -14,7 +14,8 @@ from qdx.errors import QdxError
 
 try:
     import fcntl
-except ImportError:  # Windows: the rename alone keeps the result whole; at worst two processes do the work twice
+except ImportError:
+    # Windows: the rename alone keeps the result whole; at worst two processes do the work twice.
     fcntl = None  # type: ignore[assignment]
 
 
@@ -32,12 +33,17 @@ def cache_folder() -> Path:
 
 
 def prepare(
-    target: Path, build: Callable[[Path], None], *, needs_bytes: int = 0, waiting: Callable[[], None] | None = None
+    target: Path,
+    build: Callable[[Path], None],
+    *,
+    needs_bytes: int = 0,
+    waiting: Callable[[], None] | None = None,
 ) -> Path:
     """Return `target`, built by `build` if it is not there yet.
 
-    It is built in a temporary folder beside the target and renamed, so `target` is whole or absent. Of several processes
-    one builds while the others wait on a lock that the operating system releases when its holder dies, however it dies.
+    It is built in a temporary folder beside the target and renamed, so `target` is whole or absent. Of
+    several processes one builds while the others wait on a lock that the operating system releases when its
+    holder dies, however it dies.
 
     Parameters
     ----------
@@ -62,7 +68,9 @@ def prepare(
         lock_path = target.parent / f"{target.name}.lock"
         lock = lock_path.open("a")
     except OSError as error:
-        raise QdxError(f"model cache {target.parent} cannot be written ({error}): set QDX_CACHE to another folder") from error
+        raise QdxError(
+            f"model cache {target.parent} cannot be written ({error}): set QDX_CACHE to another folder"
+        ) from error
     with lock, _held(lock.fileno(), waiting) as alone:
         if target.is_dir():  # another process built it while this one waited
             return target
@@ -72,8 +80,8 @@ def prepare(
         free = shutil.disk_usage(target.parent).free
         if free < needs_bytes:
             raise QdxError(
-                f"model cache {target.parent} has {free / 1e9:.1f} GB free, {needs_bytes / 1e9:.1f} GB are needed: "
-                "free some or set QDX_CACHE to another folder"
+                f"model cache {target.parent} has {free / 1e9:.1f} GB free, {needs_bytes / 1e9:.1f} GB "
+                "are needed: free some or set QDX_CACHE to another folder"
             )
         working = Path(tempfile.mkdtemp(prefix=f"{target.name}.building-", dir=target.parent))
         try:

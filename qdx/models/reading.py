@@ -41,12 +41,14 @@ def iter_quantized(path: Path) -> Iterator[tuple[str, QuantizedWeight]]:
     kind = format_of(config, path)
     if kind == "none":
         raise QdxError(f"checkpoint {path} is not quantized: its config.json has no quantization_config")
-    group_size = int(config["quantization_config"]["group_size"])
+    group_size = _group_size(kind, config["quantization_config"], path)
     unpack = awq.unpack if kind == "awq" else gptq.unpack
     with _opened(path) as where:
         modules = [name.removesuffix(".qweight") for name in where if name.endswith(".qweight")]
         if not modules:
-            raise QdxError(f"checkpoint {path} has no quantized layer (*.qweight), its config.json says {kind}")
+            raise QdxError(
+                f"checkpoint {path} has no quantized layer (*.qweight), its config.json says {kind}"
+            )
         for module in modules:
             names = [f"{module}.{part}" for part in PARTS if f"{module}.{part}" in where]
             tensors = {name.rpartition(".")[2]: where[name].get_tensor(name) for name in names}
@@ -79,6 +81,28 @@ def dense_state(path: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, file.get_tensor(name)
 
 
+def _group_size(kind: str, stated: dict[str, Any], path: Path) -> int:
+    """Return the group size that config.json states, and refuse packings that are not read here."""
+    wanted: list[tuple[str, Any, Any]] = [("bits", None, 4)]
+    if kind == "awq":
+        wanted.append(("version", "gemm", "gemm"))
+    else:
+        wanted += [("desc_act", False, False), ("checkpoint_format", "gptq", "gptq")]
+    for key, default, value in wanted:
+        got = stated.get(key, default)
+        if (got.lower() if isinstance(got, str) else got) != value:
+            raise QdxError(
+                f"checkpoint {path}: {kind} with {key}={got!r}, only {value!r} is read: use another "
+                "checkpoint"
+            )
+    size = stated.get("group_size")
+    if not isinstance(size, int):
+        raise QdxError(
+            f"checkpoint {path}: config.json states group_size={size!r}, must be a number such as 128 or -1"
+        )
+    return size
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[dict[str, Any]]:
     """Open every weight file; gives tensor name → open file."""
@@ -90,8 +114,8 @@ def _opened(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 opened = stack.enter_context(safe_open(str(file), framework="pt"))
             except (SafetensorError, OSError) as error:
-                raise QdxError(f"checkpoint file {file} cannot be read ({error}): download it again") from error
-            where.update({name: opened for name in opened.keys()})  # noqa: SIM118 (no mapping)
+                raise QdxError(
+                    f"checkpoint file {file} cannot be read ({error}): download it again"
+                ) from error
+            where.update(dict.fromkeys(opened.keys(), opened))
         yield where
-
-

@@ -21,7 +21,9 @@ def load_tokenizer(path: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
     except (OSError, ValueError) as error:
-        raise QdxError(f"no tokenizer in {path} ({_first_line(error)}): the folder needs a tokenizer.json") from error
+        raise QdxError(
+            f"no tokenizer in {path} ({_first_line(error)}): the folder needs a tokenizer.json"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """Pad SmolLM2-135M with zeros to shapes that the GPU kernels take, without changing its function.
 
-Marlin needs in-features divisible by 128 and out-features by 64; 576 wide with 3 key-value heads is neither. At 768 wide with
-12 and 4 heads the added features are 0 everywhere, the added heads attend to nothing but zeros, and zeros quantize exactly.
+Marlin needs in-features divisible by 128 and out-features by 64; 576 wide with 3 key-value heads is neither.
+At 768 wide with 12 and 4 heads the added features are 0 everywhere, the added heads attend to nothing but
+zeros, and zeros quantize exactly.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ HEADS, WIDE_HEADS = 9, 12
 KEY_VALUE_HEADS, WIDE_KEY_VALUE_HEADS = 3, 4
 HEAD = 64
 MLP = 1536
-# RMSNorm's mean runs over 768 features of which 576 can be non-zero: mean and eps shrink alike, the weight makes it up.
+# RMSNorm's mean runs over 768 features of which 576 can be non-zero: mean and eps shrink alike, the weight
+# makes it up.
 SHARE = HIDDEN / WIDE_HIDDEN
 
 _SHAPES = {

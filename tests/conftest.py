@@ -1,0 +1,19 @@
+"""Fixtures that every part uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Callable[[str], Path]:
+    """Return a function from "none", "awq" or "gptq" to that form's checkpoint folder of the demo model.
+
+    It lies in the normal cache, so a machine prepares it once.
+    """
+    from qdx.models import resolve
+
+    return lambda form: resolve(f"demo:smollm2/{form}", format=form).path
