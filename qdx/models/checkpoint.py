@@ -68,7 +68,7 @@ def resolve(name: str, *, format: str, cache: Path | None = None, progress: bool
     revision = ""
     if name.startswith("demo:"):
         path, revision = _demo(name, cache, progress)
-    elif Path(name).expanduser().is_dir():
+    elif name and Path(name).expanduser().is_dir():
         path = Path(name).expanduser().absolute()
     elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) and not Path(name).expanduser().exists():
         path, revision = _hub(name)

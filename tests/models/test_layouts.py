@@ -53,7 +53,7 @@ def awq_by_loops(tensors: dict[str, torch.Tensor], group: int) -> np.ndarray:
 
 
 def gptq_by_loops(tensors: dict[str, torch.Tensor]) -> np.ndarray:
-    """Nibble k of qweight's word i holds row 8·i + k; qzeros columns in order, stored minus 1; g_idx says the group."""
+    """Nibble k of qweight word i: row 8·i + k; qzeros columns in order, minus 1; g_idx says the group."""
     qweight, qzeros, scales, g_idx = (
         tensors[name].numpy() for name in ("qweight", "qzeros", "scales", "g_idx")
     )
@@ -172,7 +172,7 @@ def test_scales_that_float16_would_change_are_refused(layout: ModuleType, value:
     packed = layout.pack(random_weight(64, 16, 32))
     packed["scales"] = packed["scales"].to(torch.bfloat16)
     packed["scales"][1, 3] = value
-    with pytest.raises(QdxError, match=r"1 of 32 torch.bfloat16 scales are not exact in float16"):
+    with pytest.raises(QdxError, match=r"1 of 32 torch\.bfloat16 scales are not exact in float16"):
         layout.unpack(packed, 32)
 
 
@@ -188,7 +188,7 @@ def test_a_missing_tensor_is_named(layout: ModuleType) -> None:
 def test_words_of_another_type_are_refused(layout: ModuleType) -> None:
     packed = layout.pack(random_weight(64, 16, 32))
     packed["qweight"] = packed["qweight"].to(torch.int64)
-    with pytest.raises(QdxError, match="qweight is torch.int64"):
+    with pytest.raises(QdxError, match=r"qweight is torch\.int64"):
         layout.unpack(packed, 32)
 
 
