@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int32]
 
+MOST_LINES = 12  # of files or references that are printed; all of them are in the results file
+
 
 @dataclass(frozen=True, eq=False)
 class Reference:
@@ -75,12 +77,15 @@ class Summary:
         False when the tokenizer has no chat template, so that the content alone is the prompt.
     continuations_overlap : bool
         True when the source is so short that a window's continuation runs into the next window.
+    noun : str
+        What the documents are: "file", "text" …
     """
 
     files: tuple[SourceFile, ...]
     total_tokens: int
     has_template: bool
     continuations_overlap: bool = False
+    noun: str = "file"
 
 
 class PromptSource(Protocol):
@@ -119,9 +124,7 @@ def describe(references: Sequence[Reference], summary: Summary | None = None) ->
     """
     lines = []
     if summary is not None:
-        lines += [_files_line(summary)]
-        if len(summary.files) > 1:
-            lines += [f"  {_file(file)}" for file in summary.files]
+        lines += _file_lines(summary)
     lines += _length_lines(references)
     if summary is not None and not summary.has_template:
         lines += [
@@ -130,7 +133,10 @@ def describe(references: Sequence[Reference], summary: Summary | None = None) ->
     if summary is not None and summary.continuations_overlap:
         lines += ["the source is short: continuations run into the next window (the windows do not overlap)"]
     width = max(len(reference.name) for reference in references)
-    lines += [f"{reference.name:<{width}}  {_provenance(reference)}" for reference in references]
+    shown = references[:MOST_LINES]
+    lines += [f"{reference.name:<{width}}  {_provenance(reference)}" for reference in shown]
+    if len(references) > len(shown):
+        lines += [f"… and {len(references) - len(shown)} more, up to {references[-1].name}"]
     return "\n".join(lines)
 
 
@@ -138,16 +144,20 @@ def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def _file(file: SourceFile) -> str:
-    pages = f"{_plural(file.pages, 'page')}, " if file.pages else ""
-    return f"{file.name}: {pages}{_plural(file.tokens, 'token')}"
-
-
-def _files_line(summary: Summary) -> str:
-    total = f"{summary.total_tokens:,} source tokens in all"
+def _file_lines(summary: Summary) -> list[str]:
+    total = f"{_plural(summary.total_tokens, 'source token')} in all"
+    count = _plural(len(summary.files), summary.noun)
     if len(summary.files) == 1:
-        return f"1 source found: {_file(summary.files[0])}; {total}"
-    return f"{_plural(len(summary.files), 'source')} found; {total}"
+        (only,) = summary.files
+        pages = f" ({_plural(only.pages, 'page')})" if only.pages else ""
+        return [f"{count} found: {only.name}{pages}, {total}"]
+    lines = [f"{count} found, {total}"]
+    for file in summary.files[:MOST_LINES]:
+        pages = f"{_plural(file.pages, 'page')}, " if file.pages else ""
+        lines += [f"  {file.name}: {pages}{_plural(file.tokens, 'token')}"]
+    if len(summary.files) > MOST_LINES:
+        lines += [f"  … and {len(summary.files) - MOST_LINES} more"]
+    return lines
 
 
 def _length_lines(references: Sequence[Reference]) -> list[str]:

@@ -78,7 +78,7 @@ class Inline:
                 )
             ]
         files = tuple(SourceFile(item.source, item.content_length, 0, item.sha256) for item in found)
-        self.summary = Summary(files, sum(file.tokens for file in files), template.present)
+        self.summary = Summary(files, sum(file.tokens for file in files), template.present, noun="text")
         return found
 
     def _continuation(self, tokenizer: Any) -> np.ndarray[Any, np.dtype[np.int32]]:

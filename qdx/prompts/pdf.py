@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from qdx.errors import QdxError
@@ -17,7 +18,9 @@ from qdx.prompts._windows import Document, WindowSource, sha256
 HANDBOOK = Path(__file__).with_name("handbook.pdf")
 
 _LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"}
-_CHARACTERS = str.maketrans({**_LIGATURES, "\u00ad": "", "\u00a0": " ", "\x00": ""})
+# reportlab writes its bullet as 0x7f; other control characters mean nothing in a text.
+_CONTROLS = {**{chr(code): "" for code in range(32) if chr(code) not in "\t\n\r"}, "\x7f": "•"}
+_CHARACTERS = str.maketrans({**_LIGATURES, "\u00ad": "", "\u00a0": " ", **_CONTROLS})
 
 
 @register("prompts", "pdf")
@@ -59,19 +62,14 @@ def read_pdf(name: str, file: Path) -> Document:
         When the file cannot be read, is empty, no PDF, encrypted, broken, or has no text (a scan).
     """
     data = read_bytes(name, file)
-    pages = [tidy(page) for page in drop_running_lines(_pages(name, data))]
+    pages = drop_running_lines(_pages(name, data))
     if not any(pages):
         raise QdxError(
             f"{name}: no text on its {len(pages)} pages, a scan or drawings only: recognise its text first, "
             "for example with ocrmypdf, or give another file in prompts.path"
         )
-    text, starts = "", []
-    for page in pages:
-        # A sentence that runs over the page's end goes on after a space.
-        text += ("\n\n" if _ends_sentence(text) else " ") if text and page else ""
-        starts += [len(text)]
-        text += page
-    return Document(name, text, sha256(data), tuple(starts))
+    text, starts = tidy(pages)
+    return Document(name, text, sha256(data), starts)
 
 
 def _pages(name: str, data: bytes) -> list[list[str]]:
@@ -147,28 +145,46 @@ def _ends_sentence(text: str) -> bool:
     return text.rstrip("”’\"')]").endswith((".", "!", "?", ":"))
 
 
-def tidy(lines: Sequence[str]) -> str:
-    """Join a page's lines to paragraphs.
+def tidy(pages: Sequence[Sequence[str]]) -> tuple[str, tuple[int, ...]]:
+    """Join the lines of all pages to paragraphs.
 
-    A word split by a hyphen at a line's end is made whole when lower-case letters stand on both sides. A line
-    ends its paragraph when it ends a sentence and is clearly shorter than the page's longest line: a PDF's
-    text says no more of its paragraphs.
+    A word split by a hyphen at a line's end is made whole when lower-case letters stand on both sides. A PDF's
+    text does not mark paragraphs: one ends at a line that is clearly shorter than its page's longest and either
+    ends a sentence or stands before a line that begins without a lower-case letter, and before a heading.
 
     Parameters
     ----------
-    lines : sequence of str
+    pages : sequence of sequences of str
+        Lines of each page.
 
     Returns
     -------
-    str
+    text : str
         Paragraphs apart by an empty line.
+    starts : tuple of int
+        Index in `text` of each page's first character.
     """
-    stripped = [" ".join(line.split()) for line in lines]
-    longest = max((len(line) for line in stripped), default=0)
-    text = ""
-    for line in stripped:
+    limits = [0.8 * max(map(len, page), default=0) for page in pages]
+    flat = [(" ".join(line.split()), number) for number, page in enumerate(pages) for line in page]
+    lines = [line for line, _ in flat] + [""]
+    short = [len(line) < limits[number] for line, number in flat] + [False]
+    begins = [not (line[:1].islower() or before.endswith("-")) for before, line in pairwise(["", *lines])]
+    heading = [
+        short[i] and begins[i] and begins[i + 1] and not _ends_sentence(lines[i]) for i in range(len(flat))
+    ] + [False]
+    text, starts = "", [0] * len(pages)
+    for i, (line, number) in enumerate(flat):
+        if i and re.search(r"[a-zß-ÿ]-$", lines[i - 1]) and line[:1].islower():
+            text = text[:-1]
+        elif i:
+            ends = _ends_sentence(lines[i - 1])
+            apart = (short[i - 1] and (ends or begins[i])) or (ends and heading[i])
+            text += "\n\n" if apart else " "
+        if i == 0 or number != flat[i - 1][1]:
+            # Pages without text before this one begin where it begins.
+            previous = flat[i - 1][1] if i else -1
+            starts[previous + 1 : number + 1] = [len(text)] * (number - previous)
         text += line
-        short = len(line) < 0.8 * longest
-        text += "\n\n" if short and _ends_sentence(line) else "\n"
-    text = re.sub(r"(?<=[a-zß-ÿ])-\n(?=[a-zß-ÿ])", "", text)
-    return re.sub(r"(?<!\n)\n(?!\n)", " ", text).strip()
+    last = flat[-1][1] if flat else -1
+    starts[last + 1 :] = [len(text)] * (len(pages) - last - 1)
+    return text, tuple(starts)

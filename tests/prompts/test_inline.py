@@ -23,6 +23,7 @@ def test_the_whole_text_is_the_content(tokenizer):
         np.testing.assert_array_equal(reference.continuation, expected)
     printed = describe(references, source.summary)
     assert "(ref_0, ref_1)" in printed
+    assert "3 texts found" in printed
     assert "shared continuation: 4 tokens" in printed
 
 

@@ -52,7 +52,7 @@ def test_several_files_share_the_windows_in_sorted_order(make_pdf, tmp_path, tok
     references = source.load(tokenizer)
     assert [reference.source for reference in references] == ["a.pdf", "b.pdf", "deep/c.pdf"]
     printed = describe(references, source.summary)
-    assert "3 sources found" in printed
+    assert "3 files found" in printed
     assert f"{source.summary.total_tokens:,} source tokens in all" in printed
 
 
@@ -154,13 +154,29 @@ def test_impossible_counts_stop_before_any_file_is_read(option, value):
         Pdf(**{option: value})
 
 
+LONG = "a line that goes on until the margin of the page is reached, and"
+
+
 def test_split_words_are_made_whole_and_true_hyphens_stay():
-    assert tidy(["the quantiza-", "tion of FP-", "16 weights"]) == "the quantization of FP- 16 weights"
+    lines = ["the quantiza-", "tion of FP-", "16 weights"]
+    assert tidy([lines])[0] == "the quantization of FP- 16 weights"
 
 
 def test_a_short_line_that_ends_a_sentence_ends_its_paragraph():
-    long = "a line that goes on until the margin of the page is reached."
-    assert tidy([long, "The end.", "A new one", "goes on."]) == f"{long} The end.\n\nA new one goes on."
+    assert tidy([[LONG, "no further.", "then this", "goes on."]])[0] == (
+        f"{LONG} no further.\n\nthen this goes on."
+    )
+
+
+def test_a_heading_is_apart_from_the_text_around_it():
+    lines = [f"{LONG} no further.", "A heading", f"{LONG.capitalize()} so", "ends."]
+    assert tidy([lines])[0] == f"{lines[0]}\n\nA heading\n\n{lines[2]} ends."
+
+
+def test_sentences_and_words_run_over_the_page_and_empty_pages_have_no_text():
+    text, starts = tidy([[], [f"{LONG} the quanti-"], [f"zation of {LONG}"], [], ["this."], []])
+    assert text == f"{LONG} the quantization of {LONG} this."
+    assert starts == (0, 0, len(f"{LONG} the quanti"), text.index("this."), text.index("this."), len(text))
 
 
 def test_running_heads_and_page_numbers_are_dropped():
