@@ -1,7 +1,7 @@
 """Sweeps in memory, in the layout of ``sweep.nc``, whose every number can be worked out by hand.
 
-A reference is 3 prefix + 4 content + 3 suffix = 10 tokens, so prefill rows predict positions 1…10: two template rows
-of the prefix (1, 2), four of content (3…6), three of the suffix (7…9) and the first output (10).
+A reference is 3 prefix + 4 content + 3 suffix = 10 tokens. Prefill rows predict positions 1…10: two template rows of
+the prefix (1, 2), four of content (3…6), three of the suffix (7…9) and the first output (10).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def regions(position: np.ndarray, references: int) -> np.ndarray:
 
 
 def distance(metric: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """l2: of the rows as they are; skew: squared difference of component 0, doubled below 0; overlap: 1 for equal."""
+    """l2 of the rows; skew: squared difference of component 0, doubled below 0; overlap: 1 for equal."""
     if metric == "l2":
         return np.sqrt(((a - b) ** 2).sum(-1))
     if metric == "skew":

@@ -137,7 +137,7 @@ def _text(
 ) -> str:
     labels = view.configs
     if len(labels) == 1:
-        return "  one config: no pair to measure"
+        return "  one config: no effect to measure" if first_phase else ""
     at = result.sel(phase=phase)
     lines = [legend(labels), ""] if legend(labels) else []
     if first_phase:

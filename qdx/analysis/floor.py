@@ -54,7 +54,7 @@ def noise_floor(
     result = xr.merge(
         [_equality(view, level), _generations(view), _distances(view, names)],
         join="outer",
-        combine_attrs="drop",
+        combine_attrs="override",
     ).reindex(config=view.configs, phase=list(view.phases))
     result.attrs = {
         "level": level,

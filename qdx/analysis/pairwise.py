@@ -106,7 +106,7 @@ def pairs(
             "seed": seed,
         },
     )
-    text = {}
+    text = {} if index else dict.fromkeys(view.phases[:1], "  one config: no pair")
     if names and index:
         for phase in view.phases:
             text[phase] = _text(result, names[0], phase, shown)

@@ -112,7 +112,7 @@ class View:
         return masks(np.asarray(dataset["region"].transpose("reference", "position").values, dtype=str))
 
     def reference_means(self, metric: str, phase: str) -> dict[str, tuple[Floats, Ints]]:
-        """Per region the mean over a reference's rows and their number, (config, config_b, reference) each."""
+        """Per region the mean over a reference's rows and their number: (config, config_b, reference)."""
         values = self.distances(metric, phase)
         if values is None:
             return {}
