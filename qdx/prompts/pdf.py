@@ -148,9 +148,10 @@ def _ends_sentence(text: str) -> bool:
 def tidy(pages: Sequence[Sequence[str]]) -> tuple[str, tuple[int, ...]]:
     """Join the lines of all pages to paragraphs.
 
-    A word split by a hyphen at a line's end is made whole when lower-case letters stand on both sides. A PDF's
-    text does not mark paragraphs: one ends at a line that is clearly shorter than its page's longest and either
-    ends a sentence or stands before a line that begins without a lower-case letter, and before a heading.
+    A word split by a hyphen at a line's end is made whole when lower-case letters stand on both sides. A
+    PDF's text does not mark paragraphs: one ends at a line that is clearly shorter than its page's longest
+    and either ends a sentence or stands before a line that begins without a lower-case letter, and before a
+    heading.
 
     Parameters
     ----------
