@@ -85,13 +85,12 @@ def run(cfg: DictConfig, directory: Path, command_line: str, progress: Progress)
         return "complete"
 
     progress.start("loading the model")
-    backend: Backend = plugins.build(
-        options(experiment.backend),
+    backend: Backend = plugins.build(options(experiment.backend))(
         checkpoint=checkpoint,
         quant=experiment.quant,
         dtype=experiment.model.dtype,
         seed=experiment.seed,
-    )()
+    )
     facts = backend.observe()
     backends.require(experiment.quant, facts)
     batches = batched(len(references), experiment.batch_size)

@@ -92,15 +92,13 @@ def plugin_of(member: Callable[..., Any]) -> Plugin:
     return record
 
 
-def build(node: Mapping[str, Any], **extra: Any) -> Callable[..., Any]:
+def build(node: Mapping[str, Any]) -> Callable[..., Any]:
     """Turn a config node into a callable with its options bound.
 
     Parameters
     ----------
     node : Mapping
         ``{"_target_": "qdx.metrics.l2", option: value, …}``.
-    **extra
-        Further keyword arguments to bind.
 
     Returns
     -------
@@ -115,7 +113,7 @@ def build(node: Mapping[str, Any], **extra: Any) -> Callable[..., Any]:
     from hydra.utils import instantiate
 
     try:
-        return instantiate(dict(node), _partial_=True, _convert_="all", **extra)  # type: ignore[no-any-return]
+        return instantiate(dict(node), _partial_=True, _convert_="all")  # type: ignore[no-any-return]
     except Exception as error:
         cause: BaseException = error
         while cause.__cause__ is not None:  # Hydra says where; the first exception says what
@@ -162,9 +160,12 @@ def check(kind: str, name: str, node: Mapping[str, Any]) -> None:
 
 
 def options_of(member: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return a member's options: its parameters that have a default or are keyword-only."""
+    """Return a member's options: every parameter of a class, those with a default of a function (the others are data)."""
+    parameters = inspect.signature(member).parameters
     return {
         name: parameter
-        for name, parameter in inspect.signature(member).parameters.items()
-        if parameter.default is not parameter.empty or parameter.kind is parameter.KEYWORD_ONLY
+        for name, parameter in parameters.items()
+        if inspect.isclass(member)
+        or parameter.default is not parameter.empty
+        or parameter.kind is parameter.KEYWORD_ONLY
     }

@@ -23,6 +23,8 @@ from qdx.analysis.numerics import Bools, Ints
 from qdx.errors import QdxError
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from qdx.dataset import RunReader
 
 PHASES = ("prefill", "decode", "replay")
@@ -43,12 +45,34 @@ def compute(
 ) -> None:
     """Measure every pair of configs and of repeats; append ``/metrics/<metric>/<phase>`` to the sweep file.
 
+    Takes what `measure` takes and raises what it raises.
+    """
+    from qdx.dataset import append
+
+    groups = measure(
+        directory, target, metrics, progress=progress, block_positions=block_positions, block_mib=block_mib
+    )
+    for group, dataset in groups:
+        append(Path(target), group, dataset)
+
+
+def measure(
+    directory: Path,
+    target: Path,
+    metrics: Mapping[str, Callable[..., Any]],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    block_positions: int = 8,
+    block_mib: int = 256,
+) -> Iterator[tuple[str, xr.Dataset]]:
+    """Measure every pair of configs and of repeats.
+
     Parameters
     ----------
     directory : Path
         Sweep folder with ``<label>/run.nc`` of every config in `target`.
     target : Path
-        The merged sweep file; the groups are added to it.
+        The merged sweep file. It is closed whenever a group is yielded.
     metrics : Mapping
         Name → what `qdx.plugins.build` made of its node.
     progress : callable, optional
@@ -58,6 +82,14 @@ def compute(
     block_mib : int
         Upper bound of the rows in memory, MiB: fewer positions are taken together where they would need more,
         but never less than one position of all configs.
+
+    Yields
+    ------
+    group : str
+        ``metrics/<metric>/<phase>``.
+    dataset : xarray.Dataset
+        ``<metric>`` (config, config_b, reference, position) and ``repeat_distance`` (config, repeat_pair,
+        reference, position), NaN where not measured; ``shared_ids`` like the first where rows were coarsened.
 
     Raises
     ------
@@ -70,10 +102,10 @@ def compute(
     the earlier to the later. In ``/decode`` a pair is measured up to and including the row that predicts the
     first differing output token. If that is the very first token, which prefill predicts, no decode row is
     measured. Without full rows (``capture=topk``) a pair is measured on coarsened rows, see
-    `qdx.analysis.coarse`. NaN is not measured; an infinite distance (a token impossible in one row only)
-    becomes NaN too, counted in the attribute ``infinite``.
+    `qdx.analysis.coarse`. An infinite distance (a token impossible in one row only) becomes NaN and is counted
+    in the attribute ``infinite``.
     """
-    from qdx.dataset import RunReader, append
+    from qdx.dataset import RunReader
 
     directory, target = Path(directory), Path(target)
     measures = [Measure.of(name, call) for name, call in metrics.items()]
@@ -87,15 +119,16 @@ def compute(
         for reader in readers:
             stack.callback(reader.close)
         for phase in phases:
-            pairs = pairs_of(phase, [reader.phase(phase.name).has_rows for reader in readers], measures)
+            has_rows_C = [reader.phase(phase.name).has_rows for reader in readers]
+            pairs = pairs_of(phase, has_rows_C, measures)
             for pair in pairs:
                 _measure_top(phase, pair, measures)
             for positions in _measure_full(phase, pairs, measures, readers, block_positions, block_mib):
                 done += positions
                 if progress is not None:
                     progress(done, total)
-            for measure in measures:
-                append(target, f"metrics/{measure.name}/{phase.name}", dataset_of(phase, pairs, measure))
+            for each in measures:
+                yield f"metrics/{each.name}/{phase.name}", dataset_of(phase, pairs, each)
 
 
 def _phases_in(target: Path) -> list[str]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from qdx.capture.hashing import row_hash
 from qdx.capture.sketching import Sketcher
 
-_BLOCK = 1 << 22  # logits handled at once: their int64 keys take 32 MiB
+_BLOCK = 1 << 20  # logits handled at once: their int64 keys take 8 MiB, about what a cache holds
 
 
 def greedy(logits_PV: Tensor) -> Tensor:
@@ -30,8 +30,8 @@ def greedy(logits_PV: Tensor) -> Tensor:
 def top_k(logits_PV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k greatest logits of every row, sorted by (logit descending, id ascending).
 
-    `torch.topk` leaves open which of equal logits it returns and in which order; here the lowest ids win, at the boundary
-    too. −0.0 and 0.0 are equal.
+    `torch.topk` leaves open which of equal logits it returns and in which order; here the lowest ids win, at
+    the boundary too. −0.0 and 0.0 are equal.
 
     Parameters
     ----------
@@ -50,7 +50,8 @@ def top_k(logits_PV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     positions, vocab = logits_PV.shape
     k = min(k, vocab)
     ids_PK = torch.empty(positions, k, dtype=torch.int64, device=logits_PV.device)
-    # One integer that sorts like the pair: the float's bits made monotonic (above), the reversed id (below). All keys differ.
+    # One integer that sorts like the pair: the float's bits made monotonic (above), the reversed id (below).
+    # All keys differ.
     reversed_V = torch.arange(vocab - 1, -1, -1, dtype=torch.int64, device=logits_PV.device)
     step = max(1, _BLOCK // vocab)
     for start in range(0, positions, step):
@@ -77,8 +78,8 @@ def derive(logits_PV: Tensor, targets_P: Tensor, *, k: int, sketcher: Sketcher) 
     Returns
     -------
     dict
-        By variable name of `qdx.dataset.layout.PHASE`, on the device of the logits: token_id, target_logit, target_rank, logsumexp,
-        row_hash (int64 bits), sketch, top_id, top_logit.
+        By variable name of `qdx.dataset.layout.PHASE`, on the device of the logits: token_id, target_logit,
+        target_rank, logsumexp, row_hash (int64 bits), sketch, top_id, top_logit.
     """
     top_id_PK, top_logit_PK = top_k(logits_PV, k)
     target_P = torch.where(targets_P < 0, top_id_PK[:, 0], targets_P)

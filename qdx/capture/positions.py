@@ -25,7 +25,8 @@ class CaptureSettings:
     k : int
         Greatest logits of a row, kept in both modes.
     prefill_positions : int or "all"
-        Last content rows of a prefill; the template's rows and the row that predicts the first output are always kept.
+        Last content rows of a prefill; the template's rows and the row that predicts the first output are
+        always kept.
     components : int
         Length of a sketch.
     seed : int
@@ -64,8 +65,9 @@ def plan(
 ) -> dict[str, list[NDArray[np.int32]]]:
     """List the positions whose rows are captured.
 
-    A position is the index of the token that a row predicts: of a reference of length L the prefill's rows predict 1…L, of which L
-    is the first output token; the step that consumes the first output token predicts L + 1.
+    A position is the index of the token that a row predicts: of a reference of length L the prefill's rows
+    predict 1…L, of which L is the first output token; the step that consumes the first output token predicts
+    L + 1.
 
     Parameters
     ----------
@@ -78,9 +80,9 @@ def plan(
     Returns
     -------
     dict
-        For every phase a list with the sorted int32 positions of every reference. ``prefill``: the template's, the last content
-        positions and L; ``decode``: L + 1 … L + T − 1; ``replay``: the same, cut where the shared continuation ends (a row that
-        consumes its token j predicts its token j + 1).
+        For every phase a list with the sorted int32 positions of every reference. ``prefill``: the
+        template's, the last content positions and L; ``decode``: L + 1 … L + T − 1; ``replay``: the same,
+        cut where the shared continuation ends (a row that consumes its token j predicts its token j + 1).
 
     Raises
     ------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -26,9 +25,10 @@ _EIGHT = 8  # rows that are derived and written together
 class Recorder:
     """Writes ``run.nc.part`` while the model runs and renames it to ``run.nc`` when everything is there.
 
-    A context manager. A backend says what it runs with `begin`, hands over rows of logits with `rows` in any split and
-    order of items, and calls `sync` after every batch: what was handed over before a `sync` is on disk then and survives
-    ``kill -9``. At most eight rows of an item are in memory, besides the derived numbers of the batch.
+    A context manager. A backend says what it runs with `begin`, hands over rows of logits with `rows` in any
+    split and order of items, and calls `sync` after every batch: what was handed over before a `sync` is on
+    disk then and survives ``kill -9``. At most eight rows of an item are in memory, besides the derived
+    numbers of the batch.
 
     Parameters
     ----------
@@ -178,15 +178,16 @@ class Recorder:
         logits_PV : Tensor
             (position, vocab) in the model's data type, on any device. It may be overwritten afterwards.
         targets : Tensor, optional
-            (position,) ids of the tokens that are at those positions; None or −1 is the row's own greatest logit.
+            (position,) ids of the tokens that are at those positions; None or −1 is the row's own greatest
+            logit.
         """
         phase, repeat, references = self._current()
         key = (phase, repeat, references[item])
         positions = np.asarray(positions, np.int32)
         if logits_PV.dtype != self._dtype or tuple(logits_PV.shape) != (len(positions), self._vocab):
             raise ValueError(
-                f"rows must be {self._dtype} of shape ({len(positions)}, {self._vocab}), got {logits_PV.dtype} "
-                f"of shape {tuple(logits_PV.shape)}"
+                f"rows must be {self._dtype} of shape {(len(positions), self._vocab)}, "
+                f"got {logits_PV.dtype} of shape {tuple(logits_PV.shape)}"
             )
         seen = self._seen.setdefault(key, set())
         new = set(positions.tolist())
@@ -251,7 +252,8 @@ class Recorder:
         Raises
         ------
         QdxError
-            When a planned row or output was not handed over; the file keeps its ``.part`` and its status becomes "failed".
+            When a planned row or output was not handed over; the file keeps its ``.part`` and its status
+            becomes "failed".
         """
         self.sync()
         missing = self._missing()
@@ -262,7 +264,7 @@ class Recorder:
         with writing.disk_errors(self.part):
             self._close({**(attrs or {}), "status": "complete"})
             self._file = None
-            os.replace(self.part, self.path)
+            self.part.replace(self.path)
 
     def _sizes(self, phase: str) -> dict[str, int]:
         return {
@@ -357,8 +359,8 @@ class Recorder:
         if not bool(finite_P.all()):
             position = positions[int((~finite_P).nonzero()[0])]
             raise QdxError(
-                f"{self._label}: {phase}, repeat {repeat}, {self._name(reference)}, position {position}: a logit is NaN or infinite; "
-                "the checkpoint is broken or overflows float16: try model.dtype=bfloat16"
+                f"{self._label}: {phase}, repeat {repeat}, {self._name(reference)}, position {position}: "
+                "a logit is NaN or infinite; the checkpoint is broken or overflows float16: try model.dtype=bfloat16"
             )
         order = np.argsort(positions)
         if (np.diff(order) != 1).any():

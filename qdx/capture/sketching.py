@@ -1,9 +1,10 @@
 """A short random projection of a row of logits from which distances between rows can be estimated.
 
-``sketch = S · (z − mean z)``, S a (components × vocab) matrix of ±1/√components. The sign of an entry is the top bit of a fixed hash of
-(seed, row, column), so the matrix is the same everywhere and nothing has to be shipped. For two rows ``E‖sketch_a − sketch_b‖² = ‖a −
-b‖²`` of the centred rows, with a relative deviation of about √(2 / components) (D. Achlioptas, "Database-friendly
-random projections", Journal of Computer and System Sciences 66, 2003).
+``sketch = S · (z − mean z)``, S a (components × vocab) matrix of ±1/√components. The sign of an entry is the
+top bit of a fixed hash of (seed, row, column), so the matrix is the same everywhere and nothing has to be
+shipped. For two rows ``E‖sketch_a − sketch_b‖² = ‖a − b‖²`` of the centred rows, with a relative deviation
+of about √(2 / components) (D. Achlioptas, "Database-friendly random projections", Journal of Computer and
+System Sciences 66, 2003).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ def signs(vocab: int, components: int, seed: int, device: torch.device) -> Tenso
     Returns
     -------
     Tensor
-        (components, vocab) int8 of ±1: entry (c, v) is −1 where ``mix64(mix64(mix64(seed + g) + c·g) + v·g)`` has its top bit set,
-        with g the increment of splitmix64, all modulo 2^64.
+        (components, vocab) int8 of ±1: entry (c, v) is −1 where ``mix64(mix64(mix64(seed + g) + c·g) +
+        v·g)`` has its top bit set, with g the increment of splitmix64, all modulo 2^64.
     """
     seed_1 = mix64(torch.tensor([seed], dtype=torch.int64, device=device) + GOLDEN)
     row_K = mix64(seed_1 + torch.arange(components, dtype=torch.int64, device=device) * GOLDEN)
@@ -54,8 +55,8 @@ class Sketcher:
     Examples
     --------
     >>> import torch
-    >>> Sketcher(vocab=5, components=4)(torch.tensor([[4.0, 0.0, 0.0, 0.0, 1.0]], dtype=torch.float16)).tolist()
-    [VECTOR_S]
+    >>> Sketcher(vocab=5, components=4)(torch.tensor([[4.0, 0.0, 0.0, 0.0, 1.0]])).tolist()
+    [[0.0, -2.0, -2.0, 1.0]]
     """
 
     def __init__(self, vocab: int, components: int = 64, seed: int = 0) -> None:
@@ -72,9 +73,10 @@ class Sketcher:
         Returns
         -------
         Tensor
-            (position, component) float32, in the unit of the logits. Sums of float16 logits are exact in float64 (they are
-            multiples of 2⁻²⁴ and their absolute values add up to less than 2²⁹), so the result depends neither on the order
-            of summation nor on the device; for bfloat16 and float32 the same holds up to rounding errors of float64.
+            (position, component) float32, in the unit of the logits. Sums of float16 logits are exact in
+            float64 (they are multiples of 2⁻²⁴ and their absolute values add up to less than 2²⁹), so the
+            result depends neither on the order of summation nor on the device; for bfloat16 and float32 the
+            same holds up to rounding errors of float64.
 
         Raises
         ------
@@ -89,7 +91,8 @@ class Sketcher:
         for start in range(0, self.vocab, _BLOCK):
             columns = slice(start, start + _BLOCK)
             dot_PK += wide_PV[:, columns] @ sign_KV[:, columns].to(torch.float64).T
-        # S (z − mean) = S z − mean · S 1: the second form has exact sums, the first rounds every centred logit.
+        # S (z − mean) = S z − mean · S 1: the second form has exact sums, the first rounds every centred
+        # logit.
         mean_P1 = wide_PV.sum(1, keepdim=True) / self.vocab
         balance_K = sign_KV.sum(1, dtype=torch.int64).to(torch.float64)
         return ((dot_PK - mean_P1 * balance_K) / self.components**0.5).to(torch.float32)

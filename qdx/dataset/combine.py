@@ -1,7 +1,8 @@
 """Puts runs of one config each side by side along ``config``, without reading full rows.
 
-Every alignment is explicit: an outer join of xarray would turn integer ids into floats. Repeats, positions, ranks and output tokens
-become the union over the runs; what a run does not have is its variable's fill value and not ``captured``.
+Every alignment is explicit: an outer join of xarray would turn integer ids into floats. Repeats, positions,
+ranks and output tokens become the union over the runs; what a run does not have is its variable's fill value
+and not ``captured``.
 """
 
 from __future__ import annotations
@@ -109,6 +110,9 @@ def combine_phase(parts: Datasets) -> xr.Dataset:
     aligned = []
     for part in parts.values():
         small = part.drop_vars(["region", "logit"], errors="ignore")
+        small = small.assign(
+            {name: values.chunk() for name, values in small.data_vars.items()}
+        )  # read when used
         aligned.append(
             _fit(
                 small,

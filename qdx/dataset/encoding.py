@@ -1,4 +1,4 @@
-"""How values are compressed, chosen by writing and reading a test file rather than by asking what the library can do."""
+"""How values are compressed, chosen by writing and reading a test file."""
 
 from __future__ import annotations
 
@@ -25,17 +25,20 @@ _SMALLEST = (
 def choose(folder: Path, *, portable: bool, dtype: str, values: int) -> dict[str, Any]:
     """Return the keyword arguments of `netCDF4.Dataset.createVariable` that full rows are written with.
 
-    blosc_lz4 with shuffled bits is an order of magnitude faster than zlib, but netCDF's filter fails the whole write on a chunk that
-    does not become smaller. That cannot happen to 16-bit floats in float32, of whose bits 13 or more are zero, and can to float32.
+    blosc_lz4 with shuffled bits is an order of magnitude faster than zlib, but netCDF's filter fails the
+    whole write on a chunk that does not become smaller. That cannot happen to 16-bit floats in float32, of
+    whose bits 13 or more are zero, and can to float32.
 
     Parameters
     ----------
     folder : Path
-        Where the file will be: the test file is written there, so that a folder that cannot be written is found at once.
+        Where the file will be: the test file is written there, so that a folder that cannot be written is
+        found at once.
     portable : bool
         Take zlib, which every reader has.
     dtype : str
-        Data type of the logits; blosc is taken for float16 and bfloat16 only, and only where a test file comes back bit-equal.
+        Data type of the logits; blosc is taken for float16 and bfloat16 only, and only where a test file
+        comes back bit-equal.
     values : int
         Values of a chunk.
 
@@ -58,7 +61,7 @@ def choose(folder: Path, *, portable: bool, dtype: str, values: int) -> dict[str
 
 
 def _works(path: Path, dtype: str) -> bool:
-    """Whether values written with `FAST` come back bit-equal: any bit pattern, logit-like values, and a constant."""
+    """Whether values written with `FAST` come back bit-equal: any bits, logit-like values, a constant."""
     import netCDF4
 
     generator = np.random.default_rng(0)
@@ -85,7 +88,7 @@ def _works(path: Path, dtype: str) -> bool:
 
 
 def _widen(bits: NDArray[np.uint16], dtype: str) -> NDArray[np.float32]:
-    """Return 16-bit patterns of a float type as float32, without NaN, whose payload need not survive widening."""
+    """Return 16-bit patterns of a float type as float32, without NaN and infinity."""
     with np.errstate(invalid="ignore"):
         wide = (
             bits.view(np.float16).astype(np.float32)

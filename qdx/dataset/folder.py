@@ -1,4 +1,4 @@
-"""What lies in a sweep folder: which labels were asked for, which are whole, which failed, which never came."""
+"""What lies in a sweep folder: which labels were asked for, are whole, failed, or never came."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def is_sweep(directory: Path) -> bool:
 def scan(directory: Path) -> Sweep:
     """Look at a sweep folder.
 
-    A ``run.nc.part`` beside a ``run.nc`` means that the job was started again and did not finish; the older file no longer
-    answers to what was asked for, so the label counts as failed.
+    A ``run.nc.part`` beside a ``run.nc`` means that the job was started again and did not finish; the older
+    file no longer answers to what was asked for, so the label counts as failed.
 
     Raises
     ------

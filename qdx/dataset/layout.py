@@ -1,7 +1,7 @@
 """What a qdx file holds: every group, variable, dimension, dtype, unit and meaning, as one table.
 
-The recorder creates files from this table, the merge concatenates by it, and the tests compare files with it, so that a
-variable is described in one place only.
+The recorder creates files from this table, the merge concatenates by it, and the tests compare files with
+it, so that a variable is described in one place only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ PHASES = ("prefill", "decode", "replay")
 REGIONS = ("prefix", "content", "suffix", "output")
 ROW_DIMS = ("config", "repeat", "reference", "position")
 
-# HDF5 compresses and caches whole chunks: larger ones than this cost memory, smaller rows than `ROW_CHUNK` cost an index entry each.
+# HDF5 compresses and caches whole chunks: larger ones than this cost memory, smaller rows than `ROW_CHUNK`
+# cost an index entry each.
 ROW_CHUNK = 64 * 1024
 CHUNK_LIMIT = 4 * 1024 * 1024
 
@@ -64,8 +65,8 @@ class Variable:
         "1", "nat" or "logit".
     long_name : str
     fill : int, float or str
-        What stands where nothing was captured. Only floats carry it as ``_FillValue``: on an integer variable that
-        attribute would make xarray read floats.
+        What stands where nothing was captured. Only floats carry it as ``_FillValue``: on an integer
+        variable that attribute would make xarray read floats.
     """
 
     name: str
@@ -235,8 +236,9 @@ def chunk_sizes(variable: Variable, sizes: Mapping[str, int]) -> list[int]:
     Returns
     -------
     list of int
-        One config, one repeat and one reference; as many positions as keep small rows together (a row of 64 KiB or
-        more is a chunk by itself; no chunk of several rows exceeds 4 MiB); everything along the last dimension.
+        One config, one repeat and one reference; as many positions as keep small rows together (a row of 64
+        KiB or more is a chunk by itself; no chunk of several rows exceeds 4 MiB); everything along the last
+        dimension.
     """
     chunk = {"config": 1, "repeat": 1, "reference": 1}
     if "position" in variable.dims:

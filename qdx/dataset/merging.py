@@ -1,4 +1,4 @@
-"""Writes the file of a sweep: every config, everything but the full rows, compressed so that every reader reads it."""
+"""Writes the file of a sweep: every config, everything but the full rows, for every reader."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ def merge(directory: Path, target: Path) -> None:
     Raises
     ------
     QdxError
-        When no run is finished, or runs differ in tokenizer, references, vocabulary or sketch (named with their labels), or the
-        disk is full. Failed and missing labels are no error: they are listed in the root attributes, never filled with NaN.
+        When no run is finished, or runs differ in tokenizer, references, vocabulary or sketch (named with
+        their labels), or the disk is full. Failed and missing labels are no error: they are listed in the
+        root attributes, never filled with NaN.
     """
     state = folder.scan(Path(directory))
     if not state.runs:
         raise QdxError(
-            f"{directory} has no finished run to merge ({len(state.failed)} failed, {len(state.missing)} missing)"
+            f"{directory} has no finished run to merge: {len(state.failed)} failed, {len(state.missing)} missing"
         )
     trees = {label: open_file(run) for label, run in state.runs.items()}
     try:
@@ -68,6 +69,7 @@ def append(path: Path, group: str, dataset: xr.Dataset) -> None:
     QdxError
         When the group is there already, or the disk is full.
     """
+    import dask
     import netCDF4
 
     group = group.strip("/")
@@ -79,12 +81,12 @@ def append(path: Path, group: str, dataset: xr.Dataset) -> None:
     if present:
         raise QdxError(f"{path} has a group {group} already: merge again to replace it")
     plain = _plain(dataset)
-    with disk_errors(path):
+    with disk_errors(path), dask.config.set(scheduler="synchronous"):  # netCDF writes one at a time anyway
         plain.to_netcdf(path, mode="a", group=group, engine="netcdf4", encoding=_encoding(plain))
 
 
 def _plain(dataset: xr.Dataset) -> xr.Dataset:
-    """Return the dataset with attributes that NetCDF can hold and without the encoding of the file that it came from."""
+    """Return the dataset with attributes that NetCDF can hold and without the encoding that it came in."""
     plain = dataset.drop_encoding()
     plain.attrs = _attributes(plain.attrs)
     for name in plain.variables:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import xarray as xr
 
 from qdx.dataset import folder
 from qdx.dataset.combine import combine, combine_rows
-from qdx.dataset.layout import PHASES, SCHEMA_VERSION
+from qdx.dataset.layout import CONFIG_COORDS, PHASE, PHASES, REGION, SCHEMA_VERSION
 from qdx.errors import QdxError
 
 
@@ -20,14 +19,15 @@ def open(path: str | Path) -> xr.DataTree:
     Parameters
     ----------
     path : str or Path
-        A file (``run.nc``, ``sweep.nc``, or a ``run.nc.part`` that a killed job left), a run folder or a sweep folder.
+        A file (``run.nc``, ``sweep.nc``, or a ``run.nc.part`` that a killed job left), a run folder or a
+        sweep folder.
 
     Returns
     -------
     xarray.DataTree
-        Groups and variables as the handbook lists them. Nothing is read but coordinates; full rows are dask arrays in the
-        chunks of the file (one row each). Of a sweep folder it has the groups of ``sweep.nc`` (of the runs that are there, where
-        they are not merged yet) and the full rows of every run.
+        Groups and variables as the handbook lists them. Nothing is read but coordinates; full rows are dask
+        arrays in the chunks of the file (one row each). Of a sweep folder it has the groups of ``sweep.nc``
+        (of the runs that are there, where they are not merged yet) and the full rows of every run.
 
     Raises
     ------
@@ -70,7 +70,10 @@ def open_file(path: Path) -> xr.DataTree:
         raise QdxError(
             f"{path} has schema version {version}, this qdx reads {SCHEMA_VERSION}: use the qdx that wrote it"
         )
-    return xr.DataTree.from_dict({name: _lazy_rows(dataset) for name, dataset in groups.items()})
+    tree = xr.DataTree.from_dict({name: _lazy_rows(dataset) for name, dataset in groups.items()})
+    for name, dataset in groups.items():
+        tree[name].set_close(dataset.close)  # from_dict forgets it, and an open file cannot be appended to
+    return tree
 
 
 def _lazy_rows(dataset: xr.Dataset) -> xr.Dataset:
@@ -89,17 +92,24 @@ def _open_sweep(directory: Path) -> xr.DataTree:
         return combine(state, {label: open_file(run) for label, run in state.runs.items()})
     tree = open_file(directory / folder.SWEEP)
     merged = [str(label) for label in tree["prefill"]["config"].values]
-    runs = {label: open_file(state.runs[label]) for label in merged if label in state.runs}
     for phase in PHASES:
-        rows = combine_rows(
-            {label: run[phase].to_dataset() for label, run in runs.items()}, tree[phase].to_dataset()
-        )
+        parts = {label: _open_rows(state.runs[label], phase) for label in merged if label in state.runs}
+        rows = combine_rows(parts, tree[phase].to_dataset())
         if rows is not None:
             tree[phase] = tree[phase].assign(logit=rows)
     return tree
 
 
-def _why(failed: Mapping[str, str], missing: list[str]) -> Any:
+def _open_rows(path: Path, phase: str) -> xr.Dataset:
+    """Open the full rows of a phase and nothing else: a quarter of the time of the whole file."""
+    others = [name for name in (*PHASE, *CONFIG_COORDS, REGION.name) if name != "logit"]
+    try:
+        return _lazy_rows(xr.open_dataset(path, group=phase, engine="netcdf4", drop_variables=others))
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise QdxError(f"{path} is not a whole NetCDF-4 file: {error}") from error
+
+
+def _why(failed: Mapping[str, str], missing: list[str]) -> str:
     return "; ".join(
         [
             *(f"{label}: {error}" for label, error in failed.items()),

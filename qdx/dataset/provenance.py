@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, machine, code, time; and the hash that says whether it would be the same again."""
+"""Where a result comes from: versions, machine, code, time; and the hash of what decides it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ def stamp() -> dict[str, str | int]:
     Returns
     -------
     dict
-        qdx_version, time_utc, torch_version, python_version, host, platform, git_commit, gpu, compute_capability, sm_count, cuda_version,
-        driver_version. A fact that does not exist is "" (0 for sm_count).
+        qdx_version, time_utc, torch_version, python_version, host, platform, git_commit, gpu,
+        compute_capability, sm_count, cuda_version, driver_version. A fact that does not exist is "" (0 for
+        sm_count).
     """
     return {
         **software(),
@@ -49,12 +50,13 @@ def _version(package: str) -> str:
 
 
 def git_commit(folder: Path | None = None) -> str:
-    """Return the commit of the qdx sources, with ``-dirty`` where tracked files were changed; "" when they are no checkout.
+    """Return the commit of the qdx sources, ``-dirty`` where tracked files were changed; "" if no checkout.
 
     Parameters
     ----------
     folder : Path, optional
-        The package's folder. A repository that merely contains an installed copy is not qdx's, so the package must be tracked.
+        The package's folder. A repository that merely contains an installed copy is not qdx's, so the
+        package must be tracked.
     """
     folder = folder or Path(qdx.__file__).parent
     if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
@@ -75,7 +77,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def gpu_facts() -> dict[str, str | int]:
-    """Return gpu, compute_capability, sm_count, cuda_version and driver_version of the current CUDA device."""
+    """Return name, compute capability, SM count, CUDA and driver version of the current CUDA device."""
     import torch
 
     facts: dict[str, str | int] = {

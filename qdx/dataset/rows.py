@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,29 +10,40 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from xarray.backends.netCDF4_ import NETCDF4_PYTHON_LOCK as _lock  # netCDF-C is not thread-safe
 
 from qdx.dataset import layout
 from qdx.dataset.writing import runs_of
 from qdx.errors import QdxError
 
 _OPEN_FILES = 32  # a sweep may have hundreds of runs, a process about a thousand file descriptors
-_lock = threading.Lock()  # netCDF-C is not thread-safe
-_handles: OrderedDict[Path, Any] = OrderedDict()
+_Key = tuple[Path, int, int]
+_handles: OrderedDict[_Key, Any] = OrderedDict()
 
 
-def _handle(path: Path) -> Any:
+def _key(path: Path) -> _Key:
+    """Identify the file, not its name: a job that is run again replaces it."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise QdxError(f"{path}: {error.strerror}") from error
+    return path, status.st_ino, status.st_mtime_ns
+
+
+def _handle(key: _Key) -> Any:
     """Return the open file, closing the one that was used longest ago when there are too many."""
     import netCDF4
 
-    if path in _handles:
-        _handles.move_to_end(path)
-        return _handles[path]
+    path = key[0]
+    if key in _handles:
+        _handles.move_to_end(key)
+        return _handles[key]
     try:
         opened = netCDF4.Dataset(path)
     except OSError as error:
         raise QdxError(f"{path} is not a whole NetCDF-4 file: {error}") from error
     opened.set_auto_maskandscale(False)
-    _handles[path] = opened
+    _handles[key] = opened
     while len(_handles) > _OPEN_FILES:
         _handles.popitem(last=False)[1].close()
     return opened
@@ -76,8 +86,9 @@ class RunReader:
     def __init__(self, path: Path) -> None:
         path = Path(path)
         self.path = (path / "run.nc" if path.is_dir() else path).resolve()
+        self._key = _key(self.path)
         with _lock:
-            file = _handle(self.path)
+            file = _handle(self._key)
             self.label = str(file.getncattr("label"))
             self.dtype = str(file["prefill"]["dtype"][0])
             self.references = [str(name) for name in file["references"]["reference"][:]]
@@ -95,7 +106,7 @@ class RunReader:
             raise QdxError(f"{name!r} is no phase: {', '.join(layout.PHASES)}")
         if name not in self._phases:
             with _lock:
-                group = _handle(self.path)[name]
+                group = _handle(self._key)[name]
                 values = {key: group[key][0] for key in Phase.__dataclass_fields__ if key in group.variables}
                 self._phases[name] = Phase(
                     positions=group["position"][:],
@@ -135,7 +146,7 @@ class RunReader:
         unique_U, inverse = np.unique(wanted[order], return_inverse=True)
         rows_UV = np.empty((len(unique_U), self.vocab), np.float32)
         with _lock:
-            variable = _handle(self.path)[phase]["logit"]
+            variable = _handle(self._key)[phase]["logit"]
             for axis, values in runs_of(unique_U):
                 rows_UV[values] = variable[0, repeat, reference, axis, :]
         if len(unique_U) == len(wanted) and np.array_equal(order, np.arange(len(wanted))):
@@ -147,8 +158,8 @@ class RunReader:
     def close(self) -> None:
         """Close the file if it is open; reading opens it again."""
         with _lock:
-            if self.path in _handles:
-                _handles.pop(self.path).close()
+            if self._key in _handles:
+                _handles.pop(self._key).close()
 
 
 def read_rows(

@@ -69,8 +69,8 @@ def check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(present).free
     if free < needed:
         raise QdxError(
-            f"the run will write about {readable(needed)} to {folder}, free there: {readable(free)}: lower capture.prefill_positions, "
-            "use capture=topk, or choose another hydra.run.dir"
+            f"the run will write about {readable(needed)} to {folder}, free there: {readable(free)}: "
+            "lower capture.prefill_positions, use capture=topk, or choose another hydra.run.dir"
         )
 
 

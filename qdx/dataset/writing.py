@@ -19,7 +19,7 @@ from qdx.errors import QdxError
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a failed write (disk full, quota, read-only, unplugged) into an error that names the file and the free space."""
+    """Turn a failed write (disk full, quota, read-only) into an error that names the file and the free space."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # netCDF4 raises RuntimeError("NetCDF: HDF error") for ENOSPC
@@ -28,7 +28,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         except OSError:
             free = "its folder cannot be read"
         raise QdxError(
-            f"cannot write {path}: {error}; {free}: free some, choose another hydra.run.dir or lower capture.prefill_positions"
+            f"cannot write {path}: {error}; {free}: "
+            "free some, choose another hydra.run.dir or lower capture.prefill_positions"
         ) from error
 
 
@@ -140,7 +141,7 @@ def put_references(file: Any, references: Sequence[layout.ReferenceLike]) -> Non
 def put_provenance(
     file: Any, label: str, attrs: Mapping[str, Any], layers: Mapping[str, tuple[str, str]]
 ) -> None:
-    """Write the group ``/provenance``: one text variable over config for each attribute, and the kernel of each layer type."""
+    """Write ``/provenance``: a text variable over config for each attribute, the kernel of each layer type."""
     group = file.createGroup("provenance")
     sizes = {"config": 1, "layer_type": len(layers)}
     put_index(group, sizes, config=[label])
@@ -154,7 +155,7 @@ def put_provenance(
 
 
 def runs_of(indices: NDArray[np.int64]) -> Iterable[tuple[slice, slice]]:
-    """Split sorted indices into stretches without a gap: pairs of (slice of the axis, slice of the values)."""
+    """Split sorted indices where they have gaps: pairs of (slice of the axis, slice of the values)."""
     if not len(indices):
         return
     breaks = np.flatnonzero(np.diff(indices) != 1) + 1
