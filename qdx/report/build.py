@@ -86,8 +86,12 @@ def build(
     facts = Facts(directory, state.labels, state.missing, state.failed, {}, state.settings)
     target = directory / folder.SWEEP
     if not state.runs:
-        # Whatever an earlier report merged is no longer what this folder holds.
-        target.unlink(missing_ok=True)
+        if target.exists() and not state.failed:
+            # Runs are large and may have been deleted on purpose: what was made of them must not be lost.
+            raise QdxError(
+                f"{directory} holds {target.name} but no run to merge again: its report is left as it was; "
+                f"read the file with qdx.open"
+            )
         return _write(facts, None, [], [], console)
     measures = _built(metrics or state.settings.get("metrics"), "qdx.metrics", DEFAULT_METRICS)
     steps = _built(analyses or state.settings.get("analyses"), "qdx.analysis", DEFAULT_ANALYSES)
@@ -148,7 +152,7 @@ def _write(
     facts: Facts, tree: xr.DataTree | None, sections: list[Section], inputs: list[Path], console: bool
 ) -> Report:
     """Write report.txt and summary.json, each of which states the size of both."""
-    from qdx.report.summary import dump, summarize
+    from qdx.report.summary import dump, summarize, with_files
     from qdx.report.text import render
 
     report, summary = facts.directory / "report.txt", facts.directory / "summary.json"
@@ -160,10 +164,11 @@ def _write(
 
     # Sizes are printed in a fixed width, so the text's size does not depend on them.
     text_size = len(render(facts, tree, sections, ordered(0, 0)).encode())
+    numbers = summarize(facts, tree, sections, time)
     summary_size, content = 0, ""
     while len(content.encode()) != summary_size or not content:  # its own size changes it by a digit at most
         summary_size = len(content.encode())
-        found = summarize(facts, tree, sections, ordered(text_size, summary_size), time)
+        found = with_files(numbers, ordered(text_size, summary_size))
         content = dump(found)
     text = render(facts, tree, sections, ordered(text_size, summary_size))
     for path, written in ((report, text), (summary, content)):
@@ -171,12 +176,12 @@ def _write(
         part.write_text(written, encoding="utf-8", newline="\n")
         part.replace(path)
     if console:
-        _print(text)
+        show(text)
     paths = {path.name: path for path in (report, summary, *inputs[:1])}
     return Report(text, found, paths, {**facts.failed, **facts.broken}, list(facts.missing))
 
 
-def _print(text: str) -> None:
+def show(text: str) -> None:
     """Print, also where the terminal's encoding lacks a character."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, errors="replace").decode(encoding), end="", flush=True)

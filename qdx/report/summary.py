@@ -24,11 +24,7 @@ LONG = {  # in sweep.nc; too long for a summary
 
 
 def summarize(
-    facts: Facts,
-    tree: xr.DataTree | None,
-    sections: Sequence[Section],
-    files: Sequence[tuple[Path, int]],
-    time: str,
+    facts: Facts, tree: xr.DataTree | None, sections: Sequence[Section], time: str
 ) -> dict[str, Any]:
     """Collect the numbers of a report.
 
@@ -51,8 +47,8 @@ def summarize(
             "missing": list(facts.missing),
         },
         "analyses_failed": dict(facts.broken),
-        "files": {p.name: {"path": str(p), "bytes": size} for p, size in files if p.name != "run.nc"},
-        "runs": {p.parent.name: {"path": str(p), "bytes": size} for p, size in files if p.name == "run.nc"},
+        "files": {},
+        "runs": {},
         "commands": {"resume": resume_command(facts), "report": report_command(facts)},
         "simulated": [],
         "configs": {},
@@ -75,15 +71,25 @@ def summarize(
     return summary
 
 
+def with_files(summary: Mapping[str, Any], files: Sequence[tuple[Path, int]]) -> dict[str, Any]:
+    """Return the summary with paths and sizes: ``files`` by name, every ``run.nc`` in ``runs`` by label."""
+    entries = [(p, {"path": str(p), "bytes": size}) for p, size in files]
+    runs = {p.parent.name: entry for p, entry in entries if p.name == "run.nc"}
+    return {**summary, "runs": runs, "files": {p.name: e for p, e in entries if p.name != "run.nc"}}
+
+
 def nested(data: xr.DataArray) -> Any:
     """Turn an array into mappings by its coordinates; a dimension without coordinate becomes a list."""
-    if not data.dims:
-        return _plain(data.item())
-    first = data.dims[0]
-    parts = [nested(data.isel({first: i})) for i in range(data.sizes[first])]
-    if first not in data.coords:
-        return parts
-    return {str(key): part for key, part in zip(data[first].values, parts, strict=True)}
+    keys = [[str(k) for k in data[d].values] if d in data.coords else None for d in data.dims]
+
+    def part(values: Any, axis: int) -> Any:
+        if axis == len(keys):
+            return _plain(values)
+        parts = [part(value, axis + 1) for value in values]
+        names = keys[axis]
+        return parts if names is None else dict(zip(names, parts, strict=True))
+
+    return part(data.values if keys else data.item(), 0)
 
 
 def dump(summary: Mapping[str, Any]) -> str:

@@ -117,7 +117,9 @@ def _top(facts: Facts, tree: xr.DataTree | None) -> str:
             lines.append(f"  resume   {resume_command(facts)}")
     lines += [wrap(f"ANALYSIS FAILED  {name}: {error}", "", "    ") for name, error in facts.broken.items()]
     if tree is None:
-        lines.append("No run is finished: nothing was merged or analysed, and there is no sweep.nc.")
+        lines.append("No run is finished: nothing was merged or analysed.")
+        if (facts.directory / "sweep.nc").exists():
+            lines.append("sweep.nc is what an earlier report merged; it was left as it is.")
     return "\n".join(lines)
 
 

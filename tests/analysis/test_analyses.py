@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from tests.synthetic import LENGTH, PREFILL_CONTENT, PREFILL_TEMPLATE, blank, sweep
 
 from qdx import analysis
 from qdx.errors import QdxError
+from tests.synthetic import LENGTH, PREFILL_CONTENT, PREFILL_TEMPLATE, blank, sweep
 
 CONTENT = slice(2, 6)  # rows of the snippet among the prefill rows
 ALL = (

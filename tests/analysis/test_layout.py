@@ -42,7 +42,8 @@ def test_a_legend_names_every_label_and_fits(labels):
     said = layout.legend(labels)
     if layout.needs_letters(labels):
         assert all(
-            f"{letter} = {label}" in said for letter, label in zip(layout.letters(len(labels)), labels)
+            f"{letter} = {label}" in said
+            for letter, label in zip(layout.letters(len(labels)), labels, strict=True)
         )
         assert max(map(len, said.splitlines())) <= layout.WIDTH
     else:
