@@ -1,7 +1,7 @@
 """Sweeps in memory, in the layout of ``sweep.nc``, whose every number can be worked out by hand.
 
-A reference is 3 prefix + 4 content + 3 suffix = 10 tokens. Prefill rows predict positions 1…10: two of the prefix
-(1, 2), four of content (3…6), three of the suffix (7…9) and the first output (10).
+A reference is 3 prefix + 4 content + 3 suffix = 10 tokens. Prefill rows predict positions 1…10: two of the
+prefix (1, 2), four of content (3…6), three of the suffix (7…9) and the first output (10).
 """
 
 from __future__ import annotations

@@ -41,10 +41,8 @@ def test_a_matrix_of_any_labels_fits_and_shows_every_cell(labels):
 def test_a_legend_names_every_label_and_fits(labels):
     said = layout.legend(labels)
     if layout.needs_letters(labels):
-        assert all(
-            f"{letter} = {label}" in said
-            for letter, label in zip(layout.letters(len(labels)), labels, strict=True)
-        )
+        entries = zip(layout.letters(len(labels)), labels, strict=True)
+        assert all(f"{letter} = {label}" in said for letter, label in entries)
         assert max(map(len, said.splitlines())) <= layout.WIDTH
     else:
         assert said == "" and max(map(len, labels)) <= layout.LONGEST_LABEL

@@ -173,7 +173,6 @@ def test_failed_and_missing_jobs_come_first_and_the_others_are_analysed(folder):
 
 
 def test_without_a_finished_run_there_is_a_report_and_no_sweep_file(folder):
-    (folder / "sweep.nc").write_bytes(b"of an earlier sweep")
     for label in ("awq", "awq_marlin", "gptq", "gptq_marlin"):
         (folder / label / "run.nc").unlink()
         (folder / label / "status.json").write_text(
@@ -182,14 +181,27 @@ def test_without_a_finished_run_there_is_a_report_and_no_sweep_file(folder):
     report = build(folder, console=False)
     assert not (folder / "sweep.nc").exists() and "sweep.nc" not in report.paths
     assert "No run is finished" in report.text and headings(report.text) == ["Results"]
+    assert "earlier report" not in report.text
+    (folder / "sweep.nc").write_bytes(b"of an earlier sweep")
+    assert "sweep.nc is what an earlier report merged" in build(folder, console=False).text
+    assert (folder / "sweep.nc").exists()
     assert "failed   gptq_marlin: gptq_marlin broke" in report.text
     summary = json.loads((folder / "summary.json").read_text())
     assert len(summary["labels"]["failed"]) == 4 and summary["analyses"] == {}
     assert summary["files"]["report.txt"]["bytes"] == (folder / "report.txt").stat().st_size
 
 
-@pytest.mark.parametrize("labels", [["awq"], ["gptq", "awq"]])
-@pytest.mark.parametrize("options", [{}, {"repeats": 1}], ids=str)
+def test_deleted_runs_do_not_cost_the_report_of_them(folder):
+    build(folder, analyses=CLASSES, console=False)
+    before = {name: (folder / name).read_bytes() for name in ("sweep.nc", "report.txt", "summary.json")}
+    for run in folder.glob("*/run.nc"):
+        run.unlink()
+    with pytest.raises(QdxError, match=r"holds sweep\.nc but no run to merge again"):
+        build(folder, console=False)
+    assert before == {name: (folder / name).read_bytes() for name in before}
+
+
+@pytest.mark.parametrize(("labels", "options"), [(["awq"], {"repeats": 1}), (["gptq", "awq"], {})], ids=str)
 def test_small_sweeps(tmp_path, labels, options):
     report = build(write_sweep(tmp_path / "s", labels, **options), console=False)
     assert headings(report.text) == SECTIONS
