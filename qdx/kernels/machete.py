@@ -27,7 +27,7 @@ class Schedule:
 
 
 def schedule(rows: int, in_features: int, out_features: int) -> Schedule:
-    """Return the tile shape that ``default_heuristic`` of ``generate.py`` picks; its 4069 is no slip of ours."""
+    """Return the tile shape that ``default_heuristic`` of ``generate.py`` picks; 4069 is its own."""
     m, k, n = rows, in_features, out_features
     if m > 256:
         return Schedule(128, 128, 2) if k <= 16384 and n <= 4096 else Schedule(128, 256, 2)
@@ -57,7 +57,7 @@ def _wave(sm_count: int, cluster: int) -> int:
     gpcs = max(1, sm_count // 18)
     left = 0 if sm_count < 18 else sm_count % 18
     fit = gpcs * (18 - 18 % cluster) + left - left % cluster
-    return min(sm_count, fit) // cluster * cluster
+    return max(cluster, min(sm_count, fit) // cluster * cluster)
 
 
 def _groups(most: int, clusters: int, cluster_tiles: int, cluster: int, units: int, k_tiles: int) -> int:

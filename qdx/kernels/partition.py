@@ -119,17 +119,26 @@ def accumulate(
         spans = list(pairwise(bounds))
         if last_first:
             spans.reverse()
+        even = len({stop - start for span in spans for start, stop in zip(*span, strict=True)}) == 1
         row_slice = slice(*part.rows)
         x_part = x_LMK[:, row_slice]
-        even = len({stop - start for span in spans for start, stop in zip(*span, strict=True)}) == 1
-        partials = shares * len(spans) * x_part.shape[1] * out_MN.shape[1]
+        target_MN, part_LKN = out_MN[row_slice], weight_LKN
         whole = part.columns == ((0, out_MN.shape[1]),)
-        if whole and even and shares * len(spans) > 1 and partials <= _BATCHED_PARTIALS:
-            _batched(x_part, weight_LKN, len(spans), accumulators, last_first, out_MN[row_slice])
-            continue
-        for start, stop in part.columns:
-            target_MN = out_MN[row_slice, start:stop]
-            _sliced(x_part, weight_LKN[:, :, start:stop], spans, accumulators, target_MN)
+        if not whole:  # side by side they are one matmul
+            width = sum(stop - start for start, stop in part.columns)
+            runs = [weight_LKN[:, :, start:stop] for start, stop in part.columns]
+            part_LKN = torch.cat(runs, 2, out=scratch("columns", *weight_LKN.shape[:2], width))
+            target_MN = scratch("target", x_part.shape[1], width)
+        partials = shares * len(spans) * target_MN.numel()
+        if even and shares * len(spans) > 1 and partials <= _BATCHED_PARTIALS:
+            _batched(x_part, part_LKN, len(spans), accumulators, last_first, target_MN)
+        else:
+            _sliced(x_part, part_LKN, spans, accumulators, target_MN)
+        if not whole:
+            at = 0
+            for start, stop in part.columns:
+                out_MN[row_slice, start:stop] = target_MN[:, at : at + stop - start]
+                at += stop - start
     return out_MN
 
 
