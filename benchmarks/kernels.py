@@ -75,7 +75,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     models = {name: decoder(name, options.layers) for name in NAMES}
     print(
-        f"{options.layers} layers, {options.threads} threads, {options.rounds} rounds: median times dense (least ms)"
+        f"{options.layers} layers, {options.threads} threads, {options.rounds} rounds: median ratio (least ms)"
     )
     print("rows" + "".join(f"{name:>18}" for name in NAMES))
     for rows in map(int, options.rows.split(",")):

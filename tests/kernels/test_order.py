@@ -180,6 +180,17 @@ def test_marlin_adds_in_another_order_than_the_scalar_steps(rows: int, sm_count:
         assert told_apart
 
 
+def test_marlin_gives_the_warps_of_a_64_row_tile_other_blocks() -> None:
+    """Two halves of an ULP of 30000 count only where one warp adds them before the other's 30000."""
+    ((_, _, tile_k, (part,)),) = stripes(40, 512, 256, 128, 3)
+    assert (tile_k, part.cuts) == (64, (0, 256, 512))
+    x_MK = torch.zeros(40, 512, dtype=torch.float16)
+    x_MK[:, 0] = x_MK[:, 64] = 2.0**-10  # warp 0: blocks 0 and 2 of 32 rows
+    x_MK[:, 32] = 30000  # warp 1: block 1
+    x_MK[:, 256] = -30000  # the slice below
+    assert (make("marlin", ones(512, 256), sm_count=3)(x_MK) == 2.0**-9).all()
+
+
 def test_machete_adds_in_another_order_than_the_scalar_steps() -> None:
     rows, in_features = 16, 4096
     (part,) = stream_k(rows, in_features, 128, 132)

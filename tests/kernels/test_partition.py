@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qdx.kernels.machete import schedule, stream_k
@@ -30,6 +30,7 @@ def assert_covers(parts: tuple[Region, ...], rows: int, columns: int, in_feature
 
 @settings(max_examples=60, deadline=None)
 @given(ROWS, st.integers(1, 24), st.integers(1, 70), st.sampled_from([-1, 32, 64, 128]), st.integers(1, 200))
+@example(40, 4, 4, 128, 3)  # three K tiles a stripe would start one inside a group: four
 def test_marlin_stripes_are_not_what_the_thread_blocks_walk(
     rows: int, in_blocks: int, out_blocks: int, group_size: int, sm_count: int
 ) -> None:
