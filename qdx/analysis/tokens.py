@@ -41,7 +41,7 @@ def consistency(tree: xr.DataTree, words: int = 12) -> Section:
     first = outputs[:, 0]  # config, reference, token
     a, b = first[:, None], first[None, :]
     compared = compared_tokens(a, b)
-    same = ((a == b) & compared).astype(float)
+    same = (a == b).astype(float)
     until = np.logical_and.accumulate((a == b) | ~compared, axis=-1).astype(float)
     at, _ = masked_mean(same, compared, axis=-2)
     prefix, _ = masked_mean(until, compared, axis=-2)
