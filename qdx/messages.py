@@ -21,11 +21,13 @@ def explain(error: Exception, conf: Path) -> str | None:
     conf : Path
         The folder of the config groups.
     """
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
 
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     text = str(error)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} is no override: write key=value, with a value that has spaces or signs in quotes, key='a b'"
     if match := re.search(r"Could not (?:find|load) '([^']+)'", text):
         return _unknown_option(match[1], conf)
     if match := re.search(r"Could not override '([^']+)'", text):

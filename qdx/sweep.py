@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -63,6 +64,14 @@ def _guard(step: Callable[[], None]) -> None:
 def command_line() -> str:
     """Return the command that started this process, as it can be typed."""
     return shlex.join(["python", "-m", "qdx", *sys.argv[1:]])
+
+
+def quoted(value: str) -> str:
+    """Return a value as Hydra's override grammar takes it: in quotes where it has characters that mean something there."""
+    if re.fullmatch(r"[\w/.:+-]+", value, re.ASCII):
+        return value
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def start(config: DictConfig) -> None:
@@ -139,7 +148,7 @@ def _write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
             "labels": labels,
             "command_line": command_line(),
             "arguments": arguments,
-            "resume": shlex.join(["python", "-m", "qdx", *arguments, f"hydra.sweep.dir={directory}"]),
+            "resume": shlex.join(["python", "-m", "qdx", *arguments, f"hydra.sweep.dir={quoted(str(directory))}"]),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         },
         indent=1,

@@ -17,3 +17,11 @@ def demo_model() -> Callable[[str], Path]:
     from qdx.models import resolve
 
     return lambda form: resolve(f"demo:smollm2/{form}", format=form).path
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the folders of a tiny random checkpoint in each format."""
+    from tests import tiny
+
+    return tiny.build(tmp_path_factory.mktemp("tiny"))

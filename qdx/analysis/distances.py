@@ -8,7 +8,8 @@ the same hash take the metric's value on itself without being read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,7 @@ def measure(
     the earlier to the later. In ``/decode`` a pair is measured up to and including the row that predicts the
     first differing output token. If that is the very first token, which prefill predicts, no decode row is
     measured. Without full rows (``capture=topk``) a pair is measured on coarsened rows, see
-    `qdx.analysis.coarse`. An infinite distance (a token impossible in one row only) becomes NaN and is counted
+    `qdx.analysis.coarse`. An infinite distance (a token impossible in one row only) becomes NaN, counted
     in the attribute ``infinite``.
     """
     from qdx.dataset import RunReader
@@ -178,32 +179,63 @@ def _measure_full(
     block_positions: int,
     block_mib: int,
 ) -> Iterator[int]:
-    """Measure full rows block by block; yield the number of positions done after each."""
+    """Measure full rows block by block; yield the number of its positions after each."""
     full = [measure for measure in measures if measure.on != "top"]
     scales = {measure.on for measure in full}
     jobs = [(pair, measure, pair.todo(measure)) for pair in pairs if not pair.coarse for measure in full]
-    for reference in range(len(phase.length_R)):
-        needed: dict[Source, Bools] = {}
-        for pair, _, todo_RP in jobs:
-            if todo_RP[reference].any():
-                for source in (pair.a, pair.b):
-                    needed[source] = needed.get(source, np.zeros(todo_RP.shape[1], bool)) | todo_RP[reference]
-        vocab = max((readers[config].vocab for config, _ in needed), default=1)
-        fitting = block_mib * 2**20 // (8 * vocab * max(1, len(needed)) * max(1, len(scales)))
-        size = max(1, min(block_positions, fitting))
-        present = _present(phase, reference)
-        for start in range(0, len(present), size):
-            block = present[start : start + size]
-            rows = {
-                source: _load(phase, readers[source[0]], source, reference, wanted, scales)
-                for source, need_P in needed.items()
-                if len(wanted := block[need_P[block]])
-            }
-            for pair, measure, todo_RP in jobs:
-                index = block[todo_RP[reference, block]]
-                if len(index):
-                    _measure_rows(pair, measure, reference, index, rows[pair.a], rows[pair.b])
-            yield len(block)
+    running: list[Future[None]] = []
+    with _workers() as pool:
+        for reference in range(len(phase.length_R)):
+            needed = _needed(jobs, reference)
+            vocab = max((readers[config].vocab for config, _ in needed), default=1)
+            # Twice: a block is read while the one before is measured.
+            bytes_a_position = 2 * 8 * vocab * max(1, len(needed)) * max(1, len(scales))
+            size = max(1, min(block_positions, block_mib * 2**20 // bytes_a_position))
+            present = _present(phase, reference)
+            for start in range(0, len(present), size):
+                block = present[start : start + size]
+                rows = {
+                    source: _load(phase, readers[source[0]], source, reference, wanted, scales)
+                    for source, need_P in needed.items()
+                    if len(wanted := block[need_P[block]])
+                }
+                for before in running:
+                    before.result()
+                running = [
+                    pool.submit(_measure_rows, pair, measure, reference, index, rows[pair.a], rows[pair.b])
+                    for pair, measure, todo_RP in jobs
+                    if len(index := block[todo_RP[reference, block]])
+                ]
+                yield len(block)
+        for last in running:
+            last.result()
+
+
+@contextmanager
+def _workers() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch would use, each of which uses one.
+
+    Rows are too short for torch's own threads: they meet after every operation of 0.1 ms, and where another
+    process has one of the cores, each meeting waits for a time slice (on 2 shared cores 144 s instead of 8).
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="qdx-distances")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _needed(jobs: Sequence[tuple[Pair, Measure, Bools]], reference: int) -> dict[Source, Bools]:
+    """Return which full rows (position,) of which source are needed."""
+    needed: dict[Source, Bools] = {}
+    for pair, _, todo_RP in jobs:
+        if todo_RP[reference].any():
+            for source in (pair.a, pair.b):
+                needed[source] = needed.get(source, np.zeros(todo_RP.shape[1], bool)) | todo_RP[reference]
+    return needed
 
 
 @dataclass(frozen=True)

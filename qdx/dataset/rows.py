@@ -43,6 +43,10 @@ def _handle(key: _Key) -> Any:
     except OSError as error:
         raise QdxError(f"{path} is not a whole NetCDF-4 file: {error}") from error
     opened.set_auto_maskandscale(False)
+    for phase in layout.PHASES:
+        if phase in opened.groups and "logit" in opened[phase].variables:
+            # A row is read once: netCDF's cache of 64 MiB a variable would be filled for nothing.
+            opened[phase]["logit"].set_var_chunk_cache(2**20)
     _handles[key] = opened
     while len(_handles) > _OPEN_FILES:
         _handles.popitem(last=False)[1].close()

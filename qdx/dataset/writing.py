@@ -77,7 +77,7 @@ def create(
         if dim not in group.dimensions:
             group.createDimension(dim, sizes[dim])
     if variable.dtype == "str":
-        created = group.createVariable(variable.name, str, variable.dims)
+        created = group.createVariable(variable.name, str, variable.dims, fill_value=False)
     else:
         code = "i1" if variable.dtype == "bool" else variable.dtype
         floating = code.startswith("f")

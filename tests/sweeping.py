@@ -1,0 +1,39 @@
+"""Runs the command line as a user would: in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# Snippets over 50 tokens: exllama's prefill repeats from there on, its decode does not.
+SMALL = [
+    "prompts.references=2",
+    "prompts.snippet_tokens=60",
+    "repeats=2",
+    "generate.tokens=5",
+    "backend.threads=1",
+]
+
+
+def qdx(*arguments: str, cwd: Path, module: str = "qdx") -> subprocess.CompletedProcess[str]:
+    """Run ``python -m qdx`` with these arguments and return how it ended."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=cwd,
+        text=True,
+        capture_output=True,
+        timeout=600,
+        env=environment(),
+    )
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment without what a test runner or a developer may have set."""
+    return {k: v for k, v in os.environ.items() if k not in ("HYDRA_FULL_ERROR", "PYTHONPATH")}
+
+
+def checkpoints(paths: dict[str, Path]) -> list[str]:
+    """Return overrides that choose local checkpoints."""
+    return ["model=local", *(f"model.checkpoint.{name}='{path}'" for name, path in paths.items())]

@@ -1,0 +1,64 @@
+"""A tiny real checkpoint in each format: random weights, two layers, a tokenizer of its own. Loads in a moment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from qdx.models import awq, gptq
+from qdx.models.quantize import round_to_nearest
+from tests.prompts.conftest import build_tokenizer
+
+QUANTIZED = {
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"},
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True},
+}
+
+
+def build(folder: Path) -> dict[str, Path]:
+    """Write the three checkpoints below `folder` and return their folders by format."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = build_tokenizer()
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=64,
+        vocab_size=len(tokenizer),
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+        eos_token_id=tokenizer.eos_token_id,
+        dtype="float16",
+    )
+    state = {name: tensor.half() for name, tensor in LlamaForCausalLM(config).state_dict().items()}
+    paths = {name: folder / name for name in ("none", "awq", "gptq")}
+    for name, path in paths.items():
+        path.mkdir(parents=True)
+        tokenizer.save_pretrained(path)
+        stated = config.to_dict() | {"architectures": ["LlamaForCausalLM"]}
+        if name in QUANTIZED:
+            stated["quantization_config"] = QUANTIZED[name]
+        (path / "config.json").write_text(json.dumps(stated))
+        save_file(_packed(state, name), path / "model.safetensors")
+    return paths
+
+
+def _packed(state: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    layout: Any = {"awq": awq, "gptq": gptq}.get(name)
+    packed = {}
+    for key, tensor in state.items():
+        if layout is None or "_proj" not in key:
+            packed[key] = tensor.contiguous()
+            continue
+        weight = round_to_nearest(tensor, 128, symmetric=name == "gptq")
+        for part, value in layout.pack(weight).items():
+            packed[key.replace("weight", part)] = value
+    return packed
