@@ -3,7 +3,7 @@
     python benchmarks/kernels.py [--threads 2] [--rounds 7] [--layers 30] [--rows 1,4,49,…]
 
 Kernels take turns within a round, so that whatever else the machine does falls on all of them; the table
-gives the median over rounds of each kernel's time divided by dense's time in the same round, and the least
+gives the median over rounds of each kernel's time divided by dense's time in the same round, and the best
 time.
 """
 
@@ -75,7 +75,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     models = {name: decoder(name, options.layers) for name in NAMES}
     print(
-        f"{options.layers} layers, {options.threads} threads, {options.rounds} rounds: median ratio (least ms)"
+        f"{options.layers} layers, {options.threads} threads, {options.rounds} rounds: median ratio (best ms)"
     )
     print("rows" + "".join(f"{name:>18}" for name in NAMES))
     for rows in map(int, options.rows.split(",")):
