@@ -94,7 +94,7 @@ class RunReader:
         with _lock:
             file = _handle(self._key)
             self.label = str(file.getncattr("label"))
-            self.dtype = str(file["prefill"]["dtype"][0])
+            self.dtype = str(file["prefill"]["dtype"][:][0])
             self.references = [str(name) for name in file["references"]["reference"][:]]
             self.vocab = int(file.getncattr("vocab"))
         self._phases: dict[str, Phase] = {}
