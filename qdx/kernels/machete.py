@@ -167,7 +167,7 @@ class Machete(KernelModel):
     ----------
     weight : QuantizedWeight
         In-features divisible by 128, out-features by 64, group size 32, 64, 128 or in-features.
-        (vLLM's ``machete_utils.py`` itself asks for 64 and 128, and no group size of 32; a tile that sticks out
+        (vLLM's ``machete_utils.py`` asks for 64 and 128, and for no group size of 32; a tile that sticks out
         changes no sum, so the wider rule that Marlin shares is kept.)
     bias : Tensor, optional
         (out_features,); added to the rounded product.
