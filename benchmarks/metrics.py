@@ -3,9 +3,9 @@
     python benchmarks/metrics.py    # the README sweep: 4 configs × 4 references × 161 rows × 49,152
     python benchmarks/metrics.py --vocab 151936
 
-The files are real (from the recorder, three repeats; one config does not repeat in decode and replay), the
-logits random. The plain loop is what one would write with netCDF4 and numpy: the rows of one reference of every
-config in float64, then every ordered pair, vectorized over positions. That both give the same is checked.
+The files are real (by the recorder, three repeats; one config does not repeat decode and replay), the logits
+random. The plain loop is what one would write with netCDF4 and numpy: the rows of one reference of every config
+in float64, then every ordered pair, vectorized over positions. That both give the same is checked.
 """
 
 from __future__ import annotations
