@@ -4,7 +4,7 @@
     python benchmarks/metrics.py --vocab 151936
 
 The files are real (by the recorder, three repeats; one config does not repeat decode and replay), the logits
-random. The plain loop is what one would write with netCDF4 and numpy: the rows of one reference of every config
+random. The plain loop is the obvious one with netCDF4 and numpy: the rows of one reference of every config
 in float64, then every ordered pair, vectorized over positions. That both give the same is checked.
 """
 
