@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 NOT_IDENTITY = ("label", "swept", "metric", "analysis", "dataset")
 # Facts of the machine and the code that can change what is computed.
 DECISIVE = (
-    "qdx_version",
-    "git_commit",
+    "code_sha256",
     "torch_version",
+    "cpu",
     "gpu",
     "compute_capability",
     "sm_count",

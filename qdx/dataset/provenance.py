@@ -15,6 +15,9 @@ from typing import Any
 
 import qdx
 
+# Packages whose code decides what is computed and kept.
+COMPUTING = ("backends", "capture", "kernels", "models", "prompts")
+
 
 def software() -> dict[str, str]:
     """Return qdx_version and time_utc (ISO 8601, seconds)."""
@@ -27,7 +30,7 @@ def stamp() -> dict[str, str | int]:
     Returns
     -------
     dict
-        qdx_version, time_utc, torch_version, python_version, host, platform, git_commit, gpu,
+        qdx_version, time_utc, torch_version, python_version, host, platform, git_commit, code_sha256, cpu, gpu,
         compute_capability, sm_count, cuda_version, driver_version. A fact that does not exist is "" (0 for
         sm_count).
     """
@@ -38,8 +41,32 @@ def stamp() -> dict[str, str | int]:
         "host": platform.node(),
         "platform": platform.platform(),
         "git_commit": git_commit(),
+        "code_sha256": code_sha256(),
+        "cpu": cpu_name(),
         **gpu_facts(),
     }
+
+
+def code_sha256() -> str:
+    """Return the SHA-256 of the sources that decide what is computed and kept, wherever the package is installed.
+
+    More exact than a commit: it changes with an uncommitted edit, and not with one of the documentation.
+    """
+    root = Path(qdx.__file__).parent
+    files = [file for part in COMPUTING for file in sorted((root / part).rglob("*.py"))]
+    digest = hashlib.sha256()
+    for file in [*files, root / "experiment.py"]:
+        digest.update(f"{file.relative_to(root).as_posix()}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def cpu_name() -> str:
+    """Return the processor's model name: on a CPU it decides which instructions a matrix product uses."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _version(package: str) -> str:
