@@ -7,8 +7,8 @@ Four configs over a vocabulary of 300 and three references, three repeats:
 - ``gptq`` adds noise of 0.01, new in every repeat, to its decode and replay, none to its prefill.
 - All others repeat bit-exactly.
 
-A row depends on the reference, the position and the token that was consumed, as a language model's does, so that free
-generations of unlike configs go apart and do not come together again.
+A row depends on the reference, the position and the token that was consumed, as a language model's does, so
+that free generations of unlike configs go apart and do not come together again.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -235,7 +236,8 @@ class Recorder:
         group = self._file["output"]
         with writing.disk_errors(self.part):
             group["token_id"][0, repeat, reference, :] = np.asarray(token_ids, np.int32)
-            group["text"][0, repeat, reference] = text
+            letters = writing.characters(text)
+            group["text"][0, repeat, reference, : len(letters)] = letters
             group["eos_index"][0, repeat, reference] = eos_index
         self._seen[("output", repeat, reference)] = set()
 
@@ -302,9 +304,9 @@ class Recorder:
                 continue
             chosen = filters if name == "logit" else encoding.PORTABLE
             created = writing.create(group, variable, sizes, filters=chosen, coordinates=coordinates)
-            if not variable.dtype.startswith(
-                "f"
-            ):  # floats have their fill value in the file, integers must be written
+            if name == "logit":  # netCDF would keep 64 MiB of each such variable in memory for nothing
+                created.set_var_chunk_cache(max(2**20, 4 * math.prod(created.chunking())))
+            if not variable.dtype.startswith("f"):  # floats have a fill value in the file
                 created[...] = np.full(created.shape, variable.fill, created.dtype)
 
     def _create_output(self) -> None:
@@ -322,9 +324,8 @@ class Recorder:
         writing.put_config_coords(group, sizes, self._coords)
         for variable in layout.OUTPUT.values():
             created = writing.create(group, variable, sizes, coordinates=" ".join(layout.CONFIG_COORDS))
-            created[...] = np.full(
-                created.shape, variable.fill, object if variable.dtype == "str" else created.dtype
-            )
+            if variable.dtype != "str":
+                created[...] = np.full(created.shape, variable.fill, created.dtype)
 
     def _current(self) -> tuple[str, int, list[int]]:
         if self._now is None:
@@ -360,7 +361,7 @@ class Recorder:
             position = positions[int((~finite_P).nonzero()[0])]
             raise QdxError(
                 f"{self._label}: {phase}, repeat {repeat}, {self._name(reference)}, position {position}: "
-                "a logit is NaN or infinite; the checkpoint is broken or overflows float16: try model.dtype=bfloat16"
+                "a logit is NaN or infinite; the checkpoint is broken or overflows: try model.dtype=bfloat16"
             )
         order = np.argsort(positions)
         if (np.diff(order) != 1).any():

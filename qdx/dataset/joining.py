@@ -38,22 +38,37 @@ def join_repeats(parts: Sequence[Path], target: Path, attrs: Mapping[str, Any]) 
     try:
         for file in files:
             file.set_auto_maskandscale(False)
-        kernels = [file["provenance"]["kernel_class"][:].tolist() for file in files]
+            file.set_auto_chartostring(False)
+        layers = [_layers(file["provenance"]) for file in files]
+        kernels = [{name: kernel for name, (kernel, _) in own.items()} for own in layers]
         for repeat, observed in enumerate(kernels):
             if observed != kernels[0]:
-                raise QdxError(f"repeat {repeat} loaded kernels {observed}, repeat 0 {kernels[0]}: not one config")
+                raise QdxError(
+                    f"repeat {repeat} loaded kernels {observed}, repeat 0 {kernels[0]}: not one config"
+                )
         with writing.disk_errors(part), netCDF4.Dataset(part, "w", format="NETCDF4") as joined:
             _copy_attributes(files[0], joined)
-            for name in files[0].groups:
-                _join_group([file.groups[name] for file in files], joined.createGroup(name))
             writing.set_attributes(joined, attrs)
-            for name, value in attrs.items():
-                if name in joined["provenance"].variables:
-                    joined["provenance"][name][0] = str(writing.attribute(value))
+            for name in files[0].groups:
+                if name != "provenance":
+                    _join_group([file.groups[name] for file in files], joined.createGroup(name))
+            whole = {name: joined.getncattr(name) for name in joined.ncattrs()}
+            writing.put_provenance(joined, whole["label"], whole, layers[0])
     finally:
         for file in files:
             file.close()
     part.replace(target)
+
+
+def _layers(group: Any) -> dict[str, tuple[str, str]]:
+    """Return layer type → (class, kernel) of a file of one config."""
+    from netCDF4 import chartostring
+
+    names, classes, kernels = (
+        [str(text) for text in chartostring(group[name][:], encoding="utf-8").reshape(-1)]
+        for name in ("layer_type", "kernel_class", "kernel")
+    )
+    return dict(zip(names, zip(classes, kernels, strict=True), strict=True))
 
 
 def _copy_attributes(source: Any, target: Any) -> None:
@@ -62,7 +77,8 @@ def _copy_attributes(source: Any, target: Any) -> None:
 
 def _join_group(sources: Sequence[Any], target: Any) -> None:
     for name, dimension in sources[0].dimensions.items():
-        target.createDimension(name, len(sources) if name == "repeat" else len(dimension))
+        length = None if dimension.isunlimited() else len(dimension)  # generated text grows
+        target.createDimension(name, len(sources) if name == "repeat" else length)
     for name, variable in sources[0].variables.items():
         created = _create_like(variable, target, name)
         if name == "repeat":
@@ -77,7 +93,7 @@ def _join_group(sources: Sequence[Any], target: Any) -> None:
 
 def _create_like(variable: Any, target: Any, name: str) -> Any:
     storage: dict[str, Any] = {}
-    if variable.dtype is not str:
+    if variable.dimensions:
         filters = variable.filters() or {}
         if filters.get("zlib"):
             storage = {"zlib": True, "complevel": filters["complevel"], "shuffle": filters["shuffle"]}
@@ -93,14 +109,16 @@ def _create_like(variable: Any, target: Any, name: str) -> Any:
         storage["fill_value"] = getattr(variable, "_FillValue", None)
     created = target.createVariable(name, variable.dtype, variable.dimensions, **storage)
     created.set_auto_maskandscale(False)
+    created.set_auto_chartostring(False)
     _copy_attributes(variable, created)
     return created
 
 
 def _copy_repeat(source: Any, target: Any, axis: int, repeat: int) -> None:
     """Copy a variable of one repeat into place, a block of positions at a time."""
-    if "position" not in source.dimensions or source.dtype is str:
-        target[_at(axis, repeat, target.ndim)] = source[_at(axis, 0, source.ndim)]
+    if "position" not in source.dimensions:
+        own = {source.ndim - 1: slice(0, source.shape[-1])}  # texts of other repeats may be longer
+        target[_at(axis, repeat, target.ndim, own)] = source[_at(axis, 0, source.ndim, own)]
         return
     along = source.dimensions.index("position")
     row_bytes = max(1, source.size // max(1, source.shape[along]) * source.dtype.itemsize)
@@ -110,5 +128,7 @@ def _copy_repeat(source: Any, target: Any, axis: int, repeat: int) -> None:
         target[_at(axis, repeat, target.ndim, block)] = source[_at(axis, 0, source.ndim, block)]
 
 
-def _at(axis: int, index: int, ndim: int, others: Mapping[int, slice] | None = None) -> tuple[int | slice, ...]:
+def _at(
+    axis: int, index: int, ndim: int, others: Mapping[int, slice] | None = None
+) -> tuple[int | slice, ...]:
     return tuple(index if i == axis else (others or {}).get(i, slice(None)) for i in range(ndim))

@@ -60,7 +60,7 @@ class Variable:
     name : str
     dims : tuple of str
     dtype : str
-        ``"str"`` (variable length), ``"bool"`` (int8 in the file, as xarray writes it) or a numpy code.
+        ``"str"`` (characters in the file), ``"bool"`` (int8 in the file, as xarray has it) or a numpy code.
     units : str
         "1", "nat" or "logit".
     long_name : str

@@ -37,7 +37,7 @@ def merge(directory: Path, target: Path) -> None:
     state = folder.scan(Path(directory))
     if not state.runs:
         raise QdxError(
-            f"{directory} has no finished run to merge: {len(state.failed)} failed, {len(state.missing)} missing"
+            f"{directory} has no finished run: {len(state.failed)} failed, {len(state.missing)} missing"
         )
     trees = {label: open_file(run) for label, run in state.runs.items()}
     try:
@@ -101,7 +101,10 @@ def _attributes(attrs: Any) -> dict[str, Any]:
 def _encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
     encoding: dict[str, dict[str, Any]] = {}
     for name, variable in dataset.variables.items():
-        if variable.dtype.kind in "OUST" or not variable.ndim or not variable.size:
+        if variable.dtype.kind in "OUST":
+            encoding[str(name)] = {"dtype": "S1"}  # characters, see qdx.dataset.writing
+            continue
+        if not variable.ndim or not variable.size:
             continue
         encoding[str(name)] = {**PORTABLE, "chunksizes": _chunks(variable)}
         if variable.dtype.kind in "iu":

@@ -19,7 +19,7 @@ from qdx.errors import QdxError
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a failed write (disk full, quota, read-only) into an error that names the file and the free space."""
+    """Turn a failed write (disk full, read-only) into an error that names the file and the free space."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # netCDF4 raises RuntimeError("NetCDF: HDF error") for ENOSPC
@@ -59,6 +59,7 @@ def create(
     *,
     filters: Mapping[str, Any] = PORTABLE,
     coordinates: str = "",
+    width: int | None = None,
 ) -> Any:
     """Create one variable of the table, with the dimensions that it lacks, and return the netCDF4 variable.
 
@@ -69,15 +70,17 @@ def create(
     sizes : Mapping
         Length of every dimension.
     filters : Mapping
-        See `qdx.dataset.encoding.choose`. Text has none.
+        See `qdx.dataset.encoding.choose`. Text has its own.
     coordinates : str
         Names of the coordinates that are not dimensions (CF conventions 5).
+    width : int, optional
+        Bytes of the longest text; None lets it grow.
     """
     for dim in variable.dims:
         if dim not in group.dimensions:
             group.createDimension(dim, sizes[dim])
     if variable.dtype == "str":
-        created = group.createVariable(variable.name, str, variable.dims, fill_value=False)
+        created = _create_text(group, variable, sizes, width)
     else:
         code = "i1" if variable.dtype == "bool" else variable.dtype
         floating = code.startswith("f")
@@ -104,12 +107,46 @@ def create(
     return created
 
 
+def _create_text(group: Any, variable: layout.Variable, sizes: Mapping[str, int], width: int | None) -> Any:
+    """Create a variable of characters (UTF-8), which xarray and netCDF4 read as text.
+
+    Not of NC_STRING: a file with such variables that is opened a second time while it is open crashes the
+    process (netcdf4-python issue 1444, HDF5 issue 5359; seen with netCDF4 1.7.3 to 1.7.5.1), and xarray
+    keeps files open as long as a lazy variable lives.
+    """
+    dim = f"{variable.name}_bytes" if width is None else f"string{width}"
+    if dim not in group.dimensions:
+        group.createDimension(dim, width)
+    counts = [sizes[name] for name in variable.dims]
+    storage: dict[str, Any] = {}
+    if all(counts):
+        chunk = [1] * len(counts) + [256] if width is None else [*counts, width]
+        storage = {"chunksizes": chunk, **PORTABLE}
+    created = group.createVariable(variable.name, "S1", (*variable.dims, dim), **storage)
+    created.setncattr("_Encoding", "utf-8")
+    created.set_auto_chartostring(False)
+    return created
+
+
+def characters(texts: Any) -> NDArray[np.bytes_]:
+    """Return texts as single bytes with one more axis, which is as wide as the longest text (1 at least)."""
+    encoded = np.frompyfunc(lambda text: str(text).encode(), 1, 1)(np.asarray(texts, object))
+    encoded = np.asarray(encoded, object)
+    width = max([1, *(len(text) for text in encoded.flat)])
+    return encoded.astype(f"S{width}").reshape(*encoded.shape, 1).view("S1")
+
+
 def put(group: Any, variable: layout.Variable, sizes: Mapping[str, int], values: Any) -> None:
     """Create a variable of the table and write all of it."""
+    if variable.dtype == "str":
+        letters = characters(values)
+        created = create(group, variable, sizes, width=letters.shape[-1])
+        if letters.size:
+            created[...] = letters
+        return
     created = create(group, variable, sizes)
     if all(sizes[dim] for dim in variable.dims):
-        dtype = {"str": object, "bool": "i1"}.get(variable.dtype, variable.dtype)
-        created[...] = np.asarray(values, dtype=dtype)
+        created[...] = np.asarray(values, dtype="i1" if variable.dtype == "bool" else variable.dtype)
 
 
 def put_index(group: Any, sizes: Mapping[str, int], **labels: Any) -> None:
@@ -141,7 +178,7 @@ def put_references(file: Any, references: Sequence[layout.ReferenceLike]) -> Non
 def put_provenance(
     file: Any, label: str, attrs: Mapping[str, Any], layers: Mapping[str, tuple[str, str]]
 ) -> None:
-    """Write ``/provenance``: a text variable over config for each attribute, the kernel of each layer type."""
+    """Write ``/provenance``: each attribute as a text over config, and the kernel of each layer type."""
     group = file.createGroup("provenance")
     sizes = {"config": 1, "layer_type": len(layers)}
     put_index(group, sizes, config=[label])
