@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 from qdx.errors import QdxError
-
-
-def conf_dir() -> Path:
-    """Return the folder of the config groups: beside the package in a checkout, inside it in a wheel."""
-    packaged = Path(__file__).parent / "conf"
-    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "conf"
+from qdx.plugins import conf_dir, load
 
 
 def main() -> None:
@@ -22,9 +16,10 @@ def main() -> None:
     from qdx.sweep import job
 
     full = bool(os.environ.get("HYDRA_FULL_ERROR"))
-    # Hydra prints a traceback and exits by itself unless this is set; qdx turns its errors into one line with a remedy.
+    # Hydra prints a traceback and exits by itself unless this is set; qdx makes one line with a remedy of it.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        load()
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except KeyboardInterrupt:
         sys.exit(130)

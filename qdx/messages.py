@@ -41,12 +41,23 @@ def explain(error: Exception, conf: Path) -> str | None:
 
 def _unknown_option(name: str, conf: Path) -> str:
     group, _, option = name.rpartition("/")
-    folder = conf / group
-    choices = sorted(path.stem for path in folder.glob("*.yaml"))
+    choices = sorted({*(path.stem for path in (conf / group).glob("*.yaml")), *_plugin_nodes(group)})
     if not group or not choices:
         groups = sorted(path.name for path in conf.iterdir() if path.is_dir())
         return f"{name}: unknown config group, one of {', '.join(groups)}{nearest(group or option, groups)}"
     return f"{group}={option}: unknown {group}, one of {', '.join(choices)}{nearest(option, choices)}"
+
+
+def _plugin_nodes(group: str) -> dict[str, DictConfig]:
+    """Return the nodes that plug-ins have added to a group, by name."""
+    from hydra.core.config_store import ConfigStore
+
+    added = ConfigStore.instance().repo.get(group, {})
+    return (
+        {name.removesuffix(".yaml"): entry.node for name, entry in added.items()}
+        if isinstance(added, dict)
+        else {}
+    )
 
 
 def _unknown_key(key: str, conf: Path) -> str:
@@ -67,9 +78,9 @@ def _keys(parent: str, conf: Path) -> list[str]:
     first, _, rest = parent.partition(".")
     files = sorted((conf / first).glob("*.yaml")) or [conf / "config.yaml"]
     found: set[str] = set()
-    for path in files:
-        node = OmegaConf.load(path)
-        inner = OmegaConf.select(node, parent if path.parent == conf else rest) if rest or path.parent == conf else node
+    for node in (*map(OmegaConf.load, files), *_plugin_nodes(first).values()):
+        whole = files[0].parent == conf
+        inner = OmegaConf.select(node, parent if whole else rest) if rest or whole else node
         if isinstance(inner, DictConfig):
             found |= {str(key) for key in inner}
     return sorted(found - {"_target_", "name"})

@@ -1,7 +1,7 @@
 """A sweep: what happens before its first job and after its last one.
 
-Hydra calls `Sweep` as a callback and `job` for every config. A job never raises out of the sweep (Hydra 1.3 would skip the
-end): it leaves ``status.json`` in its folder, and the process exits 1 at the end.
+Hydra calls `Sweep` as a callback and `job` for every config. A job never raises out of the sweep (Hydra 1.3
+would skip the end): it leaves ``status.json`` in its folder, and the process exits 1 at the end.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from qdx import job as jobs
+from qdx import job as job_process
+from qdx import plugins
 from qdx.errors import QdxError
+from qdx.messages import explain
 from qdx.process import spawn
 from qdx.schema import validate
 
@@ -34,7 +36,7 @@ MANIFEST = "sweep.json"
 def job(cfg: DictConfig) -> None:
     """Run one config of the sweep (Hydra's task function)."""
     directory = HydraConfig.get().runtime.output_dir
-    jobs.run(OmegaConf.to_yaml(cfg, resolve=True), directory, command_line())
+    job_process.run(OmegaConf.to_yaml(cfg, resolve=True), directory, command_line())
 
 
 class Sweep(Callback):
@@ -56,9 +58,13 @@ def _guard(step: Callable[[], None]) -> None:
     except QdxError as error:
         print(f"qdx: error: {error}", file=sys.stderr)
         sys.exit(2)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
+    except Exception as error:
+        message = explain(error, plugins.conf_dir())
+        if message is None:
+            traceback.print_exc()
+            sys.exit(1)
+        print(f"qdx: error: {message}", file=sys.stderr)
+        sys.exit(2)
 
 
 def command_line() -> str:
@@ -67,7 +73,7 @@ def command_line() -> str:
 
 
 def quoted(value: str) -> str:
-    """Return a value as Hydra's override grammar takes it: in quotes where it has characters that mean something there."""
+    """Return a value as Hydra's override grammar takes it: in quotes where a character means something."""
     if re.fullmatch(r"[\w/.:+-]+", value, re.ASCII):
         return value
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
@@ -82,29 +88,58 @@ def start(config: DictConfig) -> None:
     QdxError
         For the first job whose config is not valid, for two jobs of one label, or when preparation fails.
     """
-    loader = GlobalHydra.instance().config_loader()
-    swept, batch = _expand(config, loader)
+    swept, jobs = expand(config)
     if swept:
         with flag_override(config, ["readonly", "struct"], False):
             config.hydra.overrides.task.append(f"swept=[{','.join(swept)}]")
-    manifest: dict[str, Any] = {}
-    composed: dict[str, str] = {}
+    directory = Path(config.hydra.sweep.dir).absolute()
+    first: Any = OmegaConf.to_container(jobs[0], resolve=True)
+    manifest = {
+        "metrics": first["metric"],
+        "analyses": first["analysis"],
+        "labels": [str(cfg.label) for cfg in jobs],
+        "plugin_folders": [str(folder) for folder in plugins.folders()],
+    }
+    _write_manifest(directory, manifest)
+    composed = [OmegaConf.to_yaml(cfg, resolve=True) for cfg in jobs]
+    ended = spawn({"do": "prepare", "configs": composed, "directory": str(directory)})
+    if ended:
+        sys.exit(1 if "killed" in ended else 2)
+
+
+def expand(config: DictConfig) -> tuple[list[str], list[DictConfig]]:
+    """Compose and check every job of a sweep.
+
+    Parameters
+    ----------
+    config : DictConfig
+        What Hydra composed for a multirun, with its ``hydra`` node.
+
+    Returns
+    -------
+    swept : list of str
+        The keys that vary.
+    jobs : list of DictConfig
+        One config a job, without its ``hydra`` node.
+
+    Raises
+    ------
+    QdxError
+        For the first job whose config is not valid, or for two jobs of one label.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    swept, batch = _expand(config, loader)
+    jobs: dict[str, DictConfig] = {}
     for overrides in batch:
         cfg = loader.load_sweep_config(config, [*overrides, f"swept=[{','.join(swept)}]"])
         with flag_override(cfg, ["readonly", "struct"], False):
             del cfg["hydra"]
-        experiment = validate(cfg)
+        label = validate(cfg).label
         _check_plugins(cfg)
-        if experiment.label in composed:
-            raise QdxError(f"two jobs of this sweep have the label {experiment.label!r}: drop one of them")
-        composed[experiment.label] = OmegaConf.to_yaml(cfg, resolve=True)
-        manifest.setdefault("metrics", experiment.metric)
-        manifest.setdefault("analyses", experiment.analysis)
-    directory = Path(config.hydra.sweep.dir).absolute()
-    _write_manifest(directory, {**manifest, "labels": list(composed)})
-    ended = spawn({"do": "prepare", "configs": list(composed.values()), "directory": str(directory)})
-    if ended:
-        sys.exit(1 if "killed" in ended else 2)
+        if label in jobs:
+            raise QdxError(f"two jobs of this sweep have the label {label!r}: drop one of them")
+        jobs[label] = cfg
+    return swept, list(jobs.values())
 
 
 def _expand(config: DictConfig, loader: Any) -> tuple[list[str], list[list[str]]]:
@@ -113,11 +148,11 @@ def _expand(config: DictConfig, loader: Any) -> tuple[list[str], list[list[str]]
 
     if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
         raise QdxError(
-            f"hydra/sweeper={config.hydra.sweeper._target_}: qdx knows the labels of a sweep before it starts, "
-            f"which only the basic sweeper allows: remove hydra/sweeper"
+            f"hydra/sweeper={config.hydra.sweeper._target_}: qdx knows the labels of a sweep before "
+            f"it starts, which only the basic sweeper allows: remove hydra/sweeper"
         )
     arguments = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    arguments += OmegaConf.to_container(config.hydra.overrides.task)
+    arguments += [str(override) for override in config.hydra.overrides.task]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
     # A later override of a key replaces an earlier one, so the last one says whether it is swept.
     last = {override.get_key_element(): override for override in parsed}
@@ -126,13 +161,12 @@ def _expand(config: DictConfig, loader: Any) -> tuple[list[str], list[list[str]]
 
 
 def _check_plugins(cfg: DictConfig) -> None:
-    from qdx import plugins
-
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
     for kind in ("metric", "analysis"):
-        for name, node in cfg[kind].items():
-            plugins.check(kind, str(name), OmegaConf.to_container(node, resolve=True))
+        for name, node in plain[kind].items():
+            plugins.check(kind, str(name), node)
     for kind in ("backend", "prompts"):
-        plugins.check(kind, str(cfg[kind].name), OmegaConf.to_container(cfg[kind], resolve=True))
+        plugins.check(kind, str(plain[kind]["name"]), plain[kind])
 
 
 def _write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
@@ -148,7 +182,9 @@ def _write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
             "labels": labels,
             "command_line": command_line(),
             "arguments": arguments,
-            "resume": shlex.join(["python", "-m", "qdx", *arguments, f"hydra.sweep.dir={quoted(str(directory))}"]),
+            "resume": shlex.join(
+                ["python", "-m", "qdx", *arguments, f"hydra.sweep.dir={quoted(str(directory))}"]
+            ),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         },
         indent=1,

@@ -93,6 +93,7 @@ def build(
                 f"read the file with qdx.open"
             )
         return _write(facts, None, [], [], console)
+    plugins.add_folders(state.settings.get("plugin_folders", ()))
     measures = _built(metrics or state.settings.get("metrics"), "qdx.metrics", DEFAULT_METRICS)
     steps = _built(analyses or state.settings.get("analyses"), "qdx.analysis", DEFAULT_ANALYSES)
     part = directory / f"{folder.SWEEP}.part"

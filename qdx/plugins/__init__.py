@@ -1,0 +1,35 @@
+"""The registry of metrics, analyses, backends and prompt sources, and the only caller of ``instantiate``.
+
+Shipped members use the same decorator as anybody's: it attaches a `Plugin` record to the function or class,
+so that what a number means (unit, direction, formula) travels with the code that computes it, and their
+config nodes pass the same checks. Plug-ins come from ``plugins/`` folders and from entry points (`load`).
+"""
+
+from __future__ import annotations
+
+from qdx.plugins._build import build, check
+from qdx.plugins._contract import node_of, options_of, require
+from qdx.plugins._folders import add as add_folders
+from qdx.plugins._folders import conf_dir, folders
+from qdx.plugins._record import KINDS, METRIC_META, Plugin, plugin_of, record_of, register
+from qdx.plugins._sources import Found, find, load
+
+__all__ = [
+    "KINDS",
+    "METRIC_META",
+    "Found",
+    "Plugin",
+    "add_folders",
+    "build",
+    "check",
+    "conf_dir",
+    "find",
+    "folders",
+    "load",
+    "node_of",
+    "options_of",
+    "plugin_of",
+    "record_of",
+    "register",
+    "require",
+]

@@ -1,0 +1,144 @@
+"""The record that a member carries, and the decorator that attaches it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from qdx.errors import QdxError
+
+KINDS = ("metric", "analysis", "backend", "prompts")
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """What the framework knows of one registered function or class.
+
+    Attributes
+    ----------
+    kind : str
+        One of `KINDS`.
+    name : str
+        The name in the config group of that kind.
+    meta : Mapping
+        Facts that the member states of itself; for a metric ``on``, ``needs``, ``symmetric``, ``units``,
+        ``higher_means``, ``formula`` and ``coarse``.
+    """
+
+    kind: str
+    name: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+METRIC_META: Mapping[str, Any] = {
+    "on": "logprob",
+    "needs": (),
+    "symmetric": True,
+    "units": "1",
+    "higher_means": "less alike",
+    "formula": "",
+    "coarse": True,
+}
+# The values that a fact may have, and the facts without a default.
+ON = ("logprob", "logit", "top")
+HIGHER_MEANS = ("less alike", "more alike")
+META: Mapping[str, tuple[str, ...]] = {
+    "metric": (*METRIC_META, "on_self", "nan_when"),
+    "analysis": ("title",),
+    "backend": (),
+    "prompts": (),
+}
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the choice most like `name`, or an empty string."""
+    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def register(kind: str, name: str, **meta: Any) -> Callable[[T], T]:
+    """Register a function or class as an option of the config group `kind`.
+
+    One file in ``plugins/`` of the working folder with such a function in it is a plug-in; so is a module
+    that a distribution names in its entry point group ``qdx.plugins``. Keyword arguments with defaults are
+    its options on the command line.
+
+    Parameters
+    ----------
+    kind : {"metric", "analysis", "backend", "prompts"}
+        What it is:
+
+        - a metric is a function of two float64 tensors (position, vocab), p of ``config`` and q of
+          ``config_b``, that returns float64 (position,);
+        - an analysis is a function of a sweep's `xarray.DataTree` that returns a `qdx.analysis.Section`;
+        - a backend is a class with the methods of `qdx.backends.Backend`, made with the keywords
+          ``checkpoint``, ``quant``, ``dtype``, ``seed`` and its options;
+        - a prompt source is a class with ``load(tokenizer)``, see `qdx.prompts.PromptSource`; an option
+          ``continuation_tokens`` is ``generate.tokens`` unless set.
+    name : str
+        Its name on the command line; letters, digits and ``_``.
+    **meta
+        For a metric: ``on`` (what its rows hold: "logprob", "logit", or "top" with the keywords ``p_id`` and
+        ``q_id``), ``symmetric``, ``units``, ``higher_means`` ("less alike" or "more alike"), ``formula`` (one
+        line), ``coarse`` (whether it means something on rows that were coarsened to shared ids and a tail),
+        ``on_self`` (its value for two equal rows) and ``nan_when`` (when the metric itself answers NaN). For
+        an analysis: ``title``.
+
+    Returns
+    -------
+    callable
+        A decorator that returns its argument unchanged, with the record in its attribute ``qdx``.
+
+    Raises
+    ------
+    QdxError
+        For an unknown kind, a name that no command line can hold, or an unknown fact.
+
+    Examples
+    --------
+    >>> import qdx
+    >>> @qdx.register("metric", "half_l1", formula="½ Σ_v |p_v − q_v|")
+    ... def half_l1(p, q, scale: float = 1.0):
+    ...     return scale * 0.5 * (p.exp() - q.exp()).abs().sum(-1)
+    """
+    if kind not in KINDS:
+        raise QdxError(f"register: unknown kind {kind!r}, one of {', '.join(KINDS)}{nearest(kind, KINDS)}")
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise QdxError(f"register: {kind} name {name!r}: use letters, digits and _, with a letter first")
+    for key, value in meta.items():
+        if key not in META[kind]:
+            known = ", ".join(META[kind]) or "(it has none)"
+            raise QdxError(
+                f"register: {kind} {name!r}: unknown fact {key!r}, one of {known}{nearest(key, META[kind])}"
+            )
+        allowed = {"on": ON, "higher_means": HIGHER_MEANS}.get(key)
+        if allowed and value not in allowed:
+            raise QdxError(
+                f"register: {kind} {name!r}: {key}={value!r}, one of {', '.join(map(repr, allowed))}"
+            )
+
+    def attach(member: T) -> T:
+        facts = {**METRIC_META, **meta} if kind == "metric" else dict(meta)
+        member.qdx = Plugin(kind, name, facts)  # type: ignore[attr-defined]
+        return member
+
+    return attach
+
+
+def record_of(thing: object) -> Plugin | None:
+    """Return the record of a registered member, also through `functools.partial`; None of anything else."""
+    record = getattr(getattr(thing, "func", thing), "qdx", None)
+    return record if isinstance(record, Plugin) else None
+
+
+def plugin_of(member: Callable[..., Any]) -> Plugin:
+    """Return the record of a registered member, also through `functools.partial`."""
+    record = record_of(member)
+    if record is None:
+        raise QdxError(f"{member!r} is not registered: decorate it with @qdx.register(kind, name)")
+    return record
