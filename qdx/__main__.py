@@ -7,6 +7,7 @@ import sys
 
 from qdx.errors import QdxError
 from qdx.plugins import conf_dir, load
+from qdx.process import FULL_ERROR
 
 
 def main() -> None:
@@ -16,6 +17,8 @@ def main() -> None:
     from qdx.sweep import job
 
     full = bool(os.environ.get("HYDRA_FULL_ERROR"))
+    if full:
+        os.environ[FULL_ERROR] = "1"
     # Hydra prints a traceback and exits by itself unless this is set; qdx makes one line with a remedy of it.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

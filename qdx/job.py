@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 
 from qdx.errors import QdxError
-from qdx.process import serve, spawn
+from qdx.process import FULL_ERROR, serve, spawn
 
 STATUS = "status.json"
 
@@ -66,7 +66,7 @@ def main() -> None:
             with Progress(str(cfg.label)) as progress:
                 progress.done(experiment.run(cfg, folder, request["command_line"], progress))
     except Exception as error:
-        expected = isinstance(error, QdxError) and not os.environ.get("HYDRA_FULL_ERROR")
+        expected = isinstance(error, QdxError) and not os.environ.get(FULL_ERROR)
         message = str(error) if isinstance(error, QdxError) else f"{type(error).__name__}: {error}"
         if request["do"] == "run":
             write_status(Path(request["directory"]), message, traceback.format_exc())

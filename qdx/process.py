@@ -16,6 +16,10 @@ import threading
 from typing import Any
 
 
+# What a user's HYDRA_FULL_ERROR=1 becomes for the children: the parent sets that variable for Hydra's sake in any case.
+FULL_ERROR = "QDX_FULL_ERROR"
+
+
 def spawn(request: dict[str, Any]) -> str:
     """Serve a request in a child process and wait for it.
 

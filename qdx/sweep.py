@@ -76,7 +76,8 @@ def quoted(value: str) -> str:
     """Return a value as Hydra's override grammar takes it: in quotes where a character means something."""
     if re.fullmatch(r"[\w/.:+-]+", value, re.ASCII):
         return value
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    # Inside quotes a backslash means something only before a quote.
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
     return f"'{escaped}'"
 
 

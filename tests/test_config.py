@@ -1,0 +1,158 @@
+"""Config: every shipped file composes, mistakes are named before anything loads, and the command line starts at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from qdx.plugins import conf_dir
+from qdx.errors import QdxError
+from qdx.schema import Experiment, validate
+from qdx.sweep import quoted
+from tests.sweeping import environment, qdx
+
+GROUPS = ["model", "quant", "backend", "prompts", "capture", "metric", "analysis", "experiment"]
+OPTIONS = [(g, file.stem) for g in GROUPS for file in sorted((conf_dir() / g).glob("*.yaml"))]
+
+
+def composed(*overrides: str) -> Experiment:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return validate(compose("config", overrides=list(overrides)))
+
+
+def test_every_group_has_options() -> None:
+    assert {g for g, _ in OPTIONS} == set(GROUPS)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_yaml_composes_and_passes_the_schema(group: str, option: str) -> None:
+    extra = []
+    if option == "local":
+        extra = ["model.checkpoint.awq=/somewhere"]
+    if (group, option) == ("prompts", "text"):
+        extra = ["prompts.path=/a.txt"]
+    value = f"[{option}]" if group in ("metric", "analysis") else option
+    experiment = composed(f"{group}={value}", *extra)
+    assert experiment.label == experiment.quant.name
+
+
+def test_quant_files_state_their_format_and_kernel() -> None:
+    found = {name: composed(f"quant={name}").quant for g, name in OPTIONS if g == "quant"}
+    assert {name: (q.format, q.kernel) for name, q in found.items()} == {
+        "none": ("none", "dense"),
+        "awq": ("awq", "awq_gemm"),
+        "awq_marlin": ("awq", "marlin"),
+        "awq_machete": ("awq", "machete"),
+        "gptq": ("gptq", "exllama"),
+        "gptq_marlin": ("gptq", "marlin"),
+        "gptq_machete": ("gptq", "machete"),
+    }
+
+
+def test_quick_and_seed_are_the_documented_sizes() -> None:
+    quick, seed = composed("experiment=quick"), composed("experiment=seed")
+    assert (quick.prompts.references, quick.prompts.snippet_tokens) == (4, 256)
+    assert (quick.generate.tokens, quick.repeats, quick.batch_size) == (16, 3, 1)
+    assert (seed.prompts.references, seed.prompts.snippet_tokens) == (4, 8000)
+    assert (seed.generate.tokens, seed.repeats, seed.model.name) == (100, 3, "qwen3_8b")
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("config", overrides=["experiment=seed"], return_hydra_config=True)
+    assert cfg.hydra.sweeper.params.quant == "awq,awq_marlin,gptq_marlin,gptq"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["repeats=0"], "repeats=0: must be at least 1"),
+        (["repeats=many"], "repeats: Value 'many'"),
+        (["batch_size=-1"], "batch_size=-1"),
+        (["generate.tokens=1"], "generate.tokens=1: must be at least 2"),
+        (["repeat_scope=engin"], "repeat_scope=engin: not one of engine, process (did you mean 'engine'?)"),
+        (["capture.prefill_positions=most"], "must be a number from 0, or all"),
+        (["capture.mode=half"], "capture.mode=half: not one of full, topk"),
+        (["prompts.references=0"], "prompts.references=0: must be at least 1"),
+        (["prompts.references=four"], "prompts.references: Value 'four'"),
+        (["quant.kernel=marlyn"], "quant.kernel=marlyn: not one of awq_gemm, marlin, machete (did you mean 'marlin'?)"),
+        (["quant.format=gguf"], "quant.format=gguf: not one of none, awq, gptq"),
+        (["model=local"], "model.checkpoint.awq is empty and quant=awq needs it"),
+        (["model.dtype=float8"], "model.dtype=float8: not one of float16, bfloat16, float32"),
+        (["+prompts.snippet=3"], "prompts.snippet: unknown key"),
+        (["+sed=3"], "sed: unknown key"),
+        (["backend.threads=0"], "backend.threads=0: must be at least 1"),
+        (["prompts=text"], "prompts.path"),
+    ],
+)
+def test_impossible_values_name_the_key_the_value_and_the_choices(overrides: list[str], message: str) -> None:
+    with pytest.raises(QdxError) as caught:
+        composed(*overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["quant=awq_marlen"], "quant=awq_marlen: unknown quant"),
+        (["quant=awq,awqq"], "(did you mean 'awq'?)"),
+        (["prompts.refs=3"], "prompts.refs: unknown key"),
+        (["promts=pdf"], "(did you mean 'prompts'?)"),
+        (["metric=[l2,kll]"], "metric=kll: unknown metric"),
+        (["metric=[topk_overlap]", "metric.topk_overlap.kk=3"], "metric.topk_overlap.kk: unknown key"),
+        (["metric=[topk_overlap]", "metric.topk_overlap.k=many"], "metric.topk_overlap.k=many: must be a int"),
+        (["quant"], "is no override: write key=value"),
+        (["repeats=2,0"], "repeats=0: must be at least 1"),
+        (["prompts.path=/no/such.pdf"], "/no/such.pdf"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line_and_nothing_runs(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = qdx("-m", *arguments, "hydra.sweep.dir=out", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert done.stderr.startswith("qdx: error: ") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.rglob("run.nc*"))
+
+
+@pytest.mark.parametrize("argument", ["--help", "--cfg=job"])
+def test_help_and_config_import_no_torch(argument: str) -> None:
+    option = argument.split("=")
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "qdx", *option],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 0
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "hydra" in imported
+    assert not imported & {"torch", "vllm", "transformers", "xarray", "netCDF4"}
+    assert "awq_marlin" in done.stdout or "kernel: awq_gemm" in done.stdout
+
+
+@pytest.mark.parametrize("value", ["plain/path-1.0", "with space", "it's", "a,b", "ö=1", "back\\slash"])
+def test_quoted_values_come_back_from_hydras_grammar(value: str) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    override = OverridesParser.create().parse_override(f"key={quoted(value)}")
+    assert override.value() == value
+
+
+def test_labels_are_unique_and_fit_a_file_name() -> None:
+    experiment = composed("swept=[quant,batch_size,model]", "batch_size=4", "quant=gptq")
+    assert experiment.label == "gptq,batch_size=4,model=smollm2"
+    experiment = composed("swept=[prompts.path]", "prompts.path=/tmp/a b.pdf")
+    assert experiment.label == "awq,prompts.path=_tmp_a_b.pdf"
+
+
+def test_a_configs_hash_material_is_plain_yaml() -> None:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("config")
+    assert OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)) == OmegaConf.create(
+        OmegaConf.to_container(cfg, resolve=True)
+    )
