@@ -70,6 +70,10 @@ def open_file(path: Path) -> xr.DataTree:
         raise QdxError(
             f"{path} has schema version {version}, this qdx reads {SCHEMA_VERSION}: use the qdx that wrote it"
         )
+    for phase in PHASES:
+        if f"/{phase}" in groups:
+            # A Dataset taken out of the tree must still say whether it is free decode (`qdx.arrays`).
+            groups[f"/{phase}"] = groups[f"/{phase}"].assign_attrs(phase=phase)
     tree = xr.DataTree.from_dict({name: _lazy_rows(dataset) for name, dataset in groups.items()})
     for name, dataset in groups.items():
         tree[name].set_close(dataset.close)  # from_dict forgets it, and an open file cannot be appended to
@@ -85,15 +89,15 @@ def _lazy_rows(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def _open_sweep(directory: Path) -> xr.DataTree:
-    state = folder.scan(directory)
     if not (directory / folder.SWEEP).exists():
+        state = folder.scan(directory)
         if not state.runs:
             raise QdxError(f"{directory} has no finished run: {_why(state.failed, state.missing)}")
         return combine(state, {label: open_file(run) for label, run in state.runs.items()})
     tree = open_file(directory / folder.SWEEP)
-    merged = [str(label) for label in tree["prefill"]["config"].values]
+    runs = {str(label): directory / str(label) / folder.RUN for label in tree["prefill"]["config"].values}
     for phase in PHASES:
-        parts = {label: _open_rows(state.runs[label], phase) for label in merged if label in state.runs}
+        parts = {label: _open_rows(run, phase) for label, run in runs.items() if run.exists()}
         rows = combine_rows(parts, tree[phase].to_dataset())
         if rows is not None:
             tree[phase] = tree[phase].assign(logit=rows)

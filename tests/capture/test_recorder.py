@@ -304,7 +304,8 @@ def test_k_over_the_vocabulary_is_cut_to_it(tmp_path) -> None:
 
 FULL_DISK = """
 import resource, signal, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))  # Python ignores SIGXFSZ: a write fails as on a full disk
+# Python ignores SIGXFSZ: a write over the limit fails as on a full disk.
+resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
 from qdx.errors import QdxError
 from tests.capture import victim
 try:
