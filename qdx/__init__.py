@@ -1,4 +1,10 @@
-"""qdx: run one language model under many quantization formats and kernels, and tell from the record which one it was."""
+"""qdx: run one language model under many quantization formats and kernels, and tell which one it was.
+
+- `open` reads what a run or a sweep wrote, as an `xarray.DataTree` with the accessor ``.qdx``.
+- `run` runs a sweep from Python; ``python -m qdx`` from a shell.
+- `expand` composes and checks the configs of a sweep without running it.
+- `register` makes a function or class a plug-in: a metric, analysis, backend or prompt source.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from qdx.dataset import open
+    from qdx.accessor import open
+    from qdx.api import expand, run
     from qdx.plugins import register
 
-_LAZY = {"open": "qdx.dataset", "register": "qdx.plugins"}
+_LAZY = {"expand": "qdx.api", "open": "qdx.accessor", "register": "qdx.plugins", "run": "qdx.api"}
 
-__all__ = ["open", "register"]
+__all__ = ["expand", "open", "register", "run"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,3 +28,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'qdx' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

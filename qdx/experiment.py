@@ -18,7 +18,7 @@ from qdx.dataset import provenance, resume, size
 from qdx.dataset.joining import join_repeats
 from qdx.errors import QdxError
 from qdx.process import spawn
-from qdx.prompts import describe
+from qdx.prompts import check_references, describe
 from qdx.schema import Experiment, validate
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from qdx.prompts import Reference
 
 # What a label, a sweep or a report is about is not part of what makes an output; where a file lies is not either.
-NOT_IDENTITY = ("label", "swept", "metric", "analysis", "dataset")
+NOT_IDENTITY = ("label", "swept", "metric", "analysis", "dataset", "report")
 # Facts of the machine and the code that can change what is computed.
 DECISIVE = (
     "code_sha256",
@@ -159,7 +159,8 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
     Raises
     ------
     QdxError
-        When a model or a prompt cannot be had, or the disk is too small.
+        When a model or a prompt cannot be had, the disk is too small, or a plug-in's metric breaks its
+        contract.
     """
     shown: set[str] = set()
     estimate = 0
@@ -171,6 +172,7 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
             print(f"prompts: {prompts}".replace("\n", "\n  "), flush=True)
             shown.add(prompts)
         capture = experiment.capture
+        rehearse(experiment, models.vocab_size(checkpoint.path))
         estimate += size.bytes_per_run(
             plan(
                 references,
@@ -187,6 +189,17 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
     print(f"results: about {size.readable(estimate)} in {directory}", flush=True)
 
 
+def rehearse(experiment: Experiment, vocab: int) -> None:
+    """Call every plug-in's metric once: distances are measured when all runs are done, hours later maybe."""
+    chosen = experiment.metric.items()
+    nodes = {name: node for name, node in chosen if not node["_target_"].startswith("qdx.")}
+    if nodes:
+        from qdx.analysis.measuring import Measure
+
+        for name, node in nodes.items():
+            Measure.of(name, plugins.build(node)).rehearse(vocab, experiment.capture.k)
+
+
 def find_checkpoint(experiment: Experiment) -> Checkpoint:
     """Return the checkpoint of the config's format, prepared or downloaded if need be."""
     name = experiment.model.checkpoint[experiment.quant.format]
@@ -196,8 +209,10 @@ def find_checkpoint(experiment: Experiment) -> Checkpoint:
 
 def load_references(experiment: Experiment, tokenizer: Any) -> tuple[list[Reference], str]:
     """Return the references and their description."""
-    source = plugins.build(options(experiment.prompts))()
+    node = options(experiment.prompts)
+    source = plugins.build(node)()
     references = source.load(tokenizer)
+    check_references(references, who=str(node["_target_"]), tokens=experiment.generate.tokens)
     return references, describe(references, getattr(source, "summary", None))
 
 

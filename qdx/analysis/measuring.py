@@ -59,7 +59,14 @@ class Measure:
 
     def __call__(self, p: Tensor, q: Tensor, **ids: Tensor) -> Floats:
         """Call the metric and hold it to its contract."""
-        value = self.call(p, q, **ids)
+        try:
+            value = self.call(p, q, **ids)
+        except QdxError:
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            shape = tuple(p.shape)
+            raise QdxError(f"metric {self.name!r} raised {what} (on rows of shape {shape})") from error
         if not isinstance(value, Tensor):
             raise QdxError(f"metric {self.name!r} returned a {type(value).__name__}: return a tensor")
         if value.shape != p.shape[:1] or value.dtype != torch.float64 or value.device != p.device:
@@ -72,6 +79,31 @@ class Measure:
                 f"metric {self.name!r} returned NaN for rows without one: correct it or register nan_when"
             )
         return np.asarray(value.numpy())
+
+    def rehearse(self, vocab: int, k: int) -> None:
+        """Call the metric on two made-up rows, so that what breaks its contract shows before a model runs.
+
+        Parameters
+        ----------
+        vocab : int
+            Logits in a row.
+        k : int
+            How many of the greatest are kept.
+
+        Raises
+        ------
+        QdxError
+            Naming the metric and what it did.
+        """
+        generator = torch.Generator().manual_seed(0)
+        rows = [torch.randn(2, vocab, generator=generator, dtype=torch.float64) for _ in "pq"]
+        if self.on != "logit":
+            rows = [torch.log_softmax(row, -1) for row in rows]
+        if self.on == "top":
+            top = [row.topk(min(k, vocab), -1) for row in rows]
+            self(top[0].values, top[1].values, p_id=top[0].indices, q_id=top[1].indices)
+        else:
+            self(*rows)
 
     def attrs(self, what: str = "") -> dict[str, Any]:
         """Attributes of its variables; `what` is added to the long name."""

@@ -7,10 +7,21 @@ documents; `Inline` takes whole texts.
 
 from __future__ import annotations
 
-from qdx.prompts._reference import PromptSource, Reference, SourceFile, Summary, describe
+from qdx.prompts._reference import PromptSource, Reference, SourceFile, Summary, check_references, describe
 from qdx.prompts.inline import Inline
 from qdx.prompts.pdf import Pdf
 from qdx.prompts.pydoc import Pydoc
 from qdx.prompts.text import Text
 
-__all__ = ["Inline", "Pdf", "PromptSource", "Pydoc", "Reference", "SourceFile", "Summary", "Text", "describe"]
+__all__ = [
+    "Inline",
+    "Pdf",
+    "PromptSource",
+    "Pydoc",
+    "Reference",
+    "SourceFile",
+    "Summary",
+    "Text",
+    "check_references",
+    "describe",
+]

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from qdx.errors import QdxError
+
 Ids = NDArray[np.int32]
 
 MOST_LINES = 12  # of files or references that are printed; all of them are in the results file
@@ -105,6 +107,44 @@ class PromptSource(Protocol):
             limit and the remedy.
         """
         ...
+
+
+def check_references(references: object, *, who: str, tokens: int) -> None:
+    """Hold what a source loaded to the contract.
+
+    Parameters
+    ----------
+    references : object
+        What ``load`` returned.
+    who : str
+        The source, for the message.
+    tokens : int
+        Length that every shared continuation must have.
+
+    Raises
+    ------
+    QdxError
+    """
+    if not isinstance(references, list) or not all(isinstance(one, Reference) for one in references):
+        kind = type(references).__name__
+        raise QdxError(f"{who}.load returned a {kind}: return a list of qdx.prompts.Reference")
+    if not references:
+        raise QdxError(f"{who}.load returned no reference: return at least one")
+    names = [one.name for one in references]
+    if len(set(names)) < len(names):
+        raise QdxError(f"{who}.load returned two references of one name: name them ref_0, ref_1 …")
+    for one in references:
+        parts = one.prefix_length + one.content_length + one.suffix_length
+        if parts != len(one.token_ids) or not one.content_length:
+            raise QdxError(
+                f"{who}.load: reference {one.name!r} has {len(one.token_ids)} token_ids and parts of {parts} "
+                f"tokens, {one.content_length} of them content: prefix, content and suffix must add up"
+            )
+        if len(one.continuation) != tokens:
+            raise QdxError(
+                f"{who}.load: reference {one.name!r} has a continuation of {len(one.continuation)} tokens, not "
+                f"generate.tokens={tokens}: make the option continuation_tokens its length"
+            )
 
 
 def describe(references: Sequence[Reference], summary: Summary | None = None) -> str:

@@ -1,0 +1,132 @@
+"""``.qdx`` on a Dataset of one phase and on the tree of a sweep: thin over `qdx.arrays`.
+
+``qdx.open`` registers both; after ``xarray.open_dataset`` alone, ``import qdx.accessor`` does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import xarray as xr
+
+from qdx import arrays
+from qdx.arrays import Metric
+from qdx.dataset import open
+from qdx.dataset.layout import PHASES
+from qdx.errors import QdxError
+from qdx.plugins import nearest
+
+__all__ = ["DatasetAccessor", "TreeAccessor", "open"]
+
+
+@xr.register_dataset_accessor("qdx")  # type: ignore[no-untyped-call]
+class DatasetAccessor:
+    """Quantities of one phase, computed from its rows when they are asked for.
+
+    Examples
+    --------
+    >>> replay = qdx.open("outputs/…")["replay"].to_dataset()  # doctest: +SKIP
+    >>> replay.qdx.margin().mean(["repeat", "reference", "position"])  # doctest: +SKIP
+    >>> replay.qdx.against("none").mean(["reference", "position"])  # doctest: +SKIP
+    """
+
+    def __init__(self, data: xr.Dataset) -> None:
+        self._data = data
+
+    def logprob(self, of: Literal["target", "top", "vocab"] = "target") -> xr.DataArray:
+        """Natural log-probabilities of the targets, of the greatest logits or of every token."""
+        return arrays.logprob(self._data, of)
+
+    def margin(self) -> xr.DataArray:
+        """Greatest logit minus the target's, in logits."""
+        return arrays.margin(self._data)
+
+    def pairs(self, metric: Metric = "l2", **options: Any) -> xr.DataArray:
+        """Distance of every two configs, (config, config_b, reference, position)."""
+        return arrays.pairs(self._data, metric, **options)
+
+    def noise_floor(self, metric: Metric = "l2", **options: Any) -> xr.DataArray:
+        """Distance of every two repeats of a config, (config, repeat_pair, reference, position)."""
+        return arrays.noise_floor(self._data, metric, **options)
+
+    def against(self, config: str, metric: Metric = "l2", **options: Any) -> xr.DataArray:
+        """Distance of every config from one of them, (config, reference, position)."""
+        return arrays.against(self._data, config, metric, **options)
+
+
+for _name in ("logprob", "margin", "pairs", "noise_floor", "against"):
+    # One text for both: `help` shows the function's parameters, shapes and units.
+    getattr(DatasetAccessor, _name).__doc__ = getattr(arrays, _name).__doc__
+
+
+@xr.register_datatree_accessor("qdx")  # type: ignore[no-untyped-call]
+class TreeAccessor:
+    """Distances that a sweep has stored, by metric and phase; see ``tree["metrics"]``.
+
+    Examples
+    --------
+    >>> tree = qdx.open("outputs/…")  # doctest: +SKIP
+    >>> tree.qdx.pairs("l2", "decode").mean(["reference", "position"])  # doctest: +SKIP
+    """
+
+    def __init__(self, tree: xr.DataTree) -> None:
+        self._tree = tree
+
+    def logprob(
+        self, of: Literal["target", "top", "vocab"] = "target", *, phase: str = "replay"
+    ) -> xr.DataArray:
+        """Log-probabilities of a phase; see `qdx.arrays.logprob`."""
+        return arrays.logprob(self._phase(phase), of)
+
+    def margin(self, *, phase: str = "replay") -> xr.DataArray:
+        """Margins of a phase; see `qdx.arrays.margin`."""
+        return arrays.margin(self._phase(phase))
+
+    def pairs(self, metric: str = "l2", phase: str = "replay") -> xr.DataArray:
+        """Return stored distances between configs.
+
+        Parameters
+        ----------
+        metric : str
+            One that the sweep was run with (``metric=[…]``).
+        phase : {"replay", "prefill", "decode"}
+
+        Returns
+        -------
+        xarray.DataArray
+            float64 (config, config_b, reference, position); NaN where not measured.
+
+        Raises
+        ------
+        QdxError
+            When the sweep has no such metric or phase.
+        """
+        return self._stored(metric, phase)[metric]
+
+    def noise_floor(self, metric: str = "l2", phase: str = "replay") -> xr.DataArray:
+        """Return stored distances between repeats, (config, repeat_pair, reference, position)."""
+        return self._stored(metric, phase)["repeat_distance"]
+
+    def against(self, config: str, metric: str = "l2", phase: str = "replay") -> xr.DataArray:
+        """Return stored distances from one config, (config, reference, position); see `pairs`."""
+        arrays.check_label(self._phase(phase), config)
+        return self.pairs(metric, phase).sel(config_b=config, drop=True)
+
+    def _phase(self, phase: str) -> xr.Dataset:
+        here = [name for name in PHASES if name in self._tree.children]
+        if phase not in here:
+            raise QdxError(f"no phase {phase!r} here, only {', '.join(here) or 'none'}{nearest(phase, here)}")
+        return self._tree[phase].to_dataset()
+
+    def _stored(self, metric: str, phase: str) -> xr.Dataset:
+        self._phase(phase)
+        known = list(self._tree["metrics"].children) if "metrics" in self._tree.children else []
+        if metric not in known:
+            listed = f"{', '.join(known) or 'none'}{nearest(metric, known)}"
+            raise QdxError(
+                f"metric {metric!r} was not measured, only {listed}: run the sweep with it in metric=[…], or "
+                f"compute it, tree['{phase}'].to_dataset().qdx.pairs({metric!r})"
+            )
+        if phase not in self._tree[f"metrics/{metric}"].children:
+            raise QdxError(f"metric {metric!r} was not measured in {phase}: no row was captured there")
+        return self._tree[f"metrics/{metric}/{phase}"].to_dataset()

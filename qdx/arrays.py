@@ -1,0 +1,212 @@
+"""Quantities that are computed on access, as functions of a phase's Dataset (`qdx.accessor` calls them).
+
+All of them are lazy where their input is: a variable in dask chunks gives a result in dask chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from qdx.errors import QdxError
+from qdx.plugins import find, nearest, plugin_of
+
+Metric = str | Callable[..., Any]
+ROW = ("reference", "position")
+
+
+def logprob(data: xr.Dataset, of: Literal["target", "top", "vocab"] = "target") -> xr.DataArray:
+    """Return natural log-probabilities, logit − logsumexp.
+
+    Parameters
+    ----------
+    data : xarray.Dataset
+        A phase: ``tree["replay"].to_dataset()``.
+    of : {"target", "top", "vocab"}
+        Of ``token_id``, of the greatest logits (adds ``rank``), or of every token (adds ``vocab``; needs full
+        rows).
+
+    Returns
+    -------
+    xarray.DataArray
+        float64 (config, repeat, reference, position), nats; NaN where not captured.
+    """
+    variables = {"target": "target_logit", "top": "top_logit", "vocab": "logit"}
+    variable = variables.get(of)
+    if variable is None:
+        raise QdxError(f"logprob of {of!r}: one of {', '.join(variables)}{nearest(str(of), variables)}")
+    value = _variable(data, variable).astype(np.float64) - _variable(data, "logsumexp")
+    about = {"target": "token_id", "top": "the greatest logits", "vocab": "every token"}[of]
+    return value.rename("logprob").assign_attrs(units="nat", long_name=f"log-probability of {about}")
+
+
+def margin(data: xr.Dataset) -> xr.DataArray:
+    """Return the greatest logit minus the target's.
+
+    Parameters
+    ----------
+    data : xarray.Dataset
+        A phase.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64 (config, repeat, reference, position), logits, ≥ 0; NaN where not captured.
+    """
+    greatest = _variable(data, "top_logit").isel(rank=0, drop=True).astype(np.float64)
+    value = greatest - _variable(data, "target_logit")
+    return value.rename("margin").assign_attrs(
+        units="logit", long_name="greatest logit minus that of token_id"
+    )
+
+
+def pairs(data: xr.Dataset, metric: Metric = "l2", **options: Any) -> xr.DataArray:
+    """Measure every config against every config, first repeat of each.
+
+    Parameters
+    ----------
+    data : xarray.Dataset
+        A phase with the rows that the metric takes: of a run or sweep *folder*, which has full rows. Not free
+        decode, where a pair can be compared up to the first differing token only.
+    metric : str or callable
+        Name of a shipped metric or of a plug-in, or a registered function.
+    **options
+        Options of the metric.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64 (config, config_b, reference, position); NaN where one of the two has no row.
+
+    Raises
+    ------
+    QdxError
+        For an unknown metric, for free decode, or without the rows.
+    """
+    one = data.isel(repeat=0, drop=True)
+    return _distance(one, one.rename(config="config_b"), data, metric, options)
+
+
+def against(data: xr.Dataset, config: str, metric: Metric = "l2", **options: Any) -> xr.DataArray:
+    """Measure every config against one of them, first repeat of each; see `pairs`.
+
+    Parameters
+    ----------
+    data : xarray.Dataset
+        A phase.
+    config : str
+        Label of the config that takes the place of ``config_b``.
+    metric : str or callable
+    **options
+        Options of the metric.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64 (config, reference, position).
+    """
+    check_label(data, config)
+    one = data.isel(repeat=0, drop=True)
+    return _distance(one, one.sel(config=config, drop=True), data, metric, options)
+
+
+def noise_floor(data: xr.Dataset, metric: Metric = "l2", **options: Any) -> xr.DataArray:
+    """Measure every two repeats of each config; see `pairs`.
+
+    Parameters
+    ----------
+    data : xarray.Dataset
+        A phase.
+    metric : str or callable
+    **options
+        Options of the metric.
+
+    Returns
+    -------
+    xarray.DataArray
+        float64 (config, repeat_pair, reference, position); ``repeat_pair`` is empty where nothing was run
+        again.
+    """
+    numbers = list(combinations(range(data.sizes["repeat"]), 2))
+    first, second = (
+        data.isel(repeat=xr.DataArray([n[i] for n in numbers], dims="repeat_pair")) for i in (0, 1)
+    )
+    names = [f"{int(data['repeat'][a])}~{int(data['repeat'][b])}" for a, b in numbers]
+    value = _distance(first.drop_vars("repeat"), second.drop_vars("repeat"), data, metric, options)
+    return value.assign_coords(repeat_pair=np.array(names, object))
+
+
+def check_label(data: xr.Dataset, config: str) -> None:
+    """Raise a `QdxError` when no config has that label."""
+    labels = [str(label) for label in data["config"].values]
+    if config not in labels:
+        raise QdxError(f"no config is labelled {config!r}, only {', '.join(labels)}{nearest(config, labels)}")
+
+
+def _variable(data: xr.Dataset, name: str) -> xr.DataArray:
+    if name in data:
+        return data[name]
+    if name == "logit":
+        raise QdxError(
+            "no full rows here: sweep.nc and capture=topk hold none. Open the sweep's or the run's folder, "
+            "or take what is stored, tree.qdx.pairs(metric, phase)"
+        )
+    raise QdxError(
+        f"this Dataset has no variable {name!r}: take a phase, such as tree['replay'].to_dataset()"
+    )
+
+
+def _distance(
+    a: xr.Dataset, b: xr.Dataset, whole: xr.Dataset, metric: Metric, options: dict[str, Any]
+) -> xr.DataArray:
+    """Call a metric on the rows of two datasets, broadcast against each other."""
+    function = find("metric", metric) if isinstance(metric, str) else metric
+    record = plugin_of(function)
+    if whole.attrs.get("phase") == "decode":
+        raise QdxError(
+            "free decode is compared up to the first differing token, which its rows alone do not tell: take "
+            f"what is stored, tree.qdx.pairs({record.name!r}, phase='decode')"
+        )
+    core = "rank" if record.meta["on"] == "top" else "vocab"
+    if core == "rank":
+        inputs = [logprob(x, "top") for x in (a, b)] + [_variable(x, "top_id") for x in (a, b)]
+    else:
+        inputs = [_variable(x, "logit") for x in (a, b)]
+    present = _variable(a, "captured") & _variable(b, "captured")
+    inputs = [x.chunk({core: -1}) if x.chunks is not None else x for x in inputs]
+    value: xr.DataArray = xr.apply_ufunc(
+        lambda *rows: _rows(rows, function, record.meta["on"], options),
+        *inputs,
+        input_core_dims=[[core]] * len(inputs),
+        dask="parallelized",
+        output_dtypes=[np.float64],
+        keep_attrs=False,
+    )
+    value = value.where(present & np.isfinite(value)).rename(record.name)
+    stated = {key: record.meta[key] for key in ("units", "higher_means", "formula")}
+    order = [name for name in ("config", "config_b", "repeat_pair", *ROW) if name in value.dims]
+    summary = (function.__doc__ or record.name).strip().splitlines()[0].rstrip(".")
+    return value.transpose(*order).assign_attrs(stated, long_name=summary)
+
+
+def _rows(
+    rows: tuple[np.ndarray[Any, Any], ...], function: Callable[..., Any], on: str, options: dict[str, Any]
+) -> Any:
+    """Call a metric on blocks (…, position, core) that broadcast, a matrix (position, core) at a time."""
+    import torch
+
+    shape = np.broadcast_shapes(*(block.shape[:-1] for block in rows))
+    blocks = [np.broadcast_to(block, (*shape, block.shape[-1])) for block in rows]
+    value = np.empty(shape, np.float64)
+    for index in np.ndindex(shape[:-1]):
+        one, other, *ids = (torch.from_numpy(np.ascontiguousarray(block[index])) for block in blocks)
+        p, q = one.to(torch.float64), other.to(torch.float64)
+        if on == "logprob":
+            p, q = torch.log_softmax(p, -1), torch.log_softmax(q, -1)
+        keywords = {"p_id": ids[0].long(), "q_id": ids[1].long()} if ids else {}
+        value[index] = function(p, q, **keywords, **options).numpy()
+    return value
