@@ -23,6 +23,7 @@ FORMAT_KERNELS: Mapping[str, tuple[str, ...]] = {
     "gptq": ("exllama", "marlin", "machete"),
 }
 DTYPES = ("float16", "bfloat16", "float32")
+REPORT_FORMATS = ("txt", "html", "md")
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -144,7 +145,9 @@ class Capture:
         _at_least("capture.components", self.components, 1)
         if isinstance(self.prefill_positions, str):
             if self.prefill_positions != "all":
-                raise QdxError(f"capture.prefill_positions={self.prefill_positions}: must be a number from 0, or all")
+                raise QdxError(
+                    f"capture.prefill_positions={self.prefill_positions}: must be a number from 0, or all"
+                )
         else:
             _at_least("capture.prefill_positions", self.prefill_positions, 0)
 
@@ -165,6 +168,23 @@ class Dataset:
     """How files are written."""
 
     portable: bool = False
+
+
+@dataclass
+class Report:
+    """Files of the report, and figures to save (names, or true for all)."""
+
+    formats: list[str] = field(default_factory=lambda: ["txt", "html"])
+    figures: Any = False
+
+    def __post_init__(self) -> None:
+        for name in self.formats:
+            _one_of("report.formats", name, REPORT_FORMATS)
+        names = [] if isinstance(self.figures, bool) else self.figures
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise QdxError(
+                f"report.figures={self.figures}: must be true, false or a list of names of figures"
+            )
 
 
 @dataclass(kw_only=True)
@@ -198,6 +218,7 @@ class Experiment(Settings):
     capture: Capture
     generate: Generate
     dataset: Dataset
+    report: Report
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -264,6 +285,7 @@ def validate(cfg: DictConfig) -> Experiment:
         ("capture", Capture),
         ("generate", Generate),
         ("dataset", Dataset),
+        ("report", Report),
     ):
         parts[name] = _checked(schema, cfg[name], name)
     for name in ("backend", "prompts"):

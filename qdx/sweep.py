@@ -98,6 +98,7 @@ def start(config: DictConfig) -> None:
     manifest = {
         "metrics": first["metric"],
         "analyses": first["analysis"],
+        "report": first["report"],
         "labels": [str(cfg.label) for cfg in jobs],
         "plugin_folders": [str(folder) for folder in plugins.folders()],
     }

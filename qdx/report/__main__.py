@@ -21,9 +21,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m qdx.report", description=__doc__)
     parser.add_argument("directory", metavar="DIR", help="a sweep folder, with <label>/run.nc")
+    parser.add_argument(
+        "--formats", metavar="LIST", help="txt,html,md: files to write (default: as the sweep was asked for)"
+    )
+    parser.add_argument(
+        "--figures", metavar="LIST", help="names of figures to save as DIR/figures/<name>.svg, or all"
+    )
     chosen = parser.parse_args(arguments)
+    formats = chosen.formats.split(",") if chosen.formats is not None else None
+    figures = (chosen.figures == "all" or chosen.figures.split(",")) if chosen.figures is not None else None
     try:
-        report = build(chosen.directory)
+        report = build(chosen.directory, formats=formats, figures=figures)
     except QdxError as error:
         print(f"qdx: error: {error}", file=sys.stderr)
         return 2

@@ -131,8 +131,17 @@ def simulated_configs(view: View) -> list[str]:
 
 def environment(view: View) -> str:
     """Versions and machine; once where all configs agree."""
-    if "provenance" not in view.tree.children:
+    rows = environment_rows(view)
+    if not rows:
         return "  not recorded"
+    width = max(len(r[0]) for r in rows)
+    return "\n".join(wrap(f"{title.ljust(width)}  {value}", "  ", " " * (width + 2)) for title, value in rows)
+
+
+def environment_rows(view: View) -> list[tuple[str, str]]:
+    """What and value; a value that not all configs have names those that have it. Empty: nothing was recorded."""
+    if "provenance" not in view.tree.children:
+        return []
     stored = view.group("provenance")
     rows: list[tuple[str, str]] = []
     if not any(v for v in view.of_config("gpu")):
@@ -153,8 +162,7 @@ def environment(view: View) -> str:
                 whose = ", ".join(c for c, v in zip(view.configs, values, strict=True) if v == value)
                 rows.append((title, f"{value or 'none'} ({whose})"))
                 title = ""
-    width = max((len(r[0]) for r in rows), default=0)
-    return "\n".join(wrap(f"{title.ljust(width)}  {value}", "  ", " " * (width + 2)) for title, value in rows)
+    return rows
 
 
 def configurations(view: View) -> str:

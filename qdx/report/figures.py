@@ -1,0 +1,334 @@
+"""Which figures a sweep has, and saving them as SVG files."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qdx.analysis.layout import plural
+from qdx.analysis.numerics import (
+    Floats,
+    first_difference,
+    mean_of_references,
+    median_of_references,
+    pair_type,
+)
+from qdx.analysis.section import Section
+from qdx.analysis.view import View
+from qdx.errors import QdxError
+from qdx.report import charts
+from qdx.report.drawing import Figure, number
+from qdx.schema import nearest
+
+FOLDER = "figures"
+MOST_PAIRS = 6  # drawn along positions
+MOST_SIGNALS = 24
+MOST_REFERENCES = 4  # with figures of their own
+MOST_CONFIGS = 8  # above, single references are drawn for the first metric only
+OTHER = str.maketrans(dict.fromkeys('/\\:*?"<>|\n\r\t\x00 ~', "_"))
+
+
+@dataclass(frozen=True)
+class Own:
+    """A figure that an analysis returned: an SVG document, shown as an image so that nothing in it runs."""
+
+    name: str
+    title: str
+    svg: str
+
+    def standalone(self) -> str:
+        """The document."""
+        return self.svg
+
+    def source(self) -> str:
+        """A data address of it."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode("utf-8", "replace")).decode()
+
+
+@dataclass
+class Figures:
+    """The figures of a report, in its order.
+
+    Attributes
+    ----------
+    heatmaps : dict
+        By phase and metric; the first is over all references, the others over one each.
+    positions : dict
+        By phase, one a pair of configs.
+    signal : list of Figure
+    strips : list of Figure
+    own : dict
+        By name of the analysis.
+    errors : dict
+        Name of a figure to why it cannot be shown.
+    """
+
+    heatmaps: dict[str, dict[str, list[Figure]]] = field(default_factory=dict)
+    positions: dict[str, list[Figure]] = field(default_factory=dict)
+    signal: list[Figure] = field(default_factory=list)
+    strips: list[Figure] = field(default_factory=list)
+    own: dict[str, list[Own]] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Figure | Own]:
+        for metrics in self.heatmaps.values():
+            for found in metrics.values():
+                yield from found
+        for found in self.positions.values():
+            yield from found
+        yield from self.signal
+        yield from self.strips
+        for owned in self.own.values():
+            yield from owned
+
+    def save(self, directory: Path, names: Sequence[str] | bool) -> list[Path]:
+        """Write figures as ``<directory>/<name>.svg``.
+
+        Parameters
+        ----------
+        directory : Path
+            Made when it is not there.
+        names : sequence of str or bool
+            True: all.
+
+        Raises
+        ------
+        QdxError
+            For a name that no figure has; nothing is written then.
+        """
+        known = {figure.name: figure for figure in self}
+        wanted = list(known) if names is True else list(names or ())
+        for name in wanted:
+            if name not in known:
+                raise QdxError(
+                    f"report.figures={name}: this sweep has no such figure{nearest(name, known)}; "
+                    f"it has {', '.join(known) or 'none'}"
+                )
+        if wanted:
+            directory.mkdir(parents=True, exist_ok=True)
+        paths = [directory / f"{name}.svg" for name in wanted]
+        for name, path in zip(wanted, paths, strict=True):
+            path.write_text(known[name].standalone(), encoding="utf-8", errors="replace", newline="\n")
+        return paths
+
+
+def collect(view: View, sections: Sequence[Section]) -> Figures:
+    """Draw everything that a sweep has numbers for."""
+    found = Figures()
+    distances = [m for m in view.metrics if view.is_distance(m)]
+    for phase in view.phases:
+        if len(view.configs) > 1:
+            found.heatmaps[phase] = {
+                m: h for m in view.metrics if (h := _heatmaps(view, m, phase, m == view.metrics[0]))
+            }
+            if distances:
+                found.positions[phase] = _positions(view, distances[0], phase)
+    found.signal = _signal(view, next((s for s in sections if s.name == "snr"), None))
+    found.strips = _strips(view)
+    for section in sections:
+        for name, value in section.figures.items():
+            full = _file(f"{section.name}_{name}")
+            try:
+                found.own.setdefault(section.name, []).append(Own(full, str(name), _svg(value)))
+            except Exception as error:  # one figure must not take the report with it
+                found.errors[full] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def unit_of(view: View, metric: str) -> str:
+    """Unit to write after a number: `` nat``, or nothing."""
+    unit = str(view.facts(metric).get("units", "1"))
+    return "" if unit == "1" else f" {unit}"
+
+
+def _file(name: str) -> str:
+    return name.translate(OTHER)
+
+
+def _heatmaps(view: View, metric: str, phase: str, first: bool) -> list[Figure]:
+    means = view.reference_means(metric, phase).get("content")
+    if means is None or not np.isfinite(means[0]).any():
+        return []
+    of_reference, rows = means
+    total, _ = mean_of_references(of_reference)
+    unit = unit_of(view, metric)
+    off = ~np.eye(len(view.configs), dtype=bool)
+    several = len(view.references) > 1
+    single = several and (first or len(view.configs) <= MOST_CONFIGS)
+    shown = range(min(len(view.references), MOST_REFERENCES)) if single else range(0)
+    domain = np.concatenate([total[off], *(of_reference[..., r][off] for r in shown)])
+    name = f"all {len(view.references)} references" if several else view.references[0]
+    found = [
+        charts.heatmap(
+            f"heatmap_{_file(metric)}_{phase}",
+            f"{metric}, {phase}: {name}",
+            f"Mean of the references’ means; {_rows(rows.sum(-1)[off])} a pair.",
+            view.configs,
+            total,
+            unit,
+            domain,
+        )
+    ]
+    for r in shown:
+        reference = view.references[r]
+        note = f"Mean over {_rows(rows[..., r][off])} a pair; colours as over all references."
+        found.append(
+            charts.heatmap(
+                f"heatmap_{_file(metric)}_{phase}_{_file(reference)}",
+                f"{metric}, {phase}: {reference}",
+                note,
+                view.configs,
+                of_reference[..., r],
+                unit,
+                domain,
+            )
+        )
+    return found
+
+
+def _rows(count: np.ndarray) -> str:
+    low, high = int(count.min()), int(count.max())
+    return plural(high, "content row") if low == high else f"{low:,} to {high:,} content rows"
+
+
+def pair_types(view: View, index: Sequence[tuple[int, int]]) -> list[str]:
+    """What the two configs of each pair differ in."""
+    formats, kernels = view.of_config("format"), view.of_config("observed_kernel")
+    return [pair_type(formats[a], formats[b], kernels[a], kernels[b]) for a, b in index]
+
+
+def _chosen(view: View, mean_CC: Floats) -> list[tuple[int, int]]:
+    """Pairs to draw: the nearest of every type, then the nearest of all, nearest first."""
+    index = [p for p in combinations(range(len(view.configs)), 2) if np.isfinite(mean_CC[p])]
+    index.sort(key=lambda p: mean_CC[p])
+    kinds = pair_types(view, index)
+    leaders = [index[kinds.index(k)] for k in dict.fromkeys(kinds)]
+    chosen = list(dict.fromkeys([*leaders, *index]))[:MOST_PAIRS]
+    return sorted(chosen, key=lambda p: mean_CC[p])
+
+
+def _positions(view: View, metric: str, phase: str) -> list[Figure]:
+    values, masks = view.distances(metric, phase), view.region_masks(metric, phase)
+    if values is None:
+        return []
+    means, _ = mean_of_references(view.reference_means(metric, phase)["content"][0])
+    content = np.where(masks["content"], values, np.nan)
+    dataset = view.measured(metric, phase)
+    assert dataset is not None
+    position = np.asarray(dataset["position"].values, np.int64)
+    repeats = view.repeat_distances(metric, phase)
+    noise = None
+    if repeats is not None and np.isfinite(repeats).any():
+        noise = np.fmax.reduce(np.where(masks["content"], repeats, np.nan), axis=(1, 2))  # config, position
+    chosen, found = _chosen(view, means), []
+    drawn = [content[a, b, : charts.MOST_LINES].ravel() for a, b in chosen]
+    if noise is not None:
+        # A floor of 0 needs no place of its own: the drawing says so in words.
+        drawn += [n[n > 0] for a, b in chosen for n in (noise[a], noise[b])]
+    domain = np.concatenate(drawn) if drawn else np.empty(0)
+    for a, b in chosen:
+        names = f"{view.configs[a]} ~ {view.configs[b]}"
+        found.append(
+            charts.along_positions(
+                f"positions_{_file(metric)}_{phase}_{_file(view.configs[a])}_{_file(view.configs[b])}",
+                f"{names}, {phase}",
+                f"{pair_types(view, [(a, b)])[0]}; mean {number(float(means[a, b]))}{unit_of(view, metric)}",
+                unit_of(view, metric),
+                position,
+                content[a, b],
+                view.references,
+                np.fmax(noise[a], noise[b]) if noise is not None else None,
+                metric,
+                domain,
+            )
+        )
+    return found
+
+
+def _signal(view: View, section: Section | None) -> list[Figure]:
+    if section is None or "ratio" not in section.result or not section.result.sizes["metric"]:
+        return []
+    result, found = section.result, []
+    metric = str(result["metric"].values[0])
+    for phase in (str(p) for p in result["phase"].values):
+        at = result.sel(metric=metric, phase=phase)
+        floor = at["floor"].values
+        means = view.reference_means(metric, phase)
+        index = list(combinations(range(len(view.configs)), 2))
+        if not means or not index or not np.isfinite(floor).any():
+            continue
+        distance = np.array([median_of_references(means["content"][0][p]) for p in index], float)
+        noise = np.array([np.sqrt((floor[a] ** 2 + floor[b] ** 2) / 2) for a, b in index])
+        order = np.argsort(distance, kind="stable")[:MOST_SIGNALS]
+        ratio = [
+            ratio_text(float(at["ratio"].values[p]), bool(at["exact"].values[p]), d)
+            for p, d in zip(index, distance, strict=True)
+        ]
+        more = len(index) - len(order)
+        found.append(
+            charts.signal_and_noise(
+                f"signal_{_file(metric)}_{phase}",
+                f"{metric}, {phase}",
+                "Nearest pair first."
+                + (f" {plural(more, 'further pair')}: sweep.nc /analysis/snr." if more else ""),
+                unit_of(view, metric),
+                [(view.configs[index[i][0]], view.configs[index[i][1]]) for i in order],
+                distance[order],
+                noise[order],
+                [ratio[i] for i in order],
+            )
+        )
+    return found
+
+
+def ratio_text(ratio: float, exact: bool, distance: float) -> str:
+    """Signal to noise as a word where it is no number."""
+    if exact:
+        return "equal" if distance == 0 else "exact"
+    return number(ratio)
+
+
+def _strips(view: View) -> list[Figure]:
+    outputs = view.outputs()
+    if outputs is None or not outputs.size:
+        return []
+    splits = first_difference(outputs[:, :1], outputs[:, 1:])  # config, rerun, reference
+    found = []
+    for r, reference in enumerate(view.references[: 2 * MOST_REFERENCES]):
+        reruns = [[int(s) for s in row if s >= 0] for row in splits[..., r]]
+        earliest = [min(row, default=-1) for row in reruns]
+        flag = " ▲: a rerun of that config differs from that token on." if max(earliest) >= 0 else ""
+        found.append(
+            charts.divergence(
+                f"divergence_{_file(reference)}",
+                reference,
+                f"Equal letters: equal tokens up to there.{flag}",
+                view.configs,
+                outputs[:, 0, r],
+                earliest,
+            )
+        )
+    return found
+
+
+def _svg(value: Any) -> str:
+    """The SVG document of what an analysis returned: text of one, a matplotlib figure, or anything with ``_repr_svg_``."""
+    if isinstance(value, Mapping) or value is None:
+        raise QdxError(f"a figure must be SVG text, have savefig or _repr_svg_, got {type(value).__name__}")
+    if hasattr(value, "savefig"):
+        buffer = io.StringIO()
+        value.savefig(buffer, format="svg")
+        value = buffer.getvalue()
+    elif hasattr(value, "_repr_svg_"):
+        value = value._repr_svg_()
+    if not isinstance(value, str) or "<svg" not in value:
+        raise QdxError(f"a figure must be SVG text, have savefig or _repr_svg_, got {type(value).__name__}")
+    named = '<svg xmlns="http://www.w3.org/2000/svg"'
+    return str(value if "xmlns" in value else value.replace("<svg", named, 1))

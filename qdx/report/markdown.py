@@ -1,0 +1,151 @@
+"""The report as Markdown: the sections of the text report, with tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import xarray as xr
+
+from qdx.analysis.section import Section
+from qdx.analysis.view import PHASE_TITLES, View
+from qdx.report import tables
+from qdx.report.drawing import CONTROL, Figure, Table
+from qdx.report.facts import Facts, next_command, report_command, resume_command
+from qdx.report.figures import Figures
+from qdx.report.html import SIMULATED
+from qdx.report.text import generation, simulated_configs
+from qdx.report.verdict import verdict
+
+
+def render(
+    facts: Facts,
+    tree: xr.DataTree | None,
+    sections: Sequence[Section],
+    figures: Figures,
+    files: Sequence[tuple[Path, int]],
+) -> str:
+    """Compose ``report.md``; its length in bytes does not depend on the sizes of `files`."""
+    view = View(tree) if tree is not None else None
+    blocks = [f"# qdx report: {plain(facts.directory.name)}"]
+    said = (
+        verdict(view, sections)
+        if view is not None
+        else ["No run is finished: nothing was merged or analysed."]
+    )
+    blocks += [f"**{plain(said[0])}**", *_banners(facts, view)]
+    blocks += ["\n".join(f"- {plain(s)}" for s in said[1:])]
+    if view is not None:
+        by_name = {s.name: s for s in sections}
+        blocks += ["## Environment", table(tables.environment(view))]
+        blocks += ["## Configurations", table(tables.at_a_glance(view, sections))]
+        blocks += ["## Prompts", table(tables.prompts(view))]
+        if "noise_floor" in by_name:
+            blocks += [
+                "## Reproducibility check",
+                *(table(t) for t in tables.noise(view, by_name["noise_floor"])),
+            ]
+        blocks += ["## Generation", fence(generation(view))]
+        if figures.strips:
+            blocks += [
+                "## Token consistency",
+                *(f"{plain(f.title)}\n\n{table(f.table)}" for f in figures.strips),
+            ]
+        elif "consistency" in by_name:
+            blocks += ["## Token consistency", fence(by_name["consistency"].text.get("", ""))]
+        for title, phases in (("Prefill effects", ("prefill",)), ("Decode effects", ("replay", "decode"))):
+            found = [_phase(view, sections, figures, p) for p in phases if p in view.phases]
+            if any(found):
+                blocks += [f"## {title}", *found]
+        if figures.signal:
+            blocks += ["## Signal to noise", *(table(f.table, f.title) for f in figures.signal)]
+        elif "snr" in by_name:
+            blocks += ["## Signal to noise", fence(by_name["snr"].text.get("", ""))]
+        for section in sections:
+            if section.name not in tables.SHIPPED and any(section.text.values()):
+                blocks += [
+                    f"## {plain(section.title)}",
+                    fence("\n\n".join(t for t in section.text.values() if t)),
+                ]
+    blocks += ["## Results", table(tables.files(facts, files)), *_commands(facts, view)]
+    return "\n\n".join(b for b in blocks if b) + "\n"
+
+
+def plain(text: object) -> str:
+    """Text from anywhere as one line of Markdown in which nothing has a meaning."""
+    line = " ".join(CONTROL.sub("\ufffd", str(text)).split())
+    return re.sub(r"([\\`*_{}\[\]<>#|~&!])", r"\\\1", line)
+
+
+def fence(text: str) -> str:
+    """A block of text as it is, in more backticks than it has."""
+    clean = CONTROL.sub("\ufffd", text)
+    longest = max((len(run) for run in re.findall("`+", clean)), default=0)
+    ticks = "`" * max(3, longest + 1)
+    return f"{ticks}text\n{clean}\n{ticks}" if text else ""
+
+
+def table(of: Table, title: str = "") -> str:
+    """A table with its caption above."""
+    head = f"| {' | '.join(plain(h) for h in of.head)} |"
+    rule = f"|{'|'.join('---' if i < of.left else '--:' for i in range(len(of.head)))}|"
+    rows = [f"| {' | '.join(plain(c) for c in row)} |" for row in of.rows]
+    return "\n".join([f"{plain(title or of.caption)}", "", head, rule, *rows])
+
+
+def _phase(view: View, sections: Sequence[Section], figures: Figures, phase: str) -> str:
+    blocks = [f"### {PHASE_TITLES[phase]}"]
+    for metric, found in figures.heatmaps.get(phase, {}).items():
+        blocks.append(f"{plain(metric)}: {fence_line(str(view.facts(metric).get('formula', '')))}")
+        blocks += [_matrix(f) for f in found]
+    for section in sections:
+        if section.name == "classes" and section.text.get(phase):
+            blocks.append(fence(section.text[phase]))
+        elif section.name == "pairs" and section.result.sizes.get("pair"):
+            blocks.append(table(tables.pairs(view, section, phase)))
+        elif section.name not in tables.SHIPPED and section.text.get(phase):
+            blocks.append(fence(section.text[phase]))
+    return "\n\n".join(blocks) if len(blocks) > 1 else ""
+
+
+def _matrix(figure: Figure) -> str:
+    return f"{table(figure.table)}\n\n{plain(figure.note)}"
+
+
+def fence_line(text: str) -> str:
+    """A formula as code in a line."""
+    return f"`{text.replace('`', chr(39))}`" if text else ""
+
+
+def _banners(facts: Facts, view: View | None) -> list[str]:
+    found = []
+    simulated = simulated_configs(view) if view is not None else []
+    if simulated:
+        found.append(f"> **SIMULATED KERNELS** ({plain(', '.join(simulated))}): {SIMULATED}")
+    if facts.failed or facts.missing:
+        done = len(facts.labels) - len(facts.failed) - len(facts.missing)
+        lines = [f"> **INCOMPLETE**: {done} of {len(facts.labels)} configs finished", ">"]
+        lines += [f"> - failed: {plain(label)}: {plain(error)}" for label, error in facts.failed.items()]
+        lines += [f"> - missing: {plain(label)}" for label in facts.missing]
+        found.append("\n".join(lines))
+    if facts.broken:
+        found.append(
+            "\n".join(f"> **ANALYSIS FAILED** {plain(n)}: {plain(e)}" for n, e in facts.broken.items())
+        )
+    return found
+
+
+def _commands(facts: Facts, view: View | None) -> list[str]:
+    blocks = []
+    for said, command in (
+        ("Started with:", str(facts.settings.get("command_line", ""))),
+        ("Resume (finished configs are kept):", resume_command(facts)),
+        ("Redo merge, analyses and report:", report_command(facts)),
+    ):
+        if command:
+            blocks += [said, fence(command)]
+    why, command = next_command(facts, view.configs) if view is not None else ("", "")
+    if command:
+        blocks += [f"Next command for the verifier machine: {plain(why)}", fence(command)]
+    return blocks

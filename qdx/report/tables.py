@@ -1,0 +1,186 @@
+"""The tables of the HTML and Markdown reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from qdx.analysis.layout import percent, plural
+from qdx.analysis.numerics import plain_kernel
+from qdx.analysis.section import Section
+from qdx.analysis.view import View
+from qdx.report.drawing import NOT_MEASURED, Table, number
+from qdx.report.facts import Facts, size
+from qdx.report.figures import unit_of
+from qdx.report.text import environment_rows
+
+SHIPPED = (
+    "noise_floor",
+    "consistency",
+    "effects",
+    "classes",
+    "pairs",
+    "snr",
+)  # analyses with a place of their own
+
+
+def at_a_glance(view: View, sections: Sequence[Section]) -> Table:
+    """Every config: what was asked for, what was loaded, its class, and whether it repeats."""
+    result = next((s.result for s in sections if s.name == "classes"), None)
+    head = ["config", "format", "requested kernel", "observed kernel", "dtype"]
+    columns = [view.of_config(n) for n in ("format", "requested_kernel", "observed_kernel", "dtype")]
+    batch = view.of_config("batch_size")
+    rows = []
+    for c, config in enumerate(view.configs):
+        row = [config, *(column[c] for column in columns)]
+        if row[2] and plain_kernel(row[2]) != plain_kernel(row[3]):
+            row[3] += " (≠ requested)"
+        if result is not None:
+            row.append(_repeats([str(v) for v in result["repeats"].values[:, c]], view.phases))
+            row += [str(int(v) + 1) for v in result["class_id"].values[:, c]]
+        rows.append([*row, batch[c]])
+    if result is None:
+        return Table("Configs", [*head, "batch [references]"], rows, 5)
+    head += ["repeats bit for bit", *(f"class in {p}" for p in view.phases), "batch [references]"]
+    return Table(
+        "Configs; those of one class number have equal row hashes in every shared row of a phase",
+        head,
+        rows,
+        6,
+    )
+
+
+def _repeats(state: list[str], phases: Sequence[str]) -> str:
+    if len(set(state)) == 1:
+        return {"repeats": "yes", "does not repeat": "no", "not rerun": "not rerun"}.get(state[0], state[0])
+    return ", ".join(
+        f"{p}: {'yes' if s == 'repeats' else 'no' if s == 'does not repeat' else s}"
+        for p, s in zip(phases, state, strict=True)
+    )
+
+
+def environment(view: View) -> Table:
+    """Versions and machine."""
+    rows: list[list[str]] = []
+    for what, value in environment_rows(view):
+        rows.append([what or rows[-1][0], value])
+    return Table("Environment", ["what", "value"], rows, 2)
+
+
+def prompts(view: View) -> Table:
+    """Tokens and sources of the references."""
+    head = [
+        "reference",
+        "source",
+        "pages",
+        "sha256",
+        "prefix [tokens]",
+        "snippet [tokens]",
+        "suffix [tokens]",
+        "source offset [tokens]",
+    ]
+    if "references" not in view.tree.children:
+        return Table("References (not recorded)", head, [], 4)
+    stored, rows = view.group("references"), []
+    names = ("prefix_length", "content_length", "suffix_length", "token_offset")
+    for i, name in enumerate(stored["reference"].values):
+        source, digest = str(stored["source"].values[i]), str(stored["sha256"].values[i])
+        counts = [f"{int(stored[n].values[i]):,}" for n in names]
+        rows.append(
+            [
+                str(name),
+                Path(source).name or source,
+                str(stored["pages"].values[i]),
+                f"{digest[:16]}…" if digest else "",
+                *counts,
+            ]
+        )
+    return Table("References", head, rows, 4)
+
+
+def noise(view: View, section: Section) -> list[Table]:
+    """Bit-equality of reruns, and the distances between repeats."""
+    result = section.result
+    rows = []
+    for c, config in enumerate(view.configs):
+        for p, phase in enumerate(view.phases):
+            count, equal = int(result["reruns"].values[c, p]), int(result["reruns_equal"].values[c, p])
+            bound = float(result["mismatch_bound"].values[c, p])
+            said = f"under {percent(bound)} at {result.attrs['level']:.0%}" if np.isfinite(bound) else "–"
+            different = int(result["rows"].values[c, p]) - int(result["rows_equal"].values[c, p])
+            rows.append(
+                [
+                    config,
+                    phase,
+                    f"{equal} of {count}" if count else "not rerun",
+                    f"{different:,} of {int(result['rows'].values[c, p]):,}",
+                    said,
+                ]
+            )
+    head = ["config", "phase", "reruns bit-equal", "rows that differ", "mismatch rate"]
+    tables = [Table("Reruns compared with the first repeat, every captured row", head, rows, 2)]
+    names = [str(m) for m in result["metric"].values]
+    rows = []
+    for config in view.configs:
+        for phase in view.phases:
+            at = result.sel(config=config, phase=phase, region="content")
+            cells = [
+                f"{number(float(at['median'].sel(metric=m)))}, {number(float(at['worst'].sel(metric=m)))}"
+                for m in names
+            ]
+            rows.append(
+                [
+                    config,
+                    phase,
+                    f"{int(at['rows_measured'].max()):,}",
+                    *(NOT_MEASURED if NOT_MEASURED in c else c for c in cells),
+                ]
+            )
+    head = [
+        "config",
+        "phase",
+        "distances",
+        *(f"{m} [{unit_of(view, m).strip() or 'no unit'}]" for m in names),
+    ]
+    tables.append(
+        Table("Noise floor of content rows: median and greatest distance between repeats", head, rows, 2)
+    )
+    return tables
+
+
+def pairs(view: View, section: Section, phase: str) -> Table:
+    """Every pair, nearest first, by every metric."""
+    at = section.result.sel(phase=phase)
+    names = [str(m) for m in at["metric"].values]
+    order = np.argsort(at["mean"].sel(metric=names[0]).values, kind="stable")
+    level = f"{float(section.result.attrs['ci_prob']):.0%} interval"
+    intervals = bool(np.isfinite(at["low"].values).any())
+    rows = []
+    for i in (int(o) for o in order):
+        row = [str(at["pair"].values[i]), str(at["pair_type"].values[i])]
+        for m in names:
+            one = at.sel(metric=m).isel(pair=i)
+            row.append(number(float(one["mean"])))
+            if intervals:
+                row.append(f"{number(float(one['low']))} to {number(float(one['high']))}")
+        rows.append([*row, str(int(at["references_measured"].sel(metric=names[0]).values[i]))])
+    head = ["pair", "differs in"]
+    for m in names:
+        head += [f"{m} [{unit_of(view, m).strip() or 'no unit'}]", *([level] if intervals else [])]
+    return Table("Pairs, nearest first: mean over references of content rows", [*head, "references"], rows, 2)
+
+
+def files(facts: Facts, found: Sequence[tuple[Path, int]]) -> Table:
+    """Paths and sizes."""
+    rows = [[str(path), size(count)] for path, count in found if path.name != "run.nc"]
+    runs = [count for path, count in found if path.name == "run.nc"]
+    if runs:
+        rows.append(
+            [
+                f"{facts.directory}/<label>/run.nc ({plural(len(runs), 'file')}, with the full rows)",
+                size(sum(runs)),
+            ]
+        )
+    return Table("Files", ["path", "size"], rows)
