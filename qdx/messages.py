@@ -27,7 +27,8 @@ def explain(error: Exception, conf: Path) -> str | None:
         return None
     text = str(error)
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} is no override: write key=value, with a value that has spaces or signs in quotes, key='a b'"
+        rule = "write key=value, and a value with spaces or signs in quotes, key='a b'"
+        return f"{error.override!r} is no override: {rule}"
     if match := re.search(r"Could not (?:find|load) '([^']+)'", text):
         return _unknown_option(match[1], conf)
     if match := re.search(r"Could not override '([^']+)'", text):

@@ -1,8 +1,8 @@
 """Child processes: every config runs in a fresh one, so that memory and GPU are clean afterwards.
 
-A child stays in its parent's process group and dies with it: its standard input is a pipe that the parent holds open, and
-end-of-file on it means that the parent is gone, however it went. The request travels through the same pipe, as one line of
-JSON: nothing is pickled, and nothing depends on how the parent was started.
+A child stays in its parent's process group and dies with it: its standard input is a pipe that the parent
+holds open, and end-of-file on it means that the parent is gone, however it went. The request travels through
+the same pipe, as one line of JSON: nothing is pickled, and nothing depends on how the parent was started.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import sys
 import threading
 from typing import Any
 
-
-# What a user's HYDRA_FULL_ERROR=1 becomes for the children: the parent sets that variable for Hydra's sake in any case.
+# What a user's HYDRA_FULL_ERROR=1 becomes for the children: the parent sets that variable for Hydra's sake in
+# any case.
 FULL_ERROR = "QDX_FULL_ERROR"
 
 

@@ -1,4 +1,4 @@
-"""Config: every shipped file composes, mistakes are named before anything loads, and the command line starts at once."""
+"""Config: every shipped file composes, mistakes are named before anything loads, help is there at once."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from qdx.plugins import conf_dir
 from qdx.errors import QdxError
+from qdx.plugins import conf_dir
 from qdx.schema import Experiment, validate
 from qdx.sweep import quoted
 from tests.sweeping import environment, qdx
@@ -77,7 +77,10 @@ def test_quick_and_seed_are_the_documented_sizes() -> None:
         (["capture.mode=half"], "capture.mode=half: not one of full, topk"),
         (["prompts.references=0"], "prompts.references=0: must be at least 1"),
         (["prompts.references=four"], "prompts.references: Value 'four'"),
-        (["quant.kernel=marlyn"], "quant.kernel=marlyn: not one of awq_gemm, marlin, machete (did you mean 'marlin'?)"),
+        (
+            ["quant.kernel=marlyn"],
+            "quant.kernel=marlyn: not one of awq_gemm, marlin, machete (did you mean 'marlin'?)",
+        ),
         (["quant.format=gguf"], "quant.format=gguf: not one of none, awq, gptq"),
         (["model=local"], "model.checkpoint.awq is empty and quant=awq needs it"),
         (["model.dtype=float8"], "model.dtype=float8: not one of float16, bfloat16, float32"),
@@ -103,7 +106,10 @@ def test_impossible_values_name_the_key_the_value_and_the_choices(overrides: lis
         (["promts=pdf"], "(did you mean 'prompts'?)"),
         (["metric=[l2,kll]"], "metric=kll: unknown metric"),
         (["metric=[topk_overlap]", "metric.topk_overlap.kk=3"], "metric.topk_overlap.kk: unknown key"),
-        (["metric=[topk_overlap]", "metric.topk_overlap.k=many"], "metric.topk_overlap.k=many: must be a int"),
+        (
+            ["metric=[topk_overlap]", "metric.topk_overlap.k=many"],
+            "metric.topk_overlap.k=many: must be a int",
+        ),
         (["quant"], "is no override: write key=value"),
         (["repeats=2,0"], "repeats=0: must be at least 1"),
         (["prompts.path=/no/such.pdf"], "/no/such.pdf"),

@@ -1,4 +1,4 @@
-"""The whole program through its command line, on a tiny checkpoint: flow, labels, failure, kill, resume, other folders."""
+"""The whole program through its command line, on a tiny checkpoint: flow, labels, failure, kill, resume."""
 
 from __future__ import annotations
 
@@ -22,10 +22,15 @@ CONFIGS = ["awq", "awq_marlin", "gptq", "gptq_marlin"]
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> tuple[Path, str]:
-    """A finished sweep of four configs, run from a folder that is not the project's; its folder and what it printed."""
+    """A finished sweep of four configs, run from a folder that is not the project's, and what it printed."""
     cwd = tmp_path_factory.mktemp("elsewhere")
     done = qdx(
-        "-m", f"quant={','.join(CONFIGS)}", *SMALL, *checkpoints(tiny_models), "hydra.sweep.dir='s w/ö'", cwd=cwd
+        "-m",
+        f"quant={','.join(CONFIGS)}",
+        *SMALL,
+        *checkpoints(tiny_models),
+        "hydra.sweep.dir='s w/ö'",
+        cwd=cwd,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return cwd / "s w" / "ö", done.stdout
@@ -181,7 +186,9 @@ def test_killing_the_sweep_leaves_finished_runs_and_no_process(
     assert tree.attrs["status"] == "running"
 
 
-def test_repeats_in_fresh_processes_are_joined_bit_equal(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+def test_repeats_in_fresh_processes_are_joined_bit_equal(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
     arguments = ["quant=gptq", *SMALL, *checkpoints(tiny_models)]
     for scope in ("engine", "process"):
         done = qdx(*arguments, f"repeat_scope={scope}", f"hydra.sweep.dir={scope}", cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""A tiny real checkpoint in each format: random weights, two layers, a tokenizer of its own. Loads in a moment."""
+"""A tiny real checkpoint in each format: random weights, two layers, a tokenizer of its own."""
 
 from __future__ import annotations
 

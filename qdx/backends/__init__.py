@@ -61,7 +61,7 @@ class Facts:
 
     @property
     def observed_kernel(self) -> str:
-        """The kernel of the quantized layers (of all layers when none is quantized); several are joined by ``+``."""
+        """The kernel of the quantized layers, or of all when none is; several are joined by ``+``."""
         layers = self.quantized or frozenset(self.kernel)
         return "+".join(sorted({self.kernel[layer] for layer in layers}))
 
@@ -84,7 +84,8 @@ def require(quant: Quant, facts: Facts) -> None:
 class Backend(Protocol):
     """Runs one config's model over batches of references and hands every logits row to a recorder.
 
-    ``position`` is the index of the token that a row predicts, from 0 at the start of a reference of length L::
+    ``position`` is the index of the token that a row predicts, from 0 at the start of a reference of length
+    L::
 
         input       t_0  t_1  …  t_{L-1} | g_0  g_1  …
         row predicts 1    2   …    L     | L+1  L+2  …
@@ -115,8 +116,8 @@ class Backend(Protocol):
         Returns
         -------
         list of list of int
-            `count` token ids for each reference; the first comes from prefill's last row, and the rows of the others are
-            recorded as decode.
+            `count` token ids for each reference; the first comes from prefill's last row, and the rows of the
+            others are recorded as decode.
         """
         ...
 
@@ -126,7 +127,8 @@ class Backend(Protocol):
         Parameters
         ----------
         forced : list of list of int
-            T tokens for each reference; the row after token j predicts token j + 1, so T − 1 rows are recorded.
+            T tokens for each reference; the row after token j predicts token j + 1, so T − 1 rows are
+            recorded.
         """
         ...
 

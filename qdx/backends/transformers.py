@@ -1,8 +1,8 @@
 """A Hugging Face causal LM on the CPU, its matrix products computed by numerical models of GPU kernels.
 
-The model runs in its own 16-bit dtype: torch's CPU code computes an elementwise 16-bit operation in float32 and rounds the
-result once, which is where a GPU rounds too. Only matrix products and attention need care: every ``nn.Linear`` becomes a
-kernel of `qdx.kernels`, and attention is computed in float32 and rounded once.
+The model runs in its own 16-bit dtype: torch's CPU code computes an elementwise 16-bit operation in float32
+and rounds the result once, which is where a GPU rounds too. Only matrix products and attention need care:
+every ``nn.Linear`` becomes a kernel of `qdx.kernels`, and attention is computed in float32 and rounded once.
 """
 
 from __future__ import annotations
@@ -135,10 +135,10 @@ class TransformersBackend:
 
     def observe(self) -> Facts:
         """Return the kernels of every layer type; all are numerical models."""
-        kernel = {layer: "+".join(sorted(f"model:{k}" for k in names)) for layer, names in self._layers.items()}
+        names = {layer: sorted(kernels) for layer, kernels in self._layers.items()}
         return Facts(
-            kernel_class={layer: f"qdx.kernels.{'+'.join(sorted(k))}" for layer, k in self._layers.items()},
-            kernel=kernel,
+            kernel_class={layer: f"qdx.kernels.{'+'.join(kernels)}" for layer, kernels in names.items()},
+            kernel={layer: "+".join(f"model:{k}" for k in kernels) for layer, kernels in names.items()},
             quantized=frozenset(self._quantized),
             dtype=str(self._dtype).removeprefix("torch."),
             vocab=int(self._model.config.vocab_size),

@@ -30,9 +30,9 @@ def stamp() -> dict[str, str | int]:
     Returns
     -------
     dict
-        qdx_version, time_utc, torch_version, python_version, host, platform, git_commit, code_sha256, cpu, gpu,
-        compute_capability, sm_count, cuda_version, driver_version. A fact that does not exist is "" (0 for
-        sm_count).
+        qdx_version, time_utc, torch_version, python_version, host, platform, git_commit, code_sha256, cpu,
+        gpu, compute_capability, sm_count, cuda_version, driver_version. A fact that does not exist is "" (0
+        for sm_count).
     """
     return {
         **software(),
@@ -48,7 +48,8 @@ def stamp() -> dict[str, str | int]:
 
 
 def code_sha256() -> str:
-    """Return the SHA-256 of the sources that decide what is computed and kept, wherever the package is installed.
+    """Return the SHA-256 of the sources that decide what is computed and kept, wherever the package is
+    installed.
 
     More exact than a commit: it changes with an uncommitted edit, and not with one of the documentation.
     """

@@ -1,4 +1,4 @@
-"""The transformers backend on a tiny checkpoint: what it computes, in which phase, and what it says it loaded."""
+"""The transformers backend on a tiny checkpoint: what it computes, and what it says it loaded."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def backend(paths: dict[str, Path], name: str, dtype: str = "float16") -> Transf
     return TransformersBackend(checkpoint=checkpoint, quant=quant, dtype=dtype, seed=3, threads=1)
 
 
-def phases(engine: TransformersBackend, batch: list[list[int]], count: int = 6) -> tuple[Rows, Rows, list[list[int]]]:
+def phases(
+    engine: TransformersBackend, batch: list[list[int]], count: int = 6
+) -> tuple[Rows, Rows, list[list[int]]]:
     prefill, decode = Rows(batch), Rows(batch)
     engine.prefill(batch, prefill)  # type: ignore[arg-type]
     tokens = engine.generate(batch, count, decode)  # type: ignore[arg-type]
@@ -71,7 +73,9 @@ def test_dense_rows_agree_with_transformers_in_float32(tiny_models: dict[str, Pa
     assert sorted(p for _, p in decode.logits) == list(range(71, 76))
 
 
-def test_generated_tokens_are_the_greatest_logits_of_the_rows_before_them(tiny_models: dict[str, Path]) -> None:
+def test_generated_tokens_are_the_greatest_logits_of_the_rows_before_them(
+    tiny_models: dict[str, Path],
+) -> None:
     prefill, decode, tokens = phases(backend(tiny_models, "awq"), PROMPTS[:1])
     chosen = [int(prefill.logits[0, 70].argmax())]
     chosen += [int(decode.logits[0, p].argmax()) for p in range(71, 76)]
