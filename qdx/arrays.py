@@ -176,7 +176,9 @@ def _distance(
         inputs = [logprob(x, "top") for x in (a, b)] + [_variable(x, "top_id") for x in (a, b)]
     else:
         inputs = [_variable(x, "logit") for x in (a, b)]
-    present = _variable(a, "captured") & _variable(b, "captured")
+    present = a["captured"].reset_coords(drop=True) & b["captured"].reset_coords(drop=True)
+    # Without coordinates beside the index: xarray would compute chunked ones to see whether they agree.
+    inputs = [x.reset_coords(drop=True) for x in inputs]
     inputs = [x.chunk({core: -1}) if x.chunks is not None else x for x in inputs]
     value: xr.DataArray = xr.apply_ufunc(
         lambda *rows: _rows(rows, function, record.meta["on"], options),
@@ -190,7 +192,9 @@ def _distance(
     stated = {key: record.meta[key] for key in ("units", "higher_means", "formula")}
     order = [name for name in ("config", "config_b", "repeat_pair", *ROW) if name in value.dims]
     summary = (function.__doc__ or record.name).strip().splitlines()[0].rstrip(".")
-    return value.transpose(*order).assign_attrs(stated, long_name=summary)
+    beside = [name for name in whole.coords if name not in whole.dims]
+    kept = {name: whole[name] for name in beside if set(whole[name].dims) <= {*order}}
+    return value.transpose(*order).assign_coords(kept).assign_attrs(stated, long_name=summary)
 
 
 def _rows(
@@ -203,10 +207,10 @@ def _rows(
     blocks = [np.broadcast_to(block, (*shape, block.shape[-1])) for block in rows]
     value = np.empty(shape, np.float64)
     for index in np.ndindex(shape[:-1]):
-        one, other, *ids = (torch.from_numpy(np.ascontiguousarray(block[index])) for block in blocks)
-        p, q = one.to(torch.float64), other.to(torch.float64)
+        p, q = (torch.from_numpy(np.array(block[index], np.float64)) for block in blocks[:2])
+        ids = [torch.from_numpy(np.array(block[index], np.int64)) for block in blocks[2:]]
         if on == "logprob":
             p, q = torch.log_softmax(p, -1), torch.log_softmax(q, -1)
-        keywords = {"p_id": ids[0].long(), "q_id": ids[1].long()} if ids else {}
+        keywords = dict(zip(("p_id", "q_id"), ids, strict=False))
         value[index] = function(p, q, **keywords, **options).numpy()
     return value

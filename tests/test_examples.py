@@ -1,0 +1,63 @@
+"""The example scripts run on a real sweep; examples/check_plugin.sh checks the example distribution."""
+
+from __future__ import annotations
+
+import runpy
+import shutil
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from qdx.analysis.distances import compute
+from qdx.dataset import merge
+from qdx.plugins import build
+from tests.helpers import write_sweep
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(scope="module")
+def sweeps(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two sweeps whose rows are the same."""
+    folder = tmp_path_factory.mktemp("examples")
+    first = write_sweep(folder / "a", ["awq", "gptq"])
+    merge(first, first / "sweep.nc")
+    compute(first, first / "sweep.nc", {"l2": build({"_target_": "qdx.metrics.l2"})})
+    return [first, Path(shutil.copytree(first, folder / "b"))]
+
+
+def run(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def test_load_and_plot_writes_a_whole_svg(
+    sweeps: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("load_and_plot.py", monkeypatch, sweeps[0], "--against", "awq", "--to", tmp_path / "d.svg")
+    root = ET.parse(tmp_path / "d.svg").getroot()
+    assert len([e for e in root if e.tag.endswith("polyline")]) == 1  # awq is 0 away from itself
+    printed = capsys.readouterr().out
+    assert "nan" not in printed
+    assert float(next(line for line in printed.splitlines() if "gptq" in line).split()[1]) > 1
+
+
+def test_compare_sweeps_counts_equal_rows(
+    sweeps: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("compare_sweeps.py", monkeypatch, sweeps[0], sweeps[1] / "sweep.nc")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [(row[0], row[1]) for row in rows] == [
+        (c, p) for p in ("prefill", "replay") for c in ("awq", "gptq")
+    ]
+    assert all(row[2] == row[4] and float(row[5]) == 0 for row in rows)
+
+
+def test_custom_analysis_prints_a_line_a_pair(
+    sweeps: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("custom_analysis.py", monkeypatch, sweeps[0])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("  awq ~ gptq: ") and -1 <= float(last.split(": ")[1]) <= 1
