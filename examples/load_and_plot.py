@@ -40,7 +40,7 @@ def draw(frame: xr.Dataset, title: str, units: str) -> str:
     """Return the curves as an SVG, on a logarithmic axis."""
     values = np.concatenate([frame[name].values.ravel() for name in ("distance", "floor")])
     shown = values[np.isfinite(values) & (values > 0)]
-    low, high = (np.log10(shown.min()), np.log10(shown.max())) if shown.size else (0.0, 1.0)
+    low, high = (np.log10(shown.min()) - 0.5, np.log10(shown.max())) if shown.size else (0.0, 1.0)
     steps = frame["step"].values
 
     def at(step: float, value: float) -> tuple[float, float]:
