@@ -27,7 +27,9 @@ def explain(error: Exception, conf: Path) -> str | None:
         return None
     text = str(error)
     if isinstance(error, OverrideParseException):
-        rule = "write key=value, and a value with spaces or signs in quotes, key='a b'"
+        rule = (
+            "write key=value without spaces after commas, and quote a value with spaces or signs, key='a b'"
+        )
         return f"{error.override!r} is no override: {rule}"
     if match := re.search(r"Could not (?:find|load) '([^']+)'", text):
         return _unknown_option(match[1], conf)
@@ -42,6 +44,8 @@ def explain(error: Exception, conf: Path) -> str | None:
 
 def _unknown_option(name: str, conf: Path) -> str:
     group, _, option = name.rpartition("/")
+    if group.startswith("hydra/"):
+        return f"{group}={option}: Hydra finds no such plug-in: install the package that brings it"
     choices = sorted({*(path.stem for path in (conf / group).glob("*.yaml")), *_plugin_nodes(group)})
     if not group or not choices:
         groups = sorted(path.name for path in conf.iterdir() if path.is_dir())

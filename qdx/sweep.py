@@ -131,6 +131,11 @@ def expand(config: DictConfig) -> tuple[list[str], list[DictConfig]]:
     """
     loader = GlobalHydra.instance().config_loader()
     swept, batch = _expand(config, loader)
+    for group in ("metric", "analysis"):
+        if group in swept:
+            raise QdxError(
+                f"{group} takes a list and is no axis of a sweep: write '{group}=[a,b]' in brackets"
+            )
     jobs: dict[str, DictConfig] = {}
     for overrides in batch:
         cfg = loader.load_sweep_config(config, [*overrides, f"swept=[{','.join(swept)}]"])

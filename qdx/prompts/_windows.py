@@ -267,17 +267,18 @@ def _too_short(
     documents: Sequence[Document], lengths: Sequence[int], references: int, snippet: int, continuation: int
 ) -> QdxError:
     names = documents[0].name if len(documents) == 1 else f"{len(documents)} sources ({documents[0].name}, …)"
-    capacity = sum(max(length - continuation, 0) // snippet for length in lengths)
-    if capacity:
-        remedy = (
-            f"ask for at most {capacity} with prompts.references, lower prompts.snippet_tokens, or add text"
-        )
-    else:
-        remedy = (
-            f"lower prompts.snippet_tokens to at most {max(lengths) - continuation}, or add text"
-            if max(lengths) > continuation
-            else "add text"
-        )
+
+    def capacity(tokens: int) -> int:
+        return sum(max(length - continuation, 0) // tokens for length in lengths)
+
+    remedies = []
+    if found := capacity(snippet):
+        remedies.append(f"ask for at most {found} with prompts.references")
+    # Capacity falls as windows grow: the longest window of which there are enough lies where it crosses.
+    longest = bisect_right(range(1, max(lengths) + 1), -references, key=lambda tokens: -capacity(tokens))
+    if longest:
+        remedies.append(f"lower prompts.snippet_tokens to at most {longest}")
+    remedy = ", ".join([*remedies, "or add text" if remedies else "add text"])
     within = (
         ""
         if len(documents) == 1
