@@ -51,7 +51,8 @@ def convert(file: str | Path, out: str | Path) -> list[str]:
     -----
     ``top_logit`` holds the file's natural log-probabilities, float64, and ``logsumexp`` is 0, so that the
     log-probability ``logit − logsumexp`` is right; ids are sorted as in every qdx file, ``listed_rank`` is
-    their place in the original list. Full rows, hashes, sketches, ranks of targets and template lengths are not in such a file,
+    their place in the original list. Full rows, hashes, sketches, ranks of targets and template lengths are
+    not in such a file,
     so those variables are absent.
     """
     file, out = Path(file), Path(out)

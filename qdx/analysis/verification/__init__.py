@@ -1,0 +1,12 @@
+"""The verdict: is this the claimed config, and which of N made this transcript.
+
+The statistics are functions of plain arrays (`conformal`, `likelihood`, `roc`, `attribution`, `exact`); `gather` reads
+the arrays from a producers' and a verifier's sweep, `claims` and `which` make the sections of the report.
+"""
+
+from __future__ import annotations
+
+from qdx.analysis.verification.claims import verify
+from qdx.analysis.verification.which import attribution, attribution_by_distance
+
+__all__ = ["attribution", "attribution_by_distance", "verify"]

@@ -1,0 +1,85 @@
+"""Tests that need no likelihood: equal hashes, and the margin of the tokens alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdx.analysis.numerics import Bools, Floats, mismatch_bound
+
+Hashes = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Repeating:
+    """Whether a config's repeats are bit-equal.
+
+    Attributes
+    ----------
+    reruns : int
+        References rerun, in all repeats after the first.
+    equal : int
+        Those whose every compared row has the first repeat's hash.
+    """
+
+    reruns: int
+    equal: int
+
+    @property
+    def bit_equal(self) -> bool:
+        """Rerun at least once, and equal every time."""
+        return 0 < self.reruns == self.equal
+
+    @property
+    def error(self) -> float:
+        """95 % upper bound of the rate at which an honest rerun mismatches; NaN unless `bit_equal`."""
+        return mismatch_bound(self.reruns) if self.bit_equal else float("nan")
+
+
+def repeating(hash_QRP: Hashes, compared_QRP: Bools) -> Repeating:
+    """Compare repeats with the first.
+
+    Parameters
+    ----------
+    hash_QRP : array (repeat, reference, position)
+    compared_QRP : array (repeat, reference, position)
+        Rows of a repeat that can be compared with the first repeat's; entry 0 is not looked at.
+    """
+    here = compared_QRP[1:]
+    equal = ((hash_QRP[1:] == hash_QRP[:1]) | ~here).all(-1)
+    rerun = here.any(-1)
+    return Repeating(int(rerun.sum()), int((rerun & equal).sum()))
+
+
+def why_not_exact(
+    environment_a: tuple[str, ...],
+    environment_b: tuple[str, ...],
+    producer: Repeating,
+    verifier: Repeating,
+) -> str:
+    """Say why equal hashes prove nothing here, or differing ones do not refute; "" when they do.
+
+    Rows of honest runs are equal only where the environment class (compute capability, SM count, engine, its
+    version, batch) is one and the config repeats bit by bit on either side.
+    """
+    if environment_a != environment_b:
+        return "other environment class"
+    for side, repeats in (("producer", producer), ("verifier", verifier)):
+        if not repeats.reruns:
+            return f"the {side} was not rerun"
+        if not repeats.bit_equal:
+            return f"the {side}'s repeats differ"
+    return ""
+
+
+def mean_margin(greatest_T: Floats, target_T: Floats) -> Floats:
+    """Mean over tokens of (greatest logit − the emitted token's logit), in logits; 0: the greedy choice always.
+
+    The score of Token-DiFR at temperature 0 (Karvonen et al. 2025): a greedy producer publishes tokens only,
+    and the verifier's own logits say how far each was from being chosen.
+    """
+    from qdx.analysis.verification.likelihood import row_mean
+
+    return row_mean(np.asarray(greatest_T, np.float64) - np.asarray(target_T, np.float64))

@@ -1,0 +1,185 @@
+"""Claims and attribution on transcripts whose configs are known."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import qdx
+from qdx.analysis.verification import attribution, attribution_by_distance, verify
+from qdx.errors import QdxError
+from tests.analysis.replaying import trees
+from tests.legacy import files
+
+NOISE = {"awq": 0.0, "marlin": 0.05, "gptq": 1.5}
+
+
+def test_true_claims_stand_and_a_false_one_falls():
+    producers, verifier = trees(NOISE, references=40)
+    assert (verify(producers, verifier).result["p_holm"] > 0.05).all()
+    known = trees(NOISE, references=40, seed=1)
+    section = verify(producers, verifier, claims={"gptq": "marlin"}, calibration=known)
+    result = section.result
+    assert result["claim"].values.tolist() == ["awq", "marlin", "marlin"]
+    assert float(result["p_claim"].sel(producer="gptq")) == pytest.approx(2 / 40)
+    assert float(result["p_holm"].sel(producer="gptq")) == pytest.approx(6 / 40)
+    assert result["answer"].values.tolist() == ["awq", "marlin", "gptq"]
+    assert result.attrs["calibration_references"] == 39
+    assert "separate transcripts" in section.text[""]
+    assert max(map(len, section.text[""].splitlines())) <= 110
+
+
+def test_p_counts_the_calibration_references_by_hand():
+    producers, verifier = trees({"a": 1.0, "b": 0.5}, references=9, seed=3)
+    result = verify(producers, verifier).result
+    own = producers["decode/sketch"].values[:, 0].astype(float)
+    replay = (
+        verifier["replay/sketch"].transpose("producer", "config", "repeat", ...).values[:, :, 0].astype(float)
+    )
+    energy = ((own[:, None] - replay) ** 2).mean((-1, -2))  # producer, config, reference
+    for c, other in ((0, 1), (1, 0)):
+        for judged, reference in ((c, 4), (other, 4)):  # an honest claim and a false one
+            x = np.log(energy[c])
+            x[:, reference] = np.log(energy[judged, :, reference])
+            deviation = np.abs(x - np.median(x, 1, keepdims=True))
+            score = (deviation / np.median(deviation, 1, keepdims=True)).max(0)
+            expected = (score >= score[reference]).sum() / 9
+            assert float(result["p"].values[judged, c, reference]) == pytest.approx(expected)
+
+
+def test_config_that_was_never_in_calibration_is_unknown():
+    noise = {**NOISE, "stranger": 0.3}
+    producers, verifier = trees(noise, configs=list(NOISE), references=60)
+    result = attribution(producers, verifier, draws=50).result
+    counts = result["confusion"].sel(producer="stranger")
+    assert int(counts.sel(answer="unknown")) >= 55
+    assert int(counts.sum()) == 60
+    for label in NOISE:
+        assert int(result["confusion"].sel(producer=label, answer=label)) >= 51
+        assert int(result["covered"].sel(producer=label)) >= 51
+    answers = verify(producers, verifier).result["answer"]
+    assert str(answers.sel(producer="stranger").values) == "unknown"
+
+
+def test_a_noisy_config_is_the_likeliest_where_it_is_not_the_nearest():
+    # b differs from a by √2 a component, and from itself by 3 √2: a, which repeats, is nearer to b's transcripts.
+    producers, verifier = trees({"a": 0.0, "b": 3.0}, references=30)
+    result = attribution(producers, verifier, draws=50).result
+    assert int(result["likeliest_right"].sel(producer="b")) == 30
+    assert int(result["nearest_right"].sel(producer="b")) == 0
+    assert int(result["likeliest_right"].sel(producer="a")) == 30
+
+
+def test_exact_test_needs_one_environment_and_repeats():
+    producers, verifier = trees(NOISE)
+    section = verify(producers, verifier)
+    exact = section.result["exact"].values
+    assert exact[0, 0] == ""
+    assert exact[1, 1] == "the producer's repeats differ"
+    assert exact[0, 2] == "the verifier's repeats differ"
+    rows = section.result
+    assert (rows["rows_equal"].sel(producer="awq", config="awq") == 16).all()
+    assert (rows["rows_equal"].sel(producer="awq", config="marlin") == 0).all()
+    # 12 references rerun once: none mismatched
+    assert float(rows["exact_error"].values[0, 0]) == pytest.approx(1 - 0.05 ** (1 / 12))
+    producers, verifier = trees(NOISE, verifier_facts={"sm_count": 114})
+    assert verify(producers, verifier).result["exact"].values[0, 0] == "other environment class"
+    producers, verifier = trees(NOISE, repeats=1)
+    assert verify(producers, verifier).result["exact"].values[0, 0] == "the producer was not rerun"
+
+
+def test_tokens_alone_reject_a_false_claim():
+    producers, verifier = trees(NOISE, references=40)
+    known = trees(NOISE, references=40, seed=1)
+    result = verify(producers, verifier, claims={"gptq": "marlin"}, calibration=known).result
+    assert float(result["p_margin_claim"].sel(producer="gptq")) == pytest.approx(2 / 40)
+    assert float(result["p_margin_claim"].sel(producer="awq")) == 1.0  # margins of 0 tie with the null
+
+
+def test_too_little_calibration_is_said_and_gives_no_verdict():
+    producers, verifier = trees(NOISE, references=4)
+    section = verify(producers, verifier)
+    assert "Too little calibration" in section.text[""]
+    assert "at least" not in section.text[""]
+    assert str(section.result["answer"].values[0]).startswith("one of")
+    section = attribution(producers, verifier, draws=20)
+    assert "No interval: fewer than 8 references" in section.text[""]
+    assert np.isnan(section.result["auc_low"]).all()
+    assert np.isnan(section.result["tpr"]).all()
+    assert (section.result["tokens_needed"] == -1).all()
+    assert "1 % false alarms cannot be measured with 4 references" in section.text[""]
+
+
+def test_rates_at_one_percent_appear_with_a_hundred_references():
+    producers, verifier = trees({"a": 1.0, "b": 1.0}, references=100, tokens=30)
+    section = attribution(producers, verifier, draws=50)
+    result = section.result
+    assert np.isfinite(result["tpr"].values[0, 1])
+    assert np.isfinite(result["tpr_low"].values[0, 1])
+    assert "cannot be measured" not in section.text[""]
+    tokens, curve = int(result["tokens_needed"].values[0, 1]), result["tpr_at"].values[0, 1]
+    assert 1 < tokens <= 30
+    assert (curve[tokens - 1 :] >= 0.99).all()
+    assert curve[tokens - 2] < 0.99
+    assert max(map(len, section.text[""].splitlines())) <= 110
+
+
+def change(tree: xr.DataTree, group: str, dataset: xr.Dataset) -> xr.DataTree:
+    return xr.DataTree.from_dict({**{k: v.to_dataset() for k, v in tree.children.items()}, group: dataset})
+
+
+@pytest.mark.parametrize(
+    ("group", "edit", "said"),
+    [
+        ("replay", lambda d: d.isel(producer=0, drop=True), "no dimension producer"),
+        ("replay", lambda d: d.assign(token_id=d["token_id"] + 1), "fed other tokens than the transcript"),
+        ("replay", lambda d: d.assign_coords(producer=["x", "y", "z"]), "lacks config 'x'"),
+        ("replay", lambda d: d.assign_coords(position=d["position"] + 99), "share no position"),
+        ("replay", lambda d: d.drop_vars("sketch"), "verifier's file has no sketch"),
+        ("replay", lambda d: d.isel(component=slice(4)), "8 and 4 components"),
+        ("decode", lambda d: d.isel(reference=slice(5)), "lacks reference 'ref_5'"),
+        ("decode", lambda d: d.assign_coords(dtype=("config", ["int8"] * 3)), "logits of dtype 'int8'"),
+    ],
+)
+def test_unfit_files_are_refused_by_what_is_wrong(group, edit, said):
+    producers, verifier = trees(NOISE)
+    tree = producers if group == "decode" else verifier
+    changed = change(tree, group, edit(tree[group].to_dataset()))
+    with pytest.raises(QdxError, match=said):
+        verify(*((changed, verifier) if group == "decode" else (producers, changed)))
+
+
+def test_claim_of_a_config_that_was_not_replayed_is_refused():
+    producers, verifier = trees(NOISE)
+    with pytest.raises(QdxError, match="claims 'exl', which was not replayed"):
+        verify(producers, verifier, claims={"awq": "exl"})
+
+
+def test_missing_rows_are_left_out():
+    producers, verifier = trees(NOISE)
+    data = verifier["replay"].to_dataset().copy(deep=True)
+    data["captured"].loc[{"config": "awq", "reference": "ref_3"}] = False
+    section = verify(producers, change(verifier, "replay", data))
+    assert np.isnan(section.result["p"].sel(config="awq", reference="ref_3")).all()
+    assert (section.result["rows_compared"].sel(config="awq", reference="ref_3") == 0).all()
+    assert np.isfinite(section.result["p"].sel(config="awq", reference="ref_2")).all()
+
+
+def test_an_imported_verification_file_is_attributed(tmp_path):
+    from qdx.legacy import convert
+
+    (tmp_path / "v.json").write_text(json.dumps(files.verification()))
+    convert(tmp_path / "v.json", tmp_path / "v.nc")
+    with qdx.open(tmp_path / "v.nc") as tree:
+        section = attribution_by_distance(tree, "seed_l2", "prefill")
+    result = section.result
+    assert result["nearest_right"].sel(producer="awq") == 4
+    assert result["nearest_right"].sel(producer="gptq") == 0  # its own distance 2.0, gptq_marlin's 1.0
+    assert result["likeliest_right"].sel(producer="gptq") == 4
+    assert (result["confusion"].sel(answer="one of") == 4).all()  # 3 calibration references reject nothing
+    assert "Too little calibration" in section.text["prefill"]
+    with pytest.raises(QdxError, match="/metrics/kl/prefill is not in the file"):
+        attribution_by_distance(tree, "kl", "prefill")
