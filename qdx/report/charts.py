@@ -1,8 +1,9 @@
-"""The drawings of a report, each from plain arrays: heatmap, distance along positions, signal and noise, divergence."""
+"""The drawings of a report from plain arrays: heatmap, distance along positions, signal and noise, strips."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from qdx.report.drawing import (
 )
 
 LONGEST = 30  # characters of a label beside a drawing; the table has all of it
+BELOW = "The table below holds every value."
 WIDTH = 344.0  # fits a window of 400 pixels
 MOST_POINTS = 96  # of a line
 MOST_LINES = len(DASHES)
@@ -75,24 +77,30 @@ def heatmap(
             parts.append(label(x + width / 2 - 1, y + height / 2 + 3, cell_number(value), ink, "middle"))
         rows.append([labels[a], *("·" if a == b else number(float(values_CC[a, b])) for b in range(count))])
     bottom = 20 + count * height + 12
-    parts.append(_key(scale, left, bottom, unit, bool(np.isnan(values_CC[~np.eye(count, dtype=bool)]).any())))
+    parts.append(
+        _key(scale, domain, left, bottom, unit, bool(np.isnan(values_CC[~np.eye(count, dtype=bool)]).any()))
+    )
     off = values_CC[~np.eye(count, dtype=bool)]
-    spoken = f"Heatmap, {title}: {count} by {count} configs, {_range(off, unit)}. The table below holds every value."
+    spoken = f"Heatmap, {title}: {count} by {count} configs, {_range(off, unit)}. {BELOW}"
     table = Table(f"{title}{_of(unit)}; row: p, column: q", ["config", *labels], rows)
     return Figure(
         name, title, note, spoken, "".join(parts), max(left + count * width, left + 210), bottom + 34, table
     )
 
 
-def _key(scale: Scale, x: float, y: float, unit: str, missing: bool) -> str:
+def _key(scale: Scale, domain: Floats, x: float, y: float, unit: str, missing: bool) -> str:
     """The colours and what they mean."""
+    finite = domain[np.isfinite(domain)]
+    least, most = (float(finite.min()), float(finite.max())) if finite.size else (1.0, 0.0)
     steps = 40
     parts = [
         rectangle(x + i * 200 / steps, y, 200 / steps + 0.5, 8, "", colour((i + 0.5) / steps)[0])
         for i in range(steps)
     ]
-    ticks = scale.ticks()
-    for place, text in ticks[:: -(-len(ticks) // 5)]:
+    # The ends are data; round numbers between them stand where there is room.
+    ends = [(scale.place(v), number(v)) for v in (least, most)] if least <= most else []
+    inner = [(p, t) for p, t in scale.ticks() if all(abs(p - end) > 34 for end, _ in ends)]
+    for place, text in [*ends, *inner[:: -(-len(inner) // 3) or 1]]:
         end = "start" if place < 8 else "end" if place > 192 else "middle"
         parts.append(label(x + place, y + 20, text, "small", end))
     said = (unit.strip() or "no unit") + (", log" if scale.log else "")
@@ -114,7 +122,7 @@ def along_positions(
     what: str,
     domain: Floats,
 ) -> Figure:
-    """Distance of one pair of configs at every position, a line a reference, over the band of the noise floor.
+    """Distance of one pair of configs at every position: a line a reference, the noise floor as a band.
 
     Parameters
     ----------
@@ -262,7 +270,7 @@ def signal_and_noise(
     rows = []
     for i, (a, b) in enumerate(pairs):
         y, d, n = 8 + i * step, float(distance[i]), float(noise[i])
-        parts.append(label(0, y + 10, clip(f"{a} ~ {b}", 38)))
+        parts.append(label(0, y + 10, f"{clip(a, 18)} ~ {clip(b, 18)}"))
         parts.append(label(WIDTH, y + 10, ratio[i], "strong", "end"))
         at = y + 22
         if np.isfinite(d) and np.isfinite(n):
@@ -280,7 +288,7 @@ def signal_and_noise(
     parts.append(f'<path d="M{px(left + 130)} {px(bottom + 38)}l6 6l-6 6l-6 -6z" class="solid"/>')
     parts.append(label(left + 142, bottom + 48, "distance", "small"))
     parts.append(label(WIDTH, bottom + 48, "right: signal to noise", "small", "end"))
-    spoken = f"Dot chart, {title}: {len(pairs)} pairs, distances {_range(distance, unit)}. The table below holds every value."
+    spoken = f"Dot chart, {title}: {len(pairs)} pairs, distances {_range(distance, unit)}. {BELOW}"
     head = ["pair", f"distance{_of(unit)}", f"noise{_of(unit)}", "signal to noise [no unit]"]
     return Figure(name, title, note, spoken, "".join(parts), WIDTH, bottom + 54, Table(title, head, rows))
 
@@ -316,7 +324,8 @@ def divergence(
         if rerun_C[c] >= 0:
             x = left + (rerun_C[c] + 0.5) * cell
             parts.append(
-                f'<path d="M{px(x - 5)} {px(y + 20)}h10l-5 -7z" class="cut flag"><title>rerun differs</title></path>'
+                f'<path d="M{px(x - 5)} {px(y + 20)}h10l-5 -7z" class="cut flag">'
+                "<title>a rerun differs</title></path>"
             )
         said = ", ".join(f"{letters(w + 1)[-1]} {s}…{e - 1}" for s, e, w in spans)
         rerun = str(rerun_C[c]) if rerun_C[c] >= 0 else "none"
@@ -326,7 +335,7 @@ def divergence(
     parts.append(label(left + width, bottom + 12, f"{length - 1}", "small", "end"))
     parts.append(label(left + width / 2, bottom + 12, "output token", "small", "middle"))
     leaves = int(branches[:, -1].max(initial=-1)) + 1 if length else 0
-    spoken = f"Strips, {title}: {count} configs, {leaves} branches over {length} tokens. The table below says where each begins."
+    spoken = f"Strips, {title}: {count} configs, {leaves} branches over {length} tokens. {BELOW}"
     head = [
         "config",
         "branches (tokens from…to)",
@@ -339,10 +348,10 @@ def divergence(
 
 
 def branch(tokens_CT: Ints) -> Ints:
-    """Number the branches of generated texts: equal numbers at a token mean equal tokens up to and including it.
+    """Number the branches of generated texts: equal numbers at a token mean equal tokens up to there.
 
-    Where a branch splits, the side of more configs (the first of equals) keeps its number and the others get new ones.
-    A config that has no more tokens has -1.
+    Where a branch splits, the side of more configs (the first of equals) keeps its number and the others get
+    new ones. A config that has no more tokens has -1.
     """
     count, length = tokens_CT.shape
     result = np.full((count, length), -1, np.int64)
@@ -366,7 +375,7 @@ def branch(tokens_CT: Ints) -> Ints:
 def _spans(row: Ints) -> list[tuple[int, int, int]]:
     """Runs of one branch: (first token, token after the last, branch)."""
     edges = [0, *(np.flatnonzero(np.diff(row)) + 1).tolist(), len(row)]
-    return [(s, e, int(row[s])) for s, e in zip(edges[:-1], edges[1:], strict=True) if e > s and row[s] >= 0]
+    return [(s, e, int(row[s])) for s, e in pairwise(edges) if e > s and row[s] >= 0]
 
 
 def _with(value: float, unit: str) -> str:

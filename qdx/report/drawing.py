@@ -59,8 +59,11 @@ def cell_number(value: float) -> str:
 
 
 def clip(text: str, width: int) -> str:
-    """Cut to `width` characters, with an ellipsis where something was lost."""
-    return text if len(text) <= width else text[: width - 1] + "…"
+    """Cut the middle out of what is longer than `width`: labels of a sweep begin and end alike."""
+    if len(text) <= width:
+        return text
+    end = (width - 1) // 2
+    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 
 
 @dataclass(frozen=True)
@@ -208,6 +211,8 @@ class Scale:
             self.low = step * math.floor(self.low / step + 1e-9)
             self.high = self.high if self.high > self.low else self.low + step
             self.step = step
+            if tight and finite.size and finite.max() > finite.min():
+                self.low, self.high = float(finite.min()), float(finite.max())
         self.start = lane if self.log and self.zero else 0.0
 
     def place(self, value: float) -> float:
@@ -225,10 +230,8 @@ class Scale:
     def ticks(self) -> list[tuple[float, str]]:
         """Places and labels, six at most."""
         if not self.log:
-            count = round((self.high - self.low) / self.step)
-            return [
-                (self.place(v), f"{v:,.8g}") for v in (self.low + i * self.step for i in range(count + 1))
-            ]
+            low, high = math.ceil(self.low / self.step - 1e-9), math.floor(self.high / self.step + 1e-9)
+            return [(self.place(i * self.step), f"{i * self.step:,.8g}") for i in range(low, high + 1)]
         first, last = math.ceil(self.low - 1e-9), math.floor(self.high + 1e-9)
         decades = range(first, last + 1, max(1, -(-(last - first) // 5)))
         zero = [(0.0, "0")] if self.zero else []

@@ -319,7 +319,7 @@ def _strips(view: View) -> list[Figure]:
 
 
 def _svg(value: Any) -> str:
-    """The SVG document of what an analysis returned: text of one, a matplotlib figure, or anything with ``_repr_svg_``."""
+    """The SVG document of an analysis' figure: text, or of what has ``savefig`` or ``_repr_svg_``."""
     if isinstance(value, Mapping) or value is None:
         raise QdxError(f"a figure must be SVG text, have savefig or _repr_svg_, got {type(value).__name__}")
     if hasattr(value, "savefig"):

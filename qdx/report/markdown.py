@@ -68,7 +68,9 @@ def render(
                     f"## {plain(section.title)}",
                     fence("\n\n".join(t for t in section.text.values() if t)),
                 ]
-    blocks += ["## Results", table(tables.files(facts, files)), *_commands(facts, view)]
+    # As it is: spaces keep the sizes' width, and so the length of this file, whatever they are.
+    listed = "\n".join(f"{count}  {path}" for path, count in tables.files(facts, files).rows)
+    blocks += ["## Results", fence(listed), *_commands(facts, view)]
     return "\n\n".join(b for b in blocks if b) + "\n"
 
 

@@ -53,12 +53,13 @@ def at_a_glance(view: View, sections: Sequence[Section]) -> Table:
 
 
 def _repeats(state: list[str], phases: Sequence[str]) -> str:
-    if len(set(state)) == 1:
-        return {"repeats": "yes", "does not repeat": "no", "not rerun": "not rerun"}.get(state[0], state[0])
-    return ", ".join(
-        f"{p}: {'yes' if s == 'repeats' else 'no' if s == 'does not repeat' else s}"
-        for p, s in zip(phases, state, strict=True)
-    )
+    words = {"repeats": "yes", "does not repeat": "no"}
+    said: dict[str, list[str]] = {}
+    for phase, value in zip(phases, state, strict=True):
+        said.setdefault(words.get(value, value), []).append(phase)
+    if len(said) == 1:
+        return next(iter(said))
+    return "; ".join(f"{word}: {', '.join(where)}" for word, where in said.items())
 
 
 def environment(view: View) -> Table:

@@ -139,7 +139,7 @@ def environment(view: View) -> str:
 
 
 def environment_rows(view: View) -> list[tuple[str, str]]:
-    """What and value; a value that not all configs have names those that have it. Empty: nothing was recorded."""
+    """What and value; a value that not all configs have names those that do. Empty: nothing was recorded."""
     if "provenance" not in view.tree.children:
         return []
     stored = view.group("provenance")

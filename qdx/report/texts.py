@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from qdx.analysis.view import View
 
 LONGEST = 1500  # characters shown of a text after its first difference
 SHARED = 600  # and before it
+LONGEST_WORD = 30
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,13 @@ def side_by_side(view: View, reference: int) -> list[Said]:
     texts = [str(text[m[0]]) for m in members]
     found = []
     for m, words in zip(members, texts, strict=True):
-        # Against the first text; the first one against its nearest other, so that its difference is marked too.
+        # Against the first text; the first one against all others: its earliest difference is marked.
         others = texts[:1] if m is not members[0] else texts[1:]
-        shared = max((len(commonprefix([words, other])) for other in others), default=len(words))
+        shared = end = 0
         if others:
-            shared = _word_start(words, shared)
+            shared = _word_start(words, min(_shared(words, other) for other in others))
+            end = _word_end(words, shared)
         split = int(first_difference(tokens[m[0]], tokens[members[0][0]]))
-        end = shared
-        while end < len(words) and not (words[end].isspace() and end > shared):
-            end += 1
         start = max(0, shared - SHARED)
         same = ("…" if start else "") + words[start:shared]
         rest = words[end : end + LONGEST] + ("…" if len(words) > end + LONGEST else "")
@@ -65,7 +63,21 @@ def side_by_side(view: View, reference: int) -> list[Said]:
     return found
 
 
+def _shared(a: str, b: str) -> int:
+    """Characters that two texts begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
 def _word_start(text: str, at: int) -> int:
-    while at > 0 and not text[at - 1].isspace():
-        at -= 1
-    return at
+    """Where the word at `at` begins; `at` itself in a script that has no spaces."""
+    start = at
+    while start > 0 and not text[start - 1].isspace() and at - start < LONGEST_WORD:
+        start -= 1
+    return start if start == 0 or text[start - 1].isspace() else at
+
+
+def _word_end(text: str, start: int) -> int:
+    end = start
+    while end < len(text) and end - start < LONGEST_WORD and not (text[end].isspace() and end > start):
+        end += 1
+    return end

@@ -14,6 +14,8 @@ from qdx.analysis.view import PHASE_TITLES, View
 from qdx.report.drawing import number
 from qdx.report.figures import ratio_text, unit_of
 
+LONGEST_PAIR = 48  # characters of two names in the lead
+
 
 def verdict(view: View, sections: Sequence[Section]) -> list[str]:
     """The lead sentence, then the others.
@@ -77,8 +79,10 @@ def _distances(view: View, metric: str, phase: str, snr: Section | None) -> tupl
     if within and across:
         far, near = max(within, key=lambda p: mean[p]), min(across, key=lambda p: mean[p])
         least, most = float(mean[near]), float(mean[far])
-        start = f"the nearest two configs of different formats ({named(near)}) are "
-        end = f"the furthest two of one format ({named(far)}), by mean {metric} in {phase}"
+        # Long names would bury the fact; the sentences below name the pairs.
+        names = [f" ({n})" if len(n) <= LONGEST_PAIR else "" for n in (named(near), named(far))]
+        start = f"the nearest two configs of different formats{names[0]} are "
+        end = f"the furthest two of one format{names[1]}, by mean {metric} in {phase}"
         if most == 0:
             lead = f"{start}{number(least)}{unit} apart, all of one format 0, by mean {metric} in {phase}"
         else:
@@ -89,7 +93,8 @@ def _distances(view: View, metric: str, phase: str, snr: Section | None) -> tupl
             continue
         near = min(pairs, key=lambda p: mean[p])
         said.append(
-            f"Nearest {what}: {named(near)}, mean {metric} {number(float(mean[near]))}{unit} in {phase}{_snr(snr, metric, phase, near, float(mean[near]))}."
+            f"Nearest {what}: {named(near)}, mean {metric} {number(float(mean[near]))}{unit} in {phase}"
+            f"{_snr(snr, metric, phase, near, float(mean[near]))}."
         )
     return lead, said
 
