@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qdx.capture.derive import derive
-from qdx.capture.positions import CaptureSettings, plan, union
+from qdx.capture.positions import CaptureSettings, plan
 from qdx.capture.sketching import Sketcher
+from qdx.capture.structure import Structure
 from qdx.dataset import encoding, layout, writing
 from qdx.errors import QdxError
 
@@ -85,14 +85,25 @@ class Recorder:
         self.path, self.part = Path(path), Path(f"{path}.part")
         self._references, self._repeats, self._vocab = list(references), repeats, vocab
         self._output_tokens, self._dtype, self._label = output_tokens, dtype, label
-        self._capture, self._coords, self._layers = capture, dict(coords), dict(layers or {})
-        self._portable = portable
+        self._capture, self._layers, self._portable = capture, dict(layers or {}), portable
         self._k = min(capture.k, vocab)
         self._sketcher = Sketcher(vocab, capture.components, capture.seed)
         self._plan = plan(
             references, prefill_positions=capture.prefill_positions, output_tokens=output_tokens
         )
-        self._axis = {phase: union(positions) for phase, positions in self._plan.items()}
+        self._structure = Structure(
+            label=label,
+            references=self._references,
+            repeats=repeats,
+            output_tokens=output_tokens,
+            vocab=vocab,
+            components=capture.components,
+            k=self._k,
+            full=capture.mode == "full",
+            plan=self._plan,
+            coords=dict(coords),
+        )
+        self._axis = {phase: self._structure.axis(phase) for phase in layout.PHASES}
         self._attrs: dict[str, Any] = {
             "kind": "run",
             "schema_version": layout.SCHEMA_VERSION,
@@ -108,25 +119,22 @@ class Recorder:
         self._scalars: dict[
             tuple[str, int, int], list[tuple[NDArray[np.int32], dict[str, NDArray[Any]]]]
         ] = {}
+        self._texts: dict[tuple[int, int], str] = {}
         self._seen: dict[tuple[str, int, int], set[int]] = {}
         self._file: Any = None
 
     def __enter__(self) -> Recorder:
         import netCDF4
 
-        chunk = min(
-            int(np.prod(layout.chunk_sizes(layout.PHASE["logit"], self._sizes(phase))))
-            for phase in layout.PHASES
-        )
+        chunk = self._structure.smallest_chunk()
         dtype = str(self._dtype).removeprefix("torch.")
         filters = encoding.choose(self.part.parent, portable=self._portable, dtype=dtype, values=chunk)
         with writing.disk_errors(self.part):
+            # A new file, not the old one emptied: somebody may be reading what a killed job left.
+            self.part.unlink(missing_ok=True)
             self._file = netCDF4.Dataset(self.part, "w", format="NETCDF4")
             writing.set_attributes(self._file, self._attrs)
-            writing.put_references(self._file, self._references)
-            for phase in layout.PHASES:
-                self._create_phase(phase, filters)
-            self._create_output()
+            self._structure.create(self._file, filters)
             self._file.sync()
         return self
 
@@ -225,7 +233,7 @@ class Recorder:
         token_ids : sequence of int
             All generated ids, `output_tokens` of them.
         text : str
-            The same decoded.
+            The same decoded; written when the file is closed.
         eos_index : int
             Index among them of the first end-of-sequence token, −1 if there is none.
         """
@@ -236,17 +244,14 @@ class Recorder:
         group = self._file["output"]
         with writing.disk_errors(self.part):
             group["token_id"][0, repeat, reference, :] = np.asarray(token_ids, np.int32)
-            letters = writing.characters(text)
-            group["text"][0, repeat, reference, : len(letters)] = letters
             group["eos_index"][0, repeat, reference] = eos_index
+        self._texts[repeat, reference] = text
         self._seen[("output", repeat, reference)] = set()
 
     def sync(self) -> None:
         """Put everything that was handed over on disk: call it after every batch of references."""
         self._flush_rows()
         self._flush_scalars()
-        with writing.disk_errors(self.part):
-            self._file.sync()
 
     def finish(self, attrs: Mapping[str, Any] | None = None) -> None:
         """Check that nothing is missing, write the last attributes, close the file and give it its name.
@@ -267,65 +272,6 @@ class Recorder:
             self._close({**(attrs or {}), "status": "complete"})
             self._file = None
             self.part.replace(self.path)
-
-    def _sizes(self, phase: str) -> dict[str, int]:
-        return {
-            "config": 1,
-            "repeat": self._repeats,
-            "reference": len(self._references),
-            "position": len(self._axis[phase]),
-            "component": self._capture.components,
-            "rank": self._k,
-            "vocab": self._vocab,
-        }
-
-    def _create_phase(self, phase: str, filters: Mapping[str, Any]) -> None:
-        group = self._file.createGroup(phase)
-        axis = self._axis[phase]
-        sizes = self._sizes(phase)
-        names = [r.name for r in self._references]
-        writing.put_index(
-            group,
-            sizes,
-            config=[self._label],
-            repeat=np.arange(self._repeats),
-            reference=names,
-            position=axis,
-        )
-        writing.put_config_coords(group, sizes, self._coords)
-        region = np.full((len(names), len(axis)), "", object)
-        for i, reference in enumerate(self._references):
-            own = np.isin(axis, self._plan[phase][i])
-            region[i, own] = layout.region_of(reference, axis[own])
-        writing.put(group, layout.REGION, sizes, region)
-        coordinates = " ".join([*layout.CONFIG_COORDS, "region"])
-        for name, variable in layout.PHASE.items():
-            if name == "logit" and self._capture.mode != "full":
-                continue
-            chosen = filters if name == "logit" else encoding.PORTABLE
-            created = writing.create(group, variable, sizes, filters=chosen, coordinates=coordinates)
-            if name == "logit":  # netCDF would keep 64 MiB of each such variable in memory for nothing
-                created.set_var_chunk_cache(max(2**20, 4 * math.prod(created.chunking())))
-            if not variable.dtype.startswith("f"):  # floats have a fill value in the file
-                created[...] = np.full(created.shape, variable.fill, created.dtype)
-
-    def _create_output(self) -> None:
-        group = self._file.createGroup("output")
-        sizes = {
-            "config": 1,
-            "repeat": self._repeats,
-            "reference": len(self._references),
-            "output_token": self._output_tokens,
-        }
-        names = [r.name for r in self._references]
-        writing.put_index(
-            group, sizes, config=[self._label], repeat=np.arange(self._repeats), reference=names
-        )
-        writing.put_config_coords(group, sizes, self._coords)
-        for variable in layout.OUTPUT.values():
-            created = writing.create(group, variable, sizes, coordinates=" ".join(layout.CONFIG_COORDS))
-            if variable.dtype != "str":
-                created[...] = np.full(created.shape, variable.fill, created.dtype)
 
     def _current(self) -> tuple[str, int, list[int]]:
         if self._now is None:
@@ -379,20 +325,26 @@ class Recorder:
                     variable[0, repeat, reference, axis, :] = rows_PV[values]
 
     def _flush_scalars(self) -> None:
-        for (phase, repeat, reference), blocks in self._scalars.items():
-            group = self._file[phase]
-            positions = np.concatenate([block[0] for block in blocks])
-            order = np.argsort(positions)
-            indices = np.searchsorted(self._axis[phase], positions[order])
-            columns = {
-                name: np.concatenate([block[1][name] for block in blocks])[order] for name in blocks[0][1]
-            }
-            columns["row_hash"] = columns["row_hash"].view(np.uint64)
-            columns["captured"] = np.ones(len(positions), np.int8)
-            with writing.disk_errors(self.part):
-                for name, column in columns.items():
-                    for axis, values in writing.runs_of(indices):
+        """Write the derived numbers and, when rows and numbers are on disk, the marks that they are there."""
+        marks: list[tuple[Any, int, int, slice]] = []
+        with writing.disk_errors(self.part):
+            for (phase, repeat, reference), blocks in self._scalars.items():
+                group = self._file[phase]
+                positions = np.concatenate([block[0] for block in blocks])
+                order = np.argsort(positions)
+                indices = np.searchsorted(self._axis[phase], positions[order])
+                columns = {
+                    name: np.concatenate([block[1][name] for block in blocks])[order] for name in blocks[0][1]
+                }
+                columns["row_hash"] = columns["row_hash"].view(np.uint64)
+                for axis, values in writing.runs_of(indices):
+                    for name, column in columns.items():
                         group[name][0, repeat, reference, axis] = column[values].astype(group[name].dtype)
+                    marks.append((group["captured"], repeat, reference, axis))
+            self._file.sync()
+            for captured, repeat, reference, axis in marks:
+                captured[0, repeat, reference, axis] = np.int8(1)
+            self._file.sync()
         self._scalars.clear()
 
     def _missing(self) -> list[str]:
@@ -409,5 +361,6 @@ class Recorder:
     def _close(self, attrs: Mapping[str, Any]) -> None:
         self._attrs.update(attrs)
         writing.set_attributes(self._file, self._attrs)
+        self._structure.put_text(self._file, self._texts)
         writing.put_provenance(self._file, self._label, self._attrs, self._layers)
         self._file.close()

@@ -56,7 +56,7 @@ def choose(folder: Path, *, portable: bool, dtype: str, values: int) -> dict[str
             return dict(FAST) if fast and _works(path, dtype) else dict(PORTABLE)
     except OSError as error:
         raise QdxError(
-            f"cannot write to {folder}: {error.strerror or error}: choose another hydra.run.dir"
+            f"cannot write to {folder}: {error.strerror or error}: choose another hydra.sweep.dir"
         ) from error
 
 

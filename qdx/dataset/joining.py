@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qdx.dataset import writing
+from qdx.dataset import layout, writing
 from qdx.errors import QdxError
 
 BLOCK_BYTES = 64 * 2**20
@@ -77,9 +77,11 @@ def _copy_attributes(source: Any, target: Any) -> None:
 
 def _join_group(sources: Sequence[Any], target: Any) -> None:
     for name, dimension in sources[0].dimensions.items():
-        length = None if dimension.isunlimited() else len(dimension)  # generated text grows
-        target.createDimension(name, len(sources) if name == "repeat" else length)
+        target.createDimension(name, len(sources) if name == "repeat" else len(dimension))
     for name, variable in sources[0].variables.items():
+        if name == "text" and "repeat" in variable.dimensions:
+            _join_texts([source[name] for source in sources], target)
+            continue
         created = _create_like(variable, target, name)
         if name == "repeat":
             created[:] = np.arange(len(sources))
@@ -89,6 +91,18 @@ def _join_group(sources: Sequence[Any], target: Any) -> None:
             axis = variable.dimensions.index("repeat")
             for repeat, source in enumerate(sources):
                 _copy_repeat(source.variables[name], created, axis, repeat)
+
+
+def _join_texts(sources: Sequence[Any], target: Any) -> None:
+    """Write the generated texts, which are as wide in each part as its longest."""
+    from netCDF4 import chartostring
+
+    parts = [chartostring(source[...], encoding="utf-8").astype(object) for source in sources]
+    letters = writing.characters(np.concatenate(parts, axis=sources[0].dimensions.index("repeat")))
+    sizes = {name: len(dimension) for name, dimension in target.dimensions.items()}
+    coordinates = sources[0].getncattr("coordinates")
+    variable = layout.OUTPUT["text"]
+    writing.create(target, variable, sizes, coordinates=coordinates, width=letters.shape[-1])[...] = letters
 
 
 def _create_like(variable: Any, target: Any, name: str) -> Any:
@@ -117,8 +131,7 @@ def _create_like(variable: Any, target: Any, name: str) -> Any:
 def _copy_repeat(source: Any, target: Any, axis: int, repeat: int) -> None:
     """Copy a variable of one repeat into place, a block of positions at a time."""
     if "position" not in source.dimensions:
-        own = {source.ndim - 1: slice(0, source.shape[-1])}  # texts of other repeats may be longer
-        target[_at(axis, repeat, target.ndim, own)] = source[_at(axis, 0, source.ndim, own)]
+        target[_at(axis, repeat, target.ndim)] = source[_at(axis, 0, source.ndim)]
         return
     along = source.dimensions.index("position")
     row_bytes = max(1, source.size // max(1, source.shape[along]) * source.dtype.itemsize)

@@ -95,7 +95,8 @@ def _open_sweep(directory: Path) -> xr.DataTree:
             raise QdxError(f"{directory} has no finished run: {_why(state.failed, state.missing)}")
         return combine(state, {label: open_file(run) for label, run in state.runs.items()})
     tree = open_file(directory / folder.SWEEP)
-    runs = {str(label): directory / str(label) / folder.RUN for label in tree["prefill"]["config"].values}
+    labels = tree["prefill"].to_dataset()["config"].values
+    runs = {str(label): directory / str(label) / folder.RUN for label in labels}
     for phase in PHASES:
         parts = {label: _open_rows(run, phase) for label, run in runs.items() if run.exists()}
         rows = combine_rows(parts, tree[phase].to_dataset())

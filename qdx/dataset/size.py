@@ -70,7 +70,7 @@ def check_disk(folder: Path, needed: int) -> None:
     if free < needed:
         raise QdxError(
             f"the run will write about {readable(needed)} to {folder}, free there: {readable(free)}: "
-            "lower capture.prefill_positions, use capture=topk, or choose another hydra.run.dir"
+            "lower capture.prefill_positions, use capture=topk, or choose another hydra.sweep.dir"
         )
 
 

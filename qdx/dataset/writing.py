@@ -29,7 +29,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             free = "its folder cannot be read"
         raise QdxError(
             f"cannot write {path}: {error}; {free}: "
-            "free some, choose another hydra.run.dir or lower capture.prefill_positions"
+            "free some, choose another hydra.sweep.dir or lower capture.prefill_positions"
         ) from error
 
 
@@ -57,7 +57,7 @@ def create(
     variable: layout.Variable,
     sizes: Mapping[str, int],
     *,
-    filters: Mapping[str, Any] = PORTABLE,
+    filters: Mapping[str, Any] | None = PORTABLE,
     coordinates: str = "",
     width: int | None = None,
 ) -> Any:
@@ -70,27 +70,27 @@ def create(
     sizes : Mapping
         Length of every dimension.
     filters : Mapping
-        See `qdx.dataset.encoding.choose`. Text has its own.
+        See `qdx.dataset.encoding.choose`; None stores the values contiguously and uncompressed. Text has its
+        own.
     coordinates : str
         Names of the coordinates that are not dimensions (CF conventions 5).
     width : int, optional
-        Bytes of the longest text; None lets it grow.
+        Bytes of the longest text.
     """
     for dim in variable.dims:
         if dim not in group.dimensions:
             group.createDimension(dim, sizes[dim])
     if variable.dtype == "str":
-        created = _create_text(group, variable, sizes, width)
+        created = _create_text(group, variable, sizes, width or 1)
     else:
         code = "i1" if variable.dtype == "bool" else variable.dtype
         floating = code.startswith("f")
         # A dimension of length 0 cannot be chunked; filters need chunks.
         empty = any(sizes[dim] == 0 for dim in variable.dims)
-        storage = (
-            {}
-            if empty or not variable.dims
-            else {"chunksizes": layout.chunk_sizes(variable, sizes), **filters}
-        )
+        storage: dict[str, Any] = {}
+        if variable.dims and not empty:
+            chunks = {"chunksizes": layout.chunk_sizes(variable, sizes)}
+            storage = {"contiguous": True} if filters is None else {**chunks, **filters}
         created = group.createVariable(
             variable.name,
             code,
@@ -107,21 +107,20 @@ def create(
     return created
 
 
-def _create_text(group: Any, variable: layout.Variable, sizes: Mapping[str, int], width: int | None) -> Any:
+def _create_text(group: Any, variable: layout.Variable, sizes: Mapping[str, int], width: int) -> Any:
     """Create a variable of characters (UTF-8), which xarray and netCDF4 read as text.
 
     Not of NC_STRING: a file with such variables that is opened a second time while it is open crashes the
     process (netcdf4-python issue 1444, HDF5 issue 5359; seen with netCDF4 1.7.3 to 1.7.5.1), and xarray
     keeps files open as long as a lazy variable lives.
     """
-    dim = f"{variable.name}_bytes" if width is None else f"string{width}"
+    dim = f"string{width}"
     if dim not in group.dimensions:
         group.createDimension(dim, width)
     counts = [sizes[name] for name in variable.dims]
     storage: dict[str, Any] = {}
     if all(counts):
-        chunk = [1] * len(counts) + [256] if width is None else [*counts, width]
-        storage = {"chunksizes": chunk, **PORTABLE}
+        storage = {"chunksizes": [*counts, width], **PORTABLE}
     created = group.createVariable(variable.name, "S1", (*variable.dims, dim), **storage)
     created.setncattr("_Encoding", "utf-8")
     created.set_auto_chartostring(False)
