@@ -1,0 +1,168 @@
+"""What a new user gets wrong first, and the one line that says so: what, got, limit, remedy. Nothing runs.
+
+`test_config.py` has the types and limits of every key, `tests/prompts` the broken documents.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import netCDF4
+import pytest
+
+import qdx as package
+from qdx.errors import QdxError
+from tests.sweeping import SMALL, checkpoints, qdx
+
+# arguments of `python -m qdx`, what the line must say (the wrong value), what it must offer (the remedy)
+COMMAND_LINES = {
+    "a group that does not exist": (["promt=pdf"], "promt: unknown key", "did you mean 'prompts'"),
+    "a group below hydra that is not installed": (
+        ["hydra/sweeper=optuna"],
+        "hydra/sweeper=optuna",
+        "install",
+    ),
+    "a misspelt option": (["model=smolm2"], "model=smolm2", "did you mean 'smollm2'"),
+    "a space after the comma": (
+        ["-m", "quant=awq,", "awq_marlin"],
+        "'quant=awq,'",
+        "without spaces after commas",
+    ),
+    "a value without its key": (["awq"], "'awq' is no override", "write key=value"),
+    "a metric list without brackets": (["-m", "metric=l2,kl"], "metric takes a list", "'metric=[a,b]'"),
+    "an unknown metric": (["metric=[cosine]"], "metric=cosine: unknown metric", "total_variation"),
+    "an option that a metric lacks": (
+        ["metric=[l2]", "+metric.l2.k=3"],
+        "metric.l2.k: unknown option",
+        "it has none",
+    ),
+    "the same config twice": (["-m", "repeats=1,2,1"], "two jobs", "drop one"),
+    "a bad value in the second job only": (["-m", "batch_size=1,0"], "batch_size=0", "at least 1"),
+    "no checkpoint for the format": (["model=local"], "model.checkpoint.awq is empty", "set it to"),
+    "a folder that is not there": (
+        ["model=local", "model.checkpoint.awq=/no/model"],
+        "'/no/model': no such folder",
+        "give a checkpoint folder",
+    ),
+    "a hub id without a network": (
+        ["model=local", "model.checkpoint.awq=nobody/nothing-awq"],
+        "not to be had from the model hub",
+        "choose model=smollm2",
+    ),
+    "an unknown demo model": (
+        ["model=local", "model.checkpoint.awq=demo:smollm2/gguf"],
+        "'demo:smollm2/gguf' is unknown",
+        "one of demo:smollm2/none",
+    ),
+    "a PDF that is not there": (
+        ["prompts.path=/no/such.pdf"],
+        "/no/such.pdf: no such file",
+        "check prompts.path",
+    ),
+    "a folder instead of files": (["prompts.path=/tmp"], "/tmp is a folder", "/tmp/*.pdf"),
+    "a text file as a PDF": (["prompts.path=/etc/hostname"], "hostname: not a PDF", "use prompts=text"),
+    "text prompts without a path": (["prompts=text"], "prompts.path", "path"),
+    "a glob that matches nothing": (
+        ["prompts=text", "prompts.path='*.nothing'"],
+        "no file matches",
+        "check prompts.path",
+    ),
+    "no text in inline prompts": (
+        ["prompts=inline", "prompts.texts=[]"],
+        "prompts.texts is empty",
+        "at least one",
+    ),
+    "longer snippets than the source": (
+        ["prompts.snippet_tokens=9000"],
+        "too short",
+        "lower prompts.snippet_tokens to at most",
+    ),
+    "a fraction of a repeat": (["repeats=2.5"], "repeats: Value '2.5'", "Integer"),
+    "one token, so no decode step": (["generate.tokens=1"], "generate.tokens=1", "at least 2"),
+    "a kernel that cannot read the format": (
+        ["quant=gptq", "quant.kernel=awq_gemm"],
+        "quant.kernel=awq_gemm: not one of",
+        "exllama",
+    ),
+    "a dtype that numpy has and models do not": (["model.dtype=float64"], "model.dtype=float64", "bfloat16"),
+}
+
+
+@pytest.mark.parametrize("mistake", COMMAND_LINES)
+def test_the_command_line_says_what_is_wrong_and_what_to_do(
+    tmp_path: Path, mistake: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, wrong, remedy = COMMAND_LINES[mistake]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = qdx(*arguments, "hydra.sweep.dir=out", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("qdx: error: "), done.stderr
+    assert wrong in lines[0] and remedy in lines[0], lines[0]
+    assert not list(tmp_path.rglob("run.nc*"))
+
+
+def test_the_whole_traceback_is_there_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests import sweeping
+
+    monkeypatch.setattr(sweeping, "environment", lambda: {**os.environ, "HYDRA_FULL_ERROR": "1"})
+    done = qdx("quant=awqq", cwd=tmp_path)
+    assert done.returncode != 0 and "Traceback" in done.stderr and "awqq" in done.stderr
+
+
+def test_a_checkpoint_of_another_format_is_named(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    done = qdx(*SMALL, *checkpoints(tiny_models | {"awq": tiny_models["gptq"]}), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "has format 'gptq'" in done.stderr and "choose quant=gptq" in done.stderr
+
+
+def test_a_checkpoint_without_config_is_named(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    (tmp_path / "empty").mkdir()
+    done = qdx(*SMALL, *checkpoints(tiny_models | {"awq": tmp_path / "empty"}), cwd=tmp_path)
+    assert done.returncode == 2 and "has no config.json" in done.stderr
+
+
+def test_a_report_of_a_folder_without_a_sweep_is_named(tmp_path: Path) -> None:
+    done = qdx(str(tmp_path), cwd=tmp_path, module="qdx.report")
+    assert done.returncode == 2
+    assert done.stderr.startswith("qdx: error: ") and str(tmp_path) in done.stderr
+
+
+@pytest.mark.parametrize(("name", "content"), [("no", None), ("text.nc", b"hello"), ("empty.nc", b"")])
+def test_opening_what_is_no_result_is_named(tmp_path: Path, name: str, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(QdxError, match=name):
+        package.open(tmp_path / name)
+
+
+def test_a_file_of_another_version_says_which(tmp_path: Path) -> None:
+    path = tmp_path / "run.nc"
+    with netCDF4.Dataset(path, "w") as file:
+        file.setncatts({"kind": "run", "schema_version": 99, "status": "complete"})
+    with pytest.raises(QdxError, match="99"):
+        package.open(path)
+
+
+def test_a_disk_that_is_too_small_stops_before_the_first_job(tmp_path: Path) -> None:
+    from qdx.dataset.size import check_disk
+
+    with pytest.raises(QdxError, match=r"free there.*capture=topk"):
+        check_disk(tmp_path / "not" / "yet", 10**18)
+
+
+def test_the_messages_of_a_failed_sweep_stay_in_its_folder(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    (broken := tmp_path / "broken").mkdir()
+    for file in tiny_models["awq"].iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    config = json.loads((broken / "config.json").read_text())
+    config["quantization_config"]["bits"] = 8
+    (broken / "config.json").write_text(json.dumps(config))
+    done = qdx(*SMALL, *checkpoints(tiny_models | {"awq": broken}), "hydra.sweep.dir=out", cwd=tmp_path)
+    assert done.returncode == 1 and "bits" in done.stderr
+    assert "bits" in json.loads((tmp_path / "out" / "awq" / "status.json").read_text())["error"]
+    assert "bits" in (tmp_path / "out" / "report.txt").read_text()
