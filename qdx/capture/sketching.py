@@ -40,6 +40,11 @@ def signs(vocab: int, components: int, seed: int, device: torch.device) -> Tenso
     return sign_KV
 
 
+@lru_cache(maxsize=4)
+def _row_sums(vocab: int, components: int, seed: int, device: torch.device) -> Tensor:
+    return signs(vocab, components, seed, device).sum(1, dtype=torch.int64).to(torch.float64)
+
+
 class Sketcher:
     """Projects rows of logits.
 
@@ -94,5 +99,5 @@ class Sketcher:
         # S (z − mean) = S z − mean · S 1: the second form has exact sums, the first rounds every centred
         # logit.
         mean_P1 = wide_PV.sum(1, keepdim=True) / self.vocab
-        balance_K = sign_KV.sum(1, dtype=torch.int64).to(torch.float64)
-        return ((dot_PK - mean_P1 * balance_K) / self.components**0.5).to(torch.float32)
+        row_sum_K = _row_sums(self.vocab, self.components, self.seed, rows_PV.device)
+        return ((dot_PK - mean_P1 * row_sum_K) / self.components**0.5).to(torch.float32)
