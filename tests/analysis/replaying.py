@@ -1,7 +1,7 @@
 """Transcripts and replays of made-up configs whose distances and noise are known.
 
 A config's row is a base that all share, plus its own offset (normal, 1 a component, fixed by reference and
-position), plus noise that is new in every run. Sketches are the rows themselves; a hash is that of their bytes.
+position), plus noise that is new in every run. Sketches are the rows themselves; a hash is of their bytes.
 """
 
 from __future__ import annotations

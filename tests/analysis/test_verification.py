@@ -44,6 +44,7 @@ def test_p_counts_the_calibration_references_by_hand():
         for judged, reference in ((c, 4), (other, 4)):  # an honest claim and a false one
             x = np.log(energy[c])
             x[:, reference] = np.log(energy[judged, :, reference])
+            x = np.vstack([x, x[c] - x[other]])
             deviation = np.abs(x - np.median(x, 1, keepdims=True))
             score = (deviation / np.median(deviation, 1, keepdims=True)).max(0)
             expected = (score >= score[reference]).sum() / 9
@@ -65,7 +66,7 @@ def test_config_that_was_never_in_calibration_is_unknown():
 
 
 def test_a_noisy_config_is_the_likeliest_where_it_is_not_the_nearest():
-    # b differs from a by √2 a component, and from itself by 3 √2: a, which repeats, is nearer to b's transcripts.
+    # b differs from itself by 3 √2 a component, and from a, which repeats, by less: √(2 + 9).
     producers, verifier = trees({"a": 0.0, "b": 3.0}, references=30)
     result = attribution(producers, verifier, draws=50).result
     assert int(result["likeliest_right"].sel(producer="b")) == 30

@@ -156,21 +156,19 @@ def test_profile_refutes_a_noisy_claim_that_the_fit_alone_cannot():
 
 def test_profile_p_by_hand():
     known = np.log(np.array([[2.0, 3.0, 4.0, 5.0], [7.0, 7.0, 1.0, 7.5]]))
-    judged = np.log(np.array([6.0, 6.9]))
+    judged = np.log(np.array([6.0, 6.5]))
     energy_CVNT = np.full((2, 2, 4, 1), np.nan)
     energy_CVNT[0] = np.exp(known)[..., None]
     p = profile_p(
         np.exp(judged)[:, None], np.zeros(1) + 1e-12, Calibration(energy_CVNT, np.full((2, 4, 1), 1e-12), 8)
     )
-    scores = []
-    for i in range(5):
-        worst = 0.0
-        for v in range(2):
-            x = [*known[v], judged[v]]
-            middle = sorted(x)[2]
-            spread = sorted(abs(y - middle) for y in x)[2]
-            worst = max(worst, abs(x[i] - middle) / spread)
-        scores.append(worst)
+    rows = [[*known[v], judged[v]] for v in range(2)]
+    rows.append([x - y for x, y in zip(*rows, strict=True)])
+    scores = [0.0] * 5
+    for row in rows:
+        middle = sorted(row)[2]
+        spread = sorted(abs(x - middle) for x in row)[2]
+        scores = [max(s, abs(x - middle) / spread) for s, x in zip(scores, row, strict=True)]
     assert p[0] == sum(s >= scores[4] - 1e-6 for s in scores) / 5
     assert p[0] not in (1 / 5, 1.0)
 

@@ -1,7 +1,8 @@
 """The verdict: is this the claimed config, and which of N made this transcript.
 
-The statistics are functions of plain arrays (`conformal`, `likelihood`, `roc`, `attribution`, `exact`); `gather` reads
-the arrays from a producers' and a verifier's sweep, `claims` and `which` make the sections of the report.
+The statistics are functions of plain arrays (`conformal`, `profile`, `likelihood`, `roc`, `attribution`,
+`exact`); `gather` reads the arrays from a producers' and a verifier's sweep, `claims` and `which` make the
+sections of the report.
 """
 
 from __future__ import annotations

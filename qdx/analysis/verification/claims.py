@@ -64,8 +64,8 @@ def verify(
 
     Notes
     -----
-    p = (1 + #{T₀ ≥ T})/(n + 1), T the greatest deviation of a transcript's profile from the claimed config's, see
-    `profile.profile_p`; m transcripts combine as min(1, 2 · mean p); Holm's adjustment is across the claims.
+    p = (1 + #{T₀ ≥ T})/(n + 1), T the greatest deviation of a transcript's profile from the claimed config's,
+    see `profile.profile_p`; m transcripts combine as min(1, 2 · mean p); Holm's adjustment is across the claims.
     """
     data = Replays.of(producer_tree, verifier_tree)
     known = data if calibration is None else Replays.of(*calibration)

@@ -1,7 +1,7 @@
 """How likely each config makes a transcript's sketches: a score that a noisy config does not lose by noise.
 
-With r_t = sketch_t − sketch_t^c (k components, the producer's row minus config c's replay of it) the sketches are
-taken as normal of variance s_c² a component: ℓ_c = −½ w Σ_t (‖r_t‖²/s_c² + k ln s_c²). Everything below works
+With r_t = sketch_t − sketch_t^c (k components, the producer's row minus config c's replay of it) the sketches
+are taken as normal of variance s_c² a component: ℓ_c = −½ w Σ_t (‖r_t‖²/s_c² + k ln s_c²). Everything below works
 on *energies* e_t = ‖r_t‖²/k.
 """
 
@@ -97,8 +97,8 @@ class Calibration:
 def scales(mean_CN: Floats, floor_C: Floats) -> Floats:
     """s_c²: mean energy over references, at least the floor, shrunk to the pooled log-mean; (config,).
 
-    ln s̃² = (n ln s² + n₀ m)/(n + n₀) with m the mean of ln s² over configs and n₀ = `SHRINKAGE`: a config with few
-    references borrows from the others. NaN for a config without references.
+    ln s̃² = (n ln s² + n₀ m)/(n + n₀) with m the mean of ln s² over configs and n₀ = `SHRINKAGE`: a config with
+    few references borrows from the others. NaN for a config without references.
     """
     count_C = np.isfinite(mean_CN).sum(-1)
     log_C = np.log(np.maximum(row_mean(mean_CN), floor_C))
@@ -110,8 +110,8 @@ def autocorrelation_weight(calibration: Calibration) -> float:
     """w = 1/(1 + 2 Σ ρ): what a token counts for when neighbouring energies go together; in (0, 1].
 
     ρ is the autocorrelation of the energies, each config's centred and scaled, pooled over configs and
-    references, summed up to the first lag that is not positive (C. Geyer, "Practical Markov chain Monte Carlo",
-    Statistical Science 7, 1992). Configs that repeat exactly have nothing to correlate. One w serves all
+    references, summed up to the first lag that is not positive (C. Geyer, "Practical Markov chain Monte
+    Carlo", Statistical Science 7, 1992). Configs that repeat exactly have nothing to correlate. One w serves all
     configs: with one each, ℓ_c would not be on one scale.
     """
     centred = []

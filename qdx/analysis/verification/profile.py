@@ -1,8 +1,8 @@
-"""Conformal p of a transcript's whole profile: how far it is from every config's replay, not the claimed one's only.
+"""Conformal p of a transcript's profile: how far it is from all replays, not the claimed one's only.
 
-The misfit to the claimed config alone cannot refute a noisy claim: a transcript of an exact config lies no further
-from a noisy config's replay than that config's own transcripts do. But it lies nearer to the exact config's
-replay than they do, and a stranger's distances to all configs fit no config's profile.
+The misfit to the claimed config alone cannot refute a noisy claim: a transcript of an exact config lies no
+further from a noisy config's replay than that config's own transcripts do. But it lies nearer to the exact
+config's replay than they do, and a stranger's distances to all configs fit no config's profile.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ _LEAST_SPREAD = 1e-6  # of a logarithm of an energy; an exact config's profile h
 def profile_p(energy_VT: Floats, floor_T: Floats, calibration: Calibration) -> Floats:
     """Conformal p of one transcript for every claim: (config,).
 
-    With x_v the logarithm of a transcript's mean energy against config v's replay, T = max_v |x_v − median| /
-    MAD, median and MAD (median absolute deviation) over the n + 1 transcripts, the n of the claimed config and the
-    judged one. T is a symmetric function of the n + 1, so under the claim they are exchangeable if the
-    transcripts are, and p = (1 + #{T₀ ≥ T})/(n + 1) has exactly its level (Vovk et al. 2005, section 2.2).
+    With x_v the logarithm of a transcript's mean energy against config v's replay, a profile is all x_v and all
+    x_c − x_v, in which a reference's own scale cancels. T = max |profile − median| / MAD over its entries,
+    median and MAD (median absolute deviation) over the n + 1 transcripts, the n of the claimed config and the
+    judged one. The n + 1 are treated alike, so their T are exchangeable under the claim if the transcripts
+    are, and p = (1 + #{T₀ ≥ T})/(n + 1) has exactly its level (Vovk et al. 2005, section 2.2).
 
     Parameters
     ----------
@@ -46,9 +47,10 @@ def profile_p(energy_VT: Floats, floor_T: Floats, calibration: Calibration) -> F
         if not here.any() or not np.isfinite(judged_V[c]):
             continue
         all_VM = np.concatenate([known_VN[:, here], judged_V[:, None]], -1)
-        all_VM = all_VM[np.isfinite(all_VM).all(-1)]
         floor = float(np.mean([*floors_CN[c, here], float(own_floor)]))
-        result[c] = _p(np.log(np.maximum(all_VM, floor)))
+        x_VM = np.log(np.maximum(all_VM, floor))
+        profiles = np.concatenate([x_VM, x_VM[c] - np.delete(x_VM, c, 0)])
+        result[c] = _p(profiles[np.isfinite(profiles).all(-1)])
     return result
 
 
@@ -58,4 +60,4 @@ def _p(x_VM: Floats) -> float:
     spread = np.median(deviation, -1, keepdims=True) + _LEAST_SPREAD
     score_M = (deviation / spread).max(0)
     slack = 1e-9 * max(1.0, float(score_M[-1]))  # equal transcripts tie, however their sums were rounded
-    return (1 + int((score_M[:-1] >= score_M[-1] - slack).sum())) / score_M.size
+    return float((score_M >= score_M[-1] - slack).mean())

@@ -35,7 +35,7 @@ def _normal_quantile(probability: float) -> float:
 
 
 def auc(honest_N: Floats, false_M: Floats) -> float:
-    """P(false > honest) + ½ P(equal): area under the ROC curve (Mann and Whitney 1947); NaN if either is empty."""
+    """P(false > honest) + ½ P(equal): area under the ROC curve (Mann, Whitney 1947)."""
     honest, false = np.sort(honest_N[np.isfinite(honest_N)]), false_M[np.isfinite(false_M)]
     if not len(honest) or not len(false):
         return math.nan
@@ -97,7 +97,7 @@ class Tokens:
     Attributes
     ----------
     curve_T : array (tokens,)
-        TPR at the false positive rate when the first t tokens are used, t from 1; NaN where too few references.
+        TPR at the false positive rate by the first t tokens, t from 1; NaN with too few references.
     needed : int
         Smallest t from which the criterion always holds; −1 when it does not hold at the end (nothing is
         extrapolated) or could not be measured.

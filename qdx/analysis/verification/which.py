@@ -55,8 +55,8 @@ def attribution(
     Notes
     -----
     Every transcript is judged with calibration from the other references. A producer whose label is not among
-    the configs was never in calibration; its right answer is "unknown". No interval under 8 references, no rate
-    at 1 % FPR under 100.
+    the configs was never in calibration; its right answer is "unknown". No interval under 8 references, no
+    rate at 1 % FPR under 100.
     """
     data = Replays.of(producer_tree, verifier_tree)
     calibration = data.calibration(data.configs)
@@ -237,7 +237,7 @@ def _separation(data: Replays, judged: Judged, draws: int) -> xr.Dataset:
     about = {
         "auc": "area under the ROC curve, the producer's transcripts claimed to be the config's",
         "tpr": "share of such claims found at 1 % false alarms; NaN under 100 references",
-        "tokens_needed": "tokens from which 99 % are always found at 1 % false alarms; −1: not within those measured",
+        "tokens_needed": "tokens from which 99 % are always found at 1 % false alarms; −1: not in those measured",
     }
     variables: dict[str, Any] = {}
     for name, value in {**values, **needed}.items():
@@ -282,8 +282,8 @@ def _text(result: xr.Dataset) -> list[str]:
         )
     head = ["made by", *(names[i] for i in shown), "right (95 %)", "in set", "likeliest", "nearest"]
     said = (
-        "Answers for single transcripts, leave one reference out. right: named alone, with Wilson's interval (for a "
-        "config that is not among the claims: unknown); in set: the conformal set holds the true config; likeliest, "
+        "Answers for single transcripts, leave one reference out. right: named alone, with Wilson's interval "
+        "(for a config that is not among those judged: unknown); in set: the conformal set holds the true config; likeliest, "
         "nearest: greatest ℓ or least distance is the true config's, forced to choose, no level."
     )
     lines = ["", wrap(said, "  "), table(head, rows)]
@@ -292,8 +292,8 @@ def _text(result: xr.Dataset) -> list[str]:
     references = int(result.attrs["references"]) if "references" in result.attrs else 0
     if references < roc_least():
         said = (
-            f"1 % false alarms cannot be measured with {plural(references, 'reference')} (100 are needed): no TPR and no "
-            "tokens needed."
+            f"1 % false alarms cannot be measured with {plural(references, 'reference')} (100 are needed): no TPR "
+            "and no tokens needed."
         )
         lines += ["", wrap(said, "  ")]
     if references < FEWEST_REFERENCES:
