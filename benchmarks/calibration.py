@@ -3,21 +3,21 @@
     python benchmarks/calibration.py                          # noise of known laws
     python benchmarks/calibration.py --sweep DIR/sweep.nc     # and noise resampled from a recorded sweep
 
-A trial draws n calibration references of every config and one transcript of every config to judge. *Level*: how
-often the true claim is rejected, against ⌊α(n + 1)⌋/(n + 1), which it has exactly when no scores tie. *Power*: how
-often a false claim is rejected by tests of that same level:
+A trial draws n calibration references of every config and one transcript of every config to judge.
+*Level*: how often the true claim is rejected, against ⌊α(n + 1)⌋/(n + 1), which it has exactly when no
+scores tie. *Power*: how often a false claim is rejected by tests of that same level:
 
 - nearest: conformal p of D_c − min D_c' (c' ≠ c), D the mean distance to a config's replay;
 - distance: conformal p of D_c alone;
 - likelihood: conformal p of −ℓ_c (`qdx.analysis.verification.likelihood.likelihood_p`);
 - profile: conformal p of the energies to all configs (`…profile.profile_p`), what `verify` uses.
 
-Known laws: four configs as in the first experiment, two checkpoints and two kernels each; one kernel is noisy; and
-a stranger, a third kernel of the first checkpoint that is never in the calibration.
-Rows differ by an offset a config, run noise (autocorrelated over tokens) on the producer's and on the verifier's
-side, and a machine difference; the scale of everything varies from reference to reference (log-normal).
-Resampled: a reference of the sweep, a block of consecutive tokens (circular) and two different repeats, one the
-producer's and one the verifier's, are drawn anew for each simulated reference.
+Known laws: four configs as in the first experiment, two checkpoints and two kernels each; one kernel is
+noisy; and a stranger, a third kernel of the first checkpoint that is never in the calibration. Rows
+differ by an offset a config, run noise (autocorrelated over tokens) on the producer's and on the
+verifier's side, and a machine difference; the scale of everything varies from reference to reference
+(log-normal). Resampled: a reference of the sweep, a block of consecutive tokens (circular) and two
+different repeats, one the producer's and one the verifier's, are drawn anew for each simulated reference.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from qdx.analysis.verification.profile import profile_p
 
 LABELS = ("awq", "awq_marlin", "gptq", "gptq_marlin")
 METHODS = ("nearest", "distance", "likelihood", "profile")
-# draw(generator, references) -> energies (producer, config, reference, token); producers: the configs, then others
+# draw(generator, references) -> energies (producer, config, reference, token); the configs first, then others
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 
 
@@ -165,9 +165,7 @@ def run(law: Law, n: int, alpha: float, trials: int, seed: int) -> None:
     rate, level = rejected / trials, attainable_level(n, alpha)
     error = math.sqrt(max(level * (1 - level), 1e-12) / trials)
     print(f"\n{law.name}; n = {n}, α = {alpha:g}, {trials:,} trials, {time.perf_counter() - started:.0f} s")
-    print(
-        f"  level: nominal {alpha:.4f}, attainable {level:.4f} ± {error:.4f} (standard error of the simulation)"
-    )
+    print(f"  level: nominal {alpha:.4f}, attainable {level:.4f} ± {error:.4f} (standard error)")
     print("  " + "achieved".ljust(26) + "".join(m.rjust(12) for m in METHODS))
     for c, label in enumerate(law.labels):
         print("  " + label.ljust(26) + "".join(f"{rate[m, c, c]:12.4f}" for m in range(len(METHODS))))

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from qdx.analysis.layout import DIAGONAL, NOT_MEASURED, legend, matrix, percent, plural, wrap
-from qdx.analysis.numerics import compared_tokens, first_difference, masked_mean
+from qdx.analysis.numerics import Ints, compared_tokens, first_difference, masked_mean
 from qdx.analysis.section import Section
 from qdx.analysis.view import View
 from qdx.plugins import register
@@ -47,7 +47,7 @@ def consistency(tree: xr.DataTree, words: int = 12) -> Section:
     prefix, _ = masked_mean(until, compared, axis=-2)
     agreement, count = masked_mean(same.reshape(*same.shape[:2], -1), compared.reshape(*same.shape[:2], -1))
     split = first_difference(a, b)
-    text = view.group("output")["text"].transpose("config", "repeat", "reference").values[:, 0].astype(str)
+    text = _texts(view, first)
     pair, one = ("config", "config_b"), {"units": "1"}
     alike = {**one, "higher_means": "more alike"}
     result = xr.Dataset(
@@ -95,6 +95,15 @@ def consistency(tree: xr.DataTree, words: int = 12) -> Section:
         },
     )
     return Section("consistency", "Token consistency", result, {"": _text(view, result)})
+
+
+def _texts(view: View, tokens_CRT: Ints) -> np.ndarray:
+    """The first repeat's text, (config, reference); its token ids where the file has no text."""
+    output = view.group("output")
+    if "text" in output:
+        return np.asarray(output["text"].transpose("config", "repeat", "reference").values[:, 0].astype(str))
+    joined = [[" ".join(map(str, ids[ids >= 0])) for ids in row] for row in tokens_CRT]
+    return np.array(joined)
 
 
 def _text(view: View, result: xr.Dataset) -> str:

@@ -92,6 +92,18 @@ def test_exact_test_needs_one_environment_and_repeats():
     assert verify(producers, verifier).result["exact"].values[0, 0] == "the producer was not rerun"
 
 
+def test_calibration_of_other_machines_gives_no_p():
+    producers, verifier = trees(NOISE, references=30)
+    known = trees(NOISE, references=30, seed=1, verifier_facts={"sm_count": 114})
+    section = verify(producers, verifier, calibration=known)
+    assert np.isnan(section.result["p"]).all()
+    assert np.isnan(section.result["p_margin"]).all()
+    assert np.isfinite(section.result["log_likelihood"]).all()
+    assert (section.result["answer"] == "not calibrated").all()
+    assert "Calibration of other machines" in section.text[""]
+    assert "Calibration of other machines" not in verify(producers, verifier).text[""]
+
+
 def test_tokens_alone_reject_a_false_claim():
     producers, verifier = trees(NOISE, references=40)
     known = trees(NOISE, references=40, seed=1)
@@ -125,6 +137,12 @@ def test_rates_at_one_percent_appear_with_a_hundred_references():
     assert 1 < tokens <= 30
     assert (curve[tokens - 1 :] >= 0.99).all()
     assert curve[tokens - 2] < 0.99
+    low, high = (result[f"tpr_at_{end}"].values[0, 1] for end in ("low", "high"))
+    assert (low <= curve + 1e-9).all()
+    assert (high >= curve - 0.02).all()
+    rate = result["roc"].sel(producer="a", config="b")
+    assert float(rate.sel(false_positive_rate=0.01)) == float(result["tpr"].values[0, 1])
+    assert (np.diff(rate.values) >= 0).all()
     assert max(map(len, section.text[""].splitlines())) <= 110
 
 

@@ -187,6 +187,13 @@ def test_auc_against_scipy_and_the_curve():
     assert roc.auc(honest, false) == pytest.approx(expected)
     assert np.trapezoid(*reversed(roc.curve(honest, false))) == pytest.approx(expected)
     assert math.isnan(roc.auc(np.array([]), false))
+    assert roc.rates(np.arange(4.0), np.array([-1.0, 1.5, 2.5, 9.0]), 4).tolist() == [
+        0.25,
+        0.5,
+        0.75,
+        0.75,
+        1.0,
+    ]
 
 
 def test_rate_at_one_percent_needs_a_hundred_references():

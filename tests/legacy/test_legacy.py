@@ -117,13 +117,18 @@ def test_noise_floors_environment_and_unknown_keys_are_kept(tmp_path):
 
 
 def test_existing_analyses_run_on_an_imported_file(imported):
-    from qdx.analysis import effects, pairs, snr
+    from qdx.analysis import classes, consistency, effects, noise_floor, pairs
 
-    _, tree, _ = imported
-    for analysis in (effects, pairs, snr):
+    content, tree, _ = imported
+    for analysis in (consistency, effects, pairs):
         section = analysis(tree)
         assert section.result.sizes
         assert any(section.text.values())
+    for analysis in (classes, noise_floor):
+        with pytest.raises(QdxError, match="/prefill has no row_hash"):
+            analysis(tree)
+    words = consistency(tree).result["first_words"].sel(config="awq", reference="ref_0")
+    assert str(words.values).split() == [str(i) for i in content["generations"]["awq"][0]["generated_ids"]]
     mean = pairs(tree).result["mean"].sel(metric="seed_l2", phase="prefill")
     expected = tree["analysis/legacy/prefill"]["matrix"].values[0, 1]
     assert float(mean[0]) == pytest.approx(expected, abs=1e-9)

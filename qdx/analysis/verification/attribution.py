@@ -98,7 +98,7 @@ def judge_scores(score_DCR: Floats, null_CN: Floats, same_reference_R: Sequence[
 
 
 def best(score_DCR: Floats) -> NDArray[np.int64]:
-    """Config of the greatest score, (producer, reference); −1 where the best tie or nothing was measured."""
+    """Config of the greatest score, (producer, reference); −1: a tie, or nothing measured."""
     filled = np.where(np.isfinite(score_DCR), score_DCR, -np.inf)
     top = filled.max(1)
     alone = (filled == top[:, None]).sum(1) == 1

@@ -19,7 +19,7 @@ from qdx.analysis.verification.conformal import (
     holm,
 )
 from qdx.analysis.verification.exact import why_not_exact
-from qdx.analysis.verification.gather import Replays
+from qdx.analysis.verification.gather import Replays, same_machines
 from qdx.errors import QdxError
 
 SHOWN = 40
@@ -65,7 +65,8 @@ def verify(
     Notes
     -----
     p = (1 + #{T₀ ≥ T})/(n + 1), T the greatest deviation of a transcript's profile from the claimed config's,
-    see `profile.profile_p`; m transcripts combine as min(1, 2 · mean p); Holm's adjustment is across the claims.
+    see `profile.profile_p`; m transcripts combine as min(1, 2 · mean p); Holm's adjustment is across the
+    claims.
     """
     data = Replays.of(producer_tree, verifier_tree)
     known = data if calibration is None else Replays.of(*calibration)
@@ -83,6 +84,8 @@ def verify(
     same = [known.references.index(r) if r in known.references else -1 for r in data.references]
     judged = judge(data.energy_DCRT, data.floor_DRT, known.calibration(data.configs), same)
     p_margin = judge_scores(data.margin_DCR, known.honest(known.margin_DCR, data.configs), same)
+    fits_DC = same_machines(data, known)
+    judged.p_DCR[~fits_DC] = p_margin[~fits_DC] = np.nan
     combined_DC, margin_DC = _combined(judged.p_DCR), _combined(p_margin)
     exact = [
         [
@@ -135,12 +138,14 @@ def verify(
             {**one, "long_name": f"configs with p_combined over {alpha:g}"},
         ),
     )
-    counts = judged.references_CR[np.isfinite(judged.p_DCR).any((0, 2))]
+    calibrated_C = judged.references_CR.any(-1)
+    counts = judged.references_CR[calibrated_C & fits_DC.any(0)]
     least = int(counts.min()) if counts.size else 0
     result.attrs = {
         "alpha": alpha,
         "attainable_level": attainable_level(least, alpha),
         "calibration_references": least,
+        "other_machines": int((calibrated_C & ~fits_DC).sum()),
         "calibration": "the judged producers' own labels" if calibration is None else "separate transcripts",
     }
     each = answers(data.configs, judged.p_DCR, alpha)
@@ -178,14 +183,14 @@ def _result(data: Replays, p: Floats, p_margin: Floats, loglik: Floats) -> xr.Da
 def calibration_text(references: int, alpha: float, own_labels: bool) -> list[str]:
     """Say what the p-values rest on, and when that is too little."""
     source = (
-        "the judged producers' labels taken as true, every transcript judged by the other references (a label "
-        "that is wrong throughout cannot be found so)"
+        "the judged producers' labels taken as true, every transcript judged by the other references "
+        "(a label that is wrong throughout cannot be found so)"
         if own_labels
         else "separate transcripts of known configs"
     )
     lines = [
-        f"Calibration: {plural(references, 'reference')} a config, from {source}. Assumed: the judged transcript "
-        "and the calibration are exchangeable (same kind of prompts, same two environment classes)."
+        f"Calibration: {plural(references, 'reference')} a config, from {source}. Assumed: the judged "
+        "transcript and the calibration are exchangeable (prompts of one kind, the same two environments)."
     ]
     if not references:
         lines.append("No calibration: no p-value, no verdict by p.")
@@ -198,8 +203,8 @@ def calibration_text(references: int, alpha: float, own_labels: bool) -> list[st
     else:
         lines.append(
             f"An honest claim on one transcript is rejected with probability at most {alpha:.0%} "
-            f"(attainable: {attainable_level(references, alpha):.2%}); over several, by min(1, 2 · mean p), at "
-            "most that too."
+            f"(attainable: {attainable_level(references, alpha):.2%}); over several, by min(1, 2 · mean p), "
+            "at most that too."
         )
     return [wrap(line, "  ") for line in lines]
 
@@ -208,10 +213,16 @@ def _text(
     data: Replays, result: xr.Dataset, at: Sequence[int], each: Sequence[Sequence[str]], own: bool
 ) -> str:
     lines = calibration_text(int(result.attrs["calibration_references"]), float(result.attrs["alpha"]), own)
+    if result.attrs["other_machines"]:
+        said = (
+            "Calibration of other machines: it was not made on the producers' kind of GPU and replayed in "
+            "this environment class, so it is no null here: no p-value for those claims, only ℓ as a rank."
+        )
+        lines.append(wrap(said, "  "))
     lines.append(
         wrap(
-            "exact: rows of equal hashes, where environment class and repeats make that a test. p: sketches; "
-            "margin p: the tokens alone (assumes a greedy producer); Holm: adjusted for the number of claims.",
+            "exact: rows of equal hashes, where environment class and repeats make that a test. p: the "
+            "sketches; margin p: the tokens alone (assumes a greedy producer); Holm: for all claims.",
             "  ",
         )
     )

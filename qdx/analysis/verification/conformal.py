@@ -1,7 +1,8 @@
 """Conformal p-values: how many calibration references fit a claim no better than the judged transcript.
 
-Sources: V. Vovk, A. Gammerman, G. Shafer, *Algorithmic Learning in a Random World* (2005), for p and its set;
-V. Vovk and R. Wang, "Combining p-values via averaging" (Biometrika 107, 2020), for 2 · mean; S. Holm (1979).
+Sources: V. Vovk, A. Gammerman, G. Shafer, *Algorithmic Learning in a Random World* (2005), for p and its
+set; V. Vovk and R. Wang, "Combining p-values via averaging" (Biometrika 107, 2020), for 2 · mean; S. Holm
+(1979).
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def combine(p_M: Sequence[float] | Floats) -> float:
 
 
 def holm(p_M: Sequence[float] | Floats) -> Floats:
-    """Adjust the p-values of a list of claims (Holm 1979): rejecting those ≤ α errs at all with at most α.
+    """Adjust the p-values of a list of claims (Holm 1979): rejecting those ≤ α errs with at most α.
 
     Parameters
     ----------
@@ -88,7 +89,8 @@ class Answer:
     Attributes
     ----------
     kind : str
-        ``"verdict"`` (one), ``"one of"`` (several), ``"unknown"`` (none), ``"not calibrated"`` (no p at all).
+        ``"verdict"`` (one), ``"one of"`` (several), ``"unknown"`` (none), ``"not calibrated"`` (no p at
+        all).
     members : tuple of str
         {c : p_c > α}.
     """
@@ -103,7 +105,7 @@ class Answer:
 
 
 def answer(labels: Sequence[str], p_C: Sequence[float] | Floats, alpha: float) -> Answer:
-    """The set {c : p_c > α}; it holds the true config with probability ≥ 1 − α if scores are exchangeable.
+    """The set {c : p_c > α}; it holds the true config with at least 1 − α if exchangeable.
 
     Parameters
     ----------

@@ -61,8 +61,8 @@ def why_not_exact(
 ) -> str:
     """Say why equal hashes prove nothing here, or differing ones do not refute; "" when they do.
 
-    Rows of honest runs are equal only where the environment class (compute capability, SM count, engine, its
-    version, batch) is one and the config repeats bit by bit on either side.
+    Rows of honest runs are equal only where the environment class (compute capability, SM count, engine,
+    its version, batch) is one and the config repeats bit by bit on either side.
     """
     if environment_a != environment_b:
         return "other environment class"
@@ -75,10 +75,10 @@ def why_not_exact(
 
 
 def mean_margin(greatest_T: Floats, target_T: Floats) -> Floats:
-    """Mean over tokens of (greatest logit − the emitted token's logit), in logits; 0: the greedy choice always.
+    """Mean over tokens of greatest logit − the emitted token's logit, in logits; 0: always greedy.
 
-    The score of Token-DiFR at temperature 0 (Karvonen et al. 2025): a greedy producer publishes tokens only,
-    and the verifier's own logits say how far each was from being chosen.
+    The score of Token-DiFR at temperature 0 (Karvonen et al. 2025): a greedy producer publishes tokens
+    only, and the verifier's own logits say how far each was from being chosen.
     """
     from qdx.analysis.verification.likelihood import row_mean
 

@@ -107,7 +107,7 @@ class Replays:
         return [self.producers.index(c) if c in self.producers else -1 for c in self.configs]
 
     def calibration(self, configs: Sequence[str]) -> Calibration:
-        """Transcripts of these configs replayed by these; NaN for one that is not both producer and config here."""
+        """Transcripts of these configs replayed by these; NaN for one that is not both here."""
         energy_CVNT = np.full((len(configs), len(configs), *self.energy_DCRT.shape[2:]), np.nan)
         floor_CNT = np.full((len(configs), *self.floor_DRT.shape[1:]), np.nan)
         for c, label in enumerate(configs):
@@ -126,6 +126,23 @@ class Replays:
             if label in self.producers and label in self.configs:
                 null_CN[c] = score_DCR[self.producers.index(label), self.configs.index(label)]
         return null_CN
+
+
+def same_machines(data: Replays, known: Replays) -> Bools:
+    """Whether config c's calibration is the right null for producer d: (producer, config).
+
+    It was made on producer d's kind of GPU (compute capability and SM count; the engine and batch are part of
+    the claim) and replayed in the environment class in which c replays now.
+    """
+    found = np.zeros((len(data.producers), len(data.configs)), bool)
+    for c, label in enumerate(data.configs):
+        if label not in known.producers or label not in known.configs:
+            continue
+        made = known.environment_D[known.producers.index(label)]
+        replayed = known.environment_C[known.configs.index(label)]
+        for d, environment in enumerate(data.environment_D):
+            found[d, c] = environment[:2] == made[:2] and data.environment_C[c] == replayed
+    return found
 
 
 def _group(tree: xr.DataTree, name: str) -> xr.Dataset:
@@ -152,14 +169,16 @@ def _align(
     if wrong.any():
         d, c, r, t = (int(i[0]) for i in np.nonzero(wrong))
         raise QdxError(
-            f"the replay of producer {producers[d]!r} by {replay['config'].values[c]!s}, {references[r]}, fed other "
-            f"tokens than the transcript has (position {own['position'].values[t]}): give the file that was replayed"
+            f"the replay of producer {producers[d]!r} by {replay['config'].values[c]!s}, {references[r]}, "
+            f"fed other tokens than the transcript has (position {own['position'].values[t]}): "
+            "give the file that was replayed"
         )
     sketch_DRTK, replayed = mine("sketch", "component"), theirs("sketch", "component")[:, :, 0]
     components = sketch_DRTK.shape[-1]
     if replayed.shape[-1] != components:
         raise QdxError(
-            f"sketches of {components} and {replayed.shape[-1]} components cannot be compared: use one capture.components"
+            f"sketches of {components} and {replayed.shape[-1]} components cannot be compared: "
+            "use one capture.components"
         )
     energy_DCRT = energy(sketch_DRTK[:, None].astype(np.float64) - replayed)
     dtypes = np.broadcast_to(own["dtype"].values, (len(producers),))

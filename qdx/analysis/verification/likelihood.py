@@ -1,8 +1,8 @@
 """How likely each config makes a transcript's sketches: a score that a noisy config does not lose by noise.
 
-With r_t = sketch_t − sketch_t^c (k components, the producer's row minus config c's replay of it) the sketches
-are taken as normal of variance s_c² a component: ℓ_c = −½ w Σ_t (‖r_t‖²/s_c² + k ln s_c²). Everything below works
-on *energies* e_t = ‖r_t‖²/k.
+With r_t = sketch_t − sketch_t^c (k components, the producer's row minus config c's replay of it) the
+sketches are taken as normal of variance s_c² a component: ℓ_c = −½ w Σ_t (‖r_t‖²/s_c² + k ln s_c²).
+Everything below works on *energies* e_t = ‖r_t‖²/k.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class Calibration:
 def scales(mean_CN: Floats, floor_C: Floats) -> Floats:
     """s_c²: mean energy over references, at least the floor, shrunk to the pooled log-mean; (config,).
 
-    ln s̃² = (n ln s² + n₀ m)/(n + n₀) with m the mean of ln s² over configs and n₀ = `SHRINKAGE`: a config with
-    few references borrows from the others. NaN for a config without references.
+    ln s̃² = (n ln s² + n₀ m)/(n + n₀) with m the mean of ln s² over configs and n₀ = `SHRINKAGE`: a
+    config with few references borrows from the others. NaN for a config without references.
     """
     count_C = np.isfinite(mean_CN).sum(-1)
     log_C = np.log(np.maximum(row_mean(mean_CN), floor_C))
@@ -111,8 +111,8 @@ def autocorrelation_weight(calibration: Calibration) -> float:
 
     ρ is the autocorrelation of the energies, each config's centred and scaled, pooled over configs and
     references, summed up to the first lag that is not positive (C. Geyer, "Practical Markov chain Monte
-    Carlo", Statistical Science 7, 1992). Configs that repeat exactly have nothing to correlate. One w serves all
-    configs: with one each, ℓ_c would not be on one scale.
+    Carlo", Statistical Science 7, 1992). Configs that repeat exactly have nothing to correlate. One w
+    serves all configs: with one each, ℓ_c would not be on one scale.
     """
     centred = []
     for energy_NT in calibration.energy_CNT:

@@ -18,11 +18,12 @@ _LEAST_SPREAD = 1e-6  # of a logarithm of an energy; an exact config's profile h
 def profile_p(energy_VT: Floats, floor_T: Floats, calibration: Calibration) -> Floats:
     """Conformal p of one transcript for every claim: (config,).
 
-    With x_v the logarithm of a transcript's mean energy against config v's replay, a profile is all x_v and all
-    x_c − x_v, in which a reference's own scale cancels. T = max |profile − median| / MAD over its entries,
-    median and MAD (median absolute deviation) over the n + 1 transcripts, the n of the claimed config and the
-    judged one. The n + 1 are treated alike, so their T are exchangeable under the claim if the transcripts
-    are, and p = (1 + #{T₀ ≥ T})/(n + 1) has exactly its level (Vovk et al. 2005, section 2.2).
+    With x_v the logarithm of a transcript's mean energy against config v's replay, a profile is all x_v
+    and all x_c − x_v, in which a reference's own scale cancels. T = max |profile − median| / MAD over its
+    entries, median and MAD (median absolute deviation) over the n + 1 transcripts, the n of the claimed
+    config and the judged one. The n + 1 are treated alike, so their T are exchangeable under the claim if
+    the transcripts are, and p = (1 + #{T₀ ≥ T})/(n + 1) has exactly its level (Vovk et al. 2005, section
+    2.2).
 
     Parameters
     ----------

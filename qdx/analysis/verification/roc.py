@@ -1,7 +1,7 @@
 """How well a score tells a false claim from an honest one, with no more said than the references allow.
 
-A *positive* is a false claim (config d made the transcript, c was claimed); higher scores mean a worse fit to
-the claim.
+A *positive* is a false claim (config d made the transcript, c was claimed); higher scores mean a worse
+fit to the claim.
 """
 
 from __future__ import annotations
@@ -53,6 +53,18 @@ def curve(honest_N: Floats, false_M: Floats) -> tuple[Floats, Floats]:
     return np.array([0.0, *fpr]), np.array([0.0, *tpr])
 
 
+def rates(honest_N: Floats, false_M: Floats, points: int) -> Floats:
+    """The ROC curve on a grid: true positive rate at false positive rates 0, 1/points, …, 1, (points + 1,).
+
+    NaN when either is empty.
+    """
+    honest, false = np.sort(honest_N[np.isfinite(honest_N)])[::-1], false_M[np.isfinite(false_M)]
+    if not len(honest) or not len(false):
+        return np.full(points + 1, np.nan)
+    allowed = [math.floor(len(honest) * i / points + 1e-9) for i in range(points + 1)]
+    return np.array([1.0 if k == len(honest) else (false > honest[k]).mean() for k in allowed])
+
+
 def tpr_at(honest_N: Floats, false_M: Floats, fpr: float = FPR) -> float:
     """Share of false claims above a threshold that at most ``fpr`` of the honest ones exceed.
 
@@ -98,15 +110,19 @@ class Tokens:
     ----------
     curve_T : array (tokens,)
         TPR at the false positive rate by the first t tokens, t from 1; NaN with too few references.
+    low_T, high_T : array (tokens,)
+        Its bootstrap interval over references, 95 %; NaN under 8.
     needed : int
         Smallest t from which the criterion always holds; −1 when it does not hold at the end (nothing is
         extrapolated) or could not be measured.
     low, high : int
-        Bootstrap interval of `needed`; −1: no interval (under 8 references), or, for `high`, beyond what was
-        measured.
+        Bootstrap interval of `needed`; −1: no interval (under 8 references), or, for `high`, beyond what
+        was measured.
     """
 
     curve_T: Floats
+    low_T: Floats
+    high_T: Floats
     needed: int
     low: int
     high: int
@@ -140,16 +156,19 @@ def tokens_needed(
     tpr_T = _rates(honest, false, fpr)
     needed = _from_which(tpr_T, tpr)
     low = high = -1
+    low_T, high_T = np.full_like(tpr_T, np.nan), np.full_like(tpr_T, np.nan)
     if len(honest) >= FEWEST_REFERENCES and np.isfinite(tpr_T).any():
         generator = np.random.default_rng(seed)
         beyond = honest.shape[-1] + 1
-        found = []
+        drawn = []
         for _ in range(draws):
             rows = generator.integers(0, len(honest), len(honest))
-            found.append(_from_which(_rates(honest[rows], false[rows], fpr), tpr))
+            drawn.append(_rates(honest[rows], false[rows], fpr))
+        found = [_from_which(rate_T, tpr) for rate_T in drawn]
+        low_T, high_T = np.quantile(drawn, [0.025, 0.975], axis=0)
         ends = np.quantile([beyond if t < 0 else t for t in found], [0.025, 0.975], method="nearest")
         low, high = (-1 if end == beyond else int(end) for end in ends)
-    return Tokens(tpr_T, needed, low, high)
+    return Tokens(tpr_T, low_T, high_T, needed, low, high)
 
 
 def _rates(honest_RT: Floats, false_RT: Floats, fpr: float) -> Floats:

@@ -22,7 +22,7 @@ from qdx.analysis.verification.attribution import (
     judge,
 )
 from qdx.analysis.verification.claims import calibration_text
-from qdx.analysis.verification.gather import Replays
+from qdx.analysis.verification.gather import Replays, same_machines
 from qdx.analysis.verification.likelihood import Calibration, row_mean
 from qdx.errors import QdxError
 
@@ -49,18 +49,20 @@ def attribution(
     Section
         Result: ``confusion`` (producer, answer) with ``rate_low``, ``rate_high`` (Wilson, 95 %);
         ``likeliest_right``, ``nearest_right`` (producer); and for each ordered pair (producer, config), the
-        config claimed falsely: ``auc``, ``tpr`` at 1 % FPR with ``…_low``, ``…_high``, ``tokens_needed`` with
-        ``…_low``, ``…_high`` and the curve ``tpr_at`` (…, tokens).
+        config claimed falsely: ``auc``, ``tpr`` at 1 % FPR with ``…_low``, ``…_high``, ``tokens_needed``
+        with ``…_low``, ``…_high``, the curve ``tpr_at`` (…, tokens) with its interval, and ``roc`` (…,
+        false_positive_rate).
 
     Notes
     -----
-    Every transcript is judged with calibration from the other references. A producer whose label is not among
-    the configs was never in calibration; its right answer is "unknown". No interval under 8 references, no
-    rate at 1 % FPR under 100.
+    Every transcript is judged with calibration from the other references. A producer whose label is not
+    among the configs was never in calibration; its right answer is "unknown". No interval under 8
+    references, no rate at 1 % FPR under 100.
     """
     data = Replays.of(producer_tree, verifier_tree)
     calibration = data.calibration(data.configs)
     judged = judge(data.energy_DCRT, data.floor_DRT, calibration, range(len(data.references)))
+    judged.p_DCR[~same_machines(data, data)] = np.nan
     distance = row_mean(np.sqrt(data.energy_DCRT * data.components))
     result = _named(data.producers, data.configs, judged, distance, alpha)
     result = result.merge(_separation(data, judged, draws), join="exact")
@@ -201,8 +203,8 @@ def confusion_of(named_DR: NDArray[np.int64], configs: int) -> NDArray[np.int64]
 def against_the_best(misfit_DCRT: Floats) -> Floats:
     """Misfit of a config minus the least of the others': a likelihood ratio, the score of the ROC.
 
-    The misfit alone would let a noisy config's claim absorb every transcript nearby. With one config it is the
-    misfit.
+    The misfit alone would let a noisy config's claim absorb every transcript nearby. With one config it
+    is the misfit.
     """
     if misfit_DCRT.shape[1] == 1:
         return misfit_DCRT
@@ -218,7 +220,9 @@ def _separation(data: Replays, judged: Judged, draws: int) -> xr.Dataset:
         name: np.full(shape, np.nan) for name in ("auc", "auc_low", "auc_high", "tpr", "tpr_low", "tpr_high")
     }
     needed = {name: np.full(shape, -1, np.int64) for name in ("tokens_needed", "tokens_low", "tokens_high")}
-    curves = np.full((*shape, judged.misfit_DCRT.shape[-1]), np.nan)
+    count_R, count_T = judged.misfit_DCRT.shape[-2:]
+    curves = {name: np.full((*shape, count_T), np.nan) for name in ("tpr_at", "tpr_at_low", "tpr_at_high")}
+    areas = np.full((*shape, count_R + 1), np.nan)
     running = against_the_best(roc.running_mean(judged.misfit_DCRT))
     for c, own in enumerate(data.honest_C):
         for d in range(len(data.producers)):
@@ -230,33 +234,36 @@ def _separation(data: Replays, judged: Judged, draws: int) -> xr.Dataset:
                 ends = roc.bootstrap(statistic, honest, false, draws=draws)
                 values[f"{name}_low"][at], values[f"{name}_high"][at] = ends
             tokens = roc.tokens_needed(running[own, c], running[d, c])
-            curves[at] = tokens.curve_T
+            areas[at] = roc.rates(honest, false, count_R)
+            for name, curve in zip(curves, (tokens.curve_T, tokens.low_T, tokens.high_T), strict=True):
+                curves[name][at] = curve
             for name, count in zip(needed, (tokens.needed, tokens.low, tokens.high), strict=True):
                 needed[name][at] = count
     dims = ("producer", "config")
     about = {
         "auc": "area under the ROC curve, the producer's transcripts claimed to be the config's",
         "tpr": "share of such claims found at 1 % false alarms; NaN under 100 references",
-        "tokens_needed": "tokens from which 99 % are always found at 1 % false alarms; −1: not in those measured",
+        "tokens_needed": "tokens from which 99 % are always found at 1 % false alarms; −1: not in those here",
     }
     variables: dict[str, Any] = {}
+    end = f"bootstrap interval over references, 95 %; none under {FEWEST_REFERENCES} references"
+    about["tpr_at"] = "share of false claims found at 1 % false alarms by the first tokens"
     for name, value in {**values, **needed}.items():
-        base = name.removesuffix("_low").removesuffix("_high")
-        said = about.get(base) or f"bootstrap interval over references, 95 %; not under {FEWEST_REFERENCES}"
-        if base != name:
-            said = f"bootstrap interval over references, 95 %; none under {FEWEST_REFERENCES} references"
-        variables[name] = (dims, value, {**ONE, "long_name": said})
-    variables["tpr_at"] = (
-        (*dims, "tokens"),
-        curves,
-        {**ONE, "long_name": "share of false claims found at 1 % false alarms by the first tokens"},
+        variables[name] = (dims, value, {**ONE, "long_name": about.get(name, end)})
+    for name, curve in curves.items():
+        variables[name] = ((*dims, "tokens"), curve, {**ONE, "long_name": about.get(name, end)})
+    variables["roc"] = (
+        (*dims, "false_positive_rate"),
+        areas,
+        {**ONE, "long_name": "share of false claims found at a share of false alarms"},
     )
     return xr.Dataset(
         variables,
         coords={
             "producer": data.producers,
             "config": data.configs,
-            "tokens": np.arange(1, curves.shape[-1] + 1),
+            "tokens": np.arange(1, count_T + 1),
+            "false_positive_rate": np.arange(count_R + 1) / count_R,
         },
     )
 
@@ -283,8 +290,8 @@ def _text(result: xr.Dataset) -> list[str]:
     head = ["made by", *(names[i] for i in shown), "right (95 %)", "in set", "likeliest", "nearest"]
     said = (
         "Answers for single transcripts, leave one reference out. right: named alone, with Wilson's interval "
-        "(for a config that is not among those judged: unknown); in set: the conformal set holds the true config; likeliest, "
-        "nearest: greatest ℓ or least distance is the true config's, forced to choose, no level."
+        "(for a config that is not among those judged: unknown); in set: the conformal set holds the true "
+        "config; likeliest, nearest: greatest ℓ or least distance is the true config's, without any level."
     )
     lines = ["", wrap(said, "  "), table(head, rows)]
     if "auc" not in result:
@@ -292,8 +299,8 @@ def _text(result: xr.Dataset) -> list[str]:
     references = int(result.attrs["references"]) if "references" in result.attrs else 0
     if references < roc_least():
         said = (
-            f"1 % false alarms cannot be measured with {plural(references, 'reference')} (100 are needed): no TPR "
-            "and no tokens needed."
+            f"1 % false alarms cannot be measured with {plural(references, 'reference')} (100 are needed): "
+            "no TPR and no tokens needed."
         )
         lines += ["", wrap(said, "  ")]
     if references < FEWEST_REFERENCES:
