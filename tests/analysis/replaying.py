@@ -43,6 +43,7 @@ def trees(
     repeats: int = 2,
     seed: int = 0,
     verifier_facts: Mapping[str, object] | None = None,
+    producer_facts: Mapping[str, object] | None = None,
 ) -> tuple[xr.DataTree, xr.DataTree]:
     """A producers' sweep and a verifier's; `noise` maps every label to the standard deviation of its runs.
 
@@ -74,7 +75,11 @@ def trees(
             "row_hash": (dims, hashes(own)),
             "sketch": ((*dims, "component"), own),
         },
-        {"config": producers, **index, **{k: ("config", [v] * len(producers)) for k, v in FACTS.items()}},
+        {
+            "config": producers,
+            **index,
+            **{k: ("config", [v] * len(producers)) for k, v in {**FACTS, **(producer_facts or {})}.items()},
+        },
     )
     equal = np.array([[d == c for c in configs] for d in producers])[:, :, None, None, None]
     margin = np.where(equal, 0.0, np.abs(generator.normal(0, 1, replay.shape[:-1])))

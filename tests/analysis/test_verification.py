@@ -88,6 +88,12 @@ def test_exact_test_needs_one_environment_and_repeats():
     assert float(rows["exact_error"].values[0, 0]) == pytest.approx(1 - 0.05 ** (1 / 12))
     producers, verifier = trees(NOISE, verifier_facts={"sm_count": 114})
     assert verify(producers, verifier).result["exact"].values[0, 0] == "other environment class"
+    on_cpu = {"compute_capability": "", "sm_count": 132}
+    producers, verifier = trees(NOISE, producer_facts=on_cpu, verifier_facts=on_cpu)
+    assert verify(producers, verifier).result["exact"].values[0, 0] == ""
+    stored = xr.Dataset({"cpu": ("config", ["other"] * 3)}, {"config": list(NOISE)})
+    verifier = change(verifier, "provenance", stored)
+    assert verify(producers, verifier).result["exact"].values[0, 0] == "other environment class"
     producers, verifier = trees(NOISE, repeats=1)
     assert verify(producers, verifier).result["exact"].values[0, 0] == "the producer was not rerun"
 

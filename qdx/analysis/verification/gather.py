@@ -16,6 +16,7 @@ from qdx.analysis.verification.likelihood import Calibration, energy, ulp_floor
 from qdx.analysis.view import ENVIRONMENT, View
 from qdx.errors import QdxError
 
+PROCESSOR = ("cpu", "threads")
 REPLAY = ("producer", "config", "repeat", "reference", "position")
 
 
@@ -99,7 +100,7 @@ class Replays:
         positions = np.isin(own["position"].values, shared)
         mine = own.sel(config=producers, reference=references).isel(position=positions)
         theirs = replay.sel(position=mine["position"].values)
-        return _align(producer_tree, mine, theirs, producers, references)
+        return _align(producer_tree, verifier_tree, mine, theirs, producers, references)
 
     @property
     def honest_C(self) -> list[int]:
@@ -131,8 +132,8 @@ class Replays:
 def same_machines(data: Replays, known: Replays) -> Bools:
     """Whether config c's calibration is the right null for producer d: (producer, config).
 
-    It was made on producer d's kind of GPU (compute capability and SM count; the engine and batch are part of
-    the claim) and replayed in the environment class in which c replays now.
+    It was made on producer d's kind of machine (compute capability and SM count, or processor and threads;
+    the engine and batch are part of the claim) and replayed in the environment class in which c replays now.
     """
     found = np.zeros((len(data.producers), len(data.configs)), bool)
     for c, label in enumerate(data.configs):
@@ -141,7 +142,7 @@ def same_machines(data: Replays, known: Replays) -> Bools:
         made = known.environment_D[known.producers.index(label)]
         replayed = known.environment_C[known.configs.index(label)]
         for d, environment in enumerate(data.environment_D):
-            found[d, c] = environment[:2] == made[:2] and data.environment_C[c] == replayed
+            found[d, c] = _hardware(environment) == _hardware(made) and data.environment_C[c] == replayed
     return found
 
 
@@ -152,19 +153,25 @@ def _group(tree: xr.DataTree, name: str) -> xr.Dataset:
 
 
 def _align(
-    tree: xr.DataTree, own: xr.Dataset, replay: xr.Dataset, producers: list[str], references: list[str]
+    tree: xr.DataTree,
+    verifier: xr.DataTree,
+    own: xr.Dataset,
+    replay: xr.Dataset,
+    producers: list[str],
+    references: list[str],
 ) -> Replays:
     def mine(name: str, *more: str) -> NDArray[Any]:
         data = own[name].transpose("repeat", "config", "reference", "position", *more)
         return np.asarray(data.values[0])
 
     def theirs(name: str, *more: str) -> NDArray[Any]:
-        return np.asarray(replay[name].transpose(*REPLAY, *more).values)
+        first = replay[name].isel(repeat=0).transpose("producer", "config", "reference", "position", *more)
+        return np.asarray(first.values)
 
     here_DRT = mine("captured").astype(bool)
-    captured_DCQRT = theirs("captured").astype(bool)
+    captured_DCQRT = replay["captured"].transpose(*REPLAY).values.astype(bool)
     both_DCRT = here_DRT[:, None] & captured_DCQRT[:, :, 0]
-    tokens = theirs("token_id")[:, :, 0]
+    tokens = theirs("token_id")
     wrong = both_DCRT & (tokens != mine("token_id")[:, None])
     if wrong.any():
         d, c, r, t = (int(i[0]) for i in np.nonzero(wrong))
@@ -173,7 +180,7 @@ def _align(
             f"fed other tokens than the transcript has (position {own['position'].values[t]}): "
             "give the file that was replayed"
         )
-    sketch_DRTK, replayed = mine("sketch", "component"), theirs("sketch", "component")[:, :, 0]
+    sketch_DRTK, replayed = mine("sketch", "component"), theirs("sketch", "component")
     components = sketch_DRTK.shape[-1]
     if replayed.shape[-1] != components:
         raise QdxError(
@@ -185,13 +192,13 @@ def _align(
     floor_DRT = np.stack(
         [ulp_floor(rows, str(dtype)) for rows, dtype in zip(sketch_DRTK, dtypes, strict=True)]
     )
-    hash_DRT, hash_DCQRT = mine("row_hash"), theirs("row_hash")
+    hash_DRT, hash_DCQRT = mine("row_hash"), replay["row_hash"].transpose(*REPLAY).values
     compared = both_DCRT.sum(-1)
     equal = (both_DCRT & (hash_DRT[:, None] == hash_DCQRT[:, :, 0])).sum(-1)
     margin = np.full(compared.shape, np.nan)
     if "top_logit" in replay and "target_logit" in replay:
-        greatest = theirs("top_logit", "rank")[:, :, 0, ..., 0]
-        margin = mean_margin(np.where(both_DCRT, greatest, np.nan), theirs("target_logit")[:, :, 0])
+        greatest = theirs("top_logit", "rank")[..., 0]
+        margin = mean_margin(np.where(both_DCRT, greatest, np.nan), theirs("target_logit"))
     reruns_DC = [
         [
             repeating(hash_DCQRT[d, c], captured_DCQRT[d, c] & captured_DCQRT[d, c, :1])
@@ -211,8 +218,8 @@ def _align(
         equal,
         _reruns(tree, producers),
         reruns_DC,
-        _environment(own, len(producers)),
-        _environment(replay, compared.shape[1]),
+        _environment(tree, own, producers),
+        _environment(verifier, replay, [str(label) for label in replay["config"].values]),
     )
 
 
@@ -232,11 +239,26 @@ def _bools(rows: Sequence[Bools]) -> Bools:
     return np.stack(rows).astype(bool)
 
 
-def _environment(dataset: xr.Dataset, count: int) -> list[tuple[str, ...]]:
-    columns = [
-        [str(v) for v in np.broadcast_to(dataset[name].values, (count,))]
-        if name in dataset.coords
-        else [""] * count
-        for name in ENVIRONMENT
-    ]
-    return list(zip(*columns, strict=True))
+def _environment(tree: xr.DataTree, dataset: xr.Dataset, labels: Sequence[str]) -> list[tuple[str, ...]]:
+    """Environment class of each config: `ENVIRONMENT`, and on a CPU the processor and its threads."""
+    stored = tree["provenance"].to_dataset() if "provenance" in tree.children else xr.Dataset()
+
+    def of(name: str, label: str) -> str:
+        if name in dataset.coords:
+            column = dataset[name]
+            return str(column.sel(config=label).values if "config" in column.dims else column.values)
+        return str(stored[name].sel(config=label).values) if name in stored else ""
+
+    found = []
+    for label in labels:
+        facts = tuple(of(name, label) for name in ENVIRONMENT)
+        on_cpu = facts[ENVIRONMENT.index("compute_capability")] in ("", "cpu", "0", "none")
+        found.append((*facts, *(of(name, label) if on_cpu else "" for name in PROCESSOR)))
+    return found
+
+
+def _hardware(environment: tuple[str, ...]) -> tuple[str, ...]:
+    """The part of an environment class that is the machine's: not the engine's, nor the batch."""
+    names = (*ENVIRONMENT, *PROCESSOR)
+    machine = ("compute_capability", "sm_count", *PROCESSOR)
+    return tuple(value for name, value in zip(names, environment, strict=True) if name in machine)
