@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from qdx import backends, models, plugins
-from qdx.capture import CaptureSettings, Recorder, plan
-from qdx.dataset import provenance, resume, size
+from qdx.backends.selfcheck import Listener, replays_exactly
+from qdx.capture import CaptureSettings, Recorder
+from qdx.dataset import provenance, resume
 from qdx.dataset.joining import join_repeats
 from qdx.errors import QdxError
 from qdx.process import spawn
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from qdx.progress import Progress
     from qdx.prompts import Reference
 
-# What a label, a sweep or a report is about is not part of what makes an output; where a file lies is not either.
+# What a label, a sweep or a report is about is not part of what makes an output; where a file lies is not
+# either.
 NOT_IDENTITY = ("label", "swept", "metric", "analysis", "dataset", "report")
 # Facts of the machine and the code that can change what is computed.
 DECISIVE = (
@@ -79,8 +81,9 @@ def run(cfg: DictConfig, directory: Path, command_line: str, progress: Progress)
     attrs = {**identity, "prompts": prompts, "command_line": command_line}
     if experiment.repeat_scope == "process":
         run_in_processes(cfg, experiment.repeats, directory, command_line, progress)
-        join_repeats([part / "run.nc" for part in repeat_folders(directory, experiment.repeats)], target, attrs)
-        for part in repeat_folders(directory, experiment.repeats):
+        parts = repeat_folders(directory, experiment.repeats)
+        join_repeats([part / "run.nc" for part in parts], target, attrs)
+        for part in parts:
             shutil.rmtree(part)
         return "complete"
 
@@ -96,16 +99,23 @@ def run(cfg: DictConfig, directory: Path, command_line: str, progress: Progress)
     batches = batched(len(references), experiment.batch_size)
     with open_recorder(target, experiment, facts, references, attrs) as recorder:
         progress.start("running", experiment.repeats * len(batches))
+        first = [references[i].token_ids.tolist() for i in batches[0]]
+        listener: Any = Listener([len(ids) for ids in first], recorder)
+        transcript: list[list[int]] = []
         for repeat in range(experiment.repeats):
             backend.reseed(experiment.seed + repeat)
             for batch in batches:
                 progress.step(f"repeat {repeat + 1} of {experiment.repeats}, {references[batch[0]].name}")
-                generated = run_batch(backend, recorder, repeat, batch, references, experiment.generate.tokens)
+                count = experiment.generate.tokens
+                to = recorder if transcript else listener
+                generated = run_batch(backend, to, repeat, batch, references, count)
+                transcript = transcript or generated
                 for reference, ids in zip(batch, generated, strict=True):
                     eos = next((i for i, token in enumerate(ids) if token in facts.eos_token_ids), -1)
                     recorder.output(repeat, reference, ids, str(tokenizer.decode(ids)), eos)
                 recorder.sync()  # what is synchronised survives kill -9
-        recorder.finish()
+        progress.start("replaying its own first transcript")
+        recorder.finish({"replay_exact": replays_exactly(backend, first, transcript, listener)})
     return "complete"
 
 
@@ -120,10 +130,15 @@ def run_batch(
     """Prefill, generate and replay some references together; return the generated ids of each."""
     prompts = [references[i].token_ids.tolist() for i in batch]
     forced = [references[i].continuation.tolist() for i in batch]
-    recorder.begin("prefill", repeat, batch)
-    backend.prefill(prompts, recorder)
-    recorder.begin("decode", repeat, batch)
-    generated = backend.generate(prompts, count, recorder)
+    if isinstance(backend, backends.OnePass):
+        generated = backend.prefill_generate(
+            prompts, count, recorder, lambda phase: recorder.begin(phase, repeat, batch)
+        )
+    else:
+        recorder.begin("prefill", repeat, batch)
+        backend.prefill(prompts, recorder)
+        recorder.begin("decode", repeat, batch)
+        generated = backend.generate(prompts, count, recorder)
     recorder.begin("replay", repeat, batch)
     backend.replay(prompts, forced, recorder)
     return generated
@@ -132,11 +147,12 @@ def run_batch(
 def run_in_processes(
     cfg: DictConfig, repeats: int, directory: Path, command_line: str, progress: Progress
 ) -> None:
-    """Run every repeat in a process of its own, each as a job of one repeat with the seed that it would have had."""
+    """Run every repeat in a process of its own: a job of one repeat, with the seed that it would have had."""
     progress.start("repeats in fresh processes", repeats)
     for repeat, folder in enumerate(repeat_folders(directory, repeats)):
         progress.step(f"repeat {repeat + 1} of {repeats}")
         folder.mkdir(exist_ok=True)
+        (folder / "status.json").unlink(missing_ok=True)
         one = OmegaConf.merge(cfg, {"repeats": 1, "repeat_scope": "engine", "seed": cfg.seed + repeat})
         request = {"do": "run", "config": OmegaConf.to_yaml(one, resolve=True), "directory": str(folder)}
         if ended := spawn({**request, "command_line": command_line}):
@@ -148,56 +164,6 @@ def run_in_processes(
 def repeat_folders(directory: Path, repeats: int) -> list[Path]:
     """Return the folder of each repeat that runs in a process of its own."""
     return [directory / f"repeat_{repeat}" for repeat in range(repeats)]
-
-
-def prepare(configs: list[DictConfig], directory: Path) -> None:
-    """Have everything ready that the jobs of a sweep need, and say what they will run and write.
-
-    Downloads or builds checkpoints, loads the references (of each distinct choice once), prints them, and stops when the
-    results will not fit on the disk.
-
-    Raises
-    ------
-    QdxError
-        When a model or a prompt cannot be had, the disk is too small, or a plug-in's metric breaks its
-        contract.
-    """
-    shown: set[str] = set()
-    estimate = 0
-    for cfg in configs:
-        experiment = validate(cfg)
-        checkpoint = find_checkpoint(experiment)
-        references, prompts = load_references(experiment, models.load_tokenizer(checkpoint.path))
-        if prompts not in shown:
-            print(f"prompts: {prompts}".replace("\n", "\n  "), flush=True)
-            shown.add(prompts)
-        capture = experiment.capture
-        rehearse(experiment, models.vocab_size(checkpoint.path))
-        estimate += size.bytes_per_run(
-            plan(
-                references,
-                prefill_positions=capture.prefill_positions,
-                output_tokens=experiment.generate.tokens,
-            ),
-            repeats=experiment.repeats,
-            vocab=models.vocab_size(checkpoint.path),
-            mode=capture.mode,
-            k=capture.k,
-            components=capture.components,
-        )
-    size.check_disk(directory, estimate)
-    print(f"results: about {size.readable(estimate)} in {directory}", flush=True)
-
-
-def rehearse(experiment: Experiment, vocab: int) -> None:
-    """Call every plug-in's metric once: distances are measured when all runs are done, hours later maybe."""
-    chosen = experiment.metric.items()
-    nodes = {name: node for name, node in chosen if not node["_target_"].startswith("qdx.")}
-    if nodes:
-        from qdx.analysis.measuring import Measure
-
-        for name, node in nodes.items():
-            Measure.of(name, plugins.build(node)).rehearse(vocab, experiment.capture.k)
 
 
 def find_checkpoint(experiment: Experiment) -> Checkpoint:
@@ -228,12 +194,15 @@ def batched(count: int, size: int) -> list[list[int]]:
 
 
 def identify(cfg: DictConfig, checkpoint: Checkpoint, references: list[Reference]) -> dict[str, Any]:
-    """Return the root attributes that are known before the model loads, with the hash of what makes an output.
+    """Return the root attributes that are known before the model loads, with the hash of what makes an
+    output.
 
-    The hash covers config, weights, references, engine, GPU and code version; it leaves out paths, labels and the launcher.
+    The hash covers config, weights, references, engine, GPU and code version; it leaves out paths, labels and
+    the launcher.
     """
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     container: dict[str, Any] = dict(resolved)
+    engine = backends.identity(options(container["backend"]))
     facts = {
         "model": container["model"]["name"],
         "model_source": checkpoint.source,
@@ -242,12 +211,15 @@ def identify(cfg: DictConfig, checkpoint: Checkpoint, references: list[Reference
         "derived_from": checkpoint.derived_from,
         "weights_sha256": models.weights_sha256(checkpoint.path),
         "tokenizer_sha256": models.tokenizer_sha256(checkpoint.path),
+        "references_sha256": references_sha256(references),
+        **engine,
     }
     stamp = provenance.stamp()
     hashed = {key: value for key, value in container.items() if key not in NOT_IDENTITY}
     hashed["model"] = {"dtype": container["model"]["dtype"]}
-    hashed["prompts"] = [hashlib.sha256(r.token_ids.tobytes() + r.continuation.tobytes()).hexdigest() for r in references]
-    decisive = {key: stamp[key] for key in DECISIVE} | {"weights_sha256": facts["weights_sha256"]}
+    hashed["prompts"] = facts["references_sha256"]
+    # What the backend states of itself (engine version, threads) decides as well.
+    decisive = {key: stamp[key] for key in DECISIVE} | {"weights_sha256": facts["weights_sha256"]} | engine
     return {
         **stamp,
         **facts,
@@ -257,13 +229,23 @@ def identify(cfg: DictConfig, checkpoint: Checkpoint, references: list[Reference
     }
 
 
+def references_sha256(references: list[Reference]) -> str:
+    """Return the SHA-256 of everything of the references that a model sees."""
+    digest = hashlib.sha256()
+    for r in references:
+        parts = (r.name, r.prefix_length, r.content_length, r.suffix_length, len(r.continuation))
+        digest.update(f"{parts}".encode() + r.token_ids.tobytes() + r.continuation.tobytes())
+    return digest.hexdigest()
+
+
 def open_recorder(
     target: Path, experiment: Experiment, facts: Facts, references: list[Reference], attrs: Mapping[str, Any]
 ) -> Recorder:
     """Return the recorder of a job; it states the facts that the backend observed."""
     import torch
 
-    settings = {f.name: getattr(experiment.capture, f.name) for f in fields(CaptureSettings) if f.name != "seed"}
+    capture = experiment.capture
+    settings = {f.name: getattr(capture, f.name) for f in fields(CaptureSettings) if f.name != "seed"}
     return Recorder(
         target,
         references=references,
@@ -288,6 +270,13 @@ def open_recorder(
             "simulated": facts.simulated,
         },
         layers={layer: (facts.kernel_class[layer], name) for layer, name in facts.kernel.items()},
-        attrs={**attrs, "engine": facts.engine, "engine_version": facts.engine_version, "simulated": facts.simulated},
+        attrs={
+            **attrs,
+            **facts.attrs,
+            "engine": facts.engine,
+            "engine_version": facts.engine_version,
+            "sm_count": facts.sm_count,
+            "simulated": facts.simulated,
+        },
         portable=experiment.dataset.portable,
     )

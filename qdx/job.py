@@ -52,19 +52,21 @@ def main() -> None:
     request = serve()
     from omegaconf import OmegaConf
 
-    from qdx import experiment
+    from qdx import experiment, preparation
     from qdx.progress import Progress
 
     try:
         if request["do"] == "prepare":
             configs = [OmegaConf.create(text) for text in request["configs"]]
-            experiment.prepare(configs, Path(request["directory"]))
+            preparation.prepare(configs, Path(request["directory"]))
         else:
             cfg = OmegaConf.create(request["config"])
             assert not isinstance(cfg, list)
             folder = Path(request["directory"])
             with Progress(str(cfg.label)) as progress:
                 progress.done(experiment.run(cfg, folder, request["command_line"], progress))
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:
         expected = isinstance(error, QdxError) and not os.environ.get(FULL_ERROR)
         message = str(error) if isinstance(error, QdxError) else f"{type(error).__name__}: {error}"

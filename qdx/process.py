@@ -20,6 +20,9 @@ from typing import Any
 FULL_ERROR = "QDX_FULL_ERROR"
 
 
+CLOSING_S = 20  # a child that was interrupted has this long to close its file
+
+
 def spawn(request: dict[str, Any]) -> str:
     """Serve a request in a child process and wait for it.
 
@@ -43,9 +46,12 @@ def spawn(request: dict[str, Any]) -> str:
     except BrokenPipeError:
         code = child.wait()
     except BaseException:
-        # Ctrl-C reaches the whole process group; the child may still be writing its last rows.
-        child.terminate()
-        child.wait()
+        # Ctrl-C reaches the whole process group: the child is closing its file already.
+        try:
+            child.wait(timeout=CLOSING_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
         raise
     if code < 0:
         hint = " (out of memory?)" if code == -signal.SIGKILL else ""

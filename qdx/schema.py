@@ -1,8 +1,8 @@
 """Dataclasses behind the config groups, and the check that a composed config passes before anything loads.
 
-The YAML files of ``conf/`` hold the defaults (a ConfigStore of fifty nodes would cost every start 1.5 s); these classes hold
-the types and the limits. `validate` turns a composed config into an `Experiment` or raises an error that names the key, the
-value and the choices.
+The YAML files of ``conf/`` hold the defaults (a ConfigStore of fifty nodes would cost every start 1.5 s);
+these classes hold the types and the limits. `validate` turns a composed config into an `Experiment` or raises
+an error that names the key, the value and the choices.
 """
 
 from __future__ import annotations
@@ -18,9 +18,16 @@ from omegaconf.errors import OmegaConfBaseException
 from qdx.errors import QdxError
 
 FORMAT_KERNELS: Mapping[str, tuple[str, ...]] = {
-    "none": ("dense",),
-    "awq": ("awq_gemm", "marlin", "machete"),
-    "gptq": ("exllama", "marlin", "machete"),
+    "none": ("dense", "any"),
+    "awq": ("awq_gemm", "marlin", "machete", "any"),
+    "gptq": ("exllama", "marlin", "machete", "any"),
+}
+# Activation dtypes that the GPU kernels take; what is not here takes all of `DTYPES`.
+KERNEL_DTYPES: Mapping[str, tuple[str, ...]] = {
+    "awq_gemm": ("float16",),
+    "exllama": ("float16",),
+    "marlin": ("float16", "bfloat16"),
+    "machete": ("float16", "bfloat16"),
 }
 DTYPES = ("float16", "bfloat16", "float32")
 REPORT_FORMATS = ("txt", "html", "md")
@@ -86,6 +93,38 @@ class TransformersBackend:
 
 
 @dataclass
+class VllmBackend:
+    """Options of `qdx.backends.vllm.VllmBackend`."""
+
+    _target_: str
+    name: str
+    max_model_len: int | None = None
+    max_num_batched_tokens: int = 16384
+    max_num_seqs: int = 64
+    gpu_memory_utilization: float = 0.85
+    enforce_eager: bool = True
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    kv_cache_dtype: str = "auto"
+    attention_backend: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_model_len is not None:
+            _at_least("backend.max_model_len", self.max_model_len, 2)
+        for name in (
+            "max_num_batched_tokens",
+            "max_num_seqs",
+            "tensor_parallel_size",
+            "pipeline_parallel_size",
+        ):
+            _at_least(f"backend.{name}", getattr(self, name), 1)
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise QdxError(
+                f"backend.gpu_memory_utilization={self.gpu_memory_utilization}: must be above 0, at most 1"
+            )
+
+
+@dataclass
 class _Snippets:
     _target_: str
     name: str
@@ -101,7 +140,7 @@ class _Snippets:
 
 @dataclass
 class FilePrompts(_Snippets):
-    """Options of the sources that read files: a path, a glob or a list of them; null is the packaged handbook."""
+    """Options of the sources that read files: a path, a glob or a list of them; null is the handbook."""
 
     path: Any = None
 
@@ -222,6 +261,12 @@ class Experiment(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        allowed = KERNEL_DTYPES.get(self.quant.kernel, DTYPES)
+        if self.model.dtype not in allowed:
+            raise QdxError(
+                f"model.dtype={self.model.dtype}: kernel {self.quant.kernel} of quant={self.quant.name} "
+                f"takes {' or '.join(allowed)}: set model.dtype to that or choose another quant"
+            )
         if not self.model.checkpoint.get(self.quant.format):
             raise QdxError(
                 f"model.checkpoint.{self.quant.format} is empty and quant={self.quant.name} needs it: "
@@ -232,6 +277,7 @@ class Experiment(Settings):
 # A plug-in's own class is not here: its options are checked against its signature.
 BY_TARGET: Mapping[str, type] = {
     "qdx.backends.transformers.TransformersBackend": TransformersBackend,
+    "qdx.backends.vllm.VllmBackend": VllmBackend,
     "qdx.prompts.Pdf": FilePrompts,
     "qdx.prompts.Text": FilePrompts,
     "qdx.prompts.Pydoc": PydocPrompts,
@@ -320,11 +366,26 @@ def label(swept: list[str], root: DictConfig) -> str:
         if key == "quant":
             continue
         value = OmegaConf.select(root, key)
+        if value is None:
+            value = _choice(root, key)
         if isinstance(value, DictConfig):
             value = value.get("name", "+".join(str(name) for name in value))
-        parts.append(f"{key}={value}")
+        parts.append(f"{key}={value!s}")
     text = ",".join(parts)
     return "".join("_" if c in '/\\:*?"<>|\n\t ' else c for c in text)
+
+
+def _choice(root: DictConfig, group: str) -> str | None:
+    """Return the option chosen in a group that leaves no node in the config, such as experiment."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if "hydra" in root:
+        chosen = OmegaConf.select(root, "hydra.runtime.choices")
+    elif HydraConfig.initialized():
+        chosen = HydraConfig.get().runtime.choices
+    else:
+        return None
+    return None if chosen is None else chosen.get(group)
 
 
 def _resolver(swept: Any, *, _root_: DictConfig) -> str:

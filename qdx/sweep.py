@@ -31,6 +31,7 @@ from qdx.process import spawn
 from qdx.schema import validate
 
 MANIFEST = "sweep.json"
+DEFAULTS = {"metric": "l2", "analysis": "effects"}
 
 
 def job(cfg: DictConfig) -> None:
@@ -45,6 +46,14 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Expand, check, name and prepare the jobs."""
         _guard(lambda: start(config))
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Refuse Hydra's single-run mode: it has no end at which results could be merged and reported."""
+        print(
+            "qdx: error: hydra.mode=RUN: qdx always runs a sweep, of one config too: remove it",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Write ``sweep.nc`` and the reports, and exit 1 when a job failed."""
@@ -102,11 +111,15 @@ def start(config: DictConfig) -> None:
         "labels": [str(cfg.label) for cfg in jobs],
         "plugin_folders": [str(folder) for folder in plugins.folders()],
     }
-    _write_manifest(directory, manifest)
     composed = [OmegaConf.to_yaml(cfg, resolve=True) for cfg in jobs]
     ended = spawn({"do": "prepare", "configs": composed, "directory": str(directory)})
-    if ended:
-        sys.exit(1 if "killed" in ended else 2)
+    if "killed" in ended:
+        print(f"qdx: error: preparing the sweep: {ended}", file=sys.stderr)
+        sys.exit(1)
+    if ended:  # the child has said why
+        sys.exit(2)
+    resume = _write_manifest(directory, manifest)
+    print(f"resume: {resume}", flush=True)
 
 
 def expand(config: DictConfig) -> tuple[list[str], list[DictConfig]]:
@@ -140,6 +153,7 @@ def expand(config: DictConfig) -> tuple[list[str], list[DictConfig]]:
     for overrides in batch:
         cfg = loader.load_sweep_config(config, [*overrides, f"swept=[{','.join(swept)}]"])
         with flag_override(cfg, ["readonly", "struct"], False):
+            cfg.label = str(cfg.label)  # while the choices of groups that leave no node are known
             del cfg["hydra"]
         label = validate(cfg).label
         _check_plugins(cfg)
@@ -170,28 +184,31 @@ def _expand(config: DictConfig, loader: Any) -> tuple[list[str], list[list[str]]
 def _check_plugins(cfg: DictConfig) -> None:
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     for kind in ("metric", "analysis"):
+        if not plain.get(kind):
+            raise QdxError(f"{kind}=[]: choose at least one, such as {kind}=[{DEFAULTS[kind]}]")
         for name, node in plain[kind].items():
             plugins.check(kind, str(name), node)
     for kind in ("backend", "prompts"):
         plugins.check(kind, str(plain[kind]["name"]), plain[kind])
 
 
-def _write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
-    """Write what the sweep consists of; labels of an earlier sweep in the same folder are kept."""
+def _write_manifest(directory: Path, manifest: dict[str, Any]) -> str:
+    """Write what the sweep consists of, with earlier sweeps of the folder; return how to resume it."""
     path = directory / MANIFEST
     directory.mkdir(parents=True, exist_ok=True)
-    earlier = json.loads(path.read_text())["labels"] if path.exists() else []
-    labels = [*earlier, *(name for name in manifest["labels"] if name not in earlier)]
+    earlier = json.loads(path.read_text()) if path.exists() else {"labels": [], "resume": ""}
+    labels = [*earlier["labels"], *(name for name in manifest["labels"] if name not in earlier["labels"])]
     arguments = [a for a in sys.argv[1:] if not a.startswith("hydra.sweep.dir=")]
+    resume = shlex.join(["python", "-m", "qdx", *arguments, f"hydra.sweep.dir={quoted(str(directory))}"])
+    if set(earlier["labels"]) - set(manifest["labels"]) and resume not in earlier["resume"]:
+        resume = f"{earlier['resume']} && {resume}"
     text = json.dumps(
         {
             **manifest,
             "labels": labels,
             "command_line": command_line(),
             "arguments": arguments,
-            "resume": shlex.join(
-                ["python", "-m", "qdx", *arguments, f"hydra.sweep.dir={quoted(str(directory))}"]
-            ),
+            "resume": resume,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         },
         indent=1,
@@ -199,6 +216,7 @@ def _write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     part.write_text(text + "\n")
     part.replace(path)
+    return resume
 
 
 def finish(directory: Path) -> None:

@@ -79,7 +79,7 @@ def test_quick_and_seed_are_the_documented_sizes() -> None:
         (["prompts.references=four"], "prompts.references: Value 'four'"),
         (
             ["quant.kernel=marlyn"],
-            "quant.kernel=marlyn: not one of awq_gemm, marlin, machete (did you mean 'marlin'?)",
+            "quant.kernel=marlyn: not one of awq_gemm, marlin, machete, any (did you mean 'marlin'?)",
         ),
         (["quant.format=gguf"], "quant.format=gguf: not one of none, awq, gptq"),
         (["model=local"], "model.checkpoint.awq is empty and quant=awq needs it"),
@@ -147,6 +147,15 @@ def test_quoted_values_come_back_from_hydras_grammar(value: str) -> None:
 
     override = OverridesParser.create().parse_override(f"key={quoted(value)}")
     assert override.value() == value
+
+
+def test_the_dtypes_of_the_kernels_are_the_models_own() -> None:
+    from qdx.kernels import KERNELS
+    from qdx.schema import DTYPES, KERNEL_DTYPES
+
+    for name, kernel in KERNELS.items():
+        own = {str(dtype).removeprefix("torch.") for dtype in kernel.dtypes}
+        assert own == set(KERNEL_DTYPES.get(name, DTYPES)), name
 
 
 def test_labels_are_unique_and_fit_a_file_name() -> None:

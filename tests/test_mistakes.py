@@ -86,6 +86,12 @@ COMMAND_LINES = {
         "quant.kernel=awq_gemm: not one of",
         "exllama",
     ),
+    "a dtype that the kernel does not take": (
+        ["-m", "quant=awq_marlin,awq", "model.dtype=bfloat16"],
+        "kernel awq_gemm of quant=awq takes float16",
+        "set model.dtype",
+    ),
+    "no metric at all": (["metric=[]"], "metric=[]: choose at least one", "metric=[l2]"),
     "a dtype that numpy has and models do not": (["model.dtype=float64"], "model.dtype=float64", "bfloat16"),
 }
 
@@ -102,6 +108,25 @@ def test_the_command_line_says_what_is_wrong_and_what_to_do(
     assert len(lines) == 1 and lines[0].startswith("qdx: error: "), done.stderr
     assert wrong in lines[0] and remedy in lines[0], lines[0]
     assert not list(tmp_path.rglob("run.nc*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wrong", "remedy"),
+    [
+        (["prompts.references=1,2"], "must share the references", "sweeps of their own"),
+        (["batch_size=1,3"], "batch_size=3 does not divide 2 references", "choose a divisor"),
+        (["metric=[topk_overlap]", "capture.k=10"], "metric.topk_overlap.k=20", "capture.k"),
+        (["prompts.snippet_tokens=3000"], "the limit of", "lower prompts.snippet_tokens"),
+    ],
+)
+def test_what_would_fail_after_all_runs_stops_before_the_first(
+    tmp_path: Path, tiny_models: dict[str, Path], arguments: list[str], wrong: str, remedy: str
+) -> None:
+    done = qdx("-m", *SMALL, *checkpoints(tiny_models), *arguments, "hydra.sweep.dir=out", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("qdx: error: ") and wrong in last and remedy in last, done.stderr
+    assert not list(tmp_path.rglob("run.nc*")) and not (tmp_path / "out" / "sweep.json").exists()
 
 
 def test_the_whole_traceback_is_there_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from qdx import plugins
 from qdx.errors import QdxError
 
 if TYPE_CHECKING:
@@ -13,6 +17,7 @@ if TYPE_CHECKING:
     from qdx.schema import Quant
 
 SIMULATED = "model:"
+ANY = "any"  # the kernel of a config that records what the engine chooses
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,10 @@ class Facts:
         Of the card, or of the card that a numerical model imitates; 0 when neither.
     eos_token_ids : frozenset of int
         Tokens that would have ended a generation.
+    remedy : str
+        What the kernel that was asked for needs and how it is chosen; part of `require`'s error.
+    attrs : Mapping
+        What else the engine settled; becomes root attributes of the results.
     """
 
     kernel_class: Mapping[str, str]
@@ -53,6 +62,8 @@ class Facts:
     compute_capability: str = ""
     sm_count: int = 0
     eos_token_ids: frozenset[int] = frozenset()
+    remedy: str = ""
+    attrs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def simulated(self) -> bool:
@@ -67,18 +78,46 @@ class Facts:
 
 
 def require(quant: Quant, facts: Facts) -> None:
-    """Stop when the kernel that was loaded is not the one that was asked for.
+    """Stop when the kernel that was loaded is not the one that was asked for; ``any`` takes what there is.
 
     Raises
     ------
     QdxError
-        Naming the layer types, what was asked and what loaded.
+        Naming the layer types, what was asked, what loaded, and what the kernel that was asked for needs.
     """
+    if quant.kernel == ANY:
+        return
     layers = sorted(facts.quantized or facts.kernel)
     other = [layer for layer in layers if facts.kernel[layer].removeprefix(SIMULATED) != quant.kernel]
     if other:
         loaded = ", ".join(f"{layer}: {facts.kernel[layer]}" for layer in other)
-        raise QdxError(f"quant={quant.name} asks for kernel {quant.kernel}, {facts.engine} loaded {loaded}")
+        why = f" ({facts.remedy})" if facts.remedy else ""
+        raise QdxError(
+            f"quant={quant.name} asks for kernel {quant.kernel}, {facts.engine} loaded {loaded}{why}"
+        )
+
+
+def identity(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a backend, beside its options, can change what is computed.
+
+    Parameters
+    ----------
+    node : Mapping
+        ``_target_`` and options.
+
+    Returns
+    -------
+    dict
+        What the backend's static method ``identity(**options)`` says, such as the engine's version, and for a
+        plug-in the SHA-256 of its source file.
+    """
+    member = plugins.build({"_target_": node["_target_"]}).func  # type: ignore[attr-defined]
+    chosen = {key: value for key, value in node.items() if key != "_target_"}
+    facts: dict[str, Any] = member.identity(**chosen) if hasattr(member, "identity") else {}
+    if not member.__module__.startswith("qdx."):
+        source = Path(inspect.getfile(member))
+        facts = {**facts, "backend_sha256": hashlib.sha256(source.read_bytes()).hexdigest()}
+    return facts
 
 
 class Backend(Protocol):
@@ -91,7 +130,8 @@ class Backend(Protocol):
         row predicts 1    2   …    L     | L+1  L+2  …
         phase        prefill ………………………… | decode (g = own tokens), replay (g = shared continuation)
 
-    One prefill serves the generation and the replay that follow it: both start from its cache.
+    One prefill serves the generation and the replay that follow it: both start from its cache. An engine that
+    computes a prefill for every request is a `OnePass`, too.
     """
 
     def observe(self) -> Facts:
@@ -134,4 +174,27 @@ class Backend(Protocol):
 
     def reseed(self, seed: int) -> None:
         """Start the sequence of everything drawn (the order of atomic additions) anew."""
+        ...
+
+
+@runtime_checkable
+class OnePass(Protocol):
+    """A backend whose every request computes its own prefill: the rows of both phases come from one call."""
+
+    def prefill_generate(
+        self, batch: list[list[int]], count: int, recorder: Recorder, begin: Callable[[str], None]
+    ) -> list[list[int]]:
+        """Run a batch, generate greedily and record the rows of both phases.
+
+        Parameters
+        ----------
+        begin : callable
+            To be called with ``"prefill"``, then with ``"decode"``, before the rows of that phase are handed
+            over.
+
+        Returns
+        -------
+        list of list of int
+            `count` token ids for each reference.
+        """
         ...

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from qdx.backends import Facts
+from qdx.backends import ANY, Facts
 from qdx.capture import Recorder, greedy
 from qdx.errors import QdxError
 from qdx.kernels import make
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from qdx.schema import Quant
 
 ATTENTION = "qdx_float32"
+HEAD_ROWS = 64  # rows of logits that are in memory at once
 
 
 def _attention(
@@ -65,10 +66,22 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype, weights: Mapping[str, Quan
     for name, weight in weights.items():
         shape = (weight.out_features, weight.in_features)
         state[f"{name}.weight"] = torch.zeros((), dtype=dtype).expand(shape)
-    model: nn.Module = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-        None, config=config, state_dict=state, dtype=dtype, attn_implementation=ATTENTION
+    model, found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None,
+        config=config,
+        state_dict=state,
+        dtype=dtype,
+        attn_implementation=ATTENTION,
+        output_loading_info=True,
     )
-    return model.eval()
+    if missing := sorted(found["missing_keys"]):
+        # transformers would draw them at random
+        raise QdxError(
+            f"{checkpoint.source}: {len(missing)} weights are missing, such as {missing[0]}: "
+            f"download or build the checkpoint again"
+        )
+    evaluated: nn.Module = model.eval()
+    return evaluated
 
 
 @register("backend", "transformers")
@@ -104,7 +117,11 @@ class TransformersBackend:
         threads: int | None = None,
         sm_count: int = 132,
     ) -> None:
-        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        if quant.kernel == ANY:
+            raise QdxError(
+                "quant.kernel=any: backend=transformers models a kernel, name one: dense, marlin, …"
+            )
+        torch.set_num_threads(_threads(threads))
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._sm_count = sm_count
         self._generator = torch.Generator().manual_seed(seed)
@@ -115,6 +132,11 @@ class TransformersBackend:
         self._insert_kernels(weights, quant.kernel)
         self._state: _State | None = None
         self._eos_token_ids = _eos_token_ids(checkpoint, self._model)
+
+    @staticmethod
+    def identity(threads: int | None = None, **_: Any) -> dict[str, Any]:
+        """Return the engine's version and the threads: a sum that is split among them rounds elsewhere."""
+        return {"engine_version": version("transformers"), "threads": _threads(threads)}
 
     def _insert_kernels(self, weights: dict[str, QuantizedWeight], kernel: str) -> None:
         for name in list(weights):
@@ -158,18 +180,33 @@ class TransformersBackend:
         wanted = [recorder.wanted(item) for item in range(len(batch))]
         # The row that predicts position p of a reference is row pad + p − 1 of the padded batch.
         rows = [torch.as_tensor(p) + pad - 1 for p, pad in zip(wanted, pads, strict=True)]
-        keep = torch.unique(torch.cat(rows))
-        output = self._model(
+        output = self._model.base_model(
             input_ids=ids_BT,
             attention_mask=mask_BT.long(),
             position_ids=(mask_BT.cumsum(1) - 1).clamp(min=0),
             use_cache=True,
-            logits_to_keep=keep,
         )
+        hidden_BTH = output.last_hidden_state
         for item, positions in enumerate(wanted):
-            index = torch.searchsorted(keep, rows[item])
-            recorder.rows(item, positions, output.logits[item, index], self._targets(batch[item], positions))
-        self._state = _State(output.past_key_values, mask_BT, output.logits[:, -1])
+            targets = self._targets(batch[item], positions)
+            for start in range(0, len(positions), HEAD_ROWS):
+                block = slice(start, start + HEAD_ROWS)
+                logits_PV = self._head(hidden_BTH[item, rows[item][block]])
+                recorder.rows(item, positions[block], logits_PV, targets[block])
+        self._state = _State(output.past_key_values, mask_BT, self._head(hidden_BTH[:, -1]))
+
+    def _head(self, hidden_PH: Tensor) -> Tensor:
+        """Return the logits of hidden states, as the model's own forward makes them (scaled, capped, …)."""
+        model = self._model
+        body = getattr(model, model.base_model_prefix)
+        setattr(model, model.base_model_prefix, _Computed(hidden_PH[None]))
+        try:
+            logits_PV: Tensor = model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False).logits[
+                0
+            ]
+        finally:
+            setattr(model, model.base_model_prefix, body)
+        return logits_PV
 
     @staticmethod
     def _targets(ids: list[int], positions: Any) -> Tensor:
@@ -218,6 +255,20 @@ class TransformersBackend:
         self._generator.manual_seed(seed)
 
 
+class _Computed(nn.Module):
+    """Stands where a model's body is and returns hidden states that it computed before."""
+
+    def __init__(self, hidden_1PH: Tensor) -> None:
+        super().__init__()
+        self._hidden_1PH = hidden_1PH
+
+    def forward(self, **_: Any) -> Any:
+        """Return the hidden states, in whatever form the head's model reads them."""
+        from transformers.modeling_outputs import BaseModelOutputWithPast
+
+        return BaseModelOutputWithPast(last_hidden_state=self._hidden_1PH)
+
+
 class _State:
     """The cache of a prefilled batch, its padding mask and the last logits."""
 
@@ -239,6 +290,10 @@ class _State:
         )
         logits: Tensor = output.logits[:, -1]
         return logits
+
+
+def _threads(asked: int | None) -> int:
+    return asked or len(os.sched_getaffinity(0))
 
 
 def _data(parameter: Tensor | None) -> Tensor | None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qdx.errors import QdxError
 
 # Measured with benchmarks/storage.py: float16 logits in float32, blosc_lz4 or zlib.
-BYTES_PER_LOGIT = 1.85
+BYTES_PER_LOGIT = {"float16": 1.85, "bfloat16": 1.85, "float32": 4.0}
 _FIXED = 256 * 1024  # groups, references, attributes
 
 
@@ -22,6 +22,7 @@ def bytes_per_run(
     repeats: int,
     vocab: int,
     mode: str,
+    dtype: str = "float16",
     k: int = 20,
     components: int = 64,
 ) -> int:
@@ -34,6 +35,8 @@ def bytes_per_run(
     repeats : int
     vocab : int
     mode : {"full", "topk"}
+    dtype : str
+        Of the logits.
     k : int
         Ranks.
     components : int
@@ -46,7 +49,7 @@ def bytes_per_run(
     """
     rows = repeats * sum(len(positions) for phase in plan.values() for positions in phase)
     small = 1 + 4 + 4 + 4 + 8 + 8 + 4 * components + 8 * min(k, vocab)
-    return _FIXED + int(rows * (small + (BYTES_PER_LOGIT * vocab if mode == "full" else 0)))
+    return _FIXED + int(rows * (small + (BYTES_PER_LOGIT[dtype] * vocab if mode == "full" else 0)))
 
 
 def check_disk(folder: Path, needed: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qdx.models.cache import cache_folder
-from qdx.models.checkpoint import Checkpoint, resolve, vocab_size
+from qdx.models.checkpoint import Checkpoint, context_length, resolve, vocab_size
 from qdx.models.digests import tokenizer_sha256, weights_sha256
 from qdx.models.tokenizer import load_tokenizer
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Checkpoint",
     "cache_folder",
+    "context_length",
     "dense_state",
     "iter_quantized",
     "load_tokenizer",

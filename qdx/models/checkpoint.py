@@ -114,11 +114,22 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def vocab_size(path: Path) -> int:
     """Return the number of logits in a row of the model in a checkpoint folder, as its config.json says."""
-    config = read_config(path)
-    size = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+    size = _stated(path, "vocab_size")
     if not isinstance(size, int):
         raise QdxError(f"{path / 'config.json'} states no vocab_size: it is no language model's checkpoint")
     return size
+
+
+def context_length(path: Path) -> int | None:
+    """Return the greatest number of tokens that the model in a folder has positions for; None if unstated."""
+    length = _stated(path, "max_position_embeddings")
+    return length if isinstance(length, int) else None
+
+
+def _stated(path: Path, key: str) -> Any:
+    """Return a value of config.json, or of the language model's part of it."""
+    config = read_config(path)
+    return config.get(key, (config.get("text_config") or {}).get(key))
 
 
 def format_of(config: dict[str, Any], path: Path) -> str:

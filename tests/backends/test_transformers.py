@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from qdx.backends import Facts, require
+from qdx.backends import Facts, identity, require
 from qdx.backends.transformers import TransformersBackend
 from qdx.errors import QdxError
 from qdx.models import resolve
@@ -21,6 +22,7 @@ QUANTS = {
     "gptq": Quant("gptq", "gptq", "exllama"),
     "gptq_machete": Quant("gptq_machete", "gptq", "machete"),
 }
+TARGET = "qdx.backends.transformers.TransformersBackend"
 PROMPTS = [list(range(5, 75)), list(range(200, 260))]
 
 
@@ -147,6 +149,52 @@ def test_another_kernel_than_asked_stops_the_run() -> None:
     facts = Facts({"q_proj": "Marlin"}, {"q_proj": "marlin"}, frozenset({"q_proj"}), "float16", 8, "e", "1")
     with pytest.raises(QdxError, match=r"asks for kernel machete, e loaded q_proj: marlin"):
         require(Quant("awq_machete", "awq", "machete"), facts)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused_not_filled_at_random(
+    tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for name in ("none", "awq"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in tiny_models[name].iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        state = load_file(folder / "model.safetensors")
+        del state["model.norm.weight"]
+        save_file(state, folder / "model.safetensors")
+        with pytest.raises(QdxError, match=r"1 weights are missing, such as model\.norm\.weight"):
+            backend({name: folder}, name)
+
+
+def test_prefill_in_blocks_of_rows_gives_the_same_rows(
+    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import qdx.backends.transformers as module
+
+    engine = backend(tiny_models, "awq_marlin")
+    whole = phases(engine, PROMPTS[:1])[0]
+    monkeypatch.setattr(module, "HEAD_ROWS", 7)
+    blocks = phases(engine, PROMPTS[:1])[0]
+    assert whole.logits.keys() == blocks.logits.keys()
+    for key, row in whole.logits.items():
+        # One dot product is the same in a block of any size up to the order of its float32 sum.
+        torch.testing.assert_close(blocks.logits[key].float(), row.float(), rtol=2**-10, atol=1e-3)
+
+
+def test_identity_states_what_can_change_the_rows() -> None:
+    one, two = (identity({"_target_": TARGET, "threads": n, "sm_count": 132}) for n in (1, 2))
+    assert one["threads"] == 1 and two["threads"] == 2
+    assert one["engine_version"] == two["engine_version"] != ""
+    unset = identity({"_target_": TARGET, "threads": None})
+    assert unset["threads"] == len(os.sched_getaffinity(0))
+
+
+def test_a_kernel_of_any_name_cannot_be_modelled(tiny_models: dict[str, Path]) -> None:
+    checkpoint = resolve(str(tiny_models["awq"]), format="awq")
+    with pytest.raises(QdxError, match="name one"):
+        TransformersBackend(checkpoint, Quant("x", "awq", "any"), "float16")
 
 
 def test_a_kernel_that_takes_no_bfloat16_says_so(tiny_models: dict[str, Path]) -> None:

@@ -1,0 +1,78 @@
+"""Every run checks itself: does the replay of its own first transcript give the generation's rows back?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdx.backends import OnePass
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qdx.backends import Backend
+    from qdx.capture import Recorder
+
+
+class Listener:
+    """Stands before a recorder (or alone) and keeps the hash of every row that passes.
+
+    Parameters
+    ----------
+    lengths : list of int
+        Tokens of each reference of the batch: rows up to there are prefill's.
+    recorder : Recorder, optional
+        Gets every row, too.
+    """
+
+    def __init__(self, lengths: list[int], recorder: Recorder | None = None) -> None:
+        self._lengths, self._recorder = lengths, recorder
+        self.decoded: dict[tuple[int, int], int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._recorder, name)
+
+    def wanted(self, item: int) -> NDArray[np.int32]:
+        """Return the recorder's wanted positions; alone, the last row of the prefill."""
+        if self._recorder is not None:
+            return self._recorder.wanted(item)
+        return np.array([self._lengths[item]], np.int32)
+
+    def rows(
+        self, item: int, positions: NDArray[np.int32], logits_PV: Tensor, targets: Tensor | None = None
+    ) -> None:
+        """Hash decode rows and pass all rows on."""
+        from qdx.capture import row_hash
+
+        if (positions > self._lengths[item]).any():
+            for position, value in zip(positions.tolist(), row_hash(logits_PV).tolist(), strict=True):
+                self.decoded[item, position] = value
+        if self._recorder is not None:
+            self._recorder.rows(item, positions, logits_PV, targets)
+
+
+def replays_exactly(
+    backend: Backend, batch: list[list[int]], generated: list[list[int]], heard: Listener
+) -> bool:
+    """Replay a generation and compare its rows, bit by bit, with those of the generation.
+
+    Parameters
+    ----------
+    batch, generated : list of list of int
+        A batch of references and what the backend generated after each.
+    heard : Listener
+        It heard that generation.
+
+    Returns
+    -------
+    bool
+        False is normal for a kernel that does not repeat itself (exllama's atomic additions).
+    """
+    again: Any = Listener([len(ids) for ids in batch])
+    if not isinstance(backend, OnePass):
+        backend.prefill(batch, again)
+        again.decoded.clear()
+    backend.replay(batch, generated, again)
+    return bool(again.decoded == heard.decoded)

@@ -1,0 +1,182 @@
+"""What happens before the first job of a sweep: everything that would stop a later one is looked for now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from qdx import models, plugins
+from qdx.capture import plan
+from qdx.dataset import folder, resume, size
+from qdx.errors import QdxError
+from qdx.experiment import find_checkpoint, identify, load_references
+from qdx.schema import Experiment, validate
+
+if TYPE_CHECKING:
+    from qdx.models import Checkpoint
+    from qdx.prompts import Reference
+
+# What `qdx.dataset.merge` wants to be the same in all runs of a folder, and how to say it.
+ALIKE = {
+    "tokenizer_sha256": "tokenizer",
+    "references_sha256": "references or their continuation (prompts.*, generate.tokens)",
+    "vocab": "vocabulary size",
+    "components": "sketch (capture.components)",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One config of a sweep with what it will run on."""
+
+    cfg: DictConfig
+    experiment: Experiment
+    checkpoint: Checkpoint
+    references: list[Reference]
+
+    @property
+    def label(self) -> str:
+        """Name of its folder."""
+        return self.experiment.label
+
+    @property
+    def vocab(self) -> int:
+        """Logits in a row."""
+        return models.vocab_size(self.checkpoint.path)
+
+
+def prepare(configs: list[DictConfig], directory: Path) -> None:
+    """Have everything ready that the jobs of a sweep need, and say what they will run and write.
+
+    Downloads or builds checkpoints, loads the references and prints them, and stops for what would fail hours
+    later: references that are too long or that a batch size does not divide, runs that cannot be merged,
+    metrics that break their contract, a disk that is too small.
+
+    Raises
+    ------
+    QdxError
+        Naming the first of these.
+    """
+    loaded: dict[tuple[str, str], tuple[list[Reference], str]] = {}
+    alike: dict[str, dict[str, str]] = {}
+    estimate = 0
+    for cfg in configs:
+        experiment = validate(cfg)
+        checkpoint = find_checkpoint(experiment)
+        tokenizer = models.tokenizer_sha256(checkpoint.path)
+        key = (repr(experiment.prompts), tokenizer)
+        if key not in loaded:
+            loaded[key] = load_references(experiment, models.load_tokenizer(checkpoint.path))
+            print(f"prompts: {loaded[key][1]}".replace("\n", "\n  "), flush=True)
+        job = Job(cfg, experiment, checkpoint, loaded[key][0])
+        check_lengths(job)
+        identity = identify(cfg, checkpoint, job.references)
+        alike[job.label] = {
+            "tokenizer_sha256": tokenizer,
+            "references_sha256": identity["references_sha256"],
+            "vocab": str(job.vocab),
+            "components": str(experiment.capture.components),
+        }
+        rehearse(experiment, job.vocab)
+        if not resume.is_complete(directory / job.label / folder.RUN, identity["config_hash"]):
+            estimate += expected_bytes(job)
+    check_alike(earlier_runs(directory, set(alike)) | alike)
+    size.check_disk(directory, estimate)
+    print(f"results: about {size.readable(estimate)} in {directory}", flush=True)
+
+
+def check_lengths(job: Job) -> None:
+    """Refuse references that the model has no positions for, or that the batch size does not divide.
+
+    Raises
+    ------
+    QdxError
+        Naming the reference and the limit.
+    """
+    limit = models.context_length(job.checkpoint.path)
+    tokens = job.experiment.generate.tokens
+    for reference in job.references:
+        length = len(reference.token_ids)
+        if limit is not None and length + tokens > limit:
+            raise QdxError(
+                f"reference {reference.name!r} has {length} tokens and {tokens} follow, the limit of "
+                f"{job.checkpoint.source} is {limit}: lower prompts.snippet_tokens"
+            )
+    count, batch = len(job.references), job.experiment.batch_size
+    if count % batch:
+        raise QdxError(
+            f"batch_size={batch} does not divide {count} references: the last ones would run in a smaller "
+            f"batch, which may use other kernels; choose a divisor or change prompts.references"
+        )
+
+
+def rehearse(experiment: Experiment, vocab: int) -> None:
+    """Call every metric once: distances are measured when all runs are done, hours later maybe."""
+    from qdx.analysis.measuring import Measure
+
+    for name, node in experiment.metric.items():
+        Measure.of(name, plugins.build(node)).rehearse(vocab, experiment.capture.k)
+
+
+def expected_bytes(job: Job) -> int:
+    """Estimate what a job writes."""
+    experiment = job.experiment
+    capture = experiment.capture
+    once = size.bytes_per_run(
+        plan(
+            job.references,
+            prefill_positions=capture.prefill_positions,
+            output_tokens=experiment.generate.tokens,
+        ),
+        repeats=experiment.repeats,
+        vocab=job.vocab,
+        mode=capture.mode,
+        dtype=experiment.model.dtype,
+        k=capture.k,
+        components=capture.components,
+    )
+    # Repeats of processes of their own lie beside the file that they are joined into.
+    return 2 * once if experiment.repeat_scope == "process" else once
+
+
+def earlier_runs(directory: Path, labels: set[str]) -> dict[str, dict[str, str]]:
+    """Return what must be alike of the finished runs that another sweep left in this folder."""
+    import netCDF4
+
+    found = {}
+    for path in directory.glob(f"*/{folder.RUN}"):
+        if path.parent.name in labels:
+            continue
+        with netCDF4.Dataset(path) as file:
+            facts: dict[str, Any] = {name: file.getncattr(name) for name in ALIKE if name in file.ncattrs()}
+            facts["components"] = len(file["replay"].dimensions["component"])
+            found[path.parent.name] = {name: str(facts.get(name, "")) for name in ALIKE}
+    return found
+
+
+def check_alike(facts: dict[str, dict[str, str]]) -> None:
+    """Refuse configs whose runs could not be merged.
+
+    Parameters
+    ----------
+    facts : dict
+        Label → the facts named in `ALIKE`.
+
+    Raises
+    ------
+    QdxError
+        Naming what differs and between which labels.
+    """
+    for name, what in ALIKE.items():
+        groups: dict[str, list[str]] = {}
+        for label, own in facts.items():
+            groups.setdefault(own[name], []).append(label)
+        if len(groups) > 1:
+            sides = " | ".join(", ".join(labels) for labels in groups.values())
+            raise QdxError(
+                f"configs of one sweep folder must share the {what}, these do not: {sides}: "
+                f"run them as sweeps of their own, each in its hydra.sweep.dir"
+            )
