@@ -36,6 +36,7 @@ def test_level_that_few_references_can_attain():
     assert conformal.attainable_level(18, 0.05) == 0
     assert conformal.attainable_level(59, 0.05) == 3 / 60
     assert [conformal.fewest_references(a) for a in (0.05, 0.01, 0.3)] == [19, 99, 3]
+    assert conformal.fewest_references(0.05, transcripts=4) == 39
 
 
 def test_combination_and_holm():

@@ -226,6 +226,21 @@ def test_verification_file_becomes_distances_of_producer_and_verifier(tmp_path):
         convert(write(tmp_path / "v.json", content), tmp_path / "v.nc")
 
 
+def test_distances_of_a_verification_file_come_in_three_forms(tmp_path):
+    content = files.verification()
+    content["comparisons"][0]["prefill_distances"] = [0.1, 0.2, math.inf]
+    content["comparisons"][1]["prefill_distances"] = 0.5
+    content["comparisons"][2]["prefill_distances"]["mean"] = 7.0  # an unknown key
+    convert(write(tmp_path / "v.json", content), tmp_path / "v.nc")
+    with qdx.open(tmp_path / "v.nc") as tree:
+        data = tree["metrics/seed_l2/prefill"].to_dataset().sel(producer="awq", reference="ref_0")
+        assert data["seed_l2"].sel(config="awq", position_from_end=[-3, -2]).values.tolist() == [0.1, 0.2]
+        assert np.isnan(data["seed_l2"].sel(config="awq", position_from_end=-1))
+        assert float(data["reference_mean"].sel(config="awq")) == pytest.approx(0.15)
+        assert float(data["reference_mean"].sel(config="awq_marlin")) == 0.5
+        assert tree.attrs["legacy: comparisons[2].prefill_distances.mean"] == 7.0
+
+
 def test_command_line_converts_and_refuses_in_one_line(tmp_path):
     file = write(tmp_path / "f.json", files.results())
     command = [sys.executable, "-m", "qdx.legacy", str(file), str(tmp_path / "out.nc")]

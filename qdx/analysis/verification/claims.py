@@ -213,6 +213,14 @@ def _text(
     data: Replays, result: xr.Dataset, at: Sequence[int], each: Sequence[Sequence[str]], own: bool
 ) -> str:
     lines = calibration_text(int(result.attrs["calibration_references"]), float(result.attrs["alpha"]), own)
+    few = int(result.attrs["calibration_references"])
+    needed = fewest_references(float(result.attrs["alpha"]), len(data.references))
+    if fewest_references(float(result.attrs["alpha"])) <= few < needed:
+        said = (
+            f"Too little calibration to combine transcripts: twice a mean of p is at least {2 / (few + 1):.3g}, "
+            f"{needed} references are needed; transcripts can be rejected, a producer as a whole cannot."
+        )
+        lines.append(wrap(said, "  "))
     if result.attrs["other_machines"]:
         said = (
             "Calibration of other machines: it was not made on the producers' kind of GPU and replayed in "

@@ -45,9 +45,12 @@ def attainable_level(references: int, alpha: float) -> float:
     return math.floor(alpha * (references + 1) + _ROUNDING) / (references + 1)
 
 
-def fewest_references(alpha: float) -> int:
-    """The least n at which p ≤ α is possible at all: 1/α − 1, rounded up."""
-    return math.ceil(1 / alpha - 1 - _ROUNDING)
+def fewest_references(alpha: float, transcripts: int = 1) -> int:
+    """The least n at which p ≤ α is possible at all: 1/α − 1, rounded up; 2/α − 1 for several transcripts.
+
+    Twice the mean of p-values that are 1/(n + 1) at least (`combine`) is 2/(n + 1) at least.
+    """
+    return math.ceil((1 if transcripts < 2 else 2) / alpha - 1 - _ROUNDING)
 
 
 def combine(p_M: Sequence[float] | Floats) -> float:
@@ -116,7 +119,7 @@ def answer(labels: Sequence[str], p_C: Sequence[float] | Floats, alpha: float) -
         Level of the error that the true config is left out.
     """
     p = np.asarray(p_C, float)
-    members = tuple(label for label, value in zip(labels, p, strict=True) if value > alpha)
+    members = tuple(label for label, value in zip(labels, p, strict=True) if value > alpha + _ROUNDING)
     if not np.isfinite(p).any():
         return Answer("not calibrated", ())
     return Answer({0: "unknown", 1: "verdict"}.get(len(members), "one of"), members)

@@ -16,6 +16,7 @@ from qdx.analysis.verification.likelihood import Calibration, energy, ulp_floor
 from qdx.analysis.view import ENVIRONMENT, View
 from qdx.errors import QdxError
 
+SHARED = {"tokenizer_sha256": "tokenizer", "vocab": "vocabulary size", "sketch_seed": "seed of the sketches"}
 PROCESSOR = ("cpu", "threads")
 REPLAY = ("producer", "config", "repeat", "reference", "position")
 
@@ -71,6 +72,7 @@ class Replays:
             fed other tokens than the transcript's, or the sketches are not comparable.
         """
         own, replay = _group(producer_tree, "decode"), _group(verifier_tree, "replay")
+        _one_vocabulary(producer_tree, verifier_tree)
         if "producer" not in replay.dims:
             raise QdxError(
                 "the verifier's /replay has no dimension producer: run it with prompts=transcripts"
@@ -150,6 +152,21 @@ def _group(tree: xr.DataTree, name: str) -> xr.Dataset:
     if name not in tree.children:
         raise QdxError(f"no group /{name} in the file: it is no sweep with that phase")
     return tree[name].to_dataset()
+
+
+def _one_vocabulary(producer_tree: xr.DataTree, verifier_tree: xr.DataTree) -> None:
+    """Refuse trees whose tokens or sketches mean different things, where they say so."""
+    for name, noun in SHARED.items():
+        found = []
+        for tree in (producer_tree, verifier_tree):
+            stored = tree["provenance"].to_dataset() if "provenance" in tree.children else xr.Dataset()
+            found.append({str(value) for value in stored[name].values} if name in stored else set())
+        if all(found) and len(found[0] | found[1]) > 1:
+            of = [", ".join(sorted(values)) for values in found]
+            raise QdxError(
+                f"{noun} differs: {of[0]} of the producers, {of[1]} of the verifier: "
+                "replay with the producers' model and capture settings"
+            )
 
 
 def _align(
