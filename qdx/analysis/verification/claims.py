@@ -217,7 +217,7 @@ def _text(
     needed = fewest_references(float(result.attrs["alpha"]), len(data.references))
     if fewest_references(float(result.attrs["alpha"])) <= few < needed:
         said = (
-            f"Too little calibration to combine transcripts: twice a mean of p is at least {2 / (few + 1):.3g}, "
+            f"Too little calibration to combine transcripts: twice a mean p is at least {2 / (few + 1):.3g}, "
             f"{needed} references are needed; transcripts can be rejected, a producer as a whole cannot."
         )
         lines.append(wrap(said, "  "))
