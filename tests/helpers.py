@@ -181,8 +181,6 @@ def write_sweep(directory: Path, labels: list[str] | None = None, **options: Any
     settings = {
         "command_line": "tests/helpers.py",
         "labels": labels,
-        "metrics": {},
-        "analyses": {},
         "resume": "",
         "overrides": [],
     }

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from qdx.analysis.coarse import coarsen, shared
-from qdx.analysis.measuring import Measure, Pair, PhaseRows, Source, dataset_of, pairs_of
+from qdx.analysis.measuring import Measure, MetricError, Pair, PhaseRows, Source, dataset_of, pairs_of
 from qdx.analysis.numerics import Bools, Ints
 from qdx.errors import QdxError
 
@@ -39,10 +39,7 @@ def compute(
     directory: Path,
     target: Path,
     metrics: Mapping[str, Callable[..., Any]],
-    *,
-    progress: Callable[[int, int], None] | None = None,
-    block_positions: int = 8,
-    block_mib: int = 256,
+    **options: Any,
 ) -> None:
     """Measure every pair of configs and of repeats; append ``/metrics/<metric>/<phase>`` to the sweep file.
 
@@ -50,10 +47,7 @@ def compute(
     """
     from qdx.dataset import append
 
-    groups = measure(
-        directory, target, metrics, progress=progress, block_positions=block_positions, block_mib=block_mib
-    )
-    for group, dataset in groups:
+    for group, dataset in measure(directory, target, metrics, **options):
         append(Path(target), group, dataset)
 
 
@@ -63,6 +57,7 @@ def measure(
     metrics: Mapping[str, Callable[..., Any]],
     *,
     progress: Callable[[int, int], None] | None = None,
+    broken: dict[str, str] | None = None,
     block_positions: int = 8,
     block_mib: int = 256,
 ) -> Iterator[tuple[str, xr.Dataset]]:
@@ -78,6 +73,9 @@ def measure(
         Name → what `qdx.plugins.build` made of its node.
     progress : callable, optional
         Called with (positions done, positions in all).
+    broken : dict, optional
+        Where a metric that raises or breaks its contract is noted, name → error, and measured no further: the
+        groups of phases that it had been through stay. Without it that error is raised.
     block_positions : int
         Positions whose rows are in memory together; full rows are written, and read best, by eights.
     block_mib : int
@@ -95,7 +93,8 @@ def measure(
     Raises
     ------
     QdxError
-        When a metric breaks its contract or asks for what was not kept; the message names it.
+        When a metric breaks its contract or asks for what was not kept, and `broken` was not given; the
+        message names it.
 
     Notes
     -----
@@ -109,7 +108,11 @@ def measure(
     from qdx.dataset import RunReader
 
     directory, target = Path(directory), Path(target)
-    measures = [Measure.of(name, call) for name, call in metrics.items()]
+    found = _Broken(broken)
+    measures = []
+    for name, call in metrics.items():
+        with found.noting(name):
+            measures.append(Measure.of(name, call))
     phases = [PhaseRows.read(target, name) for name in _phases_in(target)]
     phases = [phase for phase in phases if phase.captured_CDRP.any()]
     total = sum(len(_present(phase, r)) for phase in phases for r in range(len(phase.length_R)))
@@ -121,15 +124,40 @@ def measure(
             stack.callback(reader.close)
         for phase in phases:
             has_rows_C = [reader.phase(phase.name).has_rows for reader in readers]
+            measures = [each for each in measures if each.name not in found]
             pairs = pairs_of(phase, has_rows_C, measures)
             for pair in pairs:
-                _measure_top(phase, pair, measures)
-            for positions in _measure_full(phase, pairs, measures, readers, block_positions, block_mib):
+                _measure_top(phase, pair, measures, found)
+            for positions in _measure_full(
+                phase, pairs, measures, readers, block_positions, block_mib, found
+            ):
                 done += positions
                 if progress is not None:
                     progress(done, total)
             for each in measures:
+                if each.name in found:
+                    continue
                 yield f"metrics/{each.name}/{phase.name}", dataset_of(phase, pairs, each)
+
+
+class _Broken:
+    """Metrics that raised, when one must not take the others with it."""
+
+    def __init__(self, errors: dict[str, str] | None) -> None:
+        self._errors = errors
+
+    def __contains__(self, name: str) -> bool:
+        return self._errors is not None and name in self._errors
+
+    @contextmanager
+    def noting(self, name: str) -> Iterator[None]:
+        """Note what the metric raises in here; raise it when nobody asked for notes."""
+        try:
+            yield
+        except MetricError as error:
+            if self._errors is None:
+                raise
+            self._errors.setdefault(name, str(error))
 
 
 def _phases_in(target: Path) -> list[str]:
@@ -144,7 +172,7 @@ def _present(phase: PhaseRows, reference: int) -> Ints:
     return np.flatnonzero(phase.captured_CDRP[:, :, reference].any((0, 1)))
 
 
-def _measure_top(phase: PhaseRows, pair: Pair, measures: Sequence[Measure]) -> None:
+def _measure_top(phase: PhaseRows, pair: Pair, measures: Sequence[Measure], broken: _Broken) -> None:
     """Measure what the greatest logits suffice for: metrics of them, and coarsened rows."""
     wanted = [
         measure for measure in measures if measure.on == "top" or (pair.coarse and measure.meta["coarse"])
@@ -157,18 +185,19 @@ def _measure_top(phase: PhaseRows, pair: Pair, measures: Sequence[Measure]) -> N
             pair.shared_RP[reference, rows] = (rank_in_q >= 0).sum(-1).numpy()[rows]
         for measure in wanted:
             index = np.flatnonzero(pair.todo(measure)[reference])
-            if not len(index):
+            if not len(index) or measure.name in broken:
                 continue
-            if measure.on == "top":
-                kept = int(torch.minimum((p_id[index] >= 0).sum(-1), (q_id[index] >= 0).sum(-1)).min())
-                first = [x[index, :kept] for x in (p, q, p_id, q_id)]
-                pair.fill(measure, reference, index, first[0], first[1], p_id=first[2], q_id=first[3])
-            elif rank_in_q is not None:
-                for group, p_GS, q_GS in coarsen(p[index], q[index], rank_in_q[index]):
-                    at = index[group.numpy()]
-                    if measure.on == "logit":
-                        p_GS, q_GS = p_GS + p_sum[at][:, None], q_GS + q_sum[at][:, None]
-                    pair.fill(measure, reference, at, p_GS, q_GS)
+            with broken.noting(measure.name):
+                if measure.on == "top":
+                    kept = int(torch.minimum((p_id[index] >= 0).sum(-1), (q_id[index] >= 0).sum(-1)).min())
+                    first = [x[index, :kept] for x in (p, q, p_id, q_id)]
+                    pair.fill(measure, reference, index, first[0], first[1], p_id=first[2], q_id=first[3])
+                elif rank_in_q is not None:
+                    for group, p_GS, q_GS in coarsen(p[index], q[index], rank_in_q[index]):
+                        at = index[group.numpy()]
+                        if measure.on == "logit":
+                            p_GS, q_GS = p_GS + p_sum[at][:, None], q_GS + q_sum[at][:, None]
+                        pair.fill(measure, reference, at, p_GS, q_GS)
 
 
 def _measure_full(
@@ -178,6 +207,7 @@ def _measure_full(
     readers: Sequence[RunReader],
     block_positions: int,
     block_mib: int,
+    broken: _Broken,
 ) -> Iterator[int]:
     """Measure full rows block by block; yield the number of its positions after each."""
     full = [measure for measure in measures if measure.on != "top"]
@@ -202,7 +232,9 @@ def _measure_full(
                 for before in running:
                     before.result()
                 running = [
-                    pool.submit(_measure_rows, pair, measure, reference, index, rows[pair.a], rows[pair.b])
+                    pool.submit(
+                        _measure_rows, pair, measure, reference, index, rows[pair.a], rows[pair.b], broken
+                    )
                     for pair, measure, todo_RP in jobs
                     if len(index := block[todo_RP[reference, block]])
                 ]
@@ -260,7 +292,9 @@ def _load(
     return _Rows(wanted, on)
 
 
-def _measure_rows(pair: Pair, measure: Measure, reference: int, index: Ints, a: _Rows, b: _Rows) -> None:
+def _measure_rows(
+    pair: Pair, measure: Measure, reference: int, index: Ints, a: _Rows, b: _Rows, broken: _Broken
+) -> None:
     """Measure full rows, as many at once as stay in the cache."""
     p_PV, q_PV = a.on[measure.on], b.on[measure.on]
     if p_PV.shape[-1] != q_PV.shape[-1]:
@@ -271,7 +305,10 @@ def _measure_rows(pair: Pair, measure: Measure, reference: int, index: Ints, a: 
     for start in range(0, len(index), step):
         some = index[start : start + step]
         p, q = (_take(x_PV, np.searchsorted(x.index, some)) for x, x_PV in ((a, p_PV), (b, q_PV)))
-        pair.fill(measure, reference, some, p, q)
+        if measure.name in broken:
+            return
+        with broken.noting(measure.name):
+            pair.fill(measure, reference, some, p, q)
 
 
 def _take(rows_PV: Tensor, at: Ints) -> Tensor:

@@ -38,8 +38,8 @@ def effects(
     -------
     Section
         Result over (metric, phase, region, config, config_b[, reference]): ``reference_mean``, ``rows``,
-        ``not_measured``, ``mean``, ``references_measured``; ``off_diagonal_mean``, ``_low``, ``_high``,
-        ``_measured``.
+        ``not_measured``, ``mean`` (over references of each one's mean, whatever its number of rows),
+        ``references_measured``; ``off_diagonal_mean``, ``_low``, ``_high``, ``_measured``.
     """
     view = View(tree)
     names = select_metrics(view, metrics)
@@ -89,7 +89,7 @@ def _measure(view: View, names: list[str]) -> xr.Dataset:
             "mean": (
                 pair,
                 mean,
-                {"long_name": "mean of the references' means, each reference of equal weight"},
+                {"long_name": "mean over references of each one's mean, each reference of equal weight"},
             ),
             "references_measured": (pair, measured, {**one, "long_name": "references in the mean"}),
             "off_diagonal_mean": (pair[:3], off_mean, {"long_name": "mean of the matrix off its diagonal"}),
@@ -197,7 +197,7 @@ def _single_references(view: View, of: xr.Dataset, shown: int) -> list[str]:
     lines = []
     for name in view.references[:shown]:
         one = of.sel(reference=name)
-        lines.append(_counted(f"  {name}, mean of", one, "content"))
+        lines.append(wrap(f"{name}, mean of {_counted(one, 'content')}", "  "))
         lines += [matrix(view.configs, distance_cells(one["reference_mean"].values), indent="    "), ""]
     more = len(view.references) - shown
     return (
@@ -209,10 +209,14 @@ def _single_references(view: View, of: xr.Dataset, shown: int) -> list[str]:
 
 def _aggregate(view: View, of: xr.Dataset, region: str) -> list[str]:
     references = len(view.references)
-    name = f"all {references} references" if references > 1 else view.references[0]
     mean, measured = of["mean"].values, of["references_measured"].values
     lines = [
-        _counted(f"  {name}, mean of", of, region),
+        wrap(
+            f"Mean over {references} references of each one's mean ({_counted(of, region)})"
+            if references > 1
+            else f"{view.references[0]}, mean of {_counted(of, region)}",
+            "  ",
+        ),
         matrix(view.configs, distance_cells(mean), indent="    "),
     ]
     off = ~np.eye(len(view.configs), dtype=bool)
@@ -238,13 +242,13 @@ def _aggregate(view: View, of: xr.Dataset, region: str) -> list[str]:
     return [*lines, ""]
 
 
-def _counted(start: str, of: xr.Dataset, region: str) -> str:
-    """Say how many rows a matrix rests on, and how many were not measured."""
+def _counted(of: xr.Dataset, region: str) -> str:
+    """Say how many rows a pair of a matrix rests on, and how many were not measured."""
     off = ~np.eye(of.sizes["config"], dtype=bool)
     rows, missed = of["rows"].values[off], of["not_measured"].values[off]
     rows, missed = (v.sum(-1) if v.ndim > 1 else v for v in (rows, missed))
     low, high = int(rows.min()), int(rows.max())
-    said = f"{start} {low if low == high else f'{low} to {high}'} {region} rows a pair"
+    said = f"{low if low == high else f'{low} to {high}'} {region} rows a pair"
     return said + (
         f"; {int(missed.sum())} of {int((rows + missed).sum())} not measured" if missed.sum() else ""
     )

@@ -45,7 +45,7 @@ def classes(tree: xr.DataTree) -> Section:
     text = {}
     for p, phase in enumerate(view.phases):
         shared[p], same[p] = _compare(view, phase)
-        state[p] = [_repeats(view, phase, c) for c in range(shape[1])]
+        state[p] = [repeat_state(view, phase, c) for c in range(shape[1])]
         groups = group_equal(_equal(shared[p], same[p]), state[p] != REPEATS[1])
         for number, members in enumerate(groups):
             ids[p, members] = number
@@ -95,7 +95,8 @@ def _equal(shared: np.ndarray, same: np.ndarray) -> Bools:
     return np.asarray((shared > 0) & (shared == same))
 
 
-def _repeats(view: View, phase: str, config: int) -> str:
+def repeat_state(view: View, phase: str, config: int) -> str:
+    """Tell by hashes whether the repeats of a config are bit-equal in a phase: one of `REPEATS`."""
     hashes = view.hashes(phase)[config]
     reruns = 0
     for repeat in range(1, len(hashes)):

@@ -160,11 +160,19 @@ def _distances(view: View, names: list[str]) -> xr.Dataset:
     dims = ("metric", "phase", "region", "config")
     over = "distances between repeats, all references"
     data: dict[str, Any] = {
-        "mean": (dims, floats["mean"], {"long_name": f"mean of {over} (mean of the references' means)"}),
+        "mean": (
+            dims,
+            floats["mean"],
+            {"long_name": "mean over references of each one's mean distance between repeats"},
+        ),
         "median": (dims, floats["median"], {"long_name": f"median of {over}"}),
         "worst": (dims, floats["worst"], {"long_name": f"least alike of {over}"}),
         "rows_measured": (dims, rows, {"long_name": "distances measured: rows × repeat pairs", "units": "1"}),
-        "pair_mean": ((*dims, "repeat_pair"), pair_mean, {"long_name": "mean distance of a repeat pair"}),
+        "pair_mean": (
+            (*dims, "repeat_pair"),
+            pair_mean,
+            {"long_name": "mean over references of each one's mean distance of a repeat pair"},
+        ),
     }
     units = [str(view.facts(m).get("units", "1")) for m in names]
     coords = {
@@ -278,7 +286,7 @@ NONE = "none"
 
 def _pair_table(view: View, result: xr.Dataset, metric: str, short: Sequence[str]) -> str:
     pairs = [str(p) for p in result["repeat_pair"].values]
-    title = f"Pairwise distances between repeats, mean {metric} of content rows"
+    title = f"{metric} between repeats, content rows: mean over references of each one's mean"
     if not pairs:
         return f"  {title}: not measured"
     if len(pairs) > MOST_PAIRS:

@@ -26,6 +26,10 @@ ON = ("logprob", "logit", "top")
 Source = tuple[int, int]  # config, repeat
 
 
+class MetricError(QdxError):
+    """A metric raised or broke its contract; nothing else is wrong."""
+
+
 @dataclass(frozen=True)
 class Measure:
     """A metric with what its record says of it."""
@@ -39,9 +43,13 @@ class Measure:
         """Take a metric, registered under `name` or not, after a look at what it asks for."""
         meta = plugin_of(call).meta
         if meta["on"] not in ON:
-            raise QdxError(f"metric {name!r} is on {meta['on']!r}, which no run holds: use {', '.join(ON)}")
+            raise MetricError(
+                f"metric {name!r} is on {meta['on']!r}, which no run holds: use {', '.join(ON)}"
+            )
         if meta["needs"]:
-            raise QdxError(f"metric {name!r} needs {', '.join(meta['needs'])}, which no metric is given yet")
+            raise MetricError(
+                f"metric {name!r} needs {', '.join(meta['needs'])}, which no metric is given yet"
+            )
         if isinstance(call, partial):
             # Hydra's partial checks its target by a policy at every call: 0.5 ms, as long as a row takes.
             call = partial(call.func, *call.args, **call.keywords)
@@ -61,21 +69,21 @@ class Measure:
         """Call the metric and hold it to its contract."""
         try:
             value = self.call(p, q, **ids)
-        except QdxError:
-            raise
+        except QdxError as error:
+            raise MetricError(str(error)) from error
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
             shape = tuple(p.shape)
-            raise QdxError(f"metric {self.name!r} raised {what} (on rows of shape {shape})") from error
+            raise MetricError(f"metric {self.name!r} raised {what} (on rows of shape {shape})") from error
         if not isinstance(value, Tensor):
-            raise QdxError(f"metric {self.name!r} returned a {type(value).__name__}: return a tensor")
+            raise MetricError(f"metric {self.name!r} returned a {type(value).__name__}: return a tensor")
         if value.shape != p.shape[:1] or value.dtype != torch.float64 or value.device != p.device:
-            raise QdxError(
+            raise MetricError(
                 f"metric {self.name!r} returned {value.dtype} {tuple(value.shape)} on {value.device} for "
                 f"rows of shape {tuple(p.shape)}: return torch.float64 ({len(p)},) on {p.device}"
             )
         if not self.meta.get("nan_when") and bool(value.isnan().any()):
-            raise QdxError(
+            raise MetricError(
                 f"metric {self.name!r} returned NaN for rows without one: correct it or register nan_when"
             )
         return np.asarray(value.numpy())

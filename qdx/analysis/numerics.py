@@ -105,19 +105,27 @@ def rows_before_split(
     return both if first_difference < 0 else both & (position_P <= length + first_difference)
 
 
-def signal_to_noise(distance_R: Floats, noise_a: float, noise_b: float) -> tuple[float, bool]:
+def signal_to_noise(
+    distance_R: Floats, noise_a: float, noise_b: float, *, bit_equal: bool
+) -> tuple[float, bool]:
     """Median over references of distance / root mean square of the two noise floors.
+
+    Parameters
+    ----------
+    bit_equal : bool
+        Whether the repeats of both configs are bit-equal. A floor of 0 does not say so: a metric that looks
+        at the likeliest token alone is 0 between rows that differ.
 
     Returns
     -------
     (ratio, exact)
-        ``exact`` when both floors are 0: then any distance is signal, and the ratio is NaN. NaN also where
-        a floor or every distance was not measured.
+        ``exact`` when both floors are 0 and the repeats bit-equal: then any distance is signal. The ratio is
+        NaN where both floors are 0, and where a floor or every distance was not measured.
     """
     if not (np.isfinite(noise_a) and np.isfinite(noise_b) and np.isfinite(distance_R).any()):
         return float("nan"), False
     if noise_a == 0 and noise_b == 0:
-        return float("nan"), True
+        return float("nan"), bit_equal
     scale = np.sqrt((noise_a**2 + noise_b**2) / 2)
     return float(median_of_references(distance_R / scale)), False
 

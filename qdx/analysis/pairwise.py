@@ -32,7 +32,7 @@ def pairs(
     seed: int = 0,
     shown: int = 30,
 ) -> Section:
-    """List every pair of configs with its type, mean and median distance of content rows, and an interval.
+    """List every pair of configs with its type, mean and median over references, and an interval.
 
     Parameters
     ----------
@@ -48,8 +48,9 @@ def pairs(
     Returns
     -------
     Section
-        Result over (metric, phase, pair): ``mean``, ``median``, ``low``, ``high`` over references (NaN
-        under 8), ``references_measured``; coordinates ``config``, ``config_b``, ``pair_type`` on ``pair``.
+        Result over (metric, phase, pair): ``mean``, ``median``, ``low``, ``high`` (NaN under 8) over
+        references of each one's mean distance of content rows, ``references_measured``; coordinates
+        ``config``, ``config_b``, ``pair_type`` on ``pair``.
         A metric that is not symmetric is taken from ``config`` to ``config_b``.
     """
     view = View(tree)
@@ -72,8 +73,8 @@ def pairs(
                     value, level, draws, seed
                 )
     meaning = {
-        "mean": "mean over references of the mean distance of a reference's content rows",
-        "median": "median over references of the same",
+        "mean": "mean over references of each one's mean distance of content rows",
+        "median": "median over references of each one's mean distance of content rows",
         "low": f"lower end of the {level:.0%} bootstrap interval of the mean; NaN under {FEWEST_REFERENCES} "
         "references",
         "high": f"upper end of the {level:.0%} bootstrap interval of the mean",
@@ -135,7 +136,11 @@ def _text(result: xr.Dataset, metric: str, phase: str, shown: int) -> str:
     level = float(result.attrs["ci_prob"])
     head = ["pair", "type", "mean", "median", *([f"{level:.0%} interval"] if intervals else []), "references"]
     lines = [
-        f"  Pairs by mean {metric} of content rows, nearest first",
+        wrap(
+            f"Pairs by {metric} of content rows, nearest first; mean, median: over references of each one's "
+            "mean",
+            "  ",
+        ),
         table(head, rows, indent="    ", left=2),
     ]
     if len(order) > shown:

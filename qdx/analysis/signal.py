@@ -7,11 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from qdx.analysis.equality import REPEATS, repeat_state
 from qdx.analysis.layout import DIAGONAL, NOT_MEASURED, legend, matrix, plural, wrap
 from qdx.analysis.numerics import masked_mean, mean_of_references, signal_to_noise
 from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View, select_metrics
 from qdx.plugins import register
+
+ZERO_FLOOR = "floor 0, rows differ"
+ZERO_FLOOR_MEANS = (
+    "both floors are 0, but rows of a config's repeats differ in bits that {metric} does not see; the noise "
+    "is not 0, so there is no ratio."
+)
 
 
 @register("analysis", "snr", title="Signal to noise")
@@ -33,8 +40,9 @@ def snr(
     -------
     Section
         Result over (metric, phase, config, config_b): ``ratio`` = median over references of d / √((n_a² +
-        n_b²) / 2), ``exact`` (both floors are 0, the ratio is NaN), ``floor`` (config): mean over
-        references of the mean distance between repeats, content rows.
+        n_b²) / 2), ``exact`` (both floors are 0 and both configs repeat bit for bit in that phase; the ratio
+        is NaN), ``floor`` (config): mean over references of each one's mean distance between repeats,
+        content rows. Where both floors are 0 but rows differ between repeats the ratio is NaN and not exact.
     """
     view = View(tree)
     names = [m for m in select_metrics(view, metrics) if view.is_distance(m)]
@@ -44,6 +52,7 @@ def snr(
     ratio = np.full((*floor.shape, count), np.nan)
     exact = np.zeros(ratio.shape, bool)
     distance = np.full(ratio.shape, np.nan)
+    bit_equal = [[repeat_state(view, p, c) == REPEATS[0] for c in range(count)] for p in present]
     for m, metric in enumerate(names):
         for p, phase in enumerate(present):
             means = view.reference_means(metric, phase)
@@ -55,7 +64,10 @@ def snr(
             for a, b in np.ndindex(count, count):
                 if a != b:
                     ratio[m, p, a, b], exact[m, p, a, b] = signal_to_noise(
-                        between[a, b], floor[m, p, a], floor[m, p, b]
+                        between[a, b],
+                        floor[m, p, a],
+                        floor[m, p, b],
+                        bit_equal=bit_equal[p][a] and bit_equal[p][b],
                     )
     dims = ("metric", "phase", "config", "config_b")
     one = {"units": "1"}
@@ -70,11 +82,22 @@ def snr(
                     "higher_means": "less alike",
                 },
             ),
-            "exact": (dims, exact, {**one, "long_name": "both noise floors are 0: any difference is signal"}),
+            "exact": (
+                dims,
+                exact,
+                {
+                    **one,
+                    "long_name": "both noise floors are 0 and the repeats bit-equal: any difference is "
+                    "signal",
+                },
+            ),
             "floor": (
                 dims[:3],
                 floor,
-                {"long_name": "noise floor: mean distance between repeats, content rows"},
+                {
+                    "long_name": "noise floor: mean over references of each one's mean distance between "
+                    "repeats, content rows"
+                },
             ),
         },
         coords={
@@ -88,8 +111,26 @@ def snr(
     return Section("snr", "Signal to noise", result, {"": _text(view, result, names, present, distance)})
 
 
+def word(at: xr.Dataset, a: int, b: int, distance: float) -> str:
+    """What to write where signal to noise is no number; empty where it is, or was not measured.
+
+    Parameters
+    ----------
+    at : xarray.Dataset
+        The result of `snr` at one metric and phase.
+    a, b : int
+        The pair.
+    distance : float
+        Of the pair.
+    """
+    if bool(at["exact"].values[a, b]):
+        return "equal" if distance == 0 else "exact"
+    both = at["floor"].values[[a, b]]
+    return ZERO_FLOOR if np.isfinite(distance) and bool((both == 0).all()) else ""
+
+
 def _floor(view: View, metric: str, phase: str) -> np.ndarray:
-    """Mean over references of the mean distance between repeats of a reference's content rows, (config,)."""
+    """Mean over references of each one's mean distance between repeats of content rows, (config,)."""
     values = view.repeat_distances(metric, phase)
     if values is None:
         return np.full(len(view.configs), np.nan)
@@ -116,34 +157,33 @@ def _text(
     references = plural(len(view.references), "reference")
     lines = [
         wrap(
-            f"Median over {references} of {metric} / √((n_a² + n_b²) / 2), content rows; n: a config's "
-            "noise floor (mean "
-            f"{metric} between its repeats).",
+            f"Median over {references} of each one's mean {metric} / √((n_a² + n_b²) / 2), content rows; n: "
+            f"a config's noise floor (mean over references of each one's mean {metric} between repeats).",
             "  ",
         ),
         wrap(
-            "About 1: the pair is no further apart than its own noise puts it. exact: both floors are 0 and "
-            "the pair "
-            "differs, so any difference is signal; equal: both floors and the distance are 0.",
+            "About 1: the pair is no further apart than its own noise puts it. exact: both floors are 0, "
+            "both configs repeat bit for bit and the pair differs, so any difference is signal; equal: as "
+            "exact, and the distance is 0.",
             "  ",
         ),
     ]
     if legend(view.configs):
         lines += ["", legend(view.configs)]
+    undecided = False
     for p, phase in enumerate(phases):
         at = result.sel(metric=metric, phase=phase)
         cells = []
         for a, row in enumerate(at["ratio"].values):
             line = []
             for b, value in enumerate(row):
-                if a == b:
-                    line.append(DIAGONAL)
-                elif bool(at["exact"].values[a, b]):
-                    line.append("equal" if distance[0, p, a, b] == 0 else "exact")
-                else:
-                    line.append(_ratio(value))
+                said = word(at, a, b, float(distance[0, p, a, b]))
+                line.append(DIAGONAL if a == b else said or _ratio(value))
             cells.append(line)
+        undecided |= ZERO_FLOOR in {cell for line in cells for cell in line}
         lines += ["", f"  {PHASE_TITLES[phase]}", matrix(view.configs, cells, indent="    ")]
+    if undecided:
+        lines += ["", wrap(f"{ZERO_FLOOR}: {ZERO_FLOOR_MEANS.format(metric=metric)}", "  ")]
     return "\n".join(lines)
 
 

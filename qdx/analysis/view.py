@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from qdx.analysis.layout import plural
 from qdx.analysis.numerics import Bools, Floats, Ints, first_difference, masked_mean, rows_before_split
 from qdx.errors import QdxError
 
@@ -58,6 +59,13 @@ class View:
         if coordinate not in dataset.variables:
             return [default] * len(self.configs)
         return [str(v) for v in np.broadcast_to(dataset[coordinate].values, (len(self.configs),))]
+
+    def provenance(self, name: str) -> list[str]:
+        """A root attribute of each config's run as text, "" where it was not recorded."""
+        stored = self.group("provenance") if "provenance" in self.tree.children else xr.Dataset()
+        if name not in stored:
+            return [""] * len(self.configs)
+        return [str(v) for v in stored[name].sel(config=self.configs).values]
 
     def measured(self, metric: str, phase: str) -> xr.Dataset | None:
         """``/metrics/<metric>/<phase>``, or None when it is not there."""
@@ -129,7 +137,10 @@ class View:
 
     def _rows(self, phase: str, variable: str) -> np.ndarray[Any, Any]:
         if (phase, variable) not in self._kept:  # pairs of configs read them again and again
-            data = self.group(phase)[variable].transpose("config", "repeat", "reference", "position")
+            dataset = self.group(phase)
+            if variable not in dataset:  # such as an imported file, which has neither rows nor hashes
+                raise QdxError(f"/{phase} has no {variable}: the file does not say which rows are equal")
+            data = dataset[variable].transpose("config", "repeat", "reference", "position")
             self._kept[phase, variable] = data.values
         return np.asarray(self._kept[phase, variable])
 
@@ -171,12 +182,13 @@ class View:
         """Environment classes (as text) and the class of each config.
 
         Rows are comparable exactly only where compute capability, SM count, engine version and batching are
-        the same.
+        the same; on a CPU where the processor, its threads and, of modelled kernels, the SM count that they
+        divide the work by are.
         """
-        columns = [self.of_config(name) for name in ENVIRONMENT]
-        described = [
-            _environment(dict(zip(ENVIRONMENT, row, strict=True))) for row in zip(*columns, strict=True)
-        ]
+        columns = {name: self.of_config(name) for name in (*ENVIRONMENT, "simulated")}
+        columns |= {name: self.provenance(name) for name in ("cpu", "threads")}
+        rows = zip(*columns.values(), strict=True)
+        described = [_environment(dict(zip(columns, row, strict=True))) for row in rows]
         classes = list(dict.fromkeys(described))
         return classes, [classes.index(d) for d in described]
 
@@ -222,12 +234,14 @@ def _finite(data: xr.DataArray) -> Floats:
 
 
 def _environment(facts: dict[str, str]) -> str:
+    engine = f"{facts['backend']} {facts['backend_version']}, batch {facts['batch_size']}"
     capability = facts["compute_capability"]
-    machine = (
-        f"compute capability {capability}, {facts['sm_count']} SMs"
-        if capability not in ("", "cpu", "0", "none")
-        else "CPU"
-    )
-    return f"{machine}, {facts['backend']} {facts['backend_version']}, batch {facts['batch_size']}".replace(
-        "  ", " "
-    )
+    if capability not in ("", "cpu", "0", "none"):
+        machine = f"compute capability {capability}, {facts['sm_count']} SMs"
+    else:
+        machine = f"CPU {facts['cpu']}".rstrip()
+        if facts["threads"] not in ("", "0"):
+            machine += f" with {plural(int(facts['threads']), 'thread')}"
+        if facts["simulated"].lower() in ("true", "1"):
+            machine += f" modelling {facts['sm_count']} SMs"
+    return f"{machine}, {engine}".replace("  ", " ")

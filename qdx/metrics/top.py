@@ -17,16 +17,17 @@ _SEED_IDS = 5  # the original experiment asked its engine for five
     "metric",
     "seed_l2",
     on="top",
-    symmetric=False,
     units="nat",
     on_self=0.0,
     nan_when="no id is among the first five of both",
     formula="√ Σ_v (ln p_v − ln q_v)², v in both first five",
 )
 def seed_l2(p: Tensor, q: Tensor, *, p_id: Tensor, q_id: Tensor) -> Tensor:
-    """L2 over those of config's first five ids that config_b's first five list too (the original's).
+    """L2 over the ids that the first five of both config and config_b list (the original's).
 
-    For comparison with the original experiment's figures only. It sums over one to five numbers, others at
+    For comparison with the original experiment's figures only. It is symmetric. The original's own matrices
+    are not everywhere: some of its rows list a sixth id, which counts where it is among the first five of the
+    row compared with; `qdx.legacy` computes those from its files. It sums over one to five numbers, others at
     every position: values are not on one scale, and a pair that shares fewer ids seems nearer.
 
     Parameters

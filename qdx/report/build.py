@@ -40,7 +40,7 @@ class Report:
     paths : Mapping of str to Path
         By file name; without ``sweep.nc`` when no run was finished. A saved figure is ``figures/<name>.svg``.
     failed : Mapping of str to str
-        Label of a job, or name of an analysis, to its error.
+        Label of a job, name of an analysis, ``metric <name>`` or name of a file to its error.
     missing : list of str
         Labels that left nothing.
     """
@@ -85,9 +85,9 @@ def build(
     Raises
     ------
     QdxError
-        When the folder is no sweep's, runs cannot be merged, a metric breaks its contract, or a format is
-        unknown. A failed or missing job is no error, nor is an analysis that raises or a figure that is not
-        there: they are named at the top of the report.
+        When the folder is no sweep's, runs cannot be merged, or a format is unknown. A failed or missing job
+        is no error, nor is a metric or an analysis that raises, ``report.html`` or ``report.md`` that cannot
+        be made, or a figure that is not there: they are named at the top of the report.
     """
     from qdx.dataset import folder
     from qdx.report.facts import Facts
@@ -106,17 +106,18 @@ def build(
             )
         return _write(facts, None, [], [], wanted, console)
     plugins.add_folders(state.settings.get("plugin_folders", ()))
-    measures = _built(metrics or state.settings.get("metrics"), "qdx.metrics", DEFAULT_METRICS)
-    steps = _built(analyses or state.settings.get("analyses"), "qdx.analysis", DEFAULT_ANALYSES)
+    stored = state.settings
+    measures = _built(stored.get("metrics") if metrics is None else metrics, "qdx.metrics", DEFAULT_METRICS)
+    steps = _built(stored.get("analyses") if analyses is None else analyses, "qdx.analysis", DEFAULT_ANALYSES)
     part = directory / f"{folder.SWEEP}.part"
     part.unlink(missing_ok=True)
     try:
-        sections, broken = _measure(directory, part, measures, steps, console)
+        sections, unmeasured, broken = _measure(directory, part, measures, steps, console)
         part.replace(target)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    facts = Facts(directory, state.labels, state.missing, state.failed, broken, state.settings)
+    facts = replace(facts, broken=broken, unmeasured=unmeasured)
     from qdx.dataset.opening import open_file
 
     tree = open_file(target)
@@ -149,21 +150,25 @@ class _Wanted:
 
 def _built(nodes: Nodes | None, package: str, names: Sequence[str]) -> dict[str, Any]:
     """Turn nodes into callables, before anything that takes time."""
-    chosen = nodes or {name: {"_target_": f"{package}.{name}"} for name in names}
+    chosen = {name: {"_target_": f"{package}.{name}"} for name in names} if nodes is None else nodes
     return {name: plugins.build(node) for name, node in chosen.items()}
 
 
 def _measure(
     directory: Path, part: Path, measures: dict[str, Any], steps: dict[str, Any], console: bool
-) -> tuple[list[Section], dict[str, str]]:
-    """Write the merged file with its distances and the results of the analyses."""
+) -> tuple[list[Section], dict[str, str], dict[str, str]]:
+    """Write the merged file with its distances and the results of the analyses.
+
+    Returns the sections, the errors of metrics and the errors of analyses.
+    """
     from qdx import dataset
     from qdx.analysis import distances
     from qdx.dataset.opening import open_file
 
     dataset.merge(directory, part)
+    unmeasured: dict[str, str] = {}
     with _Progress(console) as progress:
-        distances.compute(directory, part, measures, progress=progress)
+        distances.compute(directory, part, measures, progress=progress, broken=unmeasured)
     sections: list[Section] = []
     broken: dict[str, str] = {}
     tree = open_file(part)
@@ -172,14 +177,19 @@ def _measure(
             try:
                 sections.append(_held_to_contract(step(tree), sections))
             except Exception as error:  # one analysis must not take the others, and hours of runs, with it
-                broken[name] = f"{type(error).__name__}: {error}"
-                if not isinstance(error, QdxError):
-                    traceback.print_exc()
+                broken[name] = _said(error)
     finally:
         tree.close()
     for section in sections:
         dataset.append(part, f"analysis/{section.name}", section.result)
-    return sections, broken
+    return sections, unmeasured, broken
+
+
+def _said(error: Exception) -> str:
+    """An error in one line, for the report; its traceback, where it is no message, on standard error."""
+    if not isinstance(error, QdxError):
+        traceback.print_exception(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def _held_to_contract(section: Any, before: Sequence[Section]) -> Section:
@@ -203,31 +213,86 @@ def _write(
     """Write the report in its formats and summary.json, each of which states the sizes of all."""
     from qdx.analysis.view import View
     from qdx.report import figures
-    from qdx.report.summary import dump, summarize, with_files
+    from qdx.report.summary import dump
     from qdx.report.text import render
 
-    drawn = figures.collect(View(tree), sections) if tree is not None else figures.Figures()
-    saved: list[Path] = []
+    drawn, saved = figures.Figures(), []
+    formats = list(wanted.formats)
+    unwritten: dict[str, str] = {}
+    try:
+        drawn = figures.collect(View(tree), sections) if tree is not None else drawn
+    except Exception as error:  # report.txt needs no figure
+        said = _said(error)
+        pages = {f"report.{f}": said + _stale(facts, f) for f in formats if f != "txt"}
+        unwritten = {"figures": said, **pages}
+        formats = [f for f in formats if f == "txt"]
     lost = {f"figure {name}": error for name, error in drawn.errors.items()}
     try:
-        saved = drawn.save(facts.directory / figures.FOLDER, wanted.figures)
+        saved = drawn.save(facts.directory / figures.FOLDER, [] if unwritten else wanted.figures)
     except QdxError as error:  # a wrong name must not cost the report of hours of runs
         lost["report.figures"] = str(error)
     facts = replace(facts, broken={**facts.broken, **lost})
+    while True:
+        facts = replace(facts, unwritten=unwritten)
+        try:
+            finished, files, summary = _compose(facts, tree, sections, inputs, saved, drawn, formats)
+            break
+        except _PageError as error:  # the others name it, so they are made again
+            unwritten[f"report.{error.suffix}"] = _said(error.cause) + _stale(facts, error.suffix)
+            formats.remove(error.suffix)
+    contents = {**finished, "summary.json": dump(summary)}
+    for name in sorted(contents, key=lambda name: name.endswith((".html", ".md"))):
+        path = facts.directory / name
+        part = path.with_name(path.name + ".part")
+        part.write_text(contents[name], encoding="utf-8", newline="\n")
+        part.replace(path)
+    text = render(facts, tree, sections, files)
+    if console:
+        show(text)
+    paths = {name: facts.directory / name for name in contents} | {path.name: path for path in inputs[:1]}
+    paths |= {f"{figures.FOLDER}/{path.name}": path for path in saved}
+    problems = {f"metric {name}": error for name, error in facts.unmeasured.items()}
+    failed = {**facts.failed, **facts.broken, **problems, **facts.unwritten}
+    return Report(text, summary, paths, failed, list(facts.missing))
 
-    pages = _pages(facts, tree, sections, drawn, wanted.formats)
-    reports = [facts.directory / f"report.{suffix}" for suffix in pages]
-    summary = facts.directory / "summary.json"
+
+def _stale(facts: Facts, suffix: str) -> str:
+    there = (facts.directory / f"report.{suffix}").exists()
+    return " (the one that is there is of an earlier report)" if there else ""
+
+
+class _PageError(Exception):
+    """What raised while ``report.html`` or ``report.md`` was made."""
+
+    def __init__(self, suffix: str, cause: Exception) -> None:
+        super().__init__(suffix)
+        self.suffix, self.cause = suffix, cause
+
+
+def _compose(
+    facts: Facts,
+    tree: xr.DataTree | None,
+    sections: list[Section],
+    inputs: list[Path],
+    saved: list[Path],
+    drawn: Figures,
+    formats: Sequence[str],
+) -> tuple[dict[str, str], list[tuple[Path, int]], dict[str, Any]]:
+    """Return the pages by file name, the files with their sizes, and the summary."""
+    from qdx.report.summary import dump, summarize, with_files
+
     time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     known = [(path, path.stat().st_size) for path in inputs]
     after = [(path, path.stat().st_size) for path in saved]
 
     def ordered(sizes: Sequence[int], summary_size: int) -> list[tuple[Path, int]]:
+        reports = [facts.directory / f"report.{suffix}" for suffix in formats]
         written = list(zip(reports, sizes, strict=True))
-        return [*known[:1], *written, (summary, summary_size), *after, *known[1:]]
+        return [*known[:1], *written, (facts.directory / "summary.json", summary_size), *after, *known[1:]]
 
     # Sizes are printed in a fixed width, so a page's size does not depend on them.
-    none = ordered([0] * len(reports), 0)
+    none = ordered([0] * len(formats), 0)
+    pages = {suffix: _page(suffix, facts, tree, sections, drawn) for suffix in formats}
     sizes = [len(page(none).encode()) for page in pages.values()]
     numbers = summarize(facts, tree, sections, time)
     summary_size, content = 0, ""
@@ -236,34 +301,32 @@ def _write(
         found = with_files(numbers, ordered(sizes, summary_size))
         content = dump(found)
     files = ordered(sizes, summary_size)
-    finished = [(path, page(files)) for path, page in zip(reports, pages.values(), strict=True)]
-    for path, written in (*finished, (summary, content)):
-        part = path.with_name(path.name + ".part")
-        part.write_text(written, encoding="utf-8", newline="\n")
-        part.replace(path)
-    text = render(facts, tree, sections, files)
-    if console:
-        show(text)
-    paths = {path.name: path for path in (*reports, summary, *inputs[:1])}
-    paths |= {f"{figures.FOLDER}/{path.name}": path for path in saved}
-    return Report(text, found, paths, {**facts.failed, **facts.broken}, list(facts.missing))
+    return {f"report.{suffix}": page(files) for suffix, page in pages.items()}, files, found
 
 
-def _pages(
-    facts: Facts, tree: xr.DataTree | None, sections: list[Section], drawn: Figures, formats: Sequence[str]
-) -> dict[str, Callable[[list[tuple[Path, int]]], str]]:
-    """By format, what makes the page when the files and their sizes are given."""
+def _page(
+    suffix: str, facts: Facts, tree: xr.DataTree | None, sections: list[Section], drawn: Figures
+) -> Callable[[list[tuple[Path, int]]], str]:
+    """What makes the page of a format when the files and their sizes are given."""
     from qdx.report import html, markdown, text
 
-    pages: dict[str, Callable[[list[tuple[Path, int]]], str]] = {}
-    for name in formats:
-        if name == "html":
-            pages[name] = html.render(facts, tree, sections, drawn)
-        elif name == "md":
-            pages[name] = partial(markdown.render, facts, tree, sections, drawn)
+    if suffix == "txt":
+        return partial(text.render, facts, tree, sections)
+
+    def guarded(files: list[tuple[Path, int]]) -> str:
+        try:
+            return finish(files)
+        except Exception as error:
+            raise _PageError(suffix, error) from error
+
+    try:
+        if suffix == "html":
+            finish = html.render(facts, tree, sections, drawn)
         else:
-            pages[name] = partial(text.render, facts, tree, sections)
-    return pages
+            finish = partial(markdown.render, facts, tree, sections, drawn)
+    except Exception as error:
+        raise _PageError(suffix, error) from error
+    return guarded
 
 
 def show(text: str) -> None:

@@ -255,7 +255,7 @@ def signal_and_noise(
     ----------
     distance, noise : array (pair,)
     ratio : sequence of str
-        Signal to noise as text: "13.2", "exact", "equal", "not measured".
+        Signal to noise as text: "13.2", "exact", "equal", "floor 0, rows differ", "not measured".
     """
     left, width, step = 8.0, WIDTH - 16, 38.0
     scale = Scale(np.concatenate([distance, noise]), width, lane=40.0)

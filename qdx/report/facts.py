@@ -26,6 +26,10 @@ class Facts:
         Analysis to the error that it raised.
     settings : Mapping
         ``sweep.json``, empty where there is none.
+    unmeasured : Mapping of str to str
+        Metric to the error that ended its measuring.
+    unwritten : Mapping of str to str
+        File to the error that its making raised.
     """
 
     directory: Path
@@ -34,6 +38,20 @@ class Facts:
     failed: Mapping[str, str]
     broken: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
+    unwritten: Mapping[str, str] = field(default_factory=dict)
+
+    def problems(self) -> list[tuple[str, str, str]]:
+        """What went wrong in making the report: the kind in capitals, the name and the error."""
+        return [
+            (kind, name, error)
+            for kind, found in (
+                ("METRIC FAILED", self.unmeasured),
+                ("ANALYSIS FAILED", self.broken),
+                ("NOT WRITTEN", self.unwritten),
+            )
+            for name, error in found.items()
+        ]
 
 
 def size(count: int) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from qdx.analysis.layout import plural
 from qdx.analysis.numerics import (
@@ -21,6 +22,7 @@ from qdx.analysis.numerics import (
     pair_type,
 )
 from qdx.analysis.section import Section
+from qdx.analysis.signal import word
 from qdx.analysis.view import View
 from qdx.errors import QdxError
 from qdx.report import charts
@@ -169,7 +171,9 @@ def _heatmaps(view: View, metric: str, phase: str, first: bool) -> list[Figure]:
         charts.heatmap(
             f"heatmap_{_file(metric)}_{phase}",
             f"{metric}, {phase}: {name}",
-            f"Mean of the references’ means; {_rows(rows.sum(-1)[off])} a pair.",
+            f"Mean over references of each one’s mean ({_rows(rows.sum(-1)[off])} a pair)."
+            if several
+            else f"Mean over {_rows(rows.sum(-1)[off])} a pair.",
             view.configs,
             total,
             unit,
@@ -239,7 +243,8 @@ def _positions(view: View, metric: str, phase: str) -> list[Figure]:
             charts.along_positions(
                 f"positions_{_file(metric)}_{phase}_{_file(view.configs[a])}_{_file(view.configs[b])}",
                 f"{names}, {phase}",
-                f"{pair_types(view, [(a, b)])[0]}; mean {number(float(means[a, b]))}{unit_of(view, metric)}",
+                f"{pair_types(view, [(a, b)])[0]}; mean over references of each one’s mean "
+                f"{number(float(means[a, b]))}{unit_of(view, metric)}",
                 unit_of(view, metric),
                 position,
                 content[a, b],
@@ -267,10 +272,7 @@ def _signal(view: View, section: Section | None) -> list[Figure]:
         distance = np.array([median_of_references(means["content"][0][p]) for p in index], float)
         noise = np.array([np.sqrt((floor[a] ** 2 + floor[b] ** 2) / 2) for a, b in index])
         order = np.argsort(distance, kind="stable")[:MOST_SIGNALS]
-        ratio = [
-            ratio_text(float(at["ratio"].values[p]), bool(at["exact"].values[p]), d)
-            for p, d in zip(index, distance, strict=True)
-        ]
+        ratio = [ratio_text(at, p, float(d)) for p, d in zip(index, distance, strict=True)]
         more = len(index) - len(order)
         found.append(
             charts.signal_and_noise(
@@ -288,11 +290,9 @@ def _signal(view: View, section: Section | None) -> list[Figure]:
     return found
 
 
-def ratio_text(ratio: float, exact: bool, distance: float) -> str:
-    """Signal to noise as a word where it is no number."""
-    if exact:
-        return "equal" if distance == 0 else "exact"
-    return number(ratio)
+def ratio_text(at: xr.Dataset, pair: tuple[int, int], distance: float) -> str:
+    """Signal to noise, from its result at one metric and phase; a word where it is no number."""
+    return word(at, *pair, distance) or number(float(at["ratio"].values[pair]))
 
 
 def _strips(view: View) -> list[Figure]:

@@ -128,9 +128,10 @@ def _banners(facts: Facts, view: View | None) -> str:
         again = f"<p>Resume:</p>{command(resume_command(facts))}" if resume_command(facts) else ""
         of = plural(len(facts.labels), "config")
         found.append(f"<strong>INCOMPLETE</strong>: {done} of {of} finished<ul>{rows}</ul>{again}")
-    if facts.broken:
-        rows = "".join(f"<li>{escape(name)}: {escape(error)}</li>" for name, error in facts.broken.items())
-        found.append(f"<strong>ANALYSIS FAILED</strong><ul>{rows}</ul>")
+    problems = facts.problems()
+    for kind in dict.fromkeys(what for what, _, _ in problems):
+        rows = "".join(f"<li>{escape(n)}: {escape(e)}</li>" for what, n, e in problems if what == kind)
+        found.append(f"<strong>{kind}</strong><ul>{rows}</ul>")
     return "".join(f'<div class="banner">{text}</div>\n' for text in found)
 
 

@@ -131,10 +131,7 @@ def _banners(facts: Facts, view: View | None) -> list[str]:
         lines += [f"> - failed: {plain(label)}: {plain(error)}" for label, error in facts.failed.items()]
         lines += [f"> - missing: {plain(label)}" for label in facts.missing]
         found.append("\n".join(lines))
-    if facts.broken:
-        found.append(
-            "\n".join(f"> **ANALYSIS FAILED** {plain(n)}: {plain(e)}" for n, e in facts.broken.items())
-        )
+    found += [f"> **{what}** {plain(name)}: {plain(error)}" for what, name, error in facts.problems()]
     return found
 
 

@@ -24,10 +24,12 @@ HOW_POSITIONS = (
     "repeats of either config at that position, over references. A line inside it is no further than noise."
 )
 HOW_SIGNAL = (
-    "n: a config’s noise floor, the mean distance between its repeats over content rows. The noise of a pair "
-    "is √((n_a² + n_b²) / 2); signal to noise is the median over references of distance / noise, without "
-    "unit. About 1: the pair is no further apart than its noise puts it. exact: both floors are 0 and the "
-    "pair differs; equal: both floors and the distance are 0."
+    "n: a config’s noise floor, the mean over references of each one’s mean distance between repeats over "
+    "content rows. The noise of a pair is √((n_a² + n_b²) / 2); signal to noise is the median over "
+    "references of each one’s mean distance / noise, without unit. About 1: the pair is no further apart "
+    "than its noise puts it. exact: both floors are 0, both configs repeat bit for bit and the pair differs; "
+    "equal: as exact, and the distance is 0; floor 0, rows differ: both floors are 0, but rows of a config’s "
+    "repeats differ in bits that the metric does not see, so there is no ratio."
 )
 HOW_STRIPS = (
     "One strip a config: its generated tokens (greedy, first repeat). Configs share a letter and a colour as "

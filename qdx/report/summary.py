@@ -47,6 +47,8 @@ def summarize(
             "missing": list(facts.missing),
         },
         "analyses_failed": dict(facts.broken),
+        "metrics_failed": dict(facts.unmeasured),
+        "files_failed": dict(facts.unwritten),
         "files": {},
         "runs": {},
         "commands": {"resume": resume_command(facts), "report": report_command(facts)},

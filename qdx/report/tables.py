@@ -170,7 +170,8 @@ def pairs(view: View, section: Section, phase: str) -> Table:
     head = ["pair", "differs in"]
     for m in names:
         head += [f"{m} [{unit_of(view, m).strip() or 'no unit'}]", *([level] if intervals else [])]
-    return Table("Pairs, nearest first: mean over references of content rows", [*head, "references"], rows, 2)
+    said = "Pairs, nearest first: mean over references of each one’s mean of content rows"
+    return Table(said, [*head, "references"], rows, 2)
 
 
 def files(facts: Facts, found: Sequence[tuple[Path, int]]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,7 @@ ENVIRONMENT = (
     "model_revision",
     "time_utc",
 )
+ACTING = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # Unicode categories
 MOST_REFERENCES = 8  # listed one by one
 GENERAL = (
     "noise_floor",
@@ -78,7 +80,21 @@ def render(
         placed = {*GENERAL, "classes"}
         blocks += [_block(s.title, s.text[""]) for s in sections if s.name not in placed and s.text.get("")]
     blocks.append(_block("Results", results(facts, tree, files)))
-    return "\n\n".join(b for b in blocks if b) + "\n"
+    return printable("\n\n".join(b for b in blocks if b) + "\n")
+
+
+def printable(text: str) -> str:
+    """Text in which nothing acts on a terminal: � for control, formatting and surrogate characters.
+
+    Line breaks stay, and the two invisible joiners that emoji and Indic scripts are spelled with.
+    """
+    return "".join("\ufffd" if _acts(character) else character for character in text)
+
+
+def _acts(character: str) -> bool:
+    if character.isascii():
+        return not character.isprintable() and character != "\n"
+    return unicodedata.category(character) in ACTING and character not in "\u200c\u200d"
 
 
 def _block(title: str, body: str) -> str:
@@ -115,7 +131,7 @@ def _top(facts: Facts, tree: xr.DataTree | None) -> str:
             lines.append(wrap(f"missing  {', '.join(facts.missing)}", "  ", "    "))
         if resume_command(facts):
             lines.append(f"  resume   {resume_command(facts)}")
-    lines += [wrap(f"ANALYSIS FAILED  {name}: {error}", "", "    ") for name, error in facts.broken.items()]
+    lines += [wrap(f"{what}  {name}: {error}", "", "    ") for what, name, error in facts.problems()]
     if tree is None:
         lines.append("No run is finished: nothing was merged or analysed.")
         if (facts.directory / "sweep.nc").exists():
@@ -231,7 +247,8 @@ def prompts(view: View) -> str:
     rows = []
     for i, name in enumerate(names[:MOST_REFERENCES]):
         pages, offset = str(stored["pages"].values[i]), int(stored["token_offset"].values[i])
-        where = [f"pages {pages}" if pages else "", f"from source token {offset:,}"]
+        one = pages.isdecimal()
+        where = [f"{'page' if one else 'pages'} {pages}" if pages else "", f"from source token {offset:,}"]
         own = Path(str(stored["source"].values[i])).name if len(sources) > 1 else ""
         rows.append([name, said[i] if len(set(said)) > 1 else "", ", ".join(w for w in (own, *where) if w)])
     if len(set(said)) == 1:
@@ -258,7 +275,7 @@ def generation(view: View, references: int = 4) -> str:
         lines.append(f"  {name}")
         said: dict[str, list[str]] = {}
         for c, label in enumerate(labels):
-            said.setdefault(" ".join(str(text[c, r]).split()), []).append(label)
+            said.setdefault(printable(" ".join(str(text[c, r]).split())), []).append(label)
         stub = min(max(len(", ".join(whose)) for whose in said.values()), 48)
         for words, whose in said.items():
             lines.append(clip(f"    {', '.join(whose).ljust(stub)}  {words or '(no visible text)'}", WIDTH))

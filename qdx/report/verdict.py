@@ -10,6 +10,7 @@ import numpy as np
 from qdx.analysis.layout import plural
 from qdx.analysis.numerics import first_difference, mean_of_references
 from qdx.analysis.section import Section
+from qdx.analysis.signal import ZERO_FLOOR
 from qdx.analysis.view import PHASE_TITLES, View
 from qdx.report.drawing import number
 from qdx.report.figures import ratio_text, unit_of
@@ -82,9 +83,10 @@ def _distances(view: View, metric: str, phase: str, snr: Section | None) -> tupl
         # Long names would bury the fact; the sentences below name the pairs.
         names = [f" ({n})" if len(n) <= LONGEST_PAIR else "" for n in (named(near), named(far))]
         start = f"the nearest two configs of different formats{names[0]} are "
-        end = f"the furthest two of one format{names[1]}, by mean {metric} in {phase}"
+        by = f"by mean {metric} over references in {phase}"
+        end = f"the furthest two of one format{names[1]}, {by}"
         if most == 0:
-            lead = f"{start}{number(least)}{unit} apart, all of one format 0, by mean {metric} in {phase}"
+            lead = f"{start}{number(least)}{unit} apart, all of one format 0, {by}"
         else:
             lead = f"{start}{number(least / most)}× as far apart as {end}"
     said = []
@@ -106,9 +108,11 @@ def _snr(section: Section | None, metric: str, phase: str, pair: tuple[int, int]
     if metric not in result["metric"].values or phase not in result["phase"].values:
         return ""
     at = result.sel(metric=metric, phase=phase)
-    text = ratio_text(float(at["ratio"].values[pair]), bool(at["exact"].values[pair]), distance)
+    text = ratio_text(at, pair, distance)
     if text == "exact":
         return " (both repeat exactly, so all of it is signal)"
+    if text == ZERO_FLOOR:
+        return " (both noise floors are 0, but rows of repeats differ: no signal to noise)"
     return f" (signal to noise {text})"
 
 

@@ -267,6 +267,39 @@ def test_environment_classes_are_named_and_told_apart():
     assert "across environment classes" in two.text["prefill"]
 
 
+def test_cpus_that_model_other_sm_counts_are_other_environment_classes():
+    tree = sweep(blank(), simulated=[True, True], sm_count=[108, 132])
+    section = analysis.classes(tree)
+    assert section.result.environment_class.values.tolist() == [0, 1]
+    assert "E1  CPU modelling 108 SMs, transformers 5.23, batch 1: c0" in section.text[""]
+    assert "E2  CPU modelling 132 SMs, transformers 5.23, batch 1: c1" in section.text[""]
+    measured = sweep(blank(), simulated=[False, False], sm_count=[108, 132])
+    assert analysis.classes(measured).result.environment_class.values.tolist() == [0, 0]
+
+
+def test_the_processor_and_its_threads_tell_environment_classes_apart_on_a_cpu_only():
+    one = sweep(blank(), threads=[1, 2], cpu=["Xeon 8481C"] * 2)
+    assert (
+        "E2  CPU Xeon 8481C with 2 threads, transformers 5.23, batch 1: c1" in analysis.classes(one).text[""]
+    )
+    other = sweep(blank(), cpu=["Xeon 8481C", "EPYC 9654"])
+    assert analysis.classes(other).result.environment_class.values.tolist() == [0, 1]
+    gpu = sweep(blank(), threads=[1, 2], cpu=["Xeon 8481C", "EPYC 9654"], compute_capability=["9.0"] * 2)
+    assert analysis.classes(gpu).result.environment_class.values.tolist() == [0, 0]
+
+
+def test_a_mean_over_references_is_not_called_a_mean_of_rows():
+    rows = blank(configs=2, references=3)
+    rows["tokens"][1, :, 0, 2:] += 50  # of reference 0 two rows are left, of the others five
+    rows["decode"][1, :, 0, :, 0] = 7.0
+    effects, pairs = analysis.effects(sweep(rows)), analysis.pairs(sweep(rows))
+    mean = effects.result["mean"].sel(metric="l2", phase="decode", region="content").values[0, 1]
+    assert mean == pytest.approx(7 / 3) and mean != pytest.approx(2 * 7 / 12)
+    assert "Mean over 3 references of each one's mean (12 content rows a pair" in effects.text["decode"]
+    assert "ref_0, mean of 2 content rows a pair" in effects.text["decode"]
+    assert "over references of each one's mean" in " ".join(pairs.text["decode"].split())
+
+
 # Pairs
 
 
@@ -342,6 +375,22 @@ def test_the_ratio_is_the_distance_over_the_pairs_noise_and_exact_where_there_is
     )
     assert "exact" in section.text[""] and "equal" in section.text[""]  # prefill: all equal
     assert "decode" not in section.result.phase.values
+
+
+def test_a_floor_of_zero_is_not_exact_where_repeats_differ_in_bits_that_the_metric_does_not_see():
+    rows = blank(configs=3)
+    rows["replay"][1, 1:, ..., 3] = 1e-9  # skew looks at component 0 alone
+    rows["replay"][1:, ..., 0] = 2.0
+    section = analysis.snr(sweep(rows, metrics=("skew",)))
+    at = section.result.sel(metric="skew", phase="replay")
+    assert at.floor.values.tolist() == [0.0, 0.0, 0.0]
+    assert at.exact.values.tolist() == [[False, False, True], [False] * 3, [True, False, False]]
+    assert np.isnan(at.ratio.values).all()
+    prefill, replay = section.text[""].split("replay (shared continuation)")
+    assert replay.count("floor 0, rows differ") == 4 + 1 and "bits that skew does not see" in " ".join(
+        replay.split()
+    )
+    assert "floor 0" not in prefill  # its repeats are equal: no such cell, and the legend comes last
 
 
 def test_a_metric_of_likeness_has_no_signal_to_noise():

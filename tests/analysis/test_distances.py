@@ -292,16 +292,34 @@ def test_a_metric_that_breaks_its_contract_is_named(full, wrong, message):
         found_in(full, {"mine": wrong})
 
 
+def test_a_metric_that_raises_is_noted_once_where_notes_are_asked_for(full):
+    groups = []
+
+    @register("metric", "late")
+    def late(p, q):
+        if "metrics/late/prefill" in groups:
+            raise ZeroDivisionError("too late")
+        return (p - q).abs().sum(-1)
+
+    broken = {}
+    metrics = {"late": late, **shipped("l2")}
+    for group, _ in measure(full, full / "sweep.nc", metrics, broken=broken):
+        groups.append(group)
+    assert list(broken) == ["late"] and "raised ZeroDivisionError: too late" in broken["late"]
+    assert [g for g in groups if "l2" in g] == [f"metrics/l2/{phase}" for phase in PHASES]
+    assert [g for g in groups if "late" in g] == ["metrics/late/prefill"]  # what it had been through stays
+
+
 @pytest.mark.parametrize(
     ("meta", "message"),
-    [({"on": "hidden"}, "on 'hidden', which no run"), ({"needs": ("target",)}, "needs target")],
+    [({"on": "hidden"}, "on='hidden', one of"), ({"needs": ("target",)}, "needs target")],
 )
 def test_a_metric_that_asks_for_what_is_not_there_is_refused_before_any_row(full, meta, message):
     def mine(p, q):
         raise AssertionError("was called")
 
-    register("metric", "mine", **meta)(mine)
     with pytest.raises(QdxError, match=message):
+        register("metric", "mine", **meta)(mine)
         found_in(full, {"mine": mine})
 
 

@@ -103,22 +103,28 @@ def test_rows_before_a_split_have_consumed_equal_tokens(split, length):
 
 def test_signal_to_noise_is_the_median_ratio():
     distance = np.array([2.0, 10.0, 4.0, np.nan])
-    ratio, exact = numerics.signal_to_noise(distance, 1.0, 7.0)
+    ratio, exact = numerics.signal_to_noise(distance, 1.0, 7.0, bit_equal=False)
     assert ratio == pytest.approx(4.0 / math.sqrt((1 + 49) / 2)) and not exact
 
 
 def test_two_configs_that_differ_by_their_noise_alone_have_a_ratio_of_one():
     # n_a = 0 and n_b = √2 σ (two noisy runs), and the pair differs by σ (one noisy run).
     sigma = 0.3
-    assert numerics.signal_to_noise(np.full(4, sigma), 0.0, math.sqrt(2) * sigma)[0] == pytest.approx(1.0)
+    ratio, _ = numerics.signal_to_noise(np.full(4, sigma), 0.0, math.sqrt(2) * sigma, bit_equal=False)
+    assert ratio == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
-    ("distance", "floors", "exact"),
-    [([1.0], (0.0, 0.0), True), ([1.0], (math.nan, 0.0), False), ([math.nan], (0.0, 0.0), False)],
+    ("distance", "floors", "bit_equal", "exact"),
+    [
+        ([1.0], (0.0, 0.0), True, True),
+        ([1.0], (0.0, 0.0), False, False),
+        ([1.0], (math.nan, 0.0), True, False),
+        ([math.nan], (0.0, 0.0), True, False),
+    ],
 )
-def test_where_there_is_no_ratio_it_is_nan(distance, floors, exact):
-    ratio, said = numerics.signal_to_noise(np.array(distance), *floors)
+def test_where_there_is_no_ratio_it_is_nan(distance, floors, bit_equal, exact):
+    ratio, said = numerics.signal_to_noise(np.array(distance), *floors, bit_equal=bit_equal)
     assert math.isnan(ratio) and said is exact
 
 

@@ -15,12 +15,15 @@ import pytest
 import xarray as xr
 
 import qdx
+from qdx.analysis.view import View
 from qdx.errors import QdxError
-from qdx.report import build
+from qdx.report import build, figures, markdown
 from qdx.report.__main__ import main
 from qdx.report.build import show
 from qdx.report.facts import Facts, next_command
+from qdx.report.text import generation, prompts, render
 from tests.helpers import write_sweep
+from tests.synthetic import blank, sweep
 
 ANALYSES = {"noise_floor", "consistency", "effects", "classes", "pairs", "snr"}
 SECTIONS = [
@@ -52,7 +55,7 @@ def built(finished):
 def folder(finished, tmp_path):
     """A copy of the unmerged folder, to break."""
     copy = tmp_path / "sweep"
-    shutil.copytree(finished, copy, ignore=shutil.ignore_patterns("sweep.nc", "report.txt", "summary.json"))
+    shutil.copytree(finished, copy, ignore=shutil.ignore_patterns("sweep.nc", "report.*", "summary.json"))
     settings(copy, metrics={"top1": {"_target_": "qdx.metrics.top1"}})
     return copy
 
@@ -256,6 +259,86 @@ def words(tree):
     return Section(
         "words", "Words of its own", xr.Dataset({"answer": 42.0, "gap": np.nan}), {"": "  forty-two"}
     )
+
+
+METRICS = {"l2": {"_target_": "qdx.metrics.l2"}, "bad": {"_target_": f"{__name__}.bad"}}
+
+
+@qdx.register("metric", "bad")
+def bad(p, q):
+    raise ZeroDivisionError("no distance")
+
+
+def test_a_metric_that_raises_is_named_and_takes_nothing_with_it(folder):
+    settings(folder, metrics=METRICS)
+    assert main([str(folder)]) == 1
+    written = (folder / "report.txt").read_text(encoding="utf-8")
+    top = " ".join(written[: written.index("Environment")].split())
+    assert "METRIC FAILED bad: metric 'bad' raised ZeroDivisionError: no distance" in top
+    assert headings(written) == SECTIONS and "√ Σ_v (ln p_v − ln q_v)²" in written
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary["metrics"]) == ["l2"] and set(summary["analyses"]) == ANALYSES
+    assert list(summary["metrics_failed"]) == ["bad"] and not summary["analyses_failed"]
+    assert "METRIC FAILED" in (folder / "report.html").read_text(encoding="utf-8")
+    assert list(qdx.open(folder / "sweep.nc")["metrics"].children) == ["l2"]
+    report = build(folder, metrics={"bad": METRICS["bad"]}, analyses=CLASSES, formats=["md"], console=False)
+    assert list(report.failed) == ["metric bad"] and "Kernel equivalence classes" in report.text
+    assert "METRIC FAILED" in (folder / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("what", "lost"),
+    [
+        ("qdx.report.html.render", ["report.html"]),
+        ("qdx.report.markdown.table", ["report.md"]),
+        ("qdx.report.figures.collect", ["figures", "report.html", "report.md"]),
+    ],
+)
+def test_a_page_that_cannot_be_made_is_named_and_takes_nothing_with_it(folder, monkeypatch, what, lost):
+    def stumble(*_args, **_options):
+        raise ZeroDivisionError("no page")
+
+    settings(folder, analyses=CLASSES)
+    monkeypatch.setattr(what, stumble)
+    assert main([str(folder), "--formats", "html,md,txt"]) == 1
+    text = (folder / "report.txt").read_text(encoding="utf-8")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary["files_failed"]) == lost and (folder / "sweep.nc").exists()
+    for name in lost:
+        assert f"NOT WRITTEN  {name}: ZeroDivisionError: no page" in text
+    for name in ("report.html", "report.md", "report.txt"):
+        assert (folder / name).exists() == (name in summary["files"]) == (name not in lost)
+        if name not in lost:
+            assert summary["files"][name]["bytes"] == (folder / name).stat().st_size
+            assert "NOT WRITTEN" in (folder / name).read_text(encoding="utf-8")
+
+
+def test_no_metric_and_no_analysis_are_not_the_default_ones(folder):
+    report = build(folder, metrics={}, analyses={}, formats=["txt"], console=False)
+    assert report.summary["metrics"] == {} and report.summary["analyses"] == {} and not report.failed
+    settings(folder, metrics={})
+    again = build(folder, analyses=CLASSES, formats=["txt"], console=False)
+    assert again.summary["metrics"] == {} and list(again.summary["analyses"]) == ["classes"]
+
+
+def test_a_generated_control_character_does_not_reach_the_terminal():
+    rows = blank(references=1)
+    tree = sweep(rows)
+    said = "two\x1b]0;owned\x07 \x9b2J\u202etfel 👩\u200d🔬 é"
+    tree["output"]["text"].values[:] = said
+    clean = "two�]0;owned� �2J�tfel 👩\u200d🔬 é"
+    assert clean in generation(View(tree))
+    facts = Facts(Path("s\x1b[2J"), ["c0", "c1"], [], {"c1": "broke\x1b[31m"}, {}, {})
+    report = render(facts, tree, [], [])
+    assert clean in report and "broke�[31m" in report and "\x1b" not in report and "\n" in report
+    page = markdown.render(facts, tree, [], figures.Figures(), [])
+    assert clean in page and "\x1b" not in page
+
+
+def test_one_page_is_a_page():
+    tree = sweep(blank(references=2))
+    tree["references"]["pages"].values[:] = ["4", "16-17"]
+    assert "ref_0  page 4, " in prompts(View(tree)) and "ref_1  pages 16-17, " in prompts(View(tree))
 
 
 def test_an_interrupted_merge_leaves_the_earlier_files(folder, monkeypatch):
