@@ -321,9 +321,9 @@ def validate(cfg: DictConfig) -> Experiment:
         Naming the key, the value, the choices and the nearest one.
     """
     known = [f.name for f in fields(Experiment)]
-    for name in cfg:
+    for name in map(str, cfg):
         if name not in known and name != "hydra":
-            raise QdxError(f"{name}: unknown key, one of {', '.join(known)}{nearest(str(name), known)}")
+            raise QdxError(f"{name}: unknown key, one of {', '.join(known)}{nearest(name, known)}")
     parts: dict[str, Any] = {}
     for name, schema in (
         ("model", Model),
@@ -370,7 +370,7 @@ def label(swept: list[str], root: DictConfig) -> str:
             value = _choice(root, key)
         if isinstance(value, DictConfig):
             value = value.get("name", "+".join(str(name) for name in value))
-        parts.append(f"{key}={value!s}")
+        parts.append(f"{key}=" + str(value))
     text = ",".join(parts)
     return "".join("_" if c in '/\\:*?"<>|\n\t ' else c for c in text)
 

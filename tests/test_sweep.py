@@ -167,14 +167,16 @@ def test_killing_the_sweep_leaves_finished_runs_and_no_process(
 ) -> None:
     command = [
         *("-m", "quant=awq,awq_marlin", *SMALL, *checkpoints(tiny_models)),
-        *("repeats=400", "hydra.sweep.dir=out"),
+        *("repeats=300", "hydra.sweep.dir=out"),
     ]
-    parent = subprocess.Popen(
-        [sys.executable, "-m", "qdx", *command], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE
-    )
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        parent = subprocess.Popen(
+            [sys.executable, "-m", "qdx", *command], cwd=tmp_path, env=environment(), stderr=stream
+        )
     part = tmp_path / "out" / "awq" / "run.nc.part"
-    _wait(part.exists, "the first job writes its file")
-    time.sleep(2)
+    # A line of a log file, not of a terminal, names how many batches are synchronised.
+    _wait(lambda: " done, repeat" in log.read_text(), "the first batches are synchronised")
     children = _children(parent.pid)
     assert children
     parent.send_signal(signal.SIGKILL)

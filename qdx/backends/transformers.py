@@ -255,7 +255,7 @@ class TransformersBackend:
         self._generator.manual_seed(seed)
 
 
-class _Computed(nn.Module):
+class _Computed(nn.Module):  # type: ignore[misc]  # mypy skips torch
     """Stands where a model's body is and returns hidden states that it computed before."""
 
     def __init__(self, hidden_1PH: Tensor) -> None:
