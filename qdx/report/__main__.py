@@ -16,7 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0: everything is there. 1: a job failed or is missing, or an analysis raised; the report names it.
+        0: everything is there. 1: a job failed or is missing, or a metric, an analysis or a page raised; the
+        report names it.
         2: no report.
     """
     parser = argparse.ArgumentParser(prog="python -m qdx.report", description=__doc__)
