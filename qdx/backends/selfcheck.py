@@ -29,10 +29,17 @@ class Listener:
 
     def __init__(self, lengths: list[int], recorder: Recorder | None = None) -> None:
         self._lengths, self._recorder = lengths, recorder
+        self._phase = "decode"
         self.decoded: dict[tuple[int, int], int] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._recorder, name)
+
+    def begin(self, phase: str, repeat: int, references: list[int]) -> None:
+        """Follow the recorder's phases: only the rows of the free generation are kept."""
+        self._phase = phase
+        if self._recorder is not None:
+            self._recorder.begin(phase, repeat, references)
 
     def wanted(self, item: int) -> NDArray[np.int32]:
         """Return the recorder's wanted positions; alone, the last row of the prefill."""
@@ -46,7 +53,7 @@ class Listener:
         """Hash decode rows and pass all rows on."""
         from qdx.capture import row_hash
 
-        if (positions > self._lengths[item]).any():
+        if self._phase == "decode" and (positions > self._lengths[item]).any():
             for position, value in zip(positions.tolist(), row_hash(logits_PV).tolist(), strict=True):
                 self.decoded[item, position] = value
         if self._recorder is not None:

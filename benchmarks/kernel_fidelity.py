@@ -1,0 +1,180 @@
+"""How near the numerical models of `qdx.kernels` come to vLLM's real kernels: same inputs, same weights.
+
+    python benchmarks/kernel_fidelity.py [--rows 1,8,49,…] [--shapes 768x1280,…] [--save outputs.npz]
+
+Needs a GPU of compute capability 9.0 and vLLM 0.20.2 (its ops are called as its linear methods call them).
+The models run on the CPU. For every real kernel, shape and number of rows it prints, for each model of a
+kernel that reads the same weights: the share of bit-equal outputs, the largest distance in ULPs of float16
+and the mean absolute difference; the last column names the model with the smallest mean difference.
+``repeat`` is the real kernel against itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qdx.kernels import QuantizedWeight, make
+from qdx.models import awq, gptq
+from qdx.models.quantize import round_to_nearest
+
+DEMO = ((768, 1280), (768, 768), (768, 3072), (1536, 768))  # qkv, o, gate_up, down as vLLM merges them
+LARGE = ((4096, 6144), (12288, 4096))  # qkv and down of Qwen3-8B
+ROWS = (1, 8, 49, 51, 255, 256, 2048)
+MODELS = {True: ("dense", "exllama", "marlin", "machete"), False: ("dense", "awq_gemm", "marlin", "machete")}
+Kernel = Callable[[Tensor], Tensor]
+
+
+def weight_of(in_features: int, out_features: int, symmetric: bool) -> QuantizedWeight:
+    """Quantize a Gaussian matrix, the same on every machine."""
+    numbers = torch.Generator().manual_seed(in_features * 100003 + out_features)
+    weight_NK = torch.randn(out_features, in_features, generator=numbers) * 0.02
+    return round_to_nearest(weight_NK.half(), 128, symmetric=symmetric)
+
+
+def input_of(rows: int, in_features: int) -> Tensor:
+    """Draw activations, the same on every machine."""
+    return torch.randn(rows, in_features, generator=torch.Generator().manual_seed(rows + in_features)).half()
+
+
+def packed_rows(q_KN: Tensor) -> Tensor:
+    """Pack eight rows of K into a word: int32 (K / 8, N), the layout that Marlin and Machete are given."""
+    parts = q_KN.to(torch.int64).view(-1, 8, q_KN.shape[1])
+    word = sum(parts[:, i] << (4 * i) for i in range(8))
+    return torch.as_tensor(word).to(torch.int32)
+
+
+def real_kernels(weight: QuantizedWeight) -> dict[str, Kernel]:
+    """Return vLLM's kernels for a weight, prepared as its linear methods prepare them."""
+    from vllm import _custom_ops as ops
+    from vllm.model_executor.layers.quantization.utils import marlin_utils as marlin
+    from vllm.scalar_type import scalar_types
+
+    size_k, size_n, group = weight.in_features, weight.out_features, weight.group_size
+    kind = scalar_types.uint4b8 if weight.symmetric else scalar_types.uint4
+    rows = packed_rows(weight.q_KN).cuda()
+    scale, zero = weight.scale_GN.cuda(), weight.zero_GN.to(torch.int32).cuda()
+    none = marlin.marlin_make_empty_g_idx(torch.device("cuda"))
+    shape = {"size_k": size_k, "size_n": size_n}
+    m_weight = ops.gptq_marlin_repack(rows, perm=none, **shape, num_bits=4, is_a_8bit=False)
+    m_scale = marlin.marlin_permute_scales(scale, **shape, group_size=group, is_a_8bit=False)
+    m_zero = none
+    if not weight.symmetric:
+        m_zero = marlin.marlin_zero_points(
+            zero, size_k=size_k // group, size_n=size_n, num_bits=4, is_a_8bit=False
+        )
+    space = marlin.marlin_make_workspace_new(torch.device("cuda"))
+    t_weight = ops.machete_prepack_B(
+        rows.t().contiguous().t(), a_type=torch.float16, b_type=kind, group_scales_type=torch.float16
+    )
+    t_zero = None if weight.symmetric else (-1.0 * scale * zero.to(torch.float16)).contiguous()
+
+    def run_marlin(x: Tensor) -> Tensor:
+        return marlin.apply_gptq_marlin_linear(
+            x, m_weight, m_scale, m_zero, none, none, space, kind, size_n, size_k, is_k_full=True
+        )
+
+    def run_machete(x: Tensor) -> Tensor:
+        return ops.machete_mm(
+            a=x, b_q=t_weight, b_type=kind, b_group_zeros=t_zero, b_group_scales=scale, b_group_size=group
+        )
+
+    found: dict[str, Kernel] = {"marlin": run_marlin, "machete": run_machete}
+    if weight.symmetric:
+        parts = {name: value.cuda() for name, value in gptq.pack(weight).items()}
+        shuffled = parts["qweight"].clone()
+        empty = torch.empty(0, dtype=torch.int, device="cuda")
+        ops.gptq_shuffle(shuffled, empty, 4)
+        found["exllama"] = lambda x: ops.gptq_gemm(
+            x, shuffled, parts["qzeros"], parts["scales"], empty, True, False, 4
+        )
+    else:
+        part = {name: value.cuda() for name, value in awq.pack(weight).items()}
+
+        def run_awq(x: Tensor) -> Tensor:
+            if x.shape[0] >= 256:
+                return x @ ops.awq_dequantize(part["qweight"], part["scales"], part["qzeros"], 0, 0, 0)
+            return ops.awq_gemm(x, part["qweight"], part["scales"], part["qzeros"], 8)
+
+        found["awq_gemm"] = run_awq
+    return found
+
+
+def ordered(y: Tensor) -> Tensor:
+    """Map float16 to integers whose difference is the distance in ULPs."""
+    bits = y.view(torch.int16).to(torch.int32)
+    return torch.where(bits < 0, -(bits & 0x7FFF), bits)
+
+
+def compare(real: Tensor, other: Tensor) -> tuple[float, int, float]:
+    """Return the share of bit-equal outputs, the largest ULP distance and the mean absolute difference."""
+    ulps = (ordered(real) - ordered(other)).abs()
+    return (
+        float((ulps == 0).double().mean()),
+        int(ulps.max()),
+        float((real.double() - other.double()).abs().mean()),
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rows", default=",".join(map(str, ROWS)))
+    parser.add_argument("--shapes", default=",".join(f"{k}x{n}" for k, n in DEMO + LARGE))
+    parser.add_argument("--save", help="npz file for the real kernels' outputs of up to 256 rows")
+    arguments = parser.parse_args()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    saved: dict[str, Any] = {}
+    sm_count = torch.cuda.get_device_properties(0).multi_processor_count
+    print(
+        f"{torch.cuda.get_device_name()}, {sm_count} SMs; share bit-equal / largest ULPs / mean |difference|"
+    )
+    agreed = total = 0
+    for size in arguments.shapes.split(","):
+        in_features, out_features = map(int, size.split("x"))
+        for symmetric in (False, True):
+            weight = weight_of(in_features, out_features, symmetric)
+            real = real_kernels(weight)
+            generator = torch.Generator().manual_seed(0)
+            models = {
+                name: make(
+                    name,
+                    weight.dequantize().t().contiguous() if name == "dense" else weight,
+                    sm_count=sm_count,
+                    generator=generator,
+                )
+                for name in MODELS[symmetric]
+            }
+            form = "gptq" if symmetric else "awq"
+            for rows in map(int, arguments.rows.split(",")):
+                x = input_of(rows, in_features)
+                modelled = {name: model(x).clone() for name, model in models.items()}
+                for name, kernel in real.items():
+                    y = kernel(x.cuda()).cpu()
+                    again = kernel(x.cuda()).cpu()
+                    found = {other: compare(y, value) for other, value in modelled.items()}
+                    nearest = min(found, key=lambda other: found[other][2])
+                    agreed, total = agreed + (nearest == name), total + 1
+                    cells = "  ".join(f"{k} {s:.4f}/{u}/{d:.1e}" for k, (s, u, d) in found.items())
+                    print(
+                        f"{size:>11} {form:4} {rows:4} rows  {name:8}  repeat {compare(y, again)[0]:.4f}  "
+                        f"{cells}  nearest: {nearest}{'' if nearest == name else '  <-- not its own'}",
+                        flush=True,
+                    )
+                    if arguments.save and rows <= 256 and (in_features < 4096 or rows <= 51):
+                        saved[f"{size}/{form}/{rows}/{name}"] = y.numpy()
+    print(f"{agreed} of {total}: the real kernel's nearest model is its own")
+    if arguments.save:
+        np.savez_compressed(Path(arguments.save), **saved)
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        main()

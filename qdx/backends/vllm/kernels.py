@@ -1,0 +1,85 @@
+"""Which kernel every linear layer of a loaded vLLM model runs."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+# A linear method that has no kernel object to ask runs this.
+BY_METHOD = {
+    "UnquantizedLinearMethod": "dense",
+    "UnquantizedEmbeddingMethod": "dense",
+    "AWQLinearMethod": "awq_gemm",
+    "AutoAWQLinearMethod": "awq_gemm",
+    "GPTQLinearMethod": "exllama",
+    "AWQMarlinLinearMethod": "marlin",
+    "GPTQMarlinLinearMethod": "marlin",
+}
+BY_KERNEL = {
+    "MarlinLinearKernel": "marlin",
+    "MacheteLinearKernel": "machete",
+    "ExllamaLinearKernel": "exllama",
+    "AllSparkLinearKernel": "allspark",
+    "ConchLinearKernel": "conch",
+    "CutlassW4A8LinearKernel": "cutlass_w4a8",
+    "TritonW4A16LinearKernel": "triton",
+    "HummingLinearKernel": "humming",
+    "Dynamic4bitLinearKernel": "dynamic_4bit",
+    "CPUWNA16LinearKernel": "cpu_wna16",
+}
+UNQUANTIZED = frozenset({"UnquantizedLinearMethod", "UnquantizedEmbeddingMethod"})
+
+
+class Layer(NamedTuple):
+    """What one type of layer was found to run, as the engine's worker reports it."""
+
+    name: str
+    method: str
+    kernel: str
+
+    @property
+    def kernel_class(self) -> str:
+        """The engine's own words, such as ``AWQMarlinLinearMethod/MacheteLinearKernel``."""
+        return f"{self.method}/{self.kernel}" if self.kernel else self.method
+
+
+def normalized(method: str, kernel: str) -> str:
+    """Return qdx's name of a kernel.
+
+    Parameters
+    ----------
+    method : str
+        Class name of the layer's ``quant_method``.
+    kernel : str
+        Class name of that method's ``kernel``, empty where it has none.
+
+    Returns
+    -------
+    str
+        A class that is not known here keeps its own name, so that it can be recorded but never passes for
+        another.
+    """
+    return BY_KERNEL.get(kernel, kernel) if kernel else BY_METHOD.get(method, method)
+
+
+def on_worker(worker: Any) -> list[Layer]:
+    """Return every (layer type, method, kernel) of the worker's model, each once; runs inside it.
+
+    Embeddings are no matrix products and are left out, except where one is the output head, too.
+    """
+    model = worker.model_runner.get_model()
+    found = set()
+    for name, module in model.named_modules():
+        method = getattr(module, "quant_method", None)
+        bases = {base.__name__ for base in type(module).__mro__}
+        if method is None or not bases & {"LinearBase", "ParallelLMHead"}:
+            continue
+        found.add(Layer(name.rpartition(".")[2], *_classes(method)))
+    head = getattr(model, "lm_head", None)
+    if head is not None and getattr(head, "quant_method", None) is not None:
+        found.add(Layer("lm_head", *_classes(head.quant_method)))
+    return sorted(found)
+
+
+def _classes(method: Any) -> tuple[str, str]:
+    kernel = getattr(method, "kernel", None)
+    return type(method).__name__, "" if kernel is None else type(kernel).__name__
