@@ -73,10 +73,17 @@ def main() -> None:
         name: [statistics.median(column) for column in zip(*pairs, strict=True)]
         for name, pairs in times.items()
     }
-    print(f"{'config':<13} {'prefill s':>9} {'ratio':>6} {'step ms':>8} {'ratio':>6}")
+    # What a sweep does with a reference: one prefill, then the steps of generation and those of replay.
+    whole = {name: prefill + 2 * arguments.steps * step for name, (prefill, step) in medians.items()}
+    print(
+        f"{'config':<13} {'prefill s':>9} {'ratio':>6} {'step ms':>8} {'ratio':>6} {'reference s':>11} {'ratio':>6}"
+    )
     dense = medians["none"]
     for name, (prefill, step) in medians.items():
-        print(f"{name:<13} {prefill:9.3f} {prefill / dense[0]:6.2f} {step * 1e3:8.1f} {step / dense[1]:6.2f}")
+        print(
+            f"{name:<13} {prefill:9.3f} {prefill / dense[0]:6.2f} {step * 1e3:8.1f} {step / dense[1]:6.2f} "
+            f"{whole[name]:11.2f} {whole[name] / whole['none']:6.2f}"
+        )
 
 
 if __name__ == "__main__":
