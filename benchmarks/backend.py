@@ -76,7 +76,7 @@ def main() -> None:
     # What a sweep does with a reference: one prefill, then the steps of generation and those of replay.
     whole = {name: prefill + 2 * arguments.steps * step for name, (prefill, step) in medians.items()}
     print(
-        f"{'config':<13} {'prefill s':>9} {'ratio':>6} {'step ms':>8} {'ratio':>6} {'reference s':>11} {'ratio':>6}"
+        f"{'config':<13} {'prefill s':>9} {'ratio':>6} {'step ms':>8} {'ratio':>6} {'sum s':>11} {'ratio':>6}"
     )
     dense = medians["none"]
     for name, (prefill, step) in medians.items():

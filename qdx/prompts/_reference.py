@@ -142,8 +142,8 @@ def check_references(references: object, *, who: str, tokens: int) -> None:
             )
         if len(one.continuation) != tokens:
             raise QdxError(
-                f"{who}.load: reference {one.name!r} has a continuation of {len(one.continuation)} tokens, not "
-                f"generate.tokens={tokens}: make the option continuation_tokens its length"
+                f"{who}.load: reference {one.name!r} has a continuation of {len(one.continuation)} tokens, "
+                f"not generate.tokens={tokens}: make the option continuation_tokens its length"
             )
 
 
