@@ -25,7 +25,8 @@ def scratch(slot: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tenso
     size = prod(shape)
     memory = slots.get((slot, dtype))
     if memory is None or memory.numel() < size:
-        memory = torch.empty(size, dtype=dtype)
+        with torch.inference_mode(False):  # what is made inside that mode may not be written outside it
+            memory = torch.empty(size, dtype=dtype)
         slots[slot, dtype] = memory
     return memory[:size].view(shape)
 

@@ -87,6 +87,15 @@ def test_result_depends_on_old_memory_or_changes_from_call_to_call(kernel: str, 
     assert torch.equal(first, kept)  # a result is not work memory
 
 
+@pytest.mark.parametrize("kernel", INT4)
+def test_work_memory_of_inference_mode_cannot_be_used_outside_it(kernel: str) -> None:
+    weight = weights(512, 192, 64, symmetric=True)
+    _base._LOCAL.__dict__.pop("slots", None)
+    with torch.inference_mode():
+        inside = seeded(kernel, weight)(inputs(17, 512)).clone()
+    assert torch.equal(seeded(kernel, weight)(inputs(17, 512)), inside)
+
+
 def test_exllama_row_depends_on_its_neighbours() -> None:
     weight = weights(512, 192, 64, symmetric=True)
     x_MK = inputs(50, 512)
