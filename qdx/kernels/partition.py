@@ -114,6 +114,7 @@ def accumulate(
     """
     shares, rows, _ = x_LMK.shape
     out_MN = scratch("sum", rows, weight_LKN.shape[-1])
+    gathered: dict[tuple[tuple[int, int], ...], Tensor] = {}
     for part in parts:
         bounds = [[_bound(cut, share, shares) for share in range(shares)] for cut in part.cuts]
         spans = list(pairwise(bounds))
@@ -126,8 +127,11 @@ def accumulate(
         whole = part.columns == ((0, out_MN.shape[1]),)
         if not whole:  # side by side they are one matmul
             width = sum(stop - start for start, stop in part.columns)
-            runs = [weight_LKN[:, :, start:stop] for start, stop in part.columns]
-            part_LKN = torch.cat(runs, 2, out=scratch("columns", *weight_LKN.shape[:2], width))
+            if part.columns not in gathered:  # row tiles share their column runs, not their cuts
+                runs = [weight_LKN[:, :, start:stop] for start, stop in part.columns]
+                memory = scratch(f"columns {len(gathered)}", *weight_LKN.shape[:2], width)
+                gathered[part.columns] = torch.cat(runs, 2, out=memory)
+            part_LKN = gathered[part.columns]
             target_MN = scratch("target", x_part.shape[1], width)
         partials = shares * len(spans) * target_MN.numel()
         if even and shares * len(spans) > 1 and partials <= _BATCHED_PARTIALS:
