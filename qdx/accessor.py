@@ -13,8 +13,7 @@ from qdx import arrays
 from qdx.arrays import Metric
 from qdx.dataset import open
 from qdx.dataset.layout import PHASES
-from qdx.errors import QdxError
-from qdx.plugins import nearest
+from qdx.errors import QdxError, nearest
 
 __all__ = ["DatasetAccessor", "TreeAccessor", "open"]
 

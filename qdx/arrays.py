@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from qdx.errors import QdxError
-from qdx.plugins import find, nearest, plugin_of
+from qdx.errors import QdxError, nearest
+from qdx.plugins import find, plugin_of
 
 Metric = str | Callable[..., Any]
 ROW = ("reference", "position")

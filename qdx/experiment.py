@@ -16,6 +16,7 @@ from qdx import backends, models, plugins
 from qdx.backends.selfcheck import Listener, replays_exactly
 from qdx.capture import CaptureSettings, Recorder
 from qdx.dataset import provenance, resume
+from qdx.dataset.folder import PART, RUN, STATUS
 from qdx.dataset.joining import join_repeats
 from qdx.errors import QdxError
 from qdx.process import spawn
@@ -73,16 +74,16 @@ def run(cfg: DictConfig, directory: Path, command_line: str, progress: Progress)
     tokenizer = models.load_tokenizer(checkpoint.path)
     references, prompts = load_references(experiment, tokenizer)
     identity = identify(cfg, checkpoint, references)
-    target = directory / "run.nc"
+    target = directory / RUN
     if resume.is_complete(target, str(identity["config_hash"])):
-        (directory / "run.nc.part").unlink(missing_ok=True)
+        (directory / PART).unlink(missing_ok=True)
         return "complete already, kept"
     resume.set_aside(target)
     attrs = {**identity, "prompts": prompts, "command_line": command_line}
     if experiment.repeat_scope == "process":
         run_in_processes(cfg, experiment.repeats, directory, command_line, progress)
         parts = repeat_folders(directory, experiment.repeats)
-        join_repeats([part / "run.nc" for part in parts], target, attrs)
+        join_repeats([part / RUN for part in parts], target, attrs)
         for part in parts:
             shutil.rmtree(part)
         return "complete"
@@ -152,11 +153,11 @@ def run_in_processes(
     for repeat, folder in enumerate(repeat_folders(directory, repeats)):
         progress.step(f"repeat {repeat + 1} of {repeats}")
         folder.mkdir(exist_ok=True)
-        (folder / "status.json").unlink(missing_ok=True)
+        (folder / STATUS).unlink(missing_ok=True)
         one = OmegaConf.merge(cfg, {"repeats": 1, "repeat_scope": "engine", "seed": cfg.seed + repeat})
         request = {"do": "run", "config": OmegaConf.to_yaml(one, resolve=True), "directory": str(folder)}
         if ended := spawn({**request, "command_line": command_line}):
-            status = folder / "status.json"
+            status = folder / STATUS
             error = json.loads(status.read_text())["error"] if status.exists() else ended
             raise QdxError(f"repeat {repeat + 1} of {repeats}: {error}")
 

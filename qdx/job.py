@@ -8,10 +8,9 @@ import sys
 import traceback
 from pathlib import Path
 
+from qdx.dataset.folder import STATUS
 from qdx.errors import QdxError
 from qdx.process import FULL_ERROR, serve, spawn
-
-STATUS = "status.json"
 
 
 def run(config: str, directory: str, command_line: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qdx.schema import nearest
+from qdx.errors import nearest
 
 
 def explain(error: Exception, conf: Path) -> str | None:

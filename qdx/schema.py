@@ -7,7 +7,6 @@ an error that names the key, the value and the choices.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Union
@@ -15,7 +14,7 @@ from typing import Any, Union
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qdx.errors import QdxError
+from qdx.errors import QdxError, nearest
 
 FORMAT_KERNELS: Mapping[str, tuple[str, ...]] = {
     "none": ("dense", "any"),
@@ -31,12 +30,6 @@ KERNEL_DTYPES: Mapping[str, tuple[str, ...]] = {
 }
 DTYPES = ("float16", "bfloat16", "float32")
 REPORT_FORMATS = ("txt", "html", "md")
-
-
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'?)`` for the choice most like `name`, or an empty string."""
-    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def _one_of(key: str, value: str, choices: Iterable[str]) -> None:

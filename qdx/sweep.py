@@ -25,12 +25,12 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from qdx import job as job_process
 from qdx import plugins
+from qdx.dataset.folder import PLAN
 from qdx.errors import QdxError
 from qdx.messages import explain
 from qdx.process import spawn
 from qdx.schema import validate
 
-MANIFEST = "sweep.json"
 DEFAULTS = {"metric": "l2", "analysis": "effects"}
 
 
@@ -194,7 +194,7 @@ def _check_plugins(cfg: DictConfig) -> None:
 
 def _write_manifest(directory: Path, manifest: dict[str, Any]) -> str:
     """Write what the sweep consists of, with earlier sweeps of the folder; return how to resume it."""
-    path = directory / MANIFEST
+    path = directory / PLAN
     directory.mkdir(parents=True, exist_ok=True)
     earlier = json.loads(path.read_text()) if path.exists() else {"labels": [], "resume": ""}
     labels = [*earlier["labels"], *(name for name in manifest["labels"] if name not in earlier["labels"])]

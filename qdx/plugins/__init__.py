@@ -11,7 +11,7 @@ from qdx.plugins._build import build, check
 from qdx.plugins._contract import node_of, options_of, require
 from qdx.plugins._folders import add as add_folders
 from qdx.plugins._folders import conf_dir, folders
-from qdx.plugins._record import KINDS, METRIC_META, Plugin, nearest, plugin_of, record_of, register
+from qdx.plugins._record import KINDS, METRIC_META, Plugin, plugin_of, record_of, register
 from qdx.plugins._sources import Found, find, load
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "find",
     "folders",
     "load",
-    "nearest",
     "node_of",
     "options_of",
     "plugin_of",

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from qdx.errors import QdxError
-from qdx.plugins._record import ON, nearest, plugin_of
+from qdx.errors import QdxError, nearest
+from qdx.plugins._record import ON, plugin_of
 
 GIVEN: Mapping[str, tuple[str, ...]] = {"backend": ("checkpoint", "quant", "dtype", "seed"), "prompts": ()}
 METHODS: Mapping[str, Mapping[str, tuple[str, ...]]] = {

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from qdx.errors import QdxError
+from qdx.errors import QdxError, nearest
 
 KINDS = ("metric", "analysis", "backend", "prompts")
 
@@ -53,12 +52,6 @@ META: Mapping[str, tuple[str, ...]] = {
     "backend": (),
     "prompts": (),
 }
-
-
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'?)`` for the choice most like `name`, or an empty string."""
-    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def register(kind: str, name: str, **meta: Any) -> Callable[[T], T]:

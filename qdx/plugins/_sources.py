@@ -12,9 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from qdx.errors import QdxError
+from qdx.errors import QdxError, nearest
 from qdx.plugins import _contract, _folders
-from qdx.plugins._record import nearest, record_of
+from qdx.plugins._record import record_of
 
 ENTRY_POINTS = "qdx.plugins"
 

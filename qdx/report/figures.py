@@ -24,10 +24,9 @@ from qdx.analysis.numerics import (
 from qdx.analysis.section import Section
 from qdx.analysis.signal import word
 from qdx.analysis.view import View
-from qdx.errors import QdxError
+from qdx.errors import QdxError, nearest
 from qdx.report import charts
 from qdx.report.drawing import Figure, number
-from qdx.schema import nearest
 
 FOLDER = "figures"
 MOST_PAIRS = 6  # drawn along positions
