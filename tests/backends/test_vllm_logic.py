@@ -354,3 +354,15 @@ def test_kernels_that_the_user_disabled_stay_disabled(monkeypatch: pytest.Monkey
 
 def test_numbers_of_a_version_end_at_its_first_letter() -> None:
     assert parsed("0.20.2rc1.dev3+g1") == (0, 20, 2)
+
+
+def test_a_run_of_another_vllm_would_be_kept_on_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qdx.backends import identity
+    from qdx.backends.vllm import backend
+
+    node = {"_target_": "qdx.backends.vllm.VllmBackend", "enforce_eager": True}
+    found = []
+    for version in ("0.20.2", "0.25.1"):
+        monkeypatch.setattr(backend, "installed_version", lambda version=version: version)
+        found.append(identity(node))
+    assert found == [{"engine_version": "0.20.2"}, {"engine_version": "0.25.1"}]

@@ -117,6 +117,11 @@ class VllmBackend:
             self._facts = self._observe(config)
             self._engine.collective_rpc(tap.install)
 
+    @staticmethod
+    def identity(**_: Any) -> dict[str, Any]:
+        """Return the engine's version: a resumed sweep does not take a run of another one for this one."""
+        return {"engine_version": installed_version()}
+
     def _start(self, dtype: str, seed: int, attention_backend: str | None) -> Any:
         from vllm import LLM
         from vllm.engine.arg_utils import EngineArgs
