@@ -16,7 +16,7 @@ from qdx import backends, models, plugins
 from qdx.backends.selfcheck import Listener, replays_exactly
 from qdx.capture import CaptureSettings, Recorder
 from qdx.dataset import provenance, resume
-from qdx.dataset.folder import PART, RUN, STATUS
+from qdx.dataset.folder import RUN, STATUS
 from qdx.dataset.joining import join_repeats
 from qdx.errors import QdxError
 from qdx.process import spawn
@@ -76,7 +76,7 @@ def run(cfg: DictConfig, directory: Path, command_line: str, progress: Progress)
     identity = identify(cfg, checkpoint, references)
     target = directory / RUN
     if resume.is_complete(target, str(identity["config_hash"])):
-        (directory / PART).unlink(missing_ok=True)
+        resume.discard_unfinished(target)
         return "complete already, kept"
     resume.set_aside(target)
     attrs = {**identity, "prompts": prompts, "command_line": command_line}

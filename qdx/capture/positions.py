@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qdx.dataset.layout import PHASES, ReferenceLike
+from qdx.dataset.layout import PHASES, Producer, ReferenceLike
 from qdx.errors import QdxError
 
 Plan = Mapping[str, Sequence[NDArray[np.int32]]]
@@ -20,10 +20,11 @@ class CaptureSettings:
 
     Attributes
     ----------
-    mode : {"full", "topk"}
-        "full" keeps the logits of the whole vocabulary, "topk" the greatest only.
+    mode : {"full", "topk", "hidden"}
+        "full" keeps the logits of the whole vocabulary, "topk" the greatest only, "hidden" the greatest and
+        the hidden state that the row is computed from.
     k : int
-        Greatest logits of a row, kept in both modes.
+        Greatest logits of a row, kept in every mode.
     prefill_positions : int or "all"
         Last content rows of a prefill; the template's rows and the row that predicts the first output are
         always kept.
@@ -40,8 +41,8 @@ class CaptureSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.mode not in ("full", "topk"):
-            raise QdxError(f"capture.mode is {self.mode!r}: choose full or topk")
+        if self.mode not in ("full", "topk", "hidden"):
+            raise QdxError(f"capture.mode is {self.mode!r}: choose full, topk or hidden")
         for name in ("k", "components"):
             if getattr(self, name) < 1:
                 raise QdxError(f"capture.{name} is {getattr(self, name)}: give 1 or more")
@@ -61,7 +62,11 @@ def _checked(prefill_positions: int | str) -> int | None:
 
 
 def plan(
-    references: Sequence[ReferenceLike], *, prefill_positions: int | str, output_tokens: int
+    references: Sequence[ReferenceLike],
+    *,
+    prefill_positions: int | str,
+    output_tokens: int,
+    producers: Sequence[Producer] = (),
 ) -> dict[str, list[NDArray[np.int32]]]:
     """List the positions whose rows are captured.
 
@@ -76,6 +81,8 @@ def plan(
         Last rows that predict content, clamped to the content's length.
     output_tokens : int
         Tokens generated after each reference, T.
+    producers : sequence of Producer
+        Whose transcripts are replayed, if any.
 
     Returns
     -------
@@ -83,6 +90,8 @@ def plan(
         For every phase a list with the sorted int32 positions of every reference. ``prefill``: the
         template's, the last content positions and L; ``decode``: L + 1 … L + T − 1; ``replay``: the same,
         cut where the shared continuation ends (a row that consumes its token j predicts its token j + 1).
+        With producers there is no ``decode``, and ``replay`` lists every reference of the first producer,
+        then of the second, and so on, each as long as its transcript.
 
     Raises
     ------
@@ -102,6 +111,14 @@ def plan(
         planned["decode"].append(np.arange(length + 1, length + output_tokens, dtype=np.int32))
         replayed = min(output_tokens, len(reference.continuation))
         planned["replay"].append(np.arange(length + 1, length + max(1, replayed), dtype=np.int32))
+    if producers:
+        lengths = [len(reference.token_ids) for reference in references]
+        replays = [
+            np.arange(length + 1, length + max(1, producer.length(i)), dtype=np.int32)
+            for producer in producers
+            for i, length in enumerate(lengths)
+        ]
+        return {"prefill": planned["prefill"], "replay": replays}
     return planned
 
 

@@ -18,18 +18,21 @@ from qdx.capture.positions import CaptureSettings, plan
 from qdx.capture.sketching import Sketcher
 from qdx.capture.structure import Structure
 from qdx.dataset import encoding, layout, writing
+from qdx.dataset.journal import ATTRIBUTES, Journal
 from qdx.errors import QdxError
 
 _EIGHT = 8  # rows that are derived and written together
+_Key = tuple[str, tuple[int, ...]]  # phase; repeat, producer where the phase has one, reference
+_Rows = tuple[NDArray[np.int32], Tensor, Tensor, Tensor]  # positions, logits, targets, what is kept in full
 
 
 class Recorder:
-    """Writes ``run.nc.part`` while the model runs and renames it to ``run.nc`` when everything is there.
+    """Writes ``run.nc.part`` while the model runs, and ``run.nc`` when everything is there.
 
     A context manager. A backend says what it runs with `begin`, hands over rows of logits with `rows` in any
     split and order of items, and calls `sync` after every batch: what was handed over before a `sync` is on
-    disk then and survives ``kill -9``. At most eight rows of an item are in memory, besides the derived
-    numbers of the batch.
+    disk then and survives ``kill -9``. Full rows wait in ``run.nc.rows`` until they are compressed at the
+    end. At most eight rows of an item are in memory, besides the derived numbers of the batch.
 
     Parameters
     ----------
@@ -55,6 +58,10 @@ class Recorder:
         Root attributes; None becomes "", a bool 0 or 1, a mapping or list JSON.
     portable : bool
         Compress full rows with zlib instead of blosc.
+    producers : sequence of Producer
+        Whose transcripts are replayed. With any, prefill and replay are recorded and nothing is generated.
+    hidden : int
+        Values of a hidden state, for ``capture.mode == "hidden"``.
 
     Raises
     ------
@@ -79,17 +86,26 @@ class Recorder:
         layers: Mapping[str, tuple[str, str]] | None = None,
         attrs: Mapping[str, Any] | None = None,
         portable: bool = False,
+        producers: Sequence[layout.Producer] = (),
+        hidden: int = 0,
     ) -> None:
         if set(coords) != set(layout.CONFIG_COORDS):
             raise ValueError(f"coords must be exactly {sorted(layout.CONFIG_COORDS)}, got {sorted(coords)}")
+        if capture.mode == "hidden" and hidden < 1:
+            raise QdxError("capture.mode=hidden: this backend gives no hidden states: choose full or topk")
         self.path, self.part = Path(path), Path(f"{path}.part")
+        self._journal_path, self._new = Path(f"{path}.rows"), Path(f"{path}.new")
         self._references, self._repeats, self._vocab = list(references), repeats, vocab
         self._output_tokens, self._dtype, self._label = output_tokens, dtype, label
         self._capture, self._layers, self._portable = capture, dict(layers or {}), portable
         self._k = min(capture.k, vocab)
         self._sketcher = Sketcher(vocab, capture.components, capture.seed)
+        self._producers = list(producers)
         self._plan = plan(
-            references, prefill_positions=capture.prefill_positions, output_tokens=output_tokens
+            references,
+            prefill_positions=capture.prefill_positions,
+            output_tokens=output_tokens,
+            producers=self._producers,
         )
         self._structure = Structure(
             label=label,
@@ -99,11 +115,13 @@ class Recorder:
             vocab=vocab,
             components=capture.components,
             k=self._k,
-            full=capture.mode == "full",
+            wide={"full": "logit", "hidden": "hidden"}.get(capture.mode, ""),
+            hidden=hidden,
             plan=self._plan,
             coords=dict(coords),
+            producers=self._producers,
         )
-        self._axis = {phase: self._structure.axis(phase) for phase in layout.PHASES}
+        self._axis = {phase: self._structure.axis(phase) for phase in self._structure.phases}
         self._attrs: dict[str, Any] = {
             "kind": "run",
             "schema_version": layout.SCHEMA_VERSION,
@@ -114,28 +132,42 @@ class Recorder:
             "sketch_seed": capture.seed,
             **(attrs or {}),
         }
-        self._now: tuple[str, int, list[int]] | None = None
-        self._pending: dict[int, list[tuple[NDArray[np.int32], Tensor, Tensor]]] = {}
-        self._scalars: dict[
-            tuple[str, int, int], list[tuple[NDArray[np.int32], dict[str, NDArray[Any]]]]
-        ] = {}
+        self._now: tuple[str, int, list[int], int | None] | None = None
+        self._pending: dict[int, list[_Rows]] = {}
+        self._scalars: dict[_Key, list[tuple[NDArray[np.int32], dict[str, NDArray[Any]]]]] = {}
+        self._firsts: list[tuple[int, int, dict[str, NDArray[Any]]]] = []
         self._texts: dict[tuple[int, int], str] = {}
-        self._seen: dict[tuple[str, int, int], set[int]] = {}
+        self._seen: dict[_Key, set[int]] = {}
         self._file: Any = None
+        self._journal: Journal | None = None
+
+    @property
+    def wants_hidden(self) -> bool:
+        """Whether `rows` needs the hidden states."""
+        return self._structure.wide == "hidden"
 
     def __enter__(self) -> Recorder:
         import netCDF4
 
         chunk = self._structure.smallest_chunk()
         dtype = str(self._dtype).removeprefix("torch.")
-        filters = encoding.choose(self.part.parent, portable=self._portable, dtype=dtype, values=chunk)
+        self._filters = encoding.choose(self.part.parent, portable=self._portable, dtype=dtype, values=chunk)
         with writing.disk_errors(self.part):
+            if self._structure.wide:
+                shapes = {phase: self._structure.shape(phase) for phase in self._structure.phases}
+                self._journal = Journal(self._journal_path, shapes, self._structure.width, dtype)
+                self._attrs |= {
+                    "rows_dtype": dtype,
+                    "rows_name": self._structure.wide,
+                    "rows_width": self._structure.width,
+                }
+            self._new.unlink(missing_ok=True)
+            with netCDF4.Dataset(self._new, "w", format="NETCDF4") as file:
+                writing.set_attributes(file, self._attrs)
+                self._structure.create(file, small=None, wide=None)
             # A new file, not the old one emptied: somebody may be reading what a killed job left.
-            self.part.unlink(missing_ok=True)
-            self._file = netCDF4.Dataset(self.part, "w", format="NETCDF4")
-            writing.set_attributes(self._file, self._attrs)
-            self._structure.create(self._file, filters)
-            self._file.sync()
+            self._new.replace(self.part)
+            self._file = _opened(self.part, "r+")
         return self
 
     def __exit__(
@@ -146,12 +178,12 @@ class Recorder:
         failure = error if error is not None else RuntimeError("the recorder was left without finish()")
         with contextlib.suppress(QdxError, RuntimeError, OSError):  # the first error is the one to show
             self._flush_scalars()
-            self._close({"status": "failed", "error": f"{type(failure).__name__}: {failure}"})
-        self._file = None
+            self._rewrite({"status": "failed", "error": f"{type(failure).__name__}: {failure}"}, whole=False)
+        self._shut()
         if error is None:
             raise failure
 
-    def begin(self, phase: str, repeat: int, references: Sequence[int]) -> None:
+    def begin(self, phase: str, repeat: int, references: Sequence[int], producer: int | None = None) -> None:
         """Say what the next rows belong to.
 
         Parameters
@@ -160,21 +192,32 @@ class Recorder:
         repeat : int
         references : sequence of int
             Index of the reference of every batch item.
+        producer : int, optional
+            Index of the producer whose transcripts are replayed.
         """
-        if phase not in layout.PHASES or not 0 <= repeat < self._repeats:
+        if phase not in self._plan or not 0 <= repeat < self._repeats:
+            phases = ", ".join(self._plan)
             raise ValueError(
-                f"begin({phase!r}, {repeat}): phases are {layout.PHASES}, repeats 0…{self._repeats - 1}"
+                f"begin({phase!r}, {repeat}): phases are {phases}, repeats 0…{self._repeats - 1}"
             )
+        known = range(len(self._producers)) if phase == "replay" and self._producers else (None,)
+        if producer not in known:
+            raise ValueError(f"begin({phase!r}, producer={producer}): expected one of {list(known)}")
         self._flush_rows()
-        self._now = (phase, repeat, list(references))
+        self._now = (phase, repeat, list(references), producer)
 
     def wanted(self, item: int) -> NDArray[np.int32]:
         """Return the sorted positions whose rows are to be handed over for a batch item."""
-        phase, _, references = self._current()
-        return self._plan[phase][references[item]]
+        phase, _, references, producer = self._current()
+        return self._plan[phase][(producer or 0) * len(self._references) + references[item]]
 
     def rows(
-        self, item: int, positions: NDArray[np.int32], logits_PV: Tensor, targets: Tensor | None = None
+        self,
+        item: int,
+        positions: NDArray[np.int32],
+        logits_PV: Tensor,
+        targets: Tensor | None = None,
+        hidden_PH: Tensor | None = None,
     ) -> None:
         """Take rows of logits.
 
@@ -189,35 +232,41 @@ class Recorder:
         targets : Tensor, optional
             (position,) ids of the tokens that are at those positions; None or −1 is the row's own greatest
             logit.
+        hidden_PH : Tensor, optional
+            (position, hidden) in the model's data type: what the rows were computed from; needed when
+            `wants_hidden`.
         """
-        phase, repeat, references = self._current()
-        key = (phase, repeat, references[item])
+        key = self._key(item)
+        phase = key[0]
         positions = np.asarray(positions, np.int32)
         if logits_PV.dtype != self._dtype or tuple(logits_PV.shape) != (len(positions), self._vocab):
             raise ValueError(
                 f"rows must be {self._dtype} of shape {(len(positions), self._vocab)}, "
                 f"got {logits_PV.dtype} of shape {tuple(logits_PV.shape)}"
             )
+        if self.wants_hidden:
+            size = (len(positions), self._structure.hidden)
+            if hidden_PH is None or hidden_PH.dtype != self._dtype or tuple(hidden_PH.shape) != size:
+                got = "none" if hidden_PH is None else f"{hidden_PH.dtype} of shape {tuple(hidden_PH.shape)}"
+                raise ValueError(f"hidden states must be {self._dtype} of shape {size}, got {got}")
+        wide_PW = hidden_PH if self.wants_hidden and hidden_PH is not None else logits_PV
         seen = self._seen.setdefault(key, set())
         new = set(positions.tolist())
         if len(new) < len(positions) or new & seen or not new <= set(self.wanted(item).tolist()):
-            raise ValueError(
-                f"{phase}, repeat {repeat}, {self._name(key[2])}: positions {sorted(new)} twice or not wanted"
-            )
+            raise ValueError(f"{phase}, {self._said(key)}: positions {sorted(new)} twice or not wanted")
         seen |= new
         if targets is None:
             targets = torch.full((len(positions),), -1, dtype=torch.int64)
         targets_P = targets.to(logits_PV.device, torch.int64)
         pending = self._pending.setdefault(item, [])
-        if not pending:  # whole eights need no copy
-            whole = len(positions) - len(positions) % _EIGHT
-            for start in range(0, whole, _EIGHT):
-                block = slice(start, start + _EIGHT)
-                self._write(key, positions[block], logits_PV[block], targets_P[block])
-            positions, logits_PV, targets_P = positions[whole:], logits_PV[whole:], targets_P[whole:]
-        for start in range(0, len(positions), _EIGHT):
-            block = slice(start, start + _EIGHT)
-            pending.append((positions[block], logits_PV[block].clone(), targets_P[block].clone()))
+        blocks = [slice(start, start + _EIGHT) for start in range(0, len(positions), _EIGHT)]
+        while blocks and not pending and blocks[0].stop <= len(positions):  # whole eights need no copy
+            block = blocks.pop(0)
+            self._write(key, positions[block], logits_PV[block], targets_P[block], wide_PW[block])
+        for block in blocks:
+            rows, wide = logits_PV[block].clone(), wide_PW[block]
+            wide = wide.clone() if self.wants_hidden else rows
+            pending.append((positions[block], rows, targets_P[block].clone(), wide))
             if sum(len(rows[0]) for rows in pending) >= _EIGHT:
                 self._flush_item(item)
                 pending = self._pending.setdefault(item, [])
@@ -246,7 +295,7 @@ class Recorder:
             group["token_id"][0, repeat, reference, :] = np.asarray(token_ids, np.int32)
             group["eos_index"][0, repeat, reference] = eos_index
         self._texts[repeat, reference] = text
-        self._seen[("output", repeat, reference)] = set()
+        self._seen[("output", (repeat, reference))] = set()
 
     def sync(self) -> None:
         """Put everything that was handed over on disk: call it after every batch of references."""
@@ -269,14 +318,25 @@ class Recorder:
                 f"{self.part}: the backend did not hand over {missing[0]} ({len(missing)} such gaps)"
             )
         with writing.disk_errors(self.part):
-            self._close({**(attrs or {}), "status": "complete"})
-            self._file = None
+            self._rewrite({**(attrs or {}), "status": "complete"}, whole=True)
+            self._shut()
             self.part.replace(self.path)
+            self._journal_path.unlink(missing_ok=True)
 
-    def _current(self) -> tuple[str, int, list[int]]:
+    def _current(self) -> tuple[str, int, list[int], int | None]:
         if self._now is None:
             raise ValueError("call begin(phase, repeat, references) first")
         return self._now
+
+    def _key(self, item: int) -> _Key:
+        phase, repeat, references, producer = self._current()
+        middle = () if producer is None else (producer,)
+        return phase, (repeat, *middle, references[item])
+
+    def _said(self, key: _Key) -> str:
+        _, (repeat, *producer, reference) = key
+        of = f", transcript of {self._producers[producer[0]].name}" if producer else ""
+        return f"repeat {repeat}{of}, {self._name(reference)}"
 
     def _name(self, reference: int) -> str:
         return self._references[reference].name
@@ -289,46 +349,71 @@ class Recorder:
         pending = self._pending.pop(item)
         if not pending:
             return
-        phase, repeat, references = self._current()
-        positions, logits, targets = zip(*pending, strict=True)
-        self._write(
-            (phase, repeat, references[item]),
-            np.concatenate(positions),
-            torch.cat(logits),
-            torch.cat(targets),
-        )
+        positions, logits, targets, wide = zip(*pending, strict=True)
+        rows_PV = torch.cat(logits)
+        wide_PW = torch.cat(wide) if self.wants_hidden else rows_PV
+        self._write(self._key(item), np.concatenate(positions), rows_PV, torch.cat(targets), wide_PW)
 
     def _write(
-        self, key: tuple[str, int, int], positions: NDArray[np.int32], logits_PV: Tensor, targets_P: Tensor
+        self,
+        key: _Key,
+        positions: NDArray[np.int32],
+        logits_PV: Tensor,
+        targets_P: Tensor,
+        wide_PW: Tensor,
     ) -> None:
-        phase, repeat, reference = key
+        phase, at = key
         finite_P = torch.isfinite(logits_PV).all(1)
         if not bool(finite_P.all()):
             position = positions[int((~finite_P).nonzero()[0])]
             raise QdxError(
-                f"{self._label}: {phase}, repeat {repeat}, {self._name(reference)}, position {position}: "
+                f"{self._label}: {phase}, {self._said(key)}, position {position}: "
                 "a logit is NaN or infinite; the checkpoint is broken or overflows: try model.dtype=bfloat16"
             )
         order = np.argsort(positions)
         if (np.diff(order) != 1).any():
             index = torch.from_numpy(order).to(logits_PV.device)
             positions, logits_PV, targets_P = positions[order], logits_PV[index], targets_P[index]
+            wide_PW = wide_PW[index]
         derived = derive(logits_PV, targets_P, k=self._k, sketcher=self._sketcher)
+        if self._producers and phase == "prefill" and positions[-1] == self._end(at[-1]):
+            self._judge_first(at, logits_PV[-1])
+            # Each producer has its own token there: see FIRST.
+            derived["token_id"][-1], derived["target_rank"][-1] = -1, -1
+            derived["target_logit"][-1] = float("nan")
         self._scalars.setdefault(key, []).append(
             (positions, {name: value.cpu().numpy() for name, value in derived.items()})
         )
-        if self._capture.mode == "full":
-            rows_PV = logits_PV.to("cpu").to(torch.float32).numpy()  # widening changes no value
-            variable = self._file[phase]["logit"]
+        if self._journal is not None:
+            rows_PW = wide_PW.to("cpu")
             with writing.disk_errors(self.part):
                 for axis, values in writing.runs_of(np.searchsorted(self._axis[phase], positions)):
-                    variable[0, repeat, reference, axis, :] = rows_PV[values]
+                    self._journal.write(phase, (*at, axis.start), rows_PW[values])
+
+    def _end(self, reference: int) -> int:
+        return len(self._references[reference].token_ids)
+
+    def _judge_first(self, at: tuple[int, ...], logits_V: Tensor) -> None:
+        """Keep what prefill's last row says of the first token of every producer's transcript."""
+        repeat, reference = at
+        ids = np.array([producer.token_ids[reference, 0] for producer in self._producers], np.int32)
+        chosen_D = logits_V[torch.from_numpy(ids).to(logits_V.device, torch.int64)]
+        ranks_D = (logits_V[None, :] > chosen_D[:, None]).sum(1)
+        values = {
+            "first_token_id": ids,
+            "first_logit": chosen_D.to("cpu", torch.float32).numpy(),
+            "first_rank": ranks_D.cpu().numpy().astype(np.int32),
+        }
+        self._firsts.append((repeat, reference, values))
 
     def _flush_scalars(self) -> None:
         """Write the derived numbers and, when rows and numbers are on disk, the marks that they are there."""
-        marks: list[tuple[Any, int, int, slice]] = []
+        marks: list[tuple[Any, tuple[int, ...], slice]] = []
         with writing.disk_errors(self.part):
-            for (phase, repeat, reference), blocks in self._scalars.items():
+            for repeat, reference, values in self._firsts:
+                for name, value in values.items():
+                    self._file["prefill"][name][0, repeat, :, reference] = value
+            for (phase, at), blocks in self._scalars.items():
                 group = self._file[phase]
                 positions = np.concatenate([block[0] for block in blocks])
                 order = np.argsort(positions)
@@ -337,30 +422,61 @@ class Recorder:
                     name: np.concatenate([block[1][name] for block in blocks])[order] for name in blocks[0][1]
                 }
                 columns["row_hash"] = columns["row_hash"].view(np.uint64)
-                for axis, values in writing.runs_of(indices):
+                for axis, chosen in writing.runs_of(indices):
                     for name, column in columns.items():
-                        group[name][0, repeat, reference, axis] = column[values].astype(group[name].dtype)
-                    marks.append((group["captured"], repeat, reference, axis))
+                        group[name][(0, *at, axis)] = column[chosen].astype(group[name].dtype)
+                    marks.append((group["captured"], at, axis))
             self._file.sync()
-            for captured, repeat, reference, axis in marks:
-                captured[0, repeat, reference, axis] = np.int8(1)
+            for captured, at, axis in marks:
+                captured[(0, *at, axis)] = np.int8(1)
             self._file.sync()
         self._scalars.clear()
+        self._firsts.clear()
 
     def _missing(self) -> list[str]:
         missing = []
-        for phase in (*layout.PHASES, "output"):
-            for repeat in range(self._repeats):
-                for reference in range(len(self._references)):
-                    seen = self._seen.get((phase, repeat, reference))
-                    rows = 0 if phase == "output" else len(self._plan[phase][reference])
-                    if (phase == "output" and seen is None) or len(seen or ()) < rows:
-                        missing.append(f"{phase}, repeat {repeat}, {self._name(reference)}")
+        for phase in self._plan:
+            for at, positions in self._structure.places(phase):
+                if len(self._seen.get((phase, at), ())) < len(positions):
+                    missing.append(f"{phase}, {self._said((phase, at))}")
+        if not self._producers:
+            outputs = [(r, f) for r in range(self._repeats) for f in range(len(self._references))]
+            missing += [
+                f"output, {self._said(('output', at))}" for at in outputs if ("output", at) not in self._seen
+            ]
         return missing
 
-    def _close(self, attrs: Mapping[str, Any]) -> None:
+    def _rewrite(self, attrs: Mapping[str, Any], *, whole: bool) -> None:
+        """Put a file in the place of ``.part``: the whole one, or the same with its last attributes.
+
+        Only a file that is closed takes the name, so that a process that dies here leaves one that opens.
+        """
+        import netCDF4
+
         self._attrs.update(attrs)
-        writing.set_attributes(self._file, self._attrs)
-        self._structure.put_text(self._file, self._texts)
-        writing.put_provenance(self._file, self._label, self._attrs, self._layers)
+        if whole:
+            self._attrs = {name: value for name, value in self._attrs.items() if name not in ATTRIBUTES}
+        with netCDF4.Dataset(self._new, "w", format="NETCDF4") as file:
+            writing.set_attributes(file, self._attrs)
+            self._structure.create(
+                file, small=encoding.PORTABLE if whole else None, wide=self._filters if whole else None
+            )
+            self._structure.copy(self._file, file, self._journal if whole else None)
+            self._structure.put_text(file, self._texts)
+            writing.put_provenance(file, self._label, self._attrs, self._layers)
+        self._new.replace(self.part)
+
+    def _shut(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
         self._file.close()
+        self._file = None
+
+
+def _opened(path: Path, mode: Any) -> Any:
+    import netCDF4
+
+    file = netCDF4.Dataset(path, mode)
+    file.set_auto_maskandscale(False)
+    file.set_auto_chartostring(False)
+    return file

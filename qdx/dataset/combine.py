@@ -45,8 +45,11 @@ def combine(state: Sweep, trees: Mapping[str, xr.DataTree]) -> xr.DataTree:
         "references": first["references"].to_dataset(),
     }
     for phase in layout.PHASES:
-        groups[phase] = combine_phase({label: tree[phase].to_dataset() for label, tree in trees.items()})
-    groups["output"] = combine_output({label: tree["output"].to_dataset() for label, tree in trees.items()})
+        if phase in first.children:
+            groups[phase] = combine_phase({label: tree[phase].to_dataset() for label, tree in trees.items()})
+    if "output" in first.children:
+        outputs = {label: tree["output"].to_dataset() for label, tree in trees.items()}
+        groups["output"] = combine_output(outputs)
     return xr.DataTree.from_dict(groups)
 
 
@@ -91,7 +94,14 @@ def _facts(tree: xr.DataTree) -> dict[str, str]:
     names = ", ".join(str(name) for name in references["reference"].values)
     sizes = tree["prefill"].sizes
     vocab = str(tree.attrs["vocab"])
+    replayed = tree["replay"].to_dataset()
+    producers = "none"
+    if "producer" in replayed.dims:
+        tokens = replayed["token_id"].isel(repeat=0).values.tobytes()
+        labels = ", ".join(str(name) for name in replayed["producer"].values)
+        producers = f"{labels} with tokens {hashlib.sha256(tokens).hexdigest()[:12]}"
     return {
+        "producers": producers,
         "tokenizer_sha256": str(tree.attrs.get("tokenizer_sha256", "")),
         "references": f"{names} with tokens {digest.hexdigest()[:12]}",
         "vocabulary": vocab,
@@ -106,10 +116,11 @@ def combine_phase(parts: Datasets) -> xr.Dataset:
         np.int32
     )
     ranks = max(part.sizes["rank"] for part in parts.values())
-    fills = {name: False if row.dtype == "bool" else row.fill for name, row in layout.PHASE.items()}
+    table = {**layout.PHASE, **layout.FIRST}
+    fills = {name: False if row.dtype == "bool" else row.fill for name, row in table.items()}
     aligned = []
     for part in parts.values():
-        small = part.drop_vars(["region", "logit"], errors="ignore")
+        small = part.drop_vars(["region", *layout.WIDE], errors="ignore")
         small = small.assign(
             {name: values.chunk() for name, values in small.data_vars.items()}
         )  # read when used
@@ -123,31 +134,33 @@ def combine_phase(parts: Datasets) -> xr.Dataset:
         )
     combined = _concat(aligned)
     template = combined.assign_coords(region=_region(parts, positions))
-    rows = combine_rows(parts, template)
-    return template if rows is None else template.assign(logit=rows)
+    return template.assign(combine_rows(parts, template))
 
 
-def combine_rows(parts: Datasets, template: xr.Dataset) -> xr.DataArray | None:
-    """Return the full rows of several runs on the index of `template`, or None where no run kept any."""
+def combine_rows(parts: Datasets, template: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Return the full rows of several runs on the index of `template`, by variable that any of them kept."""
     import dask.array
 
-    kept = {label: part["logit"] for label, part in parts.items() if "logit" in part}
-    if not kept:
-        return None
-    vocab = next(iter(kept.values())).sizes["vocab"]
-    index = {name: template[name].values for name in ("repeat", "reference", "position")}
-    shape = (1, *(len(values) for values in index.values()), vocab)
-    blocks = []
-    for label in template["config"].values:
-        rows = kept.get(str(label))
-        if rows is None:
-            blocks.append(dask.array.full(shape, np.nan, dtype=np.float32, chunks=(1, 1, 1, 1, vocab)))
+    found = {}
+    for name in layout.WIDE:
+        kept = {label: part[name] for label, part in parts.items() if name in part}
+        if not kept:
             continue
-        same = all(np.array_equal(rows[name].values, values) for name, values in index.items())
-        # Whole chunks are moved, so their order and the gaps between them cost no reading.
-        blocks.append((rows if same else rows.reindex(index, fill_value=np.float32(np.nan))).data)
-    first = next(iter(kept.values()))
-    return xr.DataArray(dask.array.concatenate(blocks), dims=first.dims, attrs=first.attrs)
+        first = next(iter(kept.values()))
+        index = {dim: template[dim].values for dim in first.dims[1:-1]}
+        shape = (1, *(len(values) for values in index.values()), first.shape[-1])
+        blocks = []
+        for label in template["config"].values:
+            rows = kept.get(str(label))
+            if rows is None:
+                chunks = (*(1 for _ in shape[:-1]), shape[-1])
+                blocks.append(dask.array.full(shape, np.nan, dtype=np.float32, chunks=chunks))
+                continue
+            same = all(np.array_equal(rows[dim].values, values) for dim, values in index.items())
+            # Whole chunks are moved, so their order and the gaps between them cost no reading.
+            blocks.append((rows if same else rows.reindex(index, fill_value=np.float32(np.nan))).data)
+        found[name] = xr.DataArray(dask.array.concatenate(blocks), dims=first.dims, attrs=first.attrs)
+    return found
 
 
 def combine_output(parts: Datasets) -> xr.Dataset:

@@ -11,6 +11,7 @@ from typing import Any
 from qdx.errors import QdxError
 
 RUN, PART, STATUS, PLAN, SWEEP = "run.nc", "run.nc.part", "status.json", "sweep.json", "sweep.nc"
+ROWS, NEW = "run.nc.rows", "run.nc.new"  # beside a .part: its full rows, and the file that will replace it
 
 
 @dataclass(frozen=True)

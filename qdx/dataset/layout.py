@@ -7,7 +7,7 @@ it, so that a variable is described in one place only.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,6 +51,29 @@ class ReferenceLike(Protocol):
     def sha256(self) -> str: ...
 
 
+@dataclass(frozen=True, eq=False)
+class Producer:
+    """Whoever made the transcripts that a verifier replays.
+
+    Attributes
+    ----------
+    name : str
+        Label of the producer's config.
+    token_ids : array of int32 (reference, output_token)
+        What it generated after each reference; −1 after the end of a shorter transcript.
+    coords : Mapping
+        Value of every coordinate of `CONFIG_COORDS`.
+    """
+
+    name: str
+    token_ids: NDArray[np.int32]
+    coords: Mapping[str, Any]
+
+    def length(self, reference: int) -> int:
+        """Return the number of tokens of a transcript."""
+        return int((self.token_ids[reference] >= 0).sum())
+
+
 @dataclass(frozen=True)
 class Variable:
     """One row of the table.
@@ -86,7 +109,7 @@ class Variable:
         return {"units": self.units, "long_name": self.long_name}
 
 
-def _table(*rows: Variable) -> Mapping[str, Variable]:
+def _table(*rows: Variable) -> dict[str, Variable]:
     return {row.name: row for row in rows}
 
 
@@ -166,6 +189,49 @@ PHASE = _table(
         "logits of the whole vocabulary, exactly as the model's data type holds them",
     ),
 )
+HIDDEN = Variable(
+    "hidden",
+    (*ROW_DIMS, "element"),  # a variable of its dimension's name would be an index
+    "f4",
+    "1",
+    "last normed hidden state, which the output layer turns into the row of logits",
+)
+WIDE = {"logit": PHASE["logit"], "hidden": HIDDEN}  # full rows: one of them is kept, in run.nc only
+
+PRODUCER = Variable("producer", ("producer",), "str", "1", "label of the config that made the transcripts")
+PRODUCER_COORDS = _table(
+    *(
+        replace(
+            row, name=f"producer_{name}", dims=("producer",), long_name=f"of the producer: {row.long_name}"
+        )
+        for name, row in CONFIG_COORDS.items()
+    )
+)
+
+# Prefill is the same whoever made the transcripts, and its last row predicts the first token of each.
+FIRST = _table(
+    Variable(
+        "first_token_id",
+        ("config", "repeat", "producer", "reference"),
+        "i4",
+        "1",
+        "id of the first token of the producer's transcript",
+    ),
+    Variable(
+        "first_logit",
+        ("config", "repeat", "producer", "reference"),
+        "f4",
+        "logit",
+        "logit of first_token_id in prefill's last row",
+    ),
+    Variable(
+        "first_rank",
+        ("config", "repeat", "producer", "reference"),
+        "i4",
+        "1",
+        "number of logits of prefill's last row that are strictly greater than first_logit",
+    ),
+)
 
 OUTPUT = _table(
     Variable(
@@ -224,6 +290,32 @@ LAYERS = _table(
 LAYER_TYPE = Variable("layer_type", ("layer_type",), "str", "1", "type of a linear layer of the model")
 
 
+def phase_variables(phase: str, *, wide: str = "", producers: bool = False) -> dict[str, Variable]:
+    """Return the variables of a phase.
+
+    Parameters
+    ----------
+    phase : {"prefill", "decode", "replay"}
+    wide : {"logit", "hidden", ""}
+        Which full rows are kept.
+    producers : bool
+        Whether transcripts of producers are replayed.
+    """
+    kept = {
+        name: row for name, row in (PHASE | {"hidden": HIDDEN}).items() if name not in WIDE or name == wide
+    }
+    if producers and phase == "replay":
+        kept = {name: replace(row, dims=row_dims(phase, True) + row.dims[4:]) for name, row in kept.items()}
+    if producers and phase == "prefill":
+        kept |= FIRST
+    return kept
+
+
+def row_dims(phase: str, producers: bool) -> tuple[str, ...]:
+    """Return the dimensions that name a row of a phase."""
+    return (*ROW_DIMS[:2], "producer", *ROW_DIMS[2:]) if producers and phase == "replay" else ROW_DIMS
+
+
 def chunk_sizes(variable: Variable, sizes: Mapping[str, int]) -> list[int]:
     """Return the shape of a chunk: one row of the vocabulary, or all positions of a small variable.
 
@@ -236,13 +328,15 @@ def chunk_sizes(variable: Variable, sizes: Mapping[str, int]) -> list[int]:
     Returns
     -------
     list of int
-        One config, one repeat and one reference; as many positions as keep small rows together (a row of 64
+        One config, repeat, producer and reference; as many positions as keep small rows together (a row of 64
         KiB or more is a chunk by itself; no chunk of several rows exceeds 4 MiB); everything along the last
         dimension.
     """
-    chunk = {"config": 1, "repeat": 1, "reference": 1}
+    chunk = {"config": 1, "repeat": 1, "producer": 1, "reference": 1}
     if "position" in variable.dims:
-        width = np.prod([sizes[dim] for dim in variable.dims if dim not in ROW_DIMS], dtype=np.int64)
+        width = np.prod(
+            [sizes[dim] for dim in variable.dims if dim not in (*ROW_DIMS, "producer")], dtype=np.int64
+        )
         row = max(1, int(width)) * item_size(variable)
         fitting = 1 if row >= ROW_CHUNK else CHUNK_LIMIT // row
         chunk["position"] = max(1, min(sizes["position"], fitting))

@@ -11,7 +11,7 @@ import xarray as xr
 from qdx.dataset import folder
 from qdx.dataset.combine import combine
 from qdx.dataset.encoding import PORTABLE
-from qdx.dataset.layout import CHUNK_LIMIT, PHASES
+from qdx.dataset.layout import CHUNK_LIMIT, PHASES, WIDE
 from qdx.dataset.opening import open_file
 from qdx.dataset.writing import attribute, disk_errors
 from qdx.errors import QdxError
@@ -45,8 +45,8 @@ def merge(directory: Path, target: Path) -> None:
         with disk_errors(target):
             xr.Dataset(attrs=_attributes(tree.attrs)).to_netcdf(target, mode="w", engine="netcdf4")
         for name in ("provenance", "references", *PHASES, "output"):
-            dataset = tree[name].to_dataset()
-            append(target, name, dataset.drop_vars("logit", errors="ignore"))
+            if name in tree.children:
+                append(target, name, tree[name].to_dataset().drop_vars([*WIDE], errors="ignore"))
     finally:
         for opened in trees.values():
             opened.close()

@@ -9,7 +9,17 @@ import xarray as xr
 
 from qdx.dataset import folder
 from qdx.dataset.combine import combine, combine_rows
-from qdx.dataset.layout import CONFIG_COORDS, PHASE, PHASES, REGION, SCHEMA_VERSION
+from qdx.dataset.journal import ATTRIBUTES, open_rows
+from qdx.dataset.layout import (
+    CONFIG_COORDS,
+    FIRST,
+    PHASE,
+    PHASES,
+    PRODUCER_COORDS,
+    REGION,
+    SCHEMA_VERSION,
+    WIDE,
+)
 from qdx.errors import QdxError
 
 
@@ -74,6 +84,11 @@ def open_file(path: Path) -> xr.DataTree:
         if f"/{phase}" in groups:
             # A Dataset taken out of the tree must still say whether it is free decode (`qdx.arrays`).
             groups[f"/{phase}"] = groups[f"/{phase}"].assign_attrs(phase=phase)
+    rows_at = path.with_name(folder.ROWS)
+    if set(ATTRIBUTES) <= set(groups["/"].attrs) and rows_at.exists():
+        known = {phase: groups[f"/{phase}"] for phase in PHASES if f"/{phase}" in groups}
+        for phase, dataset in open_rows(rows_at, known, groups["/"].attrs).items():
+            groups[f"/{phase}"] = dataset
     tree = xr.DataTree.from_dict({name: _lazy_rows(dataset) for name, dataset in groups.items()})
     for name, dataset in groups.items():
         tree[name].set_close(dataset.close)  # from_dict forgets it, and an open file cannot be appended to
@@ -81,11 +96,12 @@ def open_file(path: Path) -> xr.DataTree:
 
 
 def _lazy_rows(dataset: xr.Dataset) -> xr.Dataset:
-    if "logit" not in dataset:
-        return dataset
-    rows = dataset["logit"]
-    sizes = rows.encoding.get("chunksizes") or rows.shape
-    return dataset.assign(logit=rows.chunk(dict(zip(rows.dims, sizes, strict=True))))
+    for name in WIDE:
+        if name in dataset and dataset[name].chunks is None:
+            rows = dataset[name]
+            sizes = rows.encoding.get("chunksizes") or rows.shape
+            dataset = dataset.assign({name: rows.chunk(dict(zip(rows.dims, sizes, strict=True)))})
+    return dataset
 
 
 def _open_sweep(directory: Path) -> xr.DataTree:
@@ -97,17 +113,17 @@ def _open_sweep(directory: Path) -> xr.DataTree:
     tree = open_file(directory / folder.SWEEP)
     labels = tree["prefill"].to_dataset()["config"].values
     runs = {str(label): directory / str(label) / folder.RUN for label in labels}
-    for phase in PHASES:
+    for phase in (phase for phase in PHASES if phase in tree.children):
         parts = {label: _open_rows(run, phase) for label, run in runs.items() if run.exists()}
-        rows = combine_rows(parts, tree[phase].to_dataset())
-        if rows is not None:
-            tree[phase] = tree[phase].assign(logit=rows)
+        tree[phase] = tree[phase].assign(combine_rows(parts, tree[phase].to_dataset()))
     return tree
 
 
 def _open_rows(path: Path, phase: str) -> xr.Dataset:
     """Open the full rows of a phase and nothing else: a quarter of the time of the whole file."""
-    others = [name for name in (*PHASE, *CONFIG_COORDS, REGION.name) if name != "logit"]
+    others = [
+        name for name in (*PHASE, *FIRST, *CONFIG_COORDS, *PRODUCER_COORDS, REGION.name) if name not in WIDE
+    ]
     try:
         return _lazy_rows(xr.open_dataset(path, group=phase, engine="netcdf4", drop_variables=others))
     except (OSError, RuntimeError, ValueError, KeyError) as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qdx.dataset.folder import NEW, PART, ROWS
+
 
 def is_complete(path: Path, config_hash: str) -> bool:
     """Return whether a run's file is whole and was made by what has this hash.
@@ -25,6 +27,12 @@ def is_complete(path: Path, config_hash: str) -> bool:
     except OSError:  # not a NetCDF file, or cut short: it will be set aside, not believed
         return False
     return attrs.get("status") == "complete" and attrs.get("config_hash") == config_hash
+
+
+def discard_unfinished(path: Path) -> None:
+    """Remove what a job that was killed left beside the place of a run's file."""
+    for name in (PART, ROWS, NEW):
+        path.with_name(name).unlink(missing_ok=True)
 
 
 def set_aside(path: Path) -> Path | None:

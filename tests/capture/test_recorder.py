@@ -18,7 +18,7 @@ from qdx.capture import CaptureSettings, row_hash
 from qdx.dataset import layout
 from qdx.errors import QdxError
 from tests.capture import victim
-from tests.helpers import REPEATS, TOKENS, VOCAB, logits, recorder, small_references, write_run
+from tests.helpers import REPEATS, TOKENS, VOCAB, coords, logits, recorder, small_references, write_run
 
 ROOT = Path(__file__).parents[2]
 GROUPS = ("provenance", "references", *layout.PHASES, "output")
@@ -214,7 +214,7 @@ def test_one_output_token_leaves_decode_and_replay_empty(tmp_path) -> None:
 def test_a_nan_or_infinite_logit_stops_the_run_and_names_its_place(tmp_path, value) -> None:
     def make(positions):
         rows = any_bits(torch.float16, len(positions), VOCAB)
-        if record._now == ("replay", 1, [2]):
+        if record._now == ("replay", 1, [2], None):
             rows[3, 17] = value
         return rows
 
@@ -360,3 +360,130 @@ def test_a_killed_run_leaves_a_file_whose_synchronised_references_are_whole(
             np.testing.assert_array_equal(own["row_hash"].values, hashes)
     tokens = tree["output"]["token_id"].values[0]
     assert all(tokens[repeat, reference].tolist() == list(range(TOKENS)) for repeat, reference in done)
+
+
+def test_a_sync_changes_values_only_and_never_the_structure_of_the_unfinished_file(tmp_path) -> None:
+    """What a kill in the middle of a sync can leave half-written is then a value, not the file."""
+    import h5py
+
+    with recorder(tmp_path / "run.nc") as record:
+        part = tmp_path / "run.nc.part"
+        before = np.fromfile(part, np.uint8)
+        fill(record, lambda positions: any_bits(torch.float16, len(positions), VOCAB))
+        after = np.fromfile(part, np.uint8)
+        assert len(after) == len(before)
+        changed = np.flatnonzero(after != before)
+        inside = np.zeros(len(changed), bool)
+        with h5py.File(part, "r", locking=False) as file:
+            extents = []
+            file.visititems(
+                lambda name, node: (
+                    extents.append((node.id.get_offset(), node.id.get_storage_size()))
+                    if isinstance(node, h5py.Dataset) and node.chunks is None
+                    else None
+                )
+            )
+        for start, size in extents:
+            if start is not None:
+                inside |= (changed >= start) & (changed < start + size)
+        assert len(changed) > 1000 and inside.all()
+        record.finish()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.nc"]
+
+
+def test_rows_of_an_unfinished_run_are_read_from_its_journal(tmp_path) -> None:
+    with pytest.raises(ZeroDivisionError), recorder(tmp_path / "run.nc", dtype=torch.bfloat16) as record:
+        record.begin("prefill", 1, [2])
+        rows = any_bits(torch.bfloat16, len(record.wanted(0)), VOCAB)
+        record.rows(0, record.wanted(0), rows)
+        record.sync()
+        tree = qdx.open(tmp_path / "run.nc.part")
+        1 / 0  # noqa: B018
+    for found in (tree, qdx.open(tmp_path / "run.nc.part")):
+        own = found["prefill"].to_dataset().isel(config=0, repeat=1, reference=2)
+        captured = own["captured"].values
+        assert np.array_equal(own["logit"].values[captured], rows.float().numpy())
+        assert np.isnan(own["logit"].values[~captured]).all()
+        assert np.isnan(found["replay"]["logit"].values).all()
+
+
+def producers(references) -> list[layout.Producer]:
+    generator = np.random.default_rng(3)
+    ids = generator.integers(0, VOCAB, (2, len(references), TOKENS)).astype(np.int32)
+    ids[1, 0, 5:] = -1  # a shorter transcript
+    of = [{**coords("awq"), "gpu": "H100"}, coords("gptq")]
+    return [layout.Producer(f"p{i}", ids[i], of[i]) for i in range(2)]
+
+
+def test_replays_of_transcripts_have_a_producer_and_judge_its_first_token(tmp_path) -> None:
+    references = small_references()
+    made = producers(references)
+    given = {}
+    with recorder(tmp_path / "run.nc", references=references, repeats=2, producers=made) as record:
+        for repeat in range(2):
+            for i in range(len(references)):
+                record.begin("prefill", repeat, [i])
+                given["prefill", repeat, i] = any_bits(torch.float16, len(record.wanted(0)), VOCAB)
+                record.rows(0, record.wanted(0), given["prefill", repeat, i])
+                for d, producer in enumerate(made):
+                    record.begin("replay", repeat, [i], producer=d)
+                    positions = record.wanted(0)
+                    assert len(positions) == producer.length(i) - 1
+                    rows = any_bits(torch.float16, len(positions) + 7 * d, VOCAB)[: len(positions)]
+                    given["replay", repeat, d, i] = rows
+                    targets = torch.from_numpy(producer.token_ids[i, 1 : len(positions) + 1])
+                    record.rows(0, positions, rows, targets)
+            record.sync()
+        for bad in (None, 2):
+            with pytest.raises(ValueError, match="producer"):
+                record.begin("replay", 0, [0], producer=bad)
+        with pytest.raises(ValueError, match="phases are prefill, replay"):
+            record.begin("decode", 0, [0])
+        record.finish()
+    tree = qdx.open(tmp_path)
+    assert set(tree.children) == {"prefill", "replay", "references", "provenance"}
+    replay = tree["replay"].to_dataset()
+    assert replay["logit"].dims == ("config", "repeat", "producer", "reference", "position", "vocab")
+    assert replay["producer"].values.tolist() == ["p0", "p1"]
+    assert replay["producer_gpu"].values.tolist() == ["H100", ""] and "producer_gpu" in replay.coords
+    for (phase, repeat, *middle, i), rows in given.items():
+        own = tree[phase].to_dataset().isel(config=0, repeat=repeat, reference=i)
+        own = own.isel(producer=middle[0]) if middle else own
+        captured = own["captured"].values
+        assert np.array_equal(own["logit"].values[captured], rows.float().numpy())
+        if middle:
+            expected = made[middle[0]].token_ids[i, 1 : int(captured.sum()) + 1]
+            assert np.array_equal(own["token_id"].values[captured], expected)
+            continue
+        last = rows[-1].float().numpy()
+        assert int(own["token_id"].values[captured][-1]) == -1
+        assert np.isnan(own["target_logit"].values[captured][-1])
+        for d, producer in enumerate(made):
+            token = producer.token_ids[i, 0]
+            assert int(own["first_token_id"][d]) == token
+            assert float(own["first_logit"][d]) == last[token]
+            assert int(own["first_rank"][d]) == int((last > last[token]).sum())
+
+
+def test_hidden_states_are_kept_in_place_of_logits_and_come_back_bit_equal(tmp_path) -> None:
+    given = {}
+    with recorder(tmp_path / "run.nc", repeats=1, mode="hidden", hidden=48) as record:
+        assert record.wants_hidden
+        for i in range(3):
+            for phase in layout.PHASES:
+                record.begin(phase, 0, [i])
+                positions = record.wanted(0)
+                rows = any_bits(torch.float16, len(positions), VOCAB)
+                given[phase, i] = any_bits(torch.float16, len(positions), 48)
+                with pytest.raises(ValueError, match="hidden states must be"):
+                    record.rows(0, positions, rows)
+                record.rows(0, positions, rows, None, given[phase, i])
+            record.output(0, i, [0] * TOKENS, "", -1)
+        record.finish()
+    tree = qdx.open(tmp_path)
+    for (phase, i), states in given.items():
+        own = tree[phase].to_dataset().isel(config=0, repeat=0, reference=i)
+        assert "logit" not in own
+        assert np.array_equal(own["hidden"].values[own["captured"].values], states.float().numpy())
+    with pytest.raises(QdxError, match="gives no hidden states"):
+        recorder(tmp_path / "other.nc", mode="hidden")
