@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,12 @@ def job(cfg: DictConfig) -> None:
 class Sweep(Callback):
     """Check every job of a sweep before the first one starts; merge, analyse and report after the last."""
 
+    def __init__(self) -> None:
+        self._chosen: Any = {}  # metrics and analyses: of the user's config, not of a file in the folder
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Expand, check, name and prepare the jobs."""
-        _guard(lambda: start(config))
+        _guard(lambda: self._chosen.update(start(config)))
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Refuse Hydra's single-run mode: it has no end at which results could be merged and reported."""
@@ -57,7 +60,7 @@ class Sweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Write ``sweep.nc`` and the reports, and exit 1 when a job failed."""
-        _guard(lambda: finish(Path(config.hydra.sweep.dir).absolute()))
+        _guard(lambda: finish(Path(config.hydra.sweep.dir).absolute(), self._chosen))
 
 
 def _guard(step: Callable[[], None]) -> None:
@@ -90,8 +93,13 @@ def quoted(value: str) -> str:
     return f"'{escaped}'"
 
 
-def start(config: DictConfig) -> None:
+def start(config: DictConfig) -> dict[str, Any]:
     """Check all jobs, give them unique labels, write the manifest and prepare models and references.
+
+    Returns
+    -------
+    dict
+        The nodes of ``metrics`` and ``analyses``.
 
     Raises
     ------
@@ -120,6 +128,7 @@ def start(config: DictConfig) -> None:
         sys.exit(2)
     resume = _write_manifest(directory, manifest)
     print(f"resume: {resume}", flush=True)
+    return {"metrics": first["metric"], "analyses": first["analysis"]}
 
 
 def expand(config: DictConfig) -> tuple[list[str], list[DictConfig]]:
@@ -219,11 +228,11 @@ def _write_manifest(directory: Path, manifest: dict[str, Any]) -> str:
     return resume
 
 
-def finish(directory: Path) -> None:
-    """Merge, analyse and report, then exit 1 when a job failed."""
+def finish(directory: Path, chosen: Mapping[str, Any]) -> None:
+    """Merge, analyse and report with the nodes that `start` returned, then exit 1 when a job failed."""
     from qdx import report
 
-    built = report.build(directory)
+    built = report.build(directory, **chosen)
     if built.failed or built.missing:
         for name, error in built.failed.items():
             print(f"qdx: failed: {name}: {error}", file=sys.stderr)

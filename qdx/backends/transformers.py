@@ -57,7 +57,7 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype, weights: Mapping[str, Quan
     disable_progress_bar()
     AttentionInterface.register(ATTENTION, _attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    config = AutoConfig.from_pretrained(checkpoint.path)
+    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from qdx.analysis.section import Section
+    from qdx.dataset.folder import Sweep
     from qdx.report.facts import Facts
     from qdx.report.figures import Figures
 
@@ -59,6 +60,7 @@ def build(
     analyses: Nodes | None = None,
     formats: Sequence[str] | None = None,
     figures: Sequence[str] | bool | None = None,
+    plugin_folders: Sequence[str | Path] = (),
     console: bool = True,
 ) -> Report:
     """Merge the finished runs of a sweep, measure, analyse and report.
@@ -69,12 +71,15 @@ def build(
         A sweep folder.
     metrics, analyses : Mapping of name to config node, optional
         ``{"l2": {"_target_": "qdx.metrics.l2"}}``. Default: what ``sweep.json`` lists, else the shipped
-        defaults.
+        defaults; of a file, only members that are registered here count, and nothing else is imported.
     formats : sequence of "txt", "html", "md", optional
         Which files the report is written as. Default: what ``sweep.json`` lists, else txt and html.
     figures : sequence of str or bool, optional
         Names of the figures to save as ``figures/<name>.svg``; True: all. Default: what ``sweep.json`` lists,
         else none.
+    plugin_folders : sequence of path
+        Folders of plug-in files that the metrics and analyses of ``sweep.json`` may come from, beside
+        ``plugins/`` of the working folder.
     console : bool
         Print the report, and progress while distances are measured.
 
@@ -105,10 +110,9 @@ def build(
                 f"read the file with qdx.open"
             )
         return _write(facts, None, [], [], wanted, console)
-    plugins.add_folders(state.settings.get("plugin_folders", ()))
-    stored = state.settings
-    measures = _built(stored.get("metrics") if metrics is None else metrics, "qdx.metrics", DEFAULT_METRICS)
-    steps = _built(stored.get("analyses") if analyses is None else analyses, "qdx.analysis", DEFAULT_ANALYSES)
+    plugins.add_folders(plugin_folders)
+    measures = _callables("metric", metrics, "metrics", state, DEFAULT_METRICS)
+    steps = _callables("analysis", analyses, "analyses", state, DEFAULT_ANALYSES)
     part = directory / f"{folder.SWEEP}.part"
     part.unlink(missing_ok=True)
     try:
@@ -148,10 +152,17 @@ class _Wanted:
         return cls(checked.formats, checked.figures)
 
 
-def _built(nodes: Nodes | None, package: str, names: Sequence[str]) -> dict[str, Any]:
-    """Turn nodes into callables, before anything that takes time."""
-    chosen = {name: {"_target_": f"{package}.{name}"} for name in names} if nodes is None else nodes
-    return {name: plugins.build(node) for name, node in chosen.items()}
+def _callables(
+    kind: str, nodes: Nodes | None, key: str, state: Sweep, names: Sequence[str]
+) -> dict[str, Callable[..., Any]]:
+    """Turn nodes into callables, before anything that takes time; those of the folder are data."""
+    if nodes is not None:
+        return {name: plugins.build(node) for name, node in nodes.items()}
+    if (stored := state.settings.get(key)) is None:
+        return {name: plugins.find(kind, name) for name in names}
+    from qdx.dataset import folder
+
+    return plugins.from_file(kind, stored, state.directory / folder.PLAN)
 
 
 def _measure(
