@@ -52,7 +52,7 @@ def from_file(kind: str, nodes: Any, where: Path) -> dict[str, Callable[..., Any
             if plug_ins is None:
                 plug_ins = {found.target: found.member for found in _sources.load() if found.kind == kind}
             member = plug_ins.get(target) or _refuse(kind, name, target, where)
-        _contract.check_options(member, f"{kind}.{name}", node)
+        _contract.check_options(member, f"{where}: {kind}.{name}", node)
         options = {key: value for key, value in node.items() if key not in ("_target_", "name")}
         built[str(name)] = partial(member, **options)
     return built

@@ -95,10 +95,11 @@ def build(
         be made, or a figure that is not there: they are named at the top of the report.
     """
     from qdx.dataset import folder
+    from qdx.dataset.checking import blaming, scan
     from qdx.report.facts import Facts
 
     directory = Path(directory)
-    state = folder.scan(directory)
+    state = scan(directory)
     facts = Facts(directory, state.labels, state.missing, state.failed, {}, state.settings)
     wanted = _Wanted.of(state.settings, formats, figures)
     target = directory / folder.SWEEP
@@ -116,7 +117,8 @@ def build(
     part = directory / f"{folder.SWEEP}.part"
     part.unlink(missing_ok=True)
     try:
-        sections, unmeasured, broken = _measure(directory, part, measures, steps, console)
+        with blaming(state.runs.values()):
+            sections, unmeasured, broken = _measure(directory, part, measures, steps, console)
         part.replace(target)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -145,10 +147,13 @@ class _Wanted:
     ) -> _Wanted:
         from qdx.schema import Report as Options
 
-        stored = settings.get("report") or {}
-        chosen = list(stored.get("formats", DEFAULT_FORMATS) if formats is None else formats)
+        stored = settings.get("report")
+        stored = stored if isinstance(stored, Mapping) else {}
+        chosen = stored.get("formats", DEFAULT_FORMATS) if formats is None else formats
+        if isinstance(chosen, str) or not isinstance(chosen, Sequence):
+            raise QdxError(f"report.formats={chosen}: must be a list of formats")
         named = stored.get("figures", False) if figures is None else figures
-        checked = Options(chosen, named if isinstance(named, bool) else list(named))
+        checked = Options(list(chosen), list(named) if isinstance(named, tuple) else named)
         return cls(checked.formats, checked.figures)
 
 
