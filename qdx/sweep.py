@@ -6,6 +6,8 @@ would skip the end): it leaves ``status.json`` in its folder, and the process ex
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import os
 import re
@@ -27,6 +29,7 @@ from qdx import job as job_process
 from qdx import plugins
 from qdx.dataset.folder import PLAN
 from qdx.errors import QdxError
+from qdx.locking import locked
 from qdx.messages import explain
 from qdx.process import spawn
 from qdx.schema import validate
@@ -45,10 +48,12 @@ class Sweep(Callback):
 
     def __init__(self) -> None:
         self._chosen: Any = {}  # metrics and analyses: of the user's config, not of a file in the folder
+        self._running = contextlib.ExitStack()
+        atexit.register(self._running.close)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Expand, check, name and prepare the jobs."""
-        _guard(lambda: self._chosen.update(start(config)))
+        _guard(lambda: self._chosen.update(start(config, self._running)))
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Refuse Hydra's single-run mode: it has no end at which results could be merged and reported."""
@@ -76,7 +81,7 @@ def _guard(step: Callable[[], None]) -> None:
             traceback.print_exc()
             sys.exit(1)
         print(f"qdx: error: {message}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, OSError) else 2)
 
 
 def command_line() -> str:
@@ -93,8 +98,14 @@ def quoted(value: str) -> str:
     return f"'{escaped}'"
 
 
-def start(config: DictConfig) -> dict[str, Any]:
+def start(config: DictConfig, running: contextlib.ExitStack) -> dict[str, Any]:
     """Check all jobs, give them unique labels, write the manifest and prepare models and references.
+
+    Parameters
+    ----------
+    config : DictConfig
+    running : ExitStack
+        To be closed when the sweep has ended: it holds the folder.
 
     Returns
     -------
@@ -104,7 +115,8 @@ def start(config: DictConfig) -> dict[str, Any]:
     Raises
     ------
     QdxError
-        For the first job whose config is not valid, for two jobs of one label, or when preparation fails.
+        For the first job whose config is not valid, for two jobs of one label, when preparation fails, or
+        when another sweep runs in the folder.
     """
     swept, jobs = expand(config)
     if swept:
@@ -126,6 +138,13 @@ def start(config: DictConfig) -> dict[str, Any]:
         sys.exit(1)
     if ended:  # the child has said why
         sys.exit(2)
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        running.enter_context(locked(directory / "sweep.lock", wait=False))
+    except BlockingIOError as error:
+        raise QdxError(
+            f"another sweep is running in {directory}: wait for its end, or choose another hydra.sweep.dir"
+        ) from error
     resume = _write_manifest(directory, manifest)
     print(f"resume: {resume}", flush=True)
     return {"metrics": first["metric"], "analyses": first["analysis"]}
@@ -204,7 +223,6 @@ def _check_plugins(cfg: DictConfig) -> None:
 def _write_manifest(directory: Path, manifest: dict[str, Any]) -> str:
     """Write what the sweep consists of, with earlier sweeps of the folder; return how to resume it."""
     path = directory / PLAN
-    directory.mkdir(parents=True, exist_ok=True)
     earlier = json.loads(path.read_text()) if path.exists() else {"labels": [], "resume": ""}
     labels = [*earlier["labels"], *(name for name in manifest["labels"] if name not in earlier["labels"])]
     arguments = [a for a in sys.argv[1:] if not a.startswith("hydra.sweep.dir=")]
@@ -223,8 +241,11 @@ def _write_manifest(directory: Path, manifest: dict[str, Any]) -> str:
         indent=1,
     )
     part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(text + "\n")
-    part.replace(path)
+    try:
+        part.write_text(text + "\n")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return resume
 
 

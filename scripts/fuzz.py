@@ -1,7 +1,7 @@
 """Damaged and made-up inputs: ``python scripts/fuzz.py N`` tries N of every kind and prints the counts.
 
 An input may be accepted, or refused by a `QdxError` of one line. Anything else is a finding: another
-exception, a crash of the process, no answer within a minute. Each distinct one is printed and kept below
+exception, a crash of the process, no answer within three minutes. Each distinct one is printed and kept below
 --keep; the exit status is 1 then. Crashes and hangs inside HDF5 are counted apart: qdx cannot prevent them.
 """
 

@@ -39,11 +39,9 @@ TABLES: Mapping[str, Mapping[str, Variable]] = {
 }
 KINDS = {"f": "f", "i": "iu", "u": "u", "b": "b"}  # of a dtype in a table to those that it may be in a file
 NEEDED = (*INDEX, "captured", "token_id")  # of a phase, in every file
+ROWS = ("target_logit", "target_rank", "logsumexp", "row_hash", "sketch", "top_id", "top_logit")
 OF_RUN = {
-    **dict.fromkeys(
-        (f"/{phase}" for phase in PHASES),
-        (*NEEDED, "target_logit", "target_rank", "logsumexp", "row_hash", "sketch", "top_id", "top_logit"),
-    ),
+    **{f"/{phase}": (*NEEDED, *CONFIG_COORDS, REGION.name, *ROWS) for phase in PHASES},
     **{group: tuple(TABLES[group]) for group in ("/references", "/output", "/provenance")},
 }
 
@@ -140,7 +138,9 @@ def _check_run(path: Path, groups: Mapping[str, xr.Dataset]) -> None:
 
 
 def _check_text(path: Path, name: str, variable: xr.Variable) -> None:
-    """Refuse what xarray would stumble over when it decodes the values."""
+    """Refuse what xarray would stumble over when it decodes the values, or would give as bytes."""
+    if variable.dtype.kind == "S":
+        raise QdxError(f"{path} is damaged: {name} is text without its attribute _Encoding")
     if (encoding := variable.encoding.get("_Encoding")) is None:
         return
     try:
@@ -154,7 +154,7 @@ def _check_text(path: Path, name: str, variable: xr.Variable) -> None:
 
 def _check_variable(path: Path, name: str, wanted: Variable, found: xr.DataArray) -> None:
     kind = found.dtype.kind
-    fits = kind in "OUST" if wanted.dtype == "str" else kind in KINDS[wanted.dtype[0]]
+    fits = kind in "OUT" if wanted.dtype == "str" else kind in KINDS[wanted.dtype[0]]
     dims, must = (tuple(dim for dim in own if dim != "producer") for own in (found.dims, wanted.dims))
     if not fits:
         kinds = "text" if wanted.dtype == "str" else wanted.dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdx import plugins
 from qdx.errors import QdxError
+from qdx.locking import locked
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -94,11 +96,27 @@ def build(
         is no error, nor is a metric or an analysis that raises, ``report.html`` or ``report.md`` that cannot
         be made, or a figure that is not there: they are named at the top of the report.
     """
+    directory = Path(directory)
+    with contextlib.ExitStack() as stack:
+        # Two reports of a folder write the same files. Why a folder cannot be written is said further on.
+        with contextlib.suppress(OSError):
+            stack.enter_context(locked(directory / "report.lock", wait=True))
+        return _build(directory, metrics, analyses, formats, figures, plugin_folders, console)
+
+
+def _build(
+    directory: Path,
+    metrics: Nodes | None,
+    analyses: Nodes | None,
+    formats: Sequence[str] | None,
+    figures: Sequence[str] | bool | None,
+    plugin_folders: Sequence[str | Path],
+    console: bool,
+) -> Report:
     from qdx.dataset import folder
     from qdx.dataset.checking import blaming, scan
     from qdx.report.facts import Facts
 
-    directory = Path(directory)
     state = scan(directory)
     facts = Facts(directory, state.labels, state.missing, state.failed, {}, state.settings)
     wanted = _Wanted.of(state.settings, formats, figures)
@@ -228,6 +246,7 @@ def _write(
 ) -> Report:
     """Write the report in its formats and summary.json, each of which states the sizes of all."""
     from qdx.analysis.view import View
+    from qdx.dataset.writing import disk_errors
     from qdx.report import figures
     from qdx.report.summary import dump
     from qdx.report.text import render
@@ -245,7 +264,7 @@ def _write(
     lost = {f"figure {name}": error for name, error in drawn.errors.items()}
     try:
         saved = drawn.save(facts.directory / figures.FOLDER, [] if unwritten else wanted.figures)
-    except QdxError as error:  # a wrong name must not cost the report of hours of runs
+    except (QdxError, OSError) as error:  # a wrong name must not cost the report of hours of runs
         lost["report.figures"] = str(error)
     facts = replace(facts, broken={**facts.broken, **lost})
     while True:
@@ -260,8 +279,12 @@ def _write(
     for name in sorted(contents, key=lambda name: name.endswith((".html", ".md"))):
         path = facts.directory / name
         part = path.with_name(path.name + ".part")
-        part.write_text(contents[name], encoding="utf-8", newline="\n")
-        part.replace(path)
+        try:
+            with disk_errors(path):
+                part.write_text(contents[name], encoding="utf-8", newline="\n")
+                part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     text = render(facts, tree, sections, files)
     if console:
         show(text)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HANG_S = 60
+HANG_S = 180  # a loaded machine is slow, HDF5 in a loop never ends
 MEMORY = 12 * 2**30  # of addresses: torch alone maps some GB; more is a runaway allocation
 
 
