@@ -113,11 +113,11 @@ def _build(
     plugin_folders: Sequence[str | Path],
     console: bool,
 ) -> Report:
-    from qdx.dataset import folder
-    from qdx.dataset.checking import blaming, scan
+    from qdx.dataset import checking, folder
+    from qdx.dataset.writing import disk_errors
     from qdx.report.facts import Facts
 
-    state = scan(directory)
+    state = checking.scan(directory)
     facts = Facts(directory, state.labels, state.missing, state.failed, {}, state.settings)
     wanted = _Wanted.of(state.settings, formats, figures)
     target = directory / folder.SWEEP
@@ -133,14 +133,14 @@ def _build(
     measures = _callables("metric", metrics, "metrics", state, DEFAULT_METRICS)
     steps = _callables("analysis", analyses, "analyses", state, DEFAULT_ANALYSES)
     part = directory / f"{folder.SWEEP}.part"
-    part.unlink(missing_ok=True)
+    with disk_errors(part):
+        part.unlink(missing_ok=True)
     try:
-        with blaming(state.runs.values()):
+        with checking.blaming(state.runs.values()):
             sections, unmeasured, broken = _measure(directory, part, measures, steps, console)
         part.replace(target)
-    except BaseException:
+    finally:
         part.unlink(missing_ok=True)
-        raise
     facts = replace(facts, broken=broken, unmeasured=unmeasured)
     from qdx.dataset.opening import open_file
 
@@ -165,10 +165,9 @@ class _Wanted:
     ) -> _Wanted:
         from qdx.schema import Report as Options
 
-        stored = settings.get("report")
-        stored = stored if isinstance(stored, Mapping) else {}
+        stored: Any = settings.get("report") if isinstance(settings.get("report"), Mapping) else {}
         chosen = stored.get("formats", DEFAULT_FORMATS) if formats is None else formats
-        if isinstance(chosen, str) or not isinstance(chosen, Sequence):
+        if not isinstance(chosen, list | tuple):
             raise QdxError(f"report.formats={chosen}: must be a list of formats")
         named = stored.get("figures", False) if figures is None else figures
         checked = Options(list(chosen), list(named) if isinstance(named, tuple) else named)
