@@ -34,6 +34,15 @@ JUNK = st.one_of(
 )
 
 
+# What a report costs is mostly its metrics, its bootstrap and its drawings.
+QUICK = {
+    "metrics": {"topk_overlap": {"_target_": "qdx.metrics.topk_overlap", "k": 3}},
+    "analyses": {"effects": {"_target_": "qdx.analysis.effects"}},
+    "report": {"formats": ["txt"], "figures": False},
+    "arguments": ["-m", "quant=awq,gptq"],
+}
+
+
 @dataclass(frozen=True)
 class Bases:
     """Whole inputs to damage."""
@@ -55,6 +64,8 @@ class Bases:
             write_run(path, "gptq", references=small_references(2), repeats=2, **options)
         sweep = write_sweep(folder / "sweep", ["awq", "gptq"], references=small_references(2), repeats=2)
         merge(sweep, sweep / "sweep.nc")
+        plan = json.loads((sweep / "sweep.json").read_text())
+        (sweep / "sweep.json").write_text(json.dumps(plan | QUICK))
         legacy = [legacy_files.results(references=2), legacy_files.verification(references=2)]
         return cls(folder, pdfs, runs, sweep, tiny.build(folder / "models"), legacy)
 
@@ -285,12 +296,7 @@ def sweep_folder(draw: Draw, bases: Bases, folder: Path) -> Any:
         (target / "sweep.nc").unlink()
     what = draw(st.sampled_from(["sweep.json", "status.json", "sweep.nc", "run.nc"]))
     if what == "sweep.json":
-        plan = json.loads((target / what).read_text()) | {
-            "metrics": {"topk_overlap": {"_target_": "qdx.metrics.topk_overlap", "k": 3}},
-            "analyses": {"effects": {"_target_": "qdx.analysis.effects"}},
-            "report": {"formats": ["txt"], "figures": False},
-            "arguments": ["-m", "quant=awq,gptq"],
-        }  # fmt: skip
+        plan = json.loads((target / what).read_text())
         (target / what).write_bytes(written(draw, plan))
     elif what == "status.json":
         (target / "awq" / what).write_bytes(
@@ -304,9 +310,11 @@ def sweep_folder(draw: Draw, bases: Bases, folder: Path) -> Any:
 
 
 def report(draw: Draw, bases: Bases, folder: Path) -> Any:
-    """A sweep with one run broken."""
+    """A sweep with one run broken, now and then with all metrics, analyses and pages."""
     target = folder / "sweep"
     shutil.copytree(bases.sweep, target)
+    if not draw(st.integers(0, 4)):
+        (target / "sweep.json").write_text(json.dumps({"labels": ["awq", "gptq"]}))
     (target / "gptq" / "run.nc").unlink()
     _hurt(draw, bases.sweep / "gptq" / "run.nc", target / "gptq" / "run.nc")
 
@@ -349,7 +357,6 @@ MAKERS: dict[str, Callable[[Draw, Bases, Path], Any]] = {
     "inline": inline,
     "overrides": overrides,
     "run.nc": run_file,
-    "run.nc rows": run_file,
     "sweep.nc": sweep_file,
     "sweep folder": sweep_folder,
     "report": report,
