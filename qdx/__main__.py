@@ -39,13 +39,13 @@ def main() -> None:
     except Exception as error:
         if full:
             raise
-        from qdx.messages import explain
+        from qdx.messages import explain, of_disk
 
         message = str(error) if isinstance(error, QdxError) else explain(error, conf_dir())
         if message is None:
             raise
         print(f"qdx: error: {message}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, OSError) else 2)
+        sys.exit(1 if of_disk(error) else 2)
 
 
 if __name__ == "__main__":

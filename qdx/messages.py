@@ -26,7 +26,8 @@ def explain(error: Exception, conf: Path) -> str | None:
     """
     from hydra.errors import HydraException, OverrideParseException
 
-    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+    if of_disk(error):
+        assert isinstance(error, OSError)
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}: free some space, or choose another hydra.sweep.dir"
     if not isinstance(error, HydraException | OmegaConfBaseException):
@@ -46,6 +47,11 @@ def explain(error: Exception, conf: Path) -> str | None:
     if isinstance(error.__cause__, OmegaConfBaseException) and str(error.__cause__) not in text:
         lines.append(str(error.__cause__).splitlines()[0])
     return ": ".join(line.rstrip(".:") for line in lines if line)
+
+
+def of_disk(error: Exception) -> bool:
+    """Whether the disk did not take something (Hydra's own errors of a config are OSErrors too)."""
+    return isinstance(error, OSError) and error.errno in UNWRITABLE
 
 
 def _unknown_option(name: str, conf: Path) -> str:

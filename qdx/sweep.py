@@ -30,7 +30,7 @@ from qdx import plugins
 from qdx.dataset.folder import PLAN
 from qdx.errors import QdxError
 from qdx.locking import locked
-from qdx.messages import explain
+from qdx.messages import explain, of_disk
 from qdx.process import spawn
 from qdx.schema import validate
 
@@ -81,7 +81,7 @@ def _guard(step: Callable[[], None]) -> None:
             traceback.print_exc()
             sys.exit(1)
         print(f"qdx: error: {message}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, OSError) else 2)
+        sys.exit(1 if of_disk(error) else 2)
 
 
 def command_line() -> str:

@@ -273,6 +273,11 @@ def overrides(draw: Draw, bases: Bases, folder: Path) -> Any:
     return draw(st.lists(one | good, max_size=4))
 
 
+def command_line(draw: Draw, bases: Bases, folder: Path) -> Any:
+    given = overrides(draw, bases, folder)
+    return [text for text in given if not text.startswith("-") and "\0" not in text]  # no flags, no NUL
+
+
 def run_file(draw: Draw, bases: Bases, folder: Path) -> Any:
     _hurt(draw, draw(st.sampled_from(bases.runs)), folder / "run.nc")
 
@@ -356,6 +361,7 @@ MAKERS: dict[str, Callable[[Draw, Bases, Path], Any]] = {
     "text": text,
     "inline": inline,
     "overrides": overrides,
+    "command line": command_line,
     "run.nc": run_file,
     "sweep.nc": sweep_file,
     "sweep folder": sweep_folder,

@@ -11,7 +11,7 @@ from tests.fuzz.kinds import MAKERS, Bases
 from tests.fuzz.pool import Worker
 from tests.fuzz.search import search
 
-COUNT = {"sweep folder": 6, "report": 6}  # each makes reports
+COUNT = {"sweep folder": 6, "report": 6, "command line": 3}  # the dear ones
 
 
 @pytest.fixture(scope="module")

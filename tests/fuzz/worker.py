@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import resource
+import subprocess
 import sys
 import traceback
 import warnings
@@ -58,6 +59,23 @@ def overrides(_: Path, given: Any) -> None:
     import qdx
 
     qdx.expand(given)
+
+
+def command_line(folder: Path, given: Any) -> None:
+    from qdx.errors import QdxError
+
+    nowhere = "model.checkpoint={awq:/no/model,gptq:/no/model,none:/no/model}"  # so that nothing runs
+    done = subprocess.run(
+        [sys.executable, "-m", "qdx", *given, "model=local", nowhere],
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and len(lines) == 1, f"exit status {done.returncode}\n{done.stderr}"
+    raise QdxError(lines[0])
 
 
 def run_file(folder: Path, _: Any) -> None:
@@ -154,6 +172,7 @@ KINDS: dict[str, Callable[[Path, Any], None]] = {
     "text": text,
     "inline": inline,
     "overrides": overrides,
+    "command line": command_line,
     "run.nc": run_file,
     "run.nc rows": rows,
     "sweep.nc": sweep_file,
