@@ -223,7 +223,7 @@ def _check_plugins(cfg: DictConfig) -> None:
 def _write_manifest(directory: Path, manifest: dict[str, Any]) -> str:
     """Write what the sweep consists of, with earlier sweeps of the folder; return how to resume it."""
     path = directory / PLAN
-    earlier = json.loads(path.read_text()) if path.exists() else {"labels": [], "resume": ""}
+    earlier = _earlier(path) if path.exists() else {"labels": [], "resume": ""}
     labels = [*earlier["labels"], *(name for name in manifest["labels"] if name not in earlier["labels"])]
     arguments = [a for a in sys.argv[1:] if not a.startswith("hydra.sweep.dir=")]
     resume = shlex.join(["python", "-m", "qdx", *arguments, f"hydra.sweep.dir={quoted(str(directory))}"])
@@ -247,6 +247,15 @@ def _write_manifest(directory: Path, manifest: dict[str, Any]) -> str:
     finally:
         part.unlink(missing_ok=True)
     return resume
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    """Return the labels of the folder's earlier sweeps, and how to resume them."""
+    from qdx.dataset.checking import scan
+    from qdx.report.facts import own_command
+
+    state = scan(path.parent)
+    return {"labels": state.labels, "resume": own_command(state.settings.get("resume"))}
 
 
 def finish(directory: Path, chosen: Mapping[str, Any]) -> None:

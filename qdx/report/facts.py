@@ -66,15 +66,15 @@ def size(count: int) -> str:
 
 def resume_command(facts: Facts) -> str:
     """The command that runs what failed or is missing; empty when the folder does not say."""
-    return _typed(facts.settings.get("resume"))
+    return own_command(facts.settings.get("resume"))
 
 
 def started_command(facts: Facts) -> str:
     """The command that started the sweep; empty when the folder does not say."""
-    return _typed(facts.settings.get("command_line"))
+    return own_command(facts.settings.get("command_line"))
 
 
-def _typed(command: object) -> str:
+def own_command(command: object) -> str:
     """A command that a folder holds, where it runs qdx and nothing else: a report shows it to be pasted."""
     try:
         words = shlex.split(command) if isinstance(command, str) else []
