@@ -11,7 +11,13 @@ from qdx.process import FULL_ERROR
 
 
 def main() -> None:
-    """Compose the config, run the sweep, exit 1 when a job failed and 2 when the command line is wrong."""
+    """Compose the config, run the sweep; see Exit status.
+
+    Notes
+    -----
+    Exit status: 0, all there; 1, a job failed or the disk did not take the results; 2, the command line is
+    wrong, and nothing ran; 130, interrupted (Ctrl-C).
+    """
     import hydra
 
     from qdx.sweep import job
@@ -25,6 +31,7 @@ def main() -> None:
         load()
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except KeyboardInterrupt:
+        print("qdx: interrupted: what is finished is kept, and the sweep can be resumed", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `| head` has seen enough; nothing may be written at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -32,13 +39,13 @@ def main() -> None:
     except Exception as error:
         if full:
             raise
-        from qdx.messages import explain
+        from qdx.messages import explain, of_disk
 
         message = str(error) if isinstance(error, QdxError) else explain(error, conf_dir())
         if message is None:
             raise
         print(f"qdx: error: {message}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if of_disk(error) else 2)
 
 
 if __name__ == "__main__":

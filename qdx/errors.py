@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
+
+ACTING = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # Unicode categories
 
 
 class QdxError(Exception):
     """An input or a machine that cannot be used, said in one line: what, got, limit, remedy.
 
-    The command line prints it without a traceback (``HYDRA_FULL_ERROR=1`` shows the whole).
+    The command line prints it without a traceback (``HYDRA_FULL_ERROR=1`` shows the whole). What it quotes
+    may come from a file: line breaks become spaces, and nothing in it acts on a terminal.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(" ".join(str(message).splitlines())))
+
+
+def printable(text: str) -> str:
+    """Text in which nothing acts on a terminal: � for control, formatting and surrogate characters.
+
+    Line breaks stay, and the two invisible joiners that emoji and Indic scripts are spelled with.
+    """
+    return "".join("\ufffd" if _acts(character) else character for character in text)
+
+
+def _acts(character: str) -> bool:
+    if character.isascii():
+        return not character.isprintable() and character != "\n"
+    return unicodedata.category(character) in ACTING and character not in "\u200c\u200d"
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -37,13 +38,19 @@ def run(config: str, directory: str, command_line: str) -> str:
     ended = spawn({"do": "run", "config": config, "directory": directory, "command_line": command_line})
     if ended and not status.exists():
         write_status(folder, ended, "")
-    return str(json.loads(status.read_text())["error"]) if ended else ""
+    return str(json.loads(status.read_text())["error"]) if ended and status.exists() else ended
 
 
 def write_status(folder: Path, error: str, trace: str) -> None:
-    """Record that a job failed, and why."""
+    """Record that a job failed, and why, as far as its disk takes it: standard error says it in any case."""
     text = json.dumps({"status": "failed", "error": error, "traceback": trace}, indent=1)
-    (folder / STATUS).write_text(text + "\n")
+    part = folder / f"{STATUS}.part"
+    try:
+        part.write_text(text + "\n")
+        part.replace(folder / STATUS)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def main() -> None:

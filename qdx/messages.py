@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qdx.errors import nearest
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+
 
 def explain(error: Exception, conf: Path) -> str | None:
-    """Return one line for an error of composing a config, or None when it is another kind of error.
+    """Return one line for an error of composing a config or of the disk, or None when it is another kind.
 
     Parameters
     ----------
@@ -23,6 +26,10 @@ def explain(error: Exception, conf: Path) -> str | None:
     """
     from hydra.errors import HydraException, OverrideParseException
 
+    if of_disk(error):
+        assert isinstance(error, OSError)
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}: free some space, or choose another hydra.sweep.dir"
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     text = str(error)
@@ -40,6 +47,11 @@ def explain(error: Exception, conf: Path) -> str | None:
     if isinstance(error.__cause__, OmegaConfBaseException) and str(error.__cause__) not in text:
         lines.append(str(error.__cause__).splitlines()[0])
     return ": ".join(line.rstrip(".:") for line in lines if line)
+
+
+def of_disk(error: Exception) -> bool:
+    """Whether the disk did not take something (Hydra's own errors of a config are OSErrors too)."""
+    return isinstance(error, OSError) and error.errno in UNWRITABLE
 
 
 def _unknown_option(name: str, conf: Path) -> str:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from qdx import models, plugins
 from qdx.capture import plan
 from qdx.dataset import folder, resume, size
+from qdx.dataset.checking import reading
 from qdx.errors import QdxError
 from qdx.experiment import find_checkpoint, identify, load_references
 from qdx.schema import Experiment, validate
@@ -150,7 +151,7 @@ def earlier_runs(directory: Path, labels: set[str]) -> dict[str, dict[str, str]]
     for path in directory.glob(f"*/{folder.RUN}"):
         if path.parent.name in labels:
             continue
-        with netCDF4.Dataset(path) as file:
+        with reading(path), netCDF4.Dataset(path) as file:
             facts: dict[str, Any] = {name: file.getncattr(name) for name in ALIKE if name in file.ncattrs()}
             facts["components"] = len(file["replay"].dimensions["component"])
             found[path.parent.name] = {name: str(facts.get(name, "")) for name in ALIKE}

@@ -6,13 +6,15 @@ would skip the end): it leaves ``status.json`` in its folder, and the process ex
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import os
 import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,8 @@ from qdx import job as job_process
 from qdx import plugins
 from qdx.dataset.folder import PLAN
 from qdx.errors import QdxError
-from qdx.messages import explain
+from qdx.locking import locked
+from qdx.messages import explain, of_disk
 from qdx.process import spawn
 from qdx.schema import validate
 
@@ -43,9 +46,14 @@ def job(cfg: DictConfig) -> None:
 class Sweep(Callback):
     """Check every job of a sweep before the first one starts; merge, analyse and report after the last."""
 
+    def __init__(self) -> None:
+        self._chosen: Any = {}  # metrics and analyses: of the user's config, not of a file in the folder
+        self._running = contextlib.ExitStack()
+        atexit.register(self._running.close)
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Expand, check, name and prepare the jobs."""
-        _guard(lambda: start(config))
+        _guard(lambda: self._chosen.update(start(config, self._running)))
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Refuse Hydra's single-run mode: it has no end at which results could be merged and reported."""
@@ -57,7 +65,7 @@ class Sweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Write ``sweep.nc`` and the reports, and exit 1 when a job failed."""
-        _guard(lambda: finish(Path(config.hydra.sweep.dir).absolute()))
+        _guard(lambda: finish(Path(config.hydra.sweep.dir).absolute(), self._chosen))
 
 
 def _guard(step: Callable[[], None]) -> None:
@@ -73,7 +81,7 @@ def _guard(step: Callable[[], None]) -> None:
             traceback.print_exc()
             sys.exit(1)
         print(f"qdx: error: {message}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if of_disk(error) else 2)
 
 
 def command_line() -> str:
@@ -90,13 +98,25 @@ def quoted(value: str) -> str:
     return f"'{escaped}'"
 
 
-def start(config: DictConfig) -> None:
+def start(config: DictConfig, running: contextlib.ExitStack) -> dict[str, Any]:
     """Check all jobs, give them unique labels, write the manifest and prepare models and references.
+
+    Parameters
+    ----------
+    config : DictConfig
+    running : ExitStack
+        To be closed when the sweep has ended: it holds the folder.
+
+    Returns
+    -------
+    dict
+        The nodes of ``metrics`` and ``analyses``.
 
     Raises
     ------
     QdxError
-        For the first job whose config is not valid, for two jobs of one label, or when preparation fails.
+        For the first job whose config is not valid, for two jobs of one label, when preparation fails, or
+        when another sweep runs in the folder.
     """
     swept, jobs = expand(config)
     if swept:
@@ -118,8 +138,16 @@ def start(config: DictConfig) -> None:
         sys.exit(1)
     if ended:  # the child has said why
         sys.exit(2)
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        running.enter_context(locked(directory / "sweep.lock", wait=False))
+    except BlockingIOError as error:
+        raise QdxError(
+            f"another sweep is running in {directory}: wait for its end, or choose another hydra.sweep.dir"
+        ) from error
     resume = _write_manifest(directory, manifest)
     print(f"resume: {resume}", flush=True)
+    return {"metrics": first["metric"], "analyses": first["analysis"]}
 
 
 def expand(config: DictConfig) -> tuple[list[str], list[DictConfig]]:
@@ -195,8 +223,7 @@ def _check_plugins(cfg: DictConfig) -> None:
 def _write_manifest(directory: Path, manifest: dict[str, Any]) -> str:
     """Write what the sweep consists of, with earlier sweeps of the folder; return how to resume it."""
     path = directory / PLAN
-    directory.mkdir(parents=True, exist_ok=True)
-    earlier = json.loads(path.read_text()) if path.exists() else {"labels": [], "resume": ""}
+    earlier = _earlier(path) if path.exists() else {"labels": [], "resume": ""}
     labels = [*earlier["labels"], *(name for name in manifest["labels"] if name not in earlier["labels"])]
     arguments = [a for a in sys.argv[1:] if not a.startswith("hydra.sweep.dir=")]
     resume = shlex.join(["python", "-m", "qdx", *arguments, f"hydra.sweep.dir={quoted(str(directory))}"])
@@ -214,16 +241,28 @@ def _write_manifest(directory: Path, manifest: dict[str, Any]) -> str:
         indent=1,
     )
     part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(text + "\n")
-    part.replace(path)
+    try:
+        part.write_text(text + "\n")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return resume
 
 
-def finish(directory: Path) -> None:
-    """Merge, analyse and report, then exit 1 when a job failed."""
+def _earlier(path: Path) -> dict[str, Any]:
+    """Return the labels of the folder's earlier sweeps, and how to resume them."""
+    from qdx.dataset.checking import scan
+    from qdx.report.facts import own_command
+
+    state = scan(path.parent)
+    return {"labels": state.labels, "resume": own_command(state.settings.get("resume"))}
+
+
+def finish(directory: Path, chosen: Mapping[str, Any]) -> None:
+    """Merge, analyse and report with the nodes that `start` returned, then exit 1 when a job failed."""
     from qdx import report
 
-    built = report.build(directory)
+    built = report.build(directory, **chosen)
     if built.failed or built.missing:
         for name, error in built.failed.items():
             print(f"qdx: failed: {name}: {error}", file=sys.stderr)

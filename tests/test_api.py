@@ -191,8 +191,11 @@ def test_run_shows_its_progress_and_returns_the_tree_with_a_plug_in_measured(
     assert "What is 4 times 13?" in str(tree["references/text"].values[0])
     assert set(tree["analysis/ties"].to_dataset()) == {"share"}
     tree.close()
-    # From another folder the plug-in's file is found by what sweep.json says.
+    # A results folder is data: from another folder its plug-ins are run only where the user names theirs.
     done = command(str(own / "out"), cwd=tmp_path, module="qdx.report")
+    assert done.returncode == 2 and "'qdx_plugins.tripled.tripled'" in done.stderr, done.stderr
+    trusted = ("--plugins", str(own / "plugins"))
+    done = command(*trusted, str(own / "out"), cwd=tmp_path, module="qdx.report")
     assert done.returncode == 0, done.stderr
 
 

@@ -7,10 +7,11 @@ every ``nn.Linear`` becomes a kernel of `qdx.kernels`, and attention is computed
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,19 @@ def _attention(
     return output.to(query.dtype), None
 
 
+@contextlib.contextmanager
+def _named(checkpoint: Checkpoint, what: str) -> Iterator[None]:
+    """Name the checkpoint that transformers fails on; it and its libraries raise anything."""
+    try:
+        yield
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+        raise QdxError(
+            f"{checkpoint.source}: transformers {what} ({type(error).__name__}: {lines[-1].strip()}): "
+            f"download or build the checkpoint again"
+        ) from error
+
+
 def _load(checkpoint: Checkpoint, dtype: torch.dtype, weights: Mapping[str, QuantizedWeight]) -> nn.Module:
     """Load a causal LM; its quantized layers hold zeros without memory, until kernels take their place."""
     from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig
@@ -57,7 +71,8 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype, weights: Mapping[str, Quan
     disable_progress_bar()
     AttentionInterface.register(ATTENTION, _attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    config = AutoConfig.from_pretrained(checkpoint.path)
+    with _named(checkpoint, "cannot read its config.json"):
+        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -66,14 +81,15 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype, weights: Mapping[str, Quan
     for name, weight in weights.items():
         shape = (weight.out_features, weight.in_features)
         state[f"{name}.weight"] = torch.zeros((), dtype=dtype).expand(shape)
-    model, found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-        None,
-        config=config,
-        state_dict=state,
-        dtype=dtype,
-        attn_implementation=ATTENTION,
-        output_loading_info=True,
-    )
+    with _named(checkpoint, "cannot load its weights as its config.json describes them"):
+        model, found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            dtype=dtype,
+            attn_implementation=ATTENTION,
+            output_loading_info=True,
+        )
     if missing := sorted(found["missing_keys"]):
         # transformers would draw them at random
         raise QdxError(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 
 from qdx.dataset import folder
+from qdx.dataset.checking import blaming, check, reading, scan
 from qdx.dataset.combine import combine, combine_rows
 from qdx.dataset.journal import ATTRIBUTES, open_rows
 from qdx.dataset.layout import (
@@ -42,7 +44,14 @@ def open(path: str | Path) -> xr.DataTree:
     Raises
     ------
     QdxError
-        When there is nothing at `path`, or it is no qdx file, is truncated, or has another schema version.
+        When there is nothing at `path`, or it is no qdx file, is truncated, lacks a part or has another
+        schema version. Arrays are read when they are used: where a file's bytes are damaged, xarray raises
+        netCDF's own error then (RuntimeError, or UnicodeDecodeError of a text).
+
+    Notes
+    -----
+    HDF5 2.2 does not check everything that it reads: a bit that flipped in one of its global heaps, which
+    have no checksum, can make it loop for ever, and Ctrl-C does not reach it. Nothing cheap tells before.
 
     Examples
     --------
@@ -69,27 +78,37 @@ def open(path: str | Path) -> xr.DataTree:
 
 def open_file(path: Path) -> xr.DataTree:
     """Open one NetCDF file; see `open`."""
-    try:
+    with reading(path):
         groups = xr.open_groups(path, engine="netcdf4")
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise QdxError(f"{path} is not a whole NetCDF-4 file: {error}") from error
+    try:
+        return _tree(path, groups)
+    except BaseException:
+        for dataset in groups.values():
+            dataset.close()
+        raise
+
+
+def _tree(path: Path, groups: dict[str, xr.Dataset]) -> xr.DataTree:
     version = groups["/"].attrs.get("schema_version")
     if version is None:
         raise QdxError(f"{path} is a NetCDF file that qdx did not write: it has no attribute schema_version")
-    if int(version) != SCHEMA_VERSION:
+    if not np.array_equal(version, SCHEMA_VERSION):
         raise QdxError(
             f"{path} has schema version {version}, this qdx reads {SCHEMA_VERSION}: use the qdx that wrote it"
         )
+    with reading(path):
+        check(path, groups)
     for phase in PHASES:
         if f"/{phase}" in groups:
             # A Dataset taken out of the tree must still say whether it is free decode (`qdx.arrays`).
             groups[f"/{phase}"] = groups[f"/{phase}"].assign_attrs(phase=phase)
-    rows_at = path.with_name(folder.ROWS)
-    if set(ATTRIBUTES) <= set(groups["/"].attrs) and rows_at.exists():
-        known = {phase: groups[f"/{phase}"] for phase in PHASES if f"/{phase}" in groups}
-        for phase, dataset in open_rows(rows_at, known, groups["/"].attrs).items():
-            groups[f"/{phase}"] = dataset
-    tree = xr.DataTree.from_dict({name: _lazy_rows(dataset) for name, dataset in groups.items()})
+    with reading(path):
+        rows_at = path.with_name(folder.ROWS)
+        if set(ATTRIBUTES) <= set(groups["/"].attrs) and rows_at.exists():
+            known = {phase: groups[f"/{phase}"] for phase in PHASES if f"/{phase}" in groups}
+            for phase, dataset in open_rows(rows_at, known, groups["/"].attrs).items():
+                groups[f"/{phase}"] = dataset
+        tree = xr.DataTree.from_dict({name: _lazy_rows(dataset) for name, dataset in groups.items()})
     for name, dataset in groups.items():
         tree[name].set_close(dataset.close)  # from_dict forgets it, and an open file cannot be appended to
     return tree
@@ -106,28 +125,28 @@ def _lazy_rows(dataset: xr.Dataset) -> xr.Dataset:
 
 def _open_sweep(directory: Path) -> xr.DataTree:
     if not (directory / folder.SWEEP).exists():
-        state = folder.scan(directory)
+        state = scan(directory)
         if not state.runs:
             raise QdxError(f"{directory} has no finished run: {_why(state.failed, state.missing)}")
-        return combine(state, {label: open_file(run) for label, run in state.runs.items()})
+        with blaming(state.runs.values()):
+            return combine(state, {label: open_file(run) for label, run in state.runs.items()})
     tree = open_file(directory / folder.SWEEP)
-    labels = tree["prefill"].to_dataset()["config"].values
-    runs = {str(label): directory / str(label) / folder.RUN for label in labels}
-    for phase in (phase for phase in PHASES if phase in tree.children):
+    phases = [phase for phase in PHASES if phase in tree.children]
+    labels = [str(label) for phase in phases[:1] for label in tree[phase].to_dataset()["config"].values]
+    runs = {label: directory / label / folder.RUN for label in labels}
+    for phase in phases:
         parts = {label: _open_rows(run, phase) for label, run in runs.items() if run.exists()}
-        tree[phase] = tree[phase].assign(combine_rows(parts, tree[phase].to_dataset()))
+        with blaming(runs[label] for label in parts):
+            tree[phase] = tree[phase].assign(combine_rows(parts, tree[phase].to_dataset()))
     return tree
 
 
 def _open_rows(path: Path, phase: str) -> xr.Dataset:
     """Open the full rows of a phase and nothing else: a quarter of the time of the whole file."""
-    others = [
-        name for name in (*PHASE, *FIRST, *CONFIG_COORDS, *PRODUCER_COORDS, REGION.name) if name not in WIDE
-    ]
-    try:
+    small = (*PHASE, *FIRST, *CONFIG_COORDS, *PRODUCER_COORDS, REGION.name)
+    others = [name for name in small if name not in WIDE]
+    with reading(path):
         return _lazy_rows(xr.open_dataset(path, group=phase, engine="netcdf4", drop_variables=others))
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise QdxError(f"{path} is not a whole NetCDF-4 file: {error}") from error
 
 
 def _why(failed: Mapping[str, str], missing: list[str]) -> str:

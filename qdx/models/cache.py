@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from qdx.errors import QdxError
-
-try:
-    import fcntl
-except ImportError:
-    # Windows: the rename alone keeps the result whole; at worst two processes do the work twice.
-    fcntl = None  # type: ignore[assignment]
+from qdx.locking import held
 
 
 def cache_folder() -> Path:
@@ -71,7 +65,7 @@ def prepare(
         raise QdxError(
             f"model cache {target.parent} cannot be written ({error}): set QDX_CACHE to another folder"
         ) from error
-    with lock, _held(lock.fileno(), waiting) as alone:
+    with lock, held(lock.fileno(), waiting=waiting) as alone:
         if target.is_dir():  # another process built it while this one waited
             return target
         if alone:  # whoever left these is dead: it would hold the lock
@@ -103,21 +97,3 @@ def _readable(folder: Path) -> None:
     folder.chmod(0o755)
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
-
-
-@contextlib.contextmanager
-def _held(descriptor: int, waiting: Callable[[], None] | None) -> Iterator[bool]:
-    """Hold an exclusive lock; yields False where the platform or the file system has none."""
-    if fcntl is None:
-        yield False
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if waiting is not None:
-            waiting()
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError:  # a file system without locks, such as some network mounts
-        yield False
-        return
-    yield True  # closing the file releases it

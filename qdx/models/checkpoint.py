@@ -83,9 +83,7 @@ def resolve(name: str, *, format: str, cache: Path | None = None, progress: bool
             f"model {name!r} has format {found!r} (config.json of {path}), asked for {format!r}: "
             f"choose quant={found}, or give another checkpoint for {format}"
         )
-    provenance = (
-        _read_object(path / "qdx-provenance.json") if (path / "qdx-provenance.json").is_file() else {}
-    )
+    provenance = read_object(path / "qdx-provenance.json") if (path / "qdx-provenance.json").is_file() else {}
     return Checkpoint(
         path=path,
         format=found,
@@ -109,7 +107,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise QdxError(
             f"folder {path} has no config.json: it is no checkpoint, give the folder that holds one"
         )
-    return _read_object(file)
+    return read_object(file)
 
 
 def vocab_size(path: Path) -> int:
@@ -129,7 +127,12 @@ def context_length(path: Path) -> int | None:
 def _stated(path: Path, key: str) -> Any:
     """Return a value of config.json, or of the language model's part of it."""
     config = read_config(path)
-    return config.get(key, (config.get("text_config") or {}).get(key))
+    return config.get(key, _part(config, "text_config").get(key))
+
+
+def _part(config: dict[str, Any], name: str) -> dict[str, Any]:
+    inner = config.get(name)
+    return inner if isinstance(inner, dict) else {}
 
 
 def format_of(config: dict[str, Any], path: Path) -> str:
@@ -149,6 +152,11 @@ def format_of(config: dict[str, Any], path: Path) -> str:
                     "there, with its quant_method"
                 )
         return "none"
+    if not isinstance(quantization, dict):
+        raise QdxError(
+            f"checkpoint {path}: quantization_config of config.json is {quantization!r:.40}, must be an "
+            "object: the checkpoint is damaged"
+        )
     method = str(quantization.get("quant_method", "unstated"))
     if method not in FORMATS:
         raise QdxError(
@@ -191,14 +199,21 @@ def _hub(name: str) -> tuple[Path, str]:
 
 def _stated_quantizer(config: dict[str, Any]) -> str:
     """Return what GPTQModel and others write as ``meta.quantizer``, or ""."""
-    stated = ((config.get("quantization_config") or {}).get("meta") or {}).get("quantizer", "")
+    stated = _part(_part(config, "quantization_config"), "meta").get("quantizer", "")
     return ", ".join(map(str, stated)) if isinstance(stated, list) else str(stated)
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """Return the object that a JSON file of a checkpoint holds.
+
+    Raises
+    ------
+    QdxError
+        When it cannot be read, is no JSON or no object.
+    """
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise QdxError(
             f"{file} is no JSON ({error}): the checkpoint is damaged, download it again"
         ) from error

@@ -162,7 +162,7 @@ def _write_tokenizer(gguf_path: Path, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
-        str(gguf_path.parent), gguf_file=gguf_path.name, local_files_only=True
+        str(gguf_path.parent), gguf_file=gguf_path.name, local_files_only=True, trust_remote_code=False
     )
     tokenizer.model_max_length = 8192
     for form in FORMATS:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qdx.errors import QdxError
+from qdx.models.checkpoint import read_object
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -20,7 +21,13 @@ def weight_files(path: Path) -> list[Path]:
     """
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files_by_tensor = read_object(index).get("weight_map")
+        named = files_by_tensor.values() if isinstance(files_by_tensor, dict) else [None]
+        if not all(isinstance(name, str) and name == Path(name).name for name in named):
+            raise QdxError(
+                f"{index}: weight_map must name a file of the folder for every tensor: it is damaged"
+            )
+        names = sorted(set(named))
         missing = [name for name in names if not (path / name).is_file()]
         if missing:
             raise QdxError(
@@ -60,9 +67,7 @@ def tokenizer_sha256(path: Path) -> str:
     path = Path(path)
     fast = path / "tokenizer.json"
     if fast.is_file():
-        canonical = json.dumps(
-            _essence(json.loads(fast.read_text(encoding="utf-8"))), sort_keys=True, ensure_ascii=True
-        )
+        canonical = json.dumps(_essence(fast), sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
     files = [
         path / name
@@ -78,8 +83,14 @@ def tokenizer_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _essence(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    model = tokenizer["model"]
-    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges", [])]
-    added = [[token["id"], token["content"]] for token in tokenizer.get("added_tokens", [])]
-    return {"vocab": model["vocab"], "merges": merges, "added_tokens": sorted(added)}
+def _essence(file: Path) -> dict[str, Any]:
+    tokenizer = read_object(file)
+    try:
+        model = tokenizer["model"]
+        merges = [m.split(" ") if isinstance(m, str) else m for m in model.get("merges", [])]
+        added = [[token["id"], token["content"]] for token in tokenizer.get("added_tokens", [])]
+        return {"vocab": model["vocab"], "merges": merges, "added_tokens": sorted(added)}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise QdxError(
+            f"{file} is no tokenizer ({type(error).__name__}: {error}): download it again"
+        ) from error

@@ -19,8 +19,8 @@ def load_tokenizer(path: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-    except (OSError, ValueError) as error:
+        return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of several libraries; the one in Rust raises bare Exceptions
         raise QdxError(
             f"no tokenizer in {path} ({_first_line(error)}): the folder needs a tokenizer.json"
         ) from error

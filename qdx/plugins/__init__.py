@@ -3,6 +3,7 @@
 Shipped members use the same decorator as anybody's: it attaches a `Plugin` record to the function or class,
 so that what a number means (unit, direction, formula) travels with the code that computes it, and their
 config nodes pass the same checks. Plug-ins come from ``plugins/`` folders and from entry points (`load`).
+`build` imports what a config of the user's own names; `from_file` only chooses among what is registered here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from qdx.plugins._folders import add as add_folders
 from qdx.plugins._folders import conf_dir, folders
 from qdx.plugins._record import KINDS, METRIC_META, Plugin, plugin_of, record_of, register
 from qdx.plugins._sources import Found, find, load
+from qdx.plugins._stored import from_file
 
 __all__ = [
     "KINDS",
@@ -25,6 +27,7 @@ __all__ = [
     "conf_dir",
     "find",
     "folders",
+    "from_file",
     "load",
     "node_of",
     "options_of",

@@ -1,7 +1,7 @@
 """The folders of plug-in files, importable in every process as the package ``qdx_plugins``.
 
 A file ``plugins/half_l1.py`` is the module ``qdx_plugins.half_l1``. The package is made in memory with these
-folders as its path, so that a child process or ``python -m qdx.report`` finds a plug-in by its target alone.
+folders as its path, so that a child process finds a plug-in by its target alone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+
+from qdx.errors import QdxError
 
 PACKAGE = "qdx_plugins"
 _QDX = Path(__file__).parent.parent
@@ -31,8 +33,18 @@ def folders() -> list[Path]:
 
 
 def add(paths: Iterable[str | Path]) -> None:
-    """Look for plug-in files in these folders too: those of a sweep that is read from another folder."""
-    _also.extend(path for path in map(Path, paths) if path not in _also)
+    """Look for plug-in files in these folders too, which the user named.
+
+    Raises
+    ------
+    QdxError
+        For one that is not there.
+    """
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise QdxError(f"{path}: no such folder of plug-ins")
+        if path not in _also:
+            _also.append(path)
 
 
 def install() -> ModuleType:

@@ -17,6 +17,7 @@ from qdx.plugins import _contract, _folders
 from qdx.plugins._record import record_of
 
 ENTRY_POINTS = "qdx.plugins"
+PACKAGES = {"metric": "qdx.metrics", "analysis": "qdx.analysis"}  # of the shipped members
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,18 @@ def find(kind: str, name: str) -> Callable[..., Any]:
     QdxError
         For an unknown name; the message lists the known ones and the nearest.
     """
-    if kind in ("metric", "analysis") and _shipped(kind, name):
-        package = {"metric": "qdx.metrics", "analysis": "qdx.analysis"}[kind]
-        return getattr(importlib.import_module(package), name)  # type: ignore[no-any-return]
+    if kind in PACKAGES and _shipped(kind, name):
+        return getattr(importlib.import_module(PACKAGES[kind]), name)  # type: ignore[no-any-return]
     own = {one.name: one.member for one in load() if one.kind == kind}
     if name in own:
         return own[name]
-    known = [*sorted(path.stem for path in (_folders.conf_dir() / kind).glob("*.yaml")), *own]
+    known = [*shipped(kind), *own]
     raise QdxError(f"unknown {kind} {name!r}, one of {', '.join(known)}{nearest(name, known)}")
+
+
+def shipped(kind: str) -> list[str]:
+    """Return the names of the members of a kind that qdx ships, sorted."""
+    return sorted(path.stem for path in (_folders.conf_dir() / kind).glob("*.yaml"))
 
 
 def _shipped(kind: str, name: str) -> bool:

@@ -28,11 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--figures", metavar="LIST", help="names of figures to save as DIR/figures/<name>.svg, or all"
     )
+    parser.add_argument(
+        "--plugins", metavar="FOLDER", action="append", default=[],
+        help="a folder of plug-in files that the sweep was measured with; they are run: name it only if you "
+        "trust them (plugins/ of the working folder is always looked in)",
+    )  # fmt: skip
     chosen = parser.parse_args(arguments)
     formats = chosen.formats.split(",") if chosen.formats is not None else None
     figures = (chosen.figures == "all" or chosen.figures.split(",")) if chosen.figures is not None else None
     try:
-        report = build(chosen.directory, formats=formats, figures=figures)
+        report = build(chosen.directory, formats=formats, figures=figures, plugin_folders=chosen.plugins)
     except QdxError as error:
         print(f"qdx: error: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from qdx import plugins
 from qdx.errors import QdxError
+from qdx.locking import locked
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from qdx.analysis.section import Section
+    from qdx.dataset.folder import Sweep
     from qdx.report.facts import Facts
     from qdx.report.figures import Figures
 
@@ -59,6 +62,7 @@ def build(
     analyses: Nodes | None = None,
     formats: Sequence[str] | None = None,
     figures: Sequence[str] | bool | None = None,
+    plugin_folders: Sequence[str | Path] = (),
     console: bool = True,
 ) -> Report:
     """Merge the finished runs of a sweep, measure, analyse and report.
@@ -69,12 +73,15 @@ def build(
         A sweep folder.
     metrics, analyses : Mapping of name to config node, optional
         ``{"l2": {"_target_": "qdx.metrics.l2"}}``. Default: what ``sweep.json`` lists, else the shipped
-        defaults.
+        defaults; of a file, only members that are registered here count, and nothing else is imported.
     formats : sequence of "txt", "html", "md", optional
         Which files the report is written as. Default: what ``sweep.json`` lists, else txt and html.
     figures : sequence of str or bool, optional
         Names of the figures to save as ``figures/<name>.svg``; True: all. Default: what ``sweep.json`` lists,
         else none.
+    plugin_folders : sequence of path
+        Folders of plug-in files that the metrics and analyses of ``sweep.json`` may come from, beside
+        ``plugins/`` of the working folder.
     console : bool
         Print the report, and progress while distances are measured.
 
@@ -89,11 +96,28 @@ def build(
         is no error, nor is a metric or an analysis that raises, ``report.html`` or ``report.md`` that cannot
         be made, or a figure that is not there: they are named at the top of the report.
     """
-    from qdx.dataset import folder
+    directory = Path(directory)
+    with contextlib.ExitStack() as stack:
+        # Two reports of a folder write the same files. Why a folder cannot be written is said further on.
+        with contextlib.suppress(OSError):
+            stack.enter_context(locked(directory / "report.lock", wait=True))
+        return _build(directory, metrics, analyses, formats, figures, plugin_folders, console)
+
+
+def _build(
+    directory: Path,
+    metrics: Nodes | None,
+    analyses: Nodes | None,
+    formats: Sequence[str] | None,
+    figures: Sequence[str] | bool | None,
+    plugin_folders: Sequence[str | Path],
+    console: bool,
+) -> Report:
+    from qdx.dataset import checking, folder
+    from qdx.dataset.writing import disk_errors
     from qdx.report.facts import Facts
 
-    directory = Path(directory)
-    state = folder.scan(directory)
+    state = checking.scan(directory)
     facts = Facts(directory, state.labels, state.missing, state.failed, {}, state.settings)
     wanted = _Wanted.of(state.settings, formats, figures)
     target = directory / folder.SWEEP
@@ -105,18 +129,18 @@ def build(
                 f"read the file with qdx.open"
             )
         return _write(facts, None, [], [], wanted, console)
-    plugins.add_folders(state.settings.get("plugin_folders", ()))
-    stored = state.settings
-    measures = _built(stored.get("metrics") if metrics is None else metrics, "qdx.metrics", DEFAULT_METRICS)
-    steps = _built(stored.get("analyses") if analyses is None else analyses, "qdx.analysis", DEFAULT_ANALYSES)
+    plugins.add_folders(plugin_folders)
+    measures = _callables("metric", metrics, "metrics", state, DEFAULT_METRICS)
+    steps = _callables("analysis", analyses, "analyses", state, DEFAULT_ANALYSES)
     part = directory / f"{folder.SWEEP}.part"
-    part.unlink(missing_ok=True)
-    try:
-        sections, unmeasured, broken = _measure(directory, part, measures, steps, console)
-        part.replace(target)
-    except BaseException:
+    with disk_errors(part):
         part.unlink(missing_ok=True)
-        raise
+    try:
+        with checking.blaming(state.runs.values()):
+            sections, unmeasured, broken = _measure(directory, part, measures, steps, console)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
     facts = replace(facts, broken=broken, unmeasured=unmeasured)
     from qdx.dataset.opening import open_file
 
@@ -141,17 +165,26 @@ class _Wanted:
     ) -> _Wanted:
         from qdx.schema import Report as Options
 
-        stored = settings.get("report") or {}
-        chosen = list(stored.get("formats", DEFAULT_FORMATS) if formats is None else formats)
+        stored: Any = settings.get("report") if isinstance(settings.get("report"), Mapping) else {}
+        chosen = stored.get("formats", DEFAULT_FORMATS) if formats is None else formats
+        if not isinstance(chosen, list | tuple):
+            raise QdxError(f"report.formats={chosen}: must be a list of formats")
         named = stored.get("figures", False) if figures is None else figures
-        checked = Options(chosen, named if isinstance(named, bool) else list(named))
+        checked = Options(list(chosen), list(named) if isinstance(named, tuple) else named)
         return cls(checked.formats, checked.figures)
 
 
-def _built(nodes: Nodes | None, package: str, names: Sequence[str]) -> dict[str, Any]:
-    """Turn nodes into callables, before anything that takes time."""
-    chosen = {name: {"_target_": f"{package}.{name}"} for name in names} if nodes is None else nodes
-    return {name: plugins.build(node) for name, node in chosen.items()}
+def _callables(
+    kind: str, nodes: Nodes | None, key: str, state: Sweep, names: Sequence[str]
+) -> dict[str, Callable[..., Any]]:
+    """Turn nodes into callables, before anything that takes time; those of the folder are data."""
+    if nodes is not None:
+        return {name: plugins.build(node) for name, node in nodes.items()}
+    if (stored := state.settings.get(key)) is None:
+        return {name: plugins.find(kind, name) for name in names}
+    from qdx.dataset import folder
+
+    return plugins.from_file(kind, stored, state.directory / folder.PLAN)
 
 
 def _measure(
@@ -212,6 +245,7 @@ def _write(
 ) -> Report:
     """Write the report in its formats and summary.json, each of which states the sizes of all."""
     from qdx.analysis.view import View
+    from qdx.dataset.writing import disk_errors
     from qdx.report import figures
     from qdx.report.summary import dump
     from qdx.report.text import render
@@ -229,7 +263,7 @@ def _write(
     lost = {f"figure {name}": error for name, error in drawn.errors.items()}
     try:
         saved = drawn.save(facts.directory / figures.FOLDER, [] if unwritten else wanted.figures)
-    except QdxError as error:  # a wrong name must not cost the report of hours of runs
+    except (QdxError, OSError) as error:  # a wrong name must not cost the report of hours of runs
         lost["report.figures"] = str(error)
     facts = replace(facts, broken={**facts.broken, **lost})
     while True:
@@ -244,8 +278,12 @@ def _write(
     for name in sorted(contents, key=lambda name: name.endswith((".html", ".md"))):
         path = facts.directory / name
         part = path.with_name(path.name + ".part")
-        part.write_text(contents[name], encoding="utf-8", newline="\n")
-        part.replace(path)
+        try:
+            with disk_errors(path):
+                part.write_text(contents[name], encoding="utf-8", newline="\n")
+                part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     text = render(facts, tree, sections, files)
     if console:
         show(text)

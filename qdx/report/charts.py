@@ -179,6 +179,8 @@ def along_positions(
         f"noise floor at most {_with(peak, unit)}. The table below holds every point."
     )
     mean = f"; each point is the mean of up to {bins} rows" if bins > 1 else ""
+    if len(references) > len(shown):
+        mean += f"; drawn: the first {len(shown)} of {len(references)} references"
     head = ["position", *shown, "noise floor"]
     rows = [
         [

@@ -66,7 +66,29 @@ def size(count: int) -> str:
 
 def resume_command(facts: Facts) -> str:
     """The command that runs what failed or is missing; empty when the folder does not say."""
-    return str(facts.settings.get("resume", ""))
+    return own_command(facts.settings.get("resume"))
+
+
+def started_command(facts: Facts) -> str:
+    """The command that started the sweep; empty when the folder does not say."""
+    return own_command(facts.settings.get("command_line"))
+
+
+def own_command(command: object) -> str:
+    """A command that a folder holds, where it runs qdx and nothing else: a report shows it to be pasted."""
+    try:
+        words = shlex.split(command) if isinstance(command, str) else []
+    except ValueError:
+        return ""
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word == "&&":
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    if any(part[:3] != ["python", "-m", "qdx"] for part in parts):
+        return ""
+    return " && ".join(shlex.join(part) for part in parts)  # quoted anew: only && joins commands
 
 
 def report_command(facts: Facts) -> str:
@@ -82,7 +104,8 @@ def next_command(facts: Facts, configs: list[str]) -> tuple[str, str]:
     (explanation, command)
         The command is empty when the folder does not say how the sweep was started.
     """
-    arguments = [str(a) for a in facts.settings.get("arguments", ())]
+    stated = facts.settings.get("arguments")
+    arguments = [str(a) for a in stated] if isinstance(stated, list) else []
     quants = next((a.removeprefix("quant=") for a in arguments if a.startswith("quant=")), "")
     if transcripts_shipped():
         chosen = quants or ",".join(configs)

@@ -62,7 +62,7 @@ class Figures:
     heatmaps : dict
         By phase and metric; the first is over all references, the others over one each.
     positions : dict
-        By phase, one a pair of configs.
+        By phase and metric, one a pair of configs.
     signal : list of Figure
     strips : list of Figure
     own : dict
@@ -72,18 +72,16 @@ class Figures:
     """
 
     heatmaps: dict[str, dict[str, list[Figure]]] = field(default_factory=dict)
-    positions: dict[str, list[Figure]] = field(default_factory=dict)
+    positions: dict[str, dict[str, list[Figure]]] = field(default_factory=dict)
     signal: list[Figure] = field(default_factory=list)
     strips: list[Figure] = field(default_factory=list)
     own: dict[str, list[Own]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Figure | Own]:
-        for metrics in self.heatmaps.values():
+        for metrics in (*self.heatmaps.values(), *self.positions.values()):
             for found in metrics.values():
                 yield from found
-        for found in self.positions.values():
-            yield from found
         yield from self.signal
         yield from self.strips
         for owned in self.own.values():
@@ -129,8 +127,7 @@ def collect(view: View, sections: Sequence[Section]) -> Figures:
             found.heatmaps[phase] = {
                 m: h for m in view.metrics if (h := _heatmaps(view, m, phase, m == view.metrics[0]))
             }
-            if distances:
-                found.positions[phase] = _positions(view, distances[0], phase)
+            found.positions[phase] = {m: p for m in distances if (p := _positions(view, m, phase))}
     found.signal = _signal(view, next((s for s in sections if s.name == "snr"), None))
     found.strips = _strips(view)
     for section in sections:
@@ -241,7 +238,7 @@ def _positions(view: View, metric: str, phase: str) -> list[Figure]:
         found.append(
             charts.along_positions(
                 f"positions_{_file(metric)}_{phase}_{_file(view.configs[a])}_{_file(view.configs[b])}",
-                f"{names}, {phase}",
+                f"{metric}, {phase}: {names}",
                 f"{pair_types(view, [(a, b)])[0]}; mean over references of each one’s mean "
                 f"{number(float(means[a, b]))}{unit_of(view, metric)}",
                 unit_of(view, metric),

@@ -14,7 +14,7 @@ from qdx.analysis.section import Section
 from qdx.analysis.view import View
 from qdx.report import parts, tables
 from qdx.report.drawing import escape, palette_css
-from qdx.report.facts import Facts, next_command, report_command, resume_command
+from qdx.report.facts import Facts, next_command, report_command, resume_command, started_command
 from qdx.report.figures import Figures
 from qdx.report.pieces import command, section_of, table_of
 from qdx.report.text import simulated_configs
@@ -137,7 +137,7 @@ def _banners(facts: Facts, view: View | None) -> str:
 
 def _commands(facts: Facts, view: View | None) -> str:
     said = [
-        ("This sweep was started with:", str(facts.settings.get("command_line", ""))),
+        ("This sweep was started with:", started_command(facts)),
         ("Resume it (finished configs are kept):", resume_command(facts)),
         ("Redo merge, analyses and report:", report_command(facts)),
     ]

@@ -12,7 +12,7 @@ from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
 from qdx.report import tables
 from qdx.report.drawing import CONTROL, Figure, Table
-from qdx.report.facts import Facts, next_command, report_command, resume_command
+from qdx.report.facts import Facts, next_command, report_command, resume_command, started_command
 from qdx.report.figures import Figures
 from qdx.report.html import SIMULATED
 from qdx.report.text import generation, simulated_configs
@@ -138,7 +138,7 @@ def _banners(facts: Facts, view: View | None) -> list[str]:
 def _commands(facts: Facts, view: View | None) -> list[str]:
     blocks = []
     for said, command in (
-        ("Started with:", str(facts.settings.get("command_line", ""))),
+        ("Started with:", started_command(facts)),
         ("Resume (finished configs are kept):", resume_command(facts)),
         ("Redo merge, analyses and report:", report_command(facts)),
     ):

@@ -8,6 +8,7 @@ from qdx.analysis.layout import plural
 from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
 from qdx.report import tables
+from qdx.report.charts import MOST_LINES
 from qdx.report.drawing import escape
 from qdx.report.figures import MOST_CONFIGS, Figures
 from qdx.report.pieces import grid, more, own, preformatted, table_of
@@ -19,9 +20,10 @@ HOW_DISTANCES = (
     "greater value."
 )
 HOW_POSITIONS = (
-    "One drawing a pair of configs, one line a reference, content rows; the drawings of a phase share their "
-    "axis. The grey band with a dashed edge is the noise floor: up to the greatest distance between two "
-    "repeats of either config at that position, over references. A line inside it is no further than noise."
+    "One drawing a pair of configs, one line a reference, content rows; those of a metric and phase share "
+    "their axis. The grey band with a dashed edge is the noise floor: up to the greatest distance between "
+    "two repeats of either config at that position, over references. A line inside it is no further than "
+    "noise."
 )
 HOW_SIGNAL = (
     "n: a config’s noise floor, the mean over references of each one’s mean distance between repeats over "
@@ -109,10 +111,22 @@ def positions(view: View, figures: Figures) -> str:
     if not found:
         return ""
     count = len(view.configs) * (len(view.configs) - 1) // 2
-    shown = max(len(drawn) for drawn in found.values())
-    some = f" Drawn: the nearest pair of every type, then the nearest; {shown} of {count}."
-    parts = [f"<p>{HOW_POSITIONS}{some if shown < count else ''}</p>"]
-    parts += [f"<h3>{escape(PHASE_TITLES[phase])}</h3>{grid(drawn)}" for phase, drawn in found.items()]
+    shown = max(len(drawn) for metrics in found.values() for drawn in metrics.values())
+    said = HOW_POSITIONS
+    if shown < count:
+        said += f" Drawn: the nearest pair of every type, then the nearest; {shown} of {count}."
+    if len(view.references) > MOST_LINES:
+        said += (
+            f" Lines: the first {MOST_LINES} of {len(view.references)} references, as many as can be told "
+            f"apart; means and the noise floor are over all, and every row is in sweep.nc /metrics."
+        )
+    parts = [f"<p>{escape(said)}</p>"]
+    for phase, metrics in found.items():
+        parts.append(f"<h3>{escape(PHASE_TITLES[phase])}</h3>")
+        several = len(metrics) > 1
+        for i, (metric, drawn) in enumerate(metrics.items()):
+            title = f"{metric}, {PHASE_TITLES[phase]}: {plural(len(drawn), 'pair')}"
+            parts.append(more(title, grid(drawn), opened=not i) if several else grid(drawn))
     return "".join(parts)
 
 

@@ -32,9 +32,9 @@ def table_of(table: Table, *, caption: bool = True) -> str:
     )
 
 
-def more(summary: str, body: str, css: str = "") -> str:
-    """A part that opens."""
-    start = f'<details class="{css}">' if css else "<details>"
+def more(summary: str, body: str, css: str = "", *, opened: bool = False) -> str:
+    """A part that opens, or that is open and closes."""
+    start = "<details" + (f' class="{css}"' if css else "") + (" open>" if opened else ">")
     return f"{start}<summary>{escape(summary)}</summary>{body}</details>\n"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from qdx.analysis.layout import WIDTH, clip, legend, letters, needs_letters, plu
 from qdx.analysis.numerics import plain_kernel
 from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
+from qdx.errors import printable
 from qdx.report.facts import Facts, next_command, report_command, resume_command, size
 
 ENVIRONMENT = (
@@ -34,7 +34,6 @@ ENVIRONMENT = (
     "model_revision",
     "time_utc",
 )
-ACTING = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # Unicode categories
 MOST_REFERENCES = 8  # listed one by one
 GENERAL = (
     "noise_floor",
@@ -81,20 +80,6 @@ def render(
         blocks += [_block(s.title, s.text[""]) for s in sections if s.name not in placed and s.text.get("")]
     blocks.append(_block("Results", results(facts, tree, files)))
     return printable("\n\n".join(b for b in blocks if b) + "\n")
-
-
-def printable(text: str) -> str:
-    """Text in which nothing acts on a terminal: � for control, formatting and surrogate characters.
-
-    Line breaks stay, and the two invisible joiners that emoji and Indic scripts are spelled with.
-    """
-    return "".join("\ufffd" if _acts(character) else character for character in text)
-
-
-def _acts(character: str) -> bool:
-    if character.isascii():
-        return not character.isprintable() and character != "\n"
-    return unicodedata.category(character) in ACTING and character not in "\u200c\u200d"
 
 
 def _block(title: str, body: str) -> str:
