@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from xarray.backends.netCDF4_ import NETCDF4_PYTHON_LOCK as _lock  # netCDF-C is not thread-safe
 
 from qdx.dataset import layout
+from qdx.dataset.checking import reading
 from qdx.dataset.writing import runs_of
 from qdx.errors import QdxError
 
@@ -91,7 +92,7 @@ class RunReader:
         path = Path(path)
         self.path = (path / "run.nc" if path.is_dir() else path).resolve()
         self._key = _key(self.path)
-        with _lock:
+        with reading(self.path), _lock:
             file = _handle(self._key)
             self.label = str(file.getncattr("label"))
             self.dtype = str(file["prefill"]["dtype"][:][0])
@@ -109,7 +110,7 @@ class RunReader:
         if name not in layout.PHASES:
             raise QdxError(f"{name!r} is no phase: {', '.join(layout.PHASES)}")
         if name not in self._phases:
-            with _lock:
+            with reading(self.path), _lock:
                 group = _handle(self._key)[name]
                 values = {key: group[key][0] for key in Phase.__dataclass_fields__ if key in group.variables}
                 self._phases[name] = Phase(
@@ -149,7 +150,7 @@ class RunReader:
         order = np.argsort(wanted, kind="stable")
         unique_U, inverse = np.unique(wanted[order], return_inverse=True)
         rows_UV = np.empty((len(unique_U), self.vocab), np.float32)
-        with _lock:
+        with reading(self.path), _lock:
             variable = _handle(self._key)[phase]["logit"]
             for axis, values in runs_of(unique_U):
                 rows_UV[values] = variable[0, repeat, reference, axis, :]

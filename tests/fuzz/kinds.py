@@ -363,6 +363,7 @@ MAKERS: dict[str, Callable[[Draw, Bases, Path], Any]] = {
     "overrides": overrides,
     "command line": command_line,
     "run.nc": run_file,
+    "run.nc rows": run_file,
     "sweep.nc": sweep_file,
     "sweep folder": sweep_folder,
     "report": report,
