@@ -1,4 +1,4 @@
-"""`run` and `expand`: sweeps from Python, such as from a notebook."""
+"""`run` and `compose`: sweeps from Python, such as from a notebook."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def run(overrides: Sequence[str] = (), *, directory: str | Path | None = None) -
     return tree
 
 
-def expand(overrides: Sequence[str] = ()) -> list[DictConfig]:
+def compose(overrides: Sequence[str] = ()) -> list[DictConfig]:
     """Return the config of every job that a sweep would run, composed and checked; nothing runs.
 
     Parameters
@@ -107,7 +107,7 @@ def expand(overrides: Sequence[str] = ()) -> list[DictConfig]:
 
     Examples
     --------
-    >>> [cfg.label for cfg in qdx.expand(["quant=awq,gptq", "batch_size=1,2"])]
+    >>> [cfg.label for cfg in qdx.compose(["quant=awq,gptq", "batch_size=1,2"])]
     ['awq,batch_size=1', 'awq,batch_size=2', 'gptq,batch_size=1', 'gptq,batch_size=2']
     """
     from hydra import initialize_config_dir

@@ -1,4 +1,4 @@
-"""The public API: what it imports, `run`, `expand`, and the accessor against what the report measured."""
+"""The public API: what it imports, `run`, `compose`, and the accessor against what the report measured."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_importing_qdx_imports_nothing_heavy() -> None:
 
 
 def test_the_public_api_is_four_functions_that_help_explains() -> None:
-    assert qdx.__all__ == ["expand", "open", "register", "run"]
+    assert qdx.__all__ == ["compose", "open", "register", "run"]
     for name in qdx.__all__:
         text = getattr(qdx, name).__doc__
         assert all(part in text for part in ("Parameters", "Returns", "Raises", "Examples")), name
@@ -148,8 +148,8 @@ def test_without_full_rows_the_stored_distances_are_offered(folder: Path) -> Non
     assert tree.qdx.pairs("l2").sizes["config"] == 2
 
 
-def test_expand_gives_a_checked_config_a_job() -> None:
-    jobs = qdx.expand(["quant=awq,gptq", "batch_size=1,2"])
+def test_compose_gives_a_checked_config_a_job() -> None:
+    jobs = qdx.compose(["quant=awq,gptq", "batch_size=1,2"])
     assert [cfg.label for cfg in jobs] == [f"{q},batch_size={b}" for q in ("awq", "gptq") for b in (1, 2)]
     assert jobs[2].quant.kernel == "exllama" and "hydra" not in jobs[0]
     for overrides, message in (
@@ -159,7 +159,7 @@ def test_expand_gives_a_checked_config_a_job() -> None:
         ("quant=awq", "give a list of strings"),
     ):
         with pytest.raises(QdxError, match=message):
-            qdx.expand(overrides)
+            qdx.compose(overrides)
 
 
 PLUGIN = """

@@ -11,12 +11,13 @@ from qdx.plugins._build import build, check
 from qdx.plugins._contract import node_of, options_of, require
 from qdx.plugins._folders import add as add_folders
 from qdx.plugins._folders import conf_dir, folders
-from qdx.plugins._record import KINDS, METRIC_META, Plugin, plugin_of, record_of, register
+from qdx.plugins._record import KINDS, METRIC_META, NEEDS, Plugin, keywords_of, plugin_of, record_of, register
 from qdx.plugins._sources import Found, find, load
 
 __all__ = [
     "KINDS",
     "METRIC_META",
+    "NEEDS",
     "Found",
     "Plugin",
     "add_folders",
@@ -25,6 +26,7 @@ __all__ = [
     "conf_dir",
     "find",
     "folders",
+    "keywords_of",
     "load",
     "node_of",
     "options_of",

@@ -112,7 +112,7 @@ def build(
     part = directory / f"{folder.SWEEP}.part"
     part.unlink(missing_ok=True)
     try:
-        sections, unmeasured, broken = _measure(directory, part, measures, steps, console)
+        sections, unmeasured, broken = _measure(directory, part, measures, steps, console, wanted.memory)
         part.replace(target)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -134,6 +134,7 @@ class _Wanted:
 
     formats: Sequence[str]
     figures: Sequence[str] | bool
+    memory: int  # MiB, of the distances
 
     @classmethod
     def of(
@@ -144,8 +145,9 @@ class _Wanted:
         stored = settings.get("report") or {}
         chosen = list(stored.get("formats", DEFAULT_FORMATS) if formats is None else formats)
         named = stored.get("figures", False) if figures is None else figures
-        checked = Options(chosen, named if isinstance(named, bool) else list(named))
-        return cls(checked.formats, checked.figures)
+        memory = int(stored.get("memory", Options.memory))
+        checked = Options(chosen, named if isinstance(named, bool) else list(named), memory)
+        return cls(checked.formats, checked.figures, checked.memory)
 
 
 def _built(nodes: Nodes | None, package: str, names: Sequence[str]) -> dict[str, Any]:
@@ -155,7 +157,12 @@ def _built(nodes: Nodes | None, package: str, names: Sequence[str]) -> dict[str,
 
 
 def _measure(
-    directory: Path, part: Path, measures: dict[str, Any], steps: dict[str, Any], console: bool
+    directory: Path,
+    part: Path,
+    measures: dict[str, Any],
+    steps: dict[str, Any],
+    console: bool,
+    memory: int,
 ) -> tuple[list[Section], dict[str, str], dict[str, str]]:
     """Write the merged file with its distances and the results of the analyses.
 
@@ -168,7 +175,7 @@ def _measure(
     dataset.merge(directory, part)
     unmeasured: dict[str, str] = {}
     with _Progress(console) as progress:
-        distances.compute(directory, part, measures, progress=progress, broken=unmeasured)
+        distances.compute(directory, part, measures, progress=progress, broken=unmeasured, memory_mib=memory)
     sections: list[Section] = []
     broken: dict[str, str] = {}
     tree = open_file(part)
