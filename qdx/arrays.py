@@ -228,7 +228,8 @@ def _rows(
             p, q = torch.log_softmax(p, -1), torch.log_softmax(q, -1)
         given = dict(zip(("p_id", "q_id"), ids, strict=False))
         for key, block in zip(("target", "position"), numbers, strict=False):
-            given[key] = torch.from_numpy(np.array(block[index], np.int64))
+            # A row that was not captured has target −1; what comes of it is masked afterwards.
+            given[key] = torch.from_numpy(np.array(block[index], np.int64)).clamp_min_(0)
         if "prob" in meta["needs"]:
             given |= {"p_prob": p.exp(), "q_prob": q.exp()}
         value[index] = function(p, q, **{key: given[key] for key in keywords_of(meta)}, **options).numpy()

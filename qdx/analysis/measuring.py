@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qdx.analysis.numerics import Bools, Floats, Ints, first_difference, rows_before_split
 from qdx.errors import QdxError
-from qdx.plugins import keywords_of, plugin_of
+from qdx.plugins import code_of, keywords_of, plugin_of
 
 HIDDEN_REHEARSED = 512  # elements of a made-up hidden state
 
@@ -381,7 +381,11 @@ def dataset_of(phase: PhaseRows, pairs: Sequence[Pair], measure: Measure) -> xr.
             {"units": "1", "long_name": "numbers of the two repeats"},
         ),
     }
-    return xr.Dataset(variables, coords={**phase.coords.drop_vars("repeat", errors="ignore").coords, **names})
+    return xr.Dataset(
+        variables,
+        coords={**phase.coords.drop_vars("repeat", errors="ignore").coords, **names},
+        attrs=code_of(measure.call),
+    )
 
 
 def _coverage(values: Floats, compared: Floats, expected: int) -> dict[str, Any]:

@@ -8,11 +8,12 @@ config nodes pass the same checks. Plug-ins come from ``plugins/`` folders and f
 from __future__ import annotations
 
 from qdx.plugins._build import build, check
+from qdx.plugins._code import code_of
 from qdx.plugins._contract import node_of, options_of, require
 from qdx.plugins._folders import add as add_folders
 from qdx.plugins._folders import conf_dir, folders
 from qdx.plugins._record import KINDS, METRIC_META, NEEDS, Plugin, keywords_of, plugin_of, record_of, register
-from qdx.plugins._sources import Found, find, load
+from qdx.plugins._sources import Found, check_reachable, find, load
 
 __all__ = [
     "KINDS",
@@ -23,6 +24,8 @@ __all__ = [
     "add_folders",
     "build",
     "check",
+    "check_reachable",
+    "code_of",
     "conf_dir",
     "find",
     "folders",

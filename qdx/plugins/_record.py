@@ -11,6 +11,9 @@ from qdx.errors import QdxError, nearest
 
 KINDS = ("metric", "analysis", "backend", "prompts")
 
+# What this process registered outside of qdx, and in which module.
+registered: dict[tuple[str, str], str] = {}
+
 T = TypeVar("T", bound=Callable[..., Any])
 
 
@@ -127,6 +130,8 @@ def register(kind: str, name: str, **meta: Any) -> Callable[[T], T]:
         _check_needs(name, meta.get("needs", ()), meta.get("on", METRIC_META["on"]))
 
     def attach(member: T) -> T:
+        if member.__module__.split(".")[0] != "qdx":
+            registered[kind, name] = member.__module__
         facts = {**METRIC_META, **meta} if kind == "metric" else dict(meta)
         member.qdx = Plugin(kind, name, facts)  # type: ignore[attr-defined]
         return member

@@ -182,7 +182,9 @@ def _measure(
     try:
         for name, step in steps.items():
             try:
-                sections.append(_held_to_contract(step(tree), sections))
+                section = _held_to_contract(step(tree), sections)
+                section.result.attrs.update(plugins.code_of(step))
+                sections.append(section)
             except Exception as error:  # one analysis must not take the others, and hours of runs, with it
                 broken[name] = _said(error)
     finally:
