@@ -2,6 +2,7 @@
 
 - `open` reads what a run or a sweep wrote, as an `xarray.DataTree` with the accessor ``.qdx``.
 - `run` runs a sweep from Python; ``python -m qdx`` from a shell.
+- `expand` recomputes logits from hidden states.
 - `compose` composes and checks the configs of a sweep without running it.
 - `register` makes a function or class a plug-in: a metric, analysis, backend or prompt source.
 """
@@ -15,11 +16,18 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from qdx.accessor import open
     from qdx.api import compose, run
+    from qdx.expanding import expand
     from qdx.plugins import register
 
-_LAZY = {"compose": "qdx.api", "open": "qdx.accessor", "register": "qdx.plugins", "run": "qdx.api"}
+_LAZY = {
+    "compose": "qdx.api",
+    "expand": "qdx.expanding",
+    "open": "qdx.accessor",
+    "register": "qdx.plugins",
+    "run": "qdx.api",
+}
 
-__all__ = ["compose", "open", "register", "run"]
+__all__ = ["compose", "expand", "open", "register", "run"]
 
 
 def __getattr__(name: str) -> Any:

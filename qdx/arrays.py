@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from qdx.errors import QdxError, nearest
+from qdx.expanding import hidden_of
 from qdx.plugins import find, keywords_of, plugin_of
 
 Metric = str | Callable[..., Any]
@@ -155,8 +156,6 @@ def _variable(data: xr.Dataset, name: str) -> xr.DataArray:
             "no full rows here: sweep.nc and capture=topk hold none. Open the sweep's or the run's folder, "
             "or take what is stored, tree.qdx.pairs(metric, phase)"
         )
-    if name == "hidden":
-        raise QdxError("no hidden states here: they are in the folder of a run with capture=hidden")
     raise QdxError(
         f"this Dataset has no variable {name!r}: take a phase, such as tree['replay'].to_dataset()"
     )
@@ -174,11 +173,11 @@ def _distance(
             f"what is stored, tree.qdx.pairs({record.name!r}, phase='decode')"
         )
     on = record.meta["on"]
-    core = {"top": "rank", "hidden": "hidden"}.get(on, "vocab")
+    core = {"top": "rank", "hidden": "element"}.get(on, "vocab")
     if on == "top":
         inputs = [logprob(x, "top") for x in (a, b)] + [_variable(x, "top_id") for x in (a, b)]
     else:
-        inputs = [_variable(x, "hidden" if on == "hidden" else "logit") for x in (a, b)]
+        inputs = [hidden_of(x) if on == "hidden" else _variable(x, "logit") for x in (a, b)]
     cores = [[core]] * len(inputs)
     if set(record.meta["needs"]) & {"target", "position"}:
         inputs += [_variable(a, "token_id"), whole["position"]]

@@ -172,7 +172,7 @@ class Capture:
     components: int = 64
 
     def __post_init__(self) -> None:
-        _one_of("capture.mode", self.mode, ("full", "topk"))
+        _one_of("capture.mode", self.mode, ("full", "topk", "hidden"))
         _at_least("capture.k", self.k, 1)
         _at_least("capture.components", self.components, 1)
         if isinstance(self.prefill_positions, str):

@@ -52,8 +52,8 @@ def test_importing_qdx_imports_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_the_public_api_is_four_functions_that_help_explains() -> None:
-    assert qdx.__all__ == ["compose", "open", "register", "run"]
+def test_the_public_api_is_five_functions_that_help_explains() -> None:
+    assert qdx.__all__ == ["compose", "expand", "open", "register", "run"]
     for name in qdx.__all__:
         text = getattr(qdx, name).__doc__
         assert all(part in text for part in ("Parameters", "Returns", "Raises", "Examples")), name

@@ -34,7 +34,8 @@ def shipped(*names, **options):
     return {name: build({"_target_": f"qdx.metrics.{name}", **options.get(name, {})}) for name in names}
 
 
-ALL = shipped(*qdx.metrics.__all__, topk_overlap={"k": 5})
+HIDDEN = ("projection", "toploc_exponent", "toploc_mantissa")
+ALL = shipped(*(name for name in qdx.metrics.__all__ if name not in HIDDEN), topk_overlap={"k": 5})
 
 
 def found_in(directory, metrics, **options):
@@ -470,3 +471,60 @@ def test_the_rest_keeps_its_digits(rest):
 def test_a_rest_that_rounding_ate_is_a_small_one_and_never_nan():
     kept = torch.tensor([[0.0, -800.0], [math.log(0.5), math.log(0.5) + 1e-15]], dtype=torch.float64)
     assert with_tail(kept)[:, -1].tolist() == [math.log(LEAST_TAIL)] * 2
+
+
+# Hidden states ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kept(full, tmp_path_factory):
+    """The full sweep, with hidden states of 24 elements beside the logits of every run; rows are drawn."""
+    folder = tmp_path_factory.mktemp("hidden") / "sweep"
+    shutil.copytree(full, folder)
+    for number, label in enumerate(LABELS):
+        drawn = np.random.default_rng(number // 2)  # two and two have equal rows
+        with netCDF4.Dataset(folder / label / "run.nc", "a") as file:
+            file.createDimension("hidden", 24)
+            for phase in PHASES:
+                dims = (*file[phase]["captured"].dimensions, "hidden")
+                variable = file[phase].createVariable("hidden", "f4", dims)
+                shape = [len(file[phase].dimensions.get(d) or file.dimensions[d]) for d in dims]
+                variable[:] = drawn.normal(size=shape).astype(np.float32)
+    return folder
+
+
+def test_a_metric_on_hidden_states_gets_the_rows_of_both_configs(kept):
+    @register("metric", "apart", on="hidden", on_self=0.0)
+    def apart(p, q):
+        assert p.dtype == torch.float64 and p.shape[1] == 24
+        return (p - q).square().sum(-1)
+
+    found = found_in(kept, {"apart": apart, **shipped("l2")})
+    for phase in ("prefill", "replay"):
+        rows, captured = [], None
+        for label in LABELS:
+            with netCDF4.Dataset(kept / label / "run.nc") as file:
+                rows.append(file[phase]["hidden"][0].filled(np.nan).astype(np.float64))
+                captured = file[phase]["captured"][0].astype(bool)
+        value, between = found("apart", phase)["apart"].values, found("apart", phase)["repeat_distance"]
+        for a, b in np.ndindex(4, 4):
+            expected = np.where(captured[0], ((rows[a][0] - rows[b][0]) ** 2).sum(-1), np.nan)
+            np.testing.assert_allclose(value[a, b], expected, **CLOSE)
+        # Their logits have equal hashes, their hidden states differ: no hash speaks for them.
+        expected = np.where(captured[0], ((rows[0][0] - rows[0][1]) ** 2).sum(-1), np.nan)
+        np.testing.assert_allclose(between.values[0, 0], expected, **CLOSE)
+        assert (found("l2", phase)["repeat_distance"].values[0, 0][captured[0]] == 0).all()
+
+
+def test_hidden_states_of_two_lengths_are_refused(kept, tmp_path):
+    folder = tmp_path / "sweep"
+    shutil.copytree(kept, folder)
+    with netCDF4.Dataset(folder / "awq" / "run.nc", "a") as file:
+        for phase in PHASES:
+            file[phase].renameVariable("hidden", "before")
+        file.createDimension("wide", 25)
+        for phase in PHASES:
+            dims = (*file[phase]["captured"].dimensions, "wide")
+            file[phase].createVariable("hidden", "f4", dims)[:] = 1.0
+    with pytest.raises(QdxError, match="hidden states of 25 and 24 elements cannot be compared"):
+        found_in(folder, shipped("projection"))
