@@ -2,7 +2,8 @@
 
 - `open` reads what a run or a sweep wrote, as an `xarray.DataTree` with the accessor ``.qdx``.
 - `run` runs a sweep from Python; ``python -m qdx`` from a shell.
-- `expand` composes and checks the configs of a sweep without running it.
+- `expand` recomputes logits from hidden states.
+- `compose` composes and checks the configs of a sweep without running it.
 - `register` makes a function or class a plug-in: a metric, analysis, backend or prompt source.
 """
 
@@ -14,12 +15,19 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from qdx.accessor import open
-    from qdx.api import expand, run
+    from qdx.api import compose, run
+    from qdx.expanding import expand
     from qdx.plugins import register
 
-_LAZY = {"expand": "qdx.api", "open": "qdx.accessor", "register": "qdx.plugins", "run": "qdx.api"}
+_LAZY = {
+    "compose": "qdx.api",
+    "expand": "qdx.expanding",
+    "open": "qdx.accessor",
+    "register": "qdx.plugins",
+    "run": "qdx.api",
+}
 
-__all__ = ["expand", "open", "register", "run"]
+__all__ = ["compose", "expand", "open", "register", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""`run` and `expand`: sweeps from Python, such as from a notebook."""
+"""`run` and `compose`: sweeps from Python, such as from a notebook."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def run(overrides: Sequence[str] = (), *, directory: str | Path | None = None) -
     Raises
     ------
     QdxError
-        When an override is wrong, or a job failed; the message says which and where its results are.
+        When an override is wrong or chooses a plug-in that only this process registered (a notebook's cell),
+        or a job failed; the message says which and where its results are.
 
     Examples
     --------
@@ -47,9 +48,11 @@ def run(overrides: Sequence[str] = (), *, directory: str | Path | None = None) -
     >>> tree.qdx.pairs("l2").mean(["reference", "position"])  # doctest: +SKIP
     """
     from qdx.accessor import open
+    from qdx.plugins import check_reachable
     from qdx.sweep import quoted
 
     _check_list(overrides)
+    check_reachable(overrides)
     if given := [text for text in overrides if text.lstrip("+").startswith("hydra.sweep.dir=")]:
         raise QdxError(f"{given[0]}: use qdx.run(…, directory=…), which also says where to read the results")
     folder = Path(directory or f"outputs/{datetime.now():%Y-%m-%d_%H-%M-%S}").absolute()
@@ -87,7 +90,7 @@ def run(overrides: Sequence[str] = (), *, directory: str | Path | None = None) -
     return tree
 
 
-def expand(overrides: Sequence[str] = ()) -> list[DictConfig]:
+def compose(overrides: Sequence[str] = ()) -> list[DictConfig]:
     """Return the config of every job that a sweep would run, composed and checked; nothing runs.
 
     Parameters
@@ -107,7 +110,7 @@ def expand(overrides: Sequence[str] = ()) -> list[DictConfig]:
 
     Examples
     --------
-    >>> [cfg.label for cfg in qdx.expand(["quant=awq,gptq", "batch_size=1,2"])]
+    >>> [cfg.label for cfg in qdx.compose(["quant=awq,gptq", "batch_size=1,2"])]
     ['awq,batch_size=1', 'awq,batch_size=2', 'gptq,batch_size=1', 'gptq,batch_size=2']
     """
     from hydra import initialize_config_dir
@@ -116,10 +119,10 @@ def expand(overrides: Sequence[str] = ()) -> list[DictConfig]:
 
     from qdx import sweep
     from qdx.messages import explain
-    from qdx.plugins import conf_dir, load
+    from qdx.plugins import check_reachable, conf_dir
 
     _check_list(overrides)
-    load()
+    check_reachable(overrides)
     try:
         with initialize_config_dir(str(conf_dir()), job_name="qdx", version_base="1.3"):
             hydra = GlobalHydra.instance().hydra

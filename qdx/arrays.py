@@ -13,7 +13,8 @@ import numpy as np
 import xarray as xr
 
 from qdx.errors import QdxError, nearest
-from qdx.plugins import find, plugin_of
+from qdx.expanding import hidden_of
+from qdx.plugins import find, keywords_of, plugin_of
 
 Metric = str | Callable[..., Any]
 ROW = ("reference", "position")
@@ -171,19 +172,24 @@ def _distance(
             "free decode is compared up to the first differing token, which its rows alone do not tell: take "
             f"what is stored, tree.qdx.pairs({record.name!r}, phase='decode')"
         )
-    core = "rank" if record.meta["on"] == "top" else "vocab"
-    if core == "rank":
+    on = record.meta["on"]
+    core = {"top": "rank", "hidden": "element"}.get(on, "vocab")
+    if on == "top":
         inputs = [logprob(x, "top") for x in (a, b)] + [_variable(x, "top_id") for x in (a, b)]
     else:
-        inputs = [_variable(x, "logit") for x in (a, b)]
+        inputs = [hidden_of(x) if on == "hidden" else _variable(x, "logit") for x in (a, b)]
+    cores = [[core]] * len(inputs)
+    if set(record.meta["needs"]) & {"target", "position"}:
+        inputs += [_variable(a, "token_id"), whole["position"]]
+        cores += [[], []]
     present = a["captured"].reset_coords(drop=True) & b["captured"].reset_coords(drop=True)
     # Without coordinates beside the index: xarray would compute chunked ones to see whether they agree.
     inputs = [x.reset_coords(drop=True) for x in inputs]
-    inputs = [x.chunk({core: -1}) if x.chunks is not None else x for x in inputs]
+    inputs = [x.chunk({core: -1}) if x.chunks is not None and core in x.dims else x for x in inputs]
     value: xr.DataArray = xr.apply_ufunc(
-        lambda *rows: _rows(rows, function, record.meta["on"], options),
+        lambda *rows: _rows(rows[: cores.count([core])], rows[cores.count([core]) :], function, options),
         *inputs,
-        input_core_dims=[[core]] * len(inputs),
+        input_core_dims=cores,
         dask="parallelized",
         output_dtypes=[np.float64],
         keep_attrs=False,
@@ -198,19 +204,32 @@ def _distance(
 
 
 def _rows(
-    rows: tuple[np.ndarray[Any, Any], ...], function: Callable[..., Any], on: str, options: dict[str, Any]
+    rows: tuple[np.ndarray[Any, Any], ...],
+    beside: tuple[np.ndarray[Any, Any], ...],
+    function: Callable[..., Any],
+    options: dict[str, Any],
 ) -> Any:
-    """Call a metric on blocks (…, position, core) that broadcast, a matrix (position, core) at a time."""
+    """Call a metric on blocks (…, position, core) that broadcast, a matrix (position, core) at a time.
+
+    `beside` is empty, or token ids (…, position) and positions (position,).
+    """
     import torch
 
+    meta = plugin_of(function).meta
     shape = np.broadcast_shapes(*(block.shape[:-1] for block in rows))
     blocks = [np.broadcast_to(block, (*shape, block.shape[-1])) for block in rows]
+    numbers = [np.broadcast_to(block, shape) for block in beside]
     value = np.empty(shape, np.float64)
     for index in np.ndindex(shape[:-1]):
         p, q = (torch.from_numpy(np.array(block[index], np.float64)) for block in blocks[:2])
         ids = [torch.from_numpy(np.array(block[index], np.int64)) for block in blocks[2:]]
-        if on == "logprob":
+        if meta["on"] == "logprob":
             p, q = torch.log_softmax(p, -1), torch.log_softmax(q, -1)
-        keywords = dict(zip(("p_id", "q_id"), ids, strict=False))
-        value[index] = function(p, q, **keywords, **options).numpy()
+        given = dict(zip(("p_id", "q_id"), ids, strict=False))
+        for key, block in zip(("target", "position"), numbers, strict=False):
+            # A row that was not captured has target −1; what comes of it is masked afterwards.
+            given[key] = torch.from_numpy(np.array(block[index], np.int64)).clamp_min_(0)
+        if "prob" in meta["needs"]:
+            given |= {"p_prob": p.exp(), "q_prob": q.exp()}
+        value[index] = function(p, q, **{key: given[key] for key in keywords_of(meta)}, **options).numpy()
     return value

@@ -54,7 +54,7 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
 
     Downloads or builds checkpoints, loads the references and prints them, and stops for what would fail hours
     later: references that are too long or that a batch size does not divide, runs that cannot be merged,
-    metrics that break their contract, a disk that is too small.
+    metrics that break their contract or compare what will not be captured, a disk that is too small.
 
     Raises
     ------
@@ -119,7 +119,13 @@ def rehearse(experiment: Experiment, vocab: int) -> None:
     from qdx.analysis.measuring import Measure
 
     for name, node in experiment.metric.items():
-        Measure.of(name, plugins.build(node)).rehearse(vocab, experiment.capture.k)
+        measure = Measure.of(name, plugins.build(node))
+        if measure.on == "hidden" and experiment.capture.mode != "hidden":
+            raise QdxError(
+                f"metric={name} compares hidden states and {experiment.label} is run with "
+                f"capture={experiment.capture.name}, which keeps none: add capture=hidden or drop the metric"
+            )
+        measure.rehearse(vocab, experiment.capture.k)
 
 
 def expected_bytes(job: Job) -> int:

@@ -172,7 +172,7 @@ class Capture:
     components: int = 64
 
     def __post_init__(self) -> None:
-        _one_of("capture.mode", self.mode, ("full", "topk"))
+        _one_of("capture.mode", self.mode, ("full", "topk", "hidden"))
         _at_least("capture.k", self.k, 1)
         _at_least("capture.components", self.components, 1)
         if isinstance(self.prefill_positions, str):
@@ -204,12 +204,14 @@ class Dataset:
 
 @dataclass
 class Report:
-    """Files of the report, and figures to save (names, or true for all)."""
+    """Files of the report, figures to save (names, or true for all), and memory for the distances, MiB."""
 
     formats: list[str] = field(default_factory=lambda: ["txt", "html"])
     figures: Any = False
+    memory: int = 512
 
     def __post_init__(self) -> None:
+        _at_least("report.memory", self.memory, 1)
         for name in self.formats:
             _one_of("report.formats", name, REPORT_FORMATS)
         names = [] if isinstance(self.figures, bool) else self.figures

@@ -1,4 +1,4 @@
-"""The public API: what it imports, `run`, `expand`, and the accessor against what the report measured."""
+"""The public API: what it imports, `run`, `compose`, and the accessor against what the report measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 
 import qdx
 from qdx import arrays
-from qdx.analysis.distances import compute
+from qdx.analysis.distances import compute, measure
 from qdx.dataset import merge
 from qdx.errors import QdxError
 from qdx.metrics import l2, total_variation
@@ -52,8 +52,8 @@ def test_importing_qdx_imports_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_the_public_api_is_four_functions_that_help_explains() -> None:
-    assert qdx.__all__ == ["expand", "open", "register", "run"]
+def test_the_public_api_is_five_functions_that_help_explains() -> None:
+    assert qdx.__all__ == ["compose", "expand", "open", "register", "run"]
     for name in qdx.__all__:
         text = getattr(qdx, name).__doc__
         assert all(part in text for part in ("Parameters", "Returns", "Raises", "Examples")), name
@@ -148,8 +148,8 @@ def test_without_full_rows_the_stored_distances_are_offered(folder: Path) -> Non
     assert tree.qdx.pairs("l2").sizes["config"] == 2
 
 
-def test_expand_gives_a_checked_config_a_job() -> None:
-    jobs = qdx.expand(["quant=awq,gptq", "batch_size=1,2"])
+def test_compose_gives_a_checked_config_a_job() -> None:
+    jobs = qdx.compose(["quant=awq,gptq", "batch_size=1,2"])
     assert [cfg.label for cfg in jobs] == [f"{q},batch_size={b}" for q in ("awq", "gptq") for b in (1, 2)]
     assert jobs[2].quant.kernel == "exllama" and "hydra" not in jobs[0]
     for overrides, message in (
@@ -159,7 +159,7 @@ def test_expand_gives_a_checked_config_a_job() -> None:
         ("quant=awq", "give a list of strings"),
     ):
         with pytest.raises(QdxError, match=message):
-            qdx.expand(overrides)
+            qdx.compose(overrides)
 
 
 PLUGIN = """
@@ -204,3 +204,46 @@ def test_a_failed_run_raises_with_the_reason(tmp_path: Path, capsys: pytest.Capt
         qdx.run(["quant=awk"], directory=tmp_path / "out")
     with pytest.raises(QdxError, match="directory="):
         qdx.run(["hydra.sweep.dir=out"])
+
+
+def test_what_only_this_process_registered_is_refused_with_the_file_to_put_it_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    script = """
+import qdx
+@qdx.register("metric", "mine")
+def mine(p, q):
+    return (p - q).abs().sum(-1)
+@qdx.register("metric", "unused")
+def unused(p, q):
+    return (p - q).abs().sum(-1)
+for ask in (qdx.run, qdx.compose):
+    for overrides in (["metric=[l2,mine]"], ["metric=[l2,mine]", "metric.mine.scale=2"]):
+        try:
+            ask(overrides)
+        except qdx.errors.QdxError as error:
+            print(error)
+print(len(qdx.compose(["quant=awq", "metric=[l2]"])))
+"""
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, check=True)
+    said = (
+        "metric 'mine' was registered in this notebook or script, which the processes of a sweep do not see: "
+        "put it into plugins/mine.py of the working folder\n"
+    )
+    assert done.stdout == 4 * said + "1\n"
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_metric_that_needs_the_target_computes_what_the_sweep_stores(
+    folder: Path, tree: xr.DataTree
+) -> None:
+    @qdx.register("metric", "gap", needs=("target", "position"))
+    def gap(p, q, *, target, position):  # type: ignore[no-untyped-def]
+        return (p - q).gather(-1, target[:, None])[:, 0].abs() + position
+
+    stored = dict(measure(folder, folder / "sweep.nc", {"gap": gap}))
+    for phase in ("prefill", "replay"):
+        computed = tree[phase].to_dataset().qdx.pairs(gap)
+        np.testing.assert_allclose(computed, stored[f"metrics/gap/{phase}"]["gap"], rtol=1e-9, atol=1e-12)

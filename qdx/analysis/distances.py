@@ -1,16 +1,15 @@
 """Fills ``/metrics/<metric>/<phase>``: every metric between every two configs, and between repeats of each.
 
-Rows are read once a block of positions, turned into float64 log-probabilities once, and handed to the metrics
-a row or a few at a time, so that what a metric makes of them stays in the processor's cache. Two rows with
+Every row is read once: a block of positions of all configs is in memory, turned into float64
+log-probabilities (and probabilities) once a config, and handed to the metrics a pair and a few rows at a
+time, all metrics one after the other, so that what they read stays in the processor's cache. Two rows with
 the same hash take the metric's value on itself without being read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,21 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qdx.analysis.blocks import Broken, Limits, measure_full, present
 from qdx.analysis.coarse import coarsen, shared
-from qdx.analysis.measuring import Measure, MetricError, Pair, PhaseRows, Source, dataset_of, pairs_of
-from qdx.analysis.numerics import Bools, Ints
-from qdx.errors import QdxError
+from qdx.analysis.hidden import has_hidden
+from qdx.analysis.measuring import Measure, MetricError, Pair, PhaseRows, dataset_of, pairs_of
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from qdx.dataset import RunReader
 
 PHASES = ("prefill", "decode", "replay")
-
-# Elements of one tensor that a metric gets at once. One row of 49,152 (384 KiB) at a time is up to twice as
-# fast as eight on a core with 2 MiB of L2; of short rows many, or the calls themselves would cost most.
-CALL_ELEMENTS = 2**16
 
 
 def compute(
@@ -59,7 +53,8 @@ def measure(
     progress: Callable[[int, int], None] | None = None,
     broken: dict[str, str] | None = None,
     block_positions: int = 8,
-    block_mib: int = 256,
+    memory_mib: int = 512,
+    device: str | None = None,
 ) -> Iterator[tuple[str, xr.Dataset]]:
     """Measure every pair of configs and of repeats.
 
@@ -78,9 +73,11 @@ def measure(
         groups of phases that it had been through stay. Without it that error is raised.
     block_positions : int
         Positions whose rows are in memory together; full rows are written, and read best, by eights.
-    block_mib : int
-        Upper bound of the rows in memory, MiB: fewer positions are taken together where they would need more,
-        but never less than one position of all configs.
+    memory_mib : int
+        Upper bound of what rows and metrics take in memory (of the GPU, where one is used), MiB: fewer
+        positions are taken together where they would need more, but never less than one of all configs.
+    device : str, optional
+        Where the arithmetic is done, a torch device. Default: the GPU when torch finds one, else all cores.
 
     Yields
     ------
@@ -108,14 +105,15 @@ def measure(
     from qdx.dataset import RunReader
 
     directory, target = Path(directory), Path(target)
-    found = _Broken(broken)
+    found = Broken(broken)
     measures = []
     for name, call in metrics.items():
         with found.noting(name):
             measures.append(Measure.of(name, call))
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     phases = [PhaseRows.read(target, name) for name in _phases_in(target)]
     phases = [phase for phase in phases if phase.captured_CDRP.any()]
-    total = sum(len(_present(phase, r)) for phase in phases for r in range(len(phase.length_R)))
+    total = sum(len(present(phase, r)) for phase in phases for r in range(len(phase.length_R)))
     done = 0
     with ExitStack() as stack:
         labels = [str(label) for label in phases[0].coords["config"].values] if phases else []
@@ -124,13 +122,16 @@ def measure(
             stack.callback(reader.close)
         for phase in phases:
             has_rows_C = [reader.phase(phase.name).has_rows for reader in readers]
+            has_hidden_C = [has_hidden(reader.path, phase.name) for reader in readers]
+            for each in measures:
+                with found.noting(each.name):
+                    _check_hidden(each, labels, has_hidden_C)
             measures = [each for each in measures if each.name not in found]
-            pairs = pairs_of(phase, has_rows_C, measures)
+            pairs = pairs_of(phase, has_rows_C, has_hidden_C, measures)
             for pair in pairs:
                 _measure_top(phase, pair, measures, found)
-            for positions in _measure_full(
-                phase, pairs, measures, readers, block_positions, block_mib, found
-            ):
+            limits = Limits(block_positions, memory_mib * 2**20, where)
+            for positions in measure_full(phase, pairs, measures, readers, limits, found):
                 done += positions
                 if progress is not None:
                     progress(done, total)
@@ -140,24 +141,13 @@ def measure(
                 yield f"metrics/{each.name}/{phase.name}", dataset_of(phase, pairs, each)
 
 
-class _Broken:
-    """Metrics that raised, when one must not take the others with it."""
-
-    def __init__(self, errors: dict[str, str] | None) -> None:
-        self._errors = errors
-
-    def __contains__(self, name: str) -> bool:
-        return self._errors is not None and name in self._errors
-
-    @contextmanager
-    def noting(self, name: str) -> Iterator[None]:
-        """Note what the metric raises in here; raise it when nobody asked for notes."""
-        try:
-            yield
-        except MetricError as error:
-            if self._errors is None:
-                raise
-            self._errors.setdefault(name, str(error))
+def _check_hidden(measure: Measure, labels: Sequence[str], has_hidden_C: Sequence[bool]) -> None:
+    """Refuse a metric on hidden states where no two configs, nor a config's repeats, could be compared."""
+    if measure.on == "hidden" and not any(has_hidden_C):
+        raise MetricError(
+            f"metric {measure.name!r} compares hidden states, which none of {', '.join(labels)} kept: "
+            f"run them with capture=hidden"
+        )
 
 
 def _phases_in(target: Path) -> list[str]:
@@ -167,16 +157,10 @@ def _phases_in(target: Path) -> list[str]:
         return [name for name in PHASES if name in file.groups and file[name].dimensions["position"].size]
 
 
-def _present(phase: PhaseRows, reference: int) -> Ints:
-    """Indices on the position axis of the rows that any config has of a reference."""
-    return np.flatnonzero(phase.captured_CDRP[:, :, reference].any((0, 1)))
-
-
-def _measure_top(phase: PhaseRows, pair: Pair, measures: Sequence[Measure], broken: _Broken) -> None:
+def _measure_top(phase: PhaseRows, pair: Pair, measures: Sequence[Measure], broken: Broken) -> None:
     """Measure what the greatest logits suffice for: metrics of them, and coarsened rows."""
-    wanted = [
-        measure for measure in measures if measure.on == "top" or (pair.coarse and measure.meta["coarse"])
-    ]
+    wanted = [measure for measure in measures if measure.on == "top" or (pair.coarse and measure.coarse)]
+    cpu = torch.device("cpu")
     for reference in np.flatnonzero(pair.rows_RP.any(-1)).tolist() if wanted or pair.coarse else ():
         (p, p_id, p_sum), (q, q_id, q_sum) = (phase.top(source, reference) for source in (pair.a, pair.b))
         rank_in_q = shared(p_id, q_id) if pair.coarse else None
@@ -190,128 +174,25 @@ def _measure_top(phase: PhaseRows, pair: Pair, measures: Sequence[Measure], brok
             with broken.noting(measure.name):
                 if measure.on == "top":
                     kept = int(torch.minimum((p_id[index] >= 0).sum(-1), (q_id[index] >= 0).sum(-1)).min())
-                    first = [x[index, :kept] for x in (p, q, p_id, q_id)]
-                    pair.fill(measure, reference, index, first[0], first[1], p_id=first[2], q_id=first[3])
+                    sides = [
+                        (
+                            x[index, :kept],
+                            {**phase.beside(source, reference, index, cpu), "id": ids[index, :kept]},
+                        )
+                        for source, x, ids in ((pair.a, p, p_id), (pair.b, q, q_id))
+                    ]
+                    pair.fill(measure, reference, index, sides[0], sides[1])
                 elif rank_in_q is not None:
                     for group, p_GS, q_GS in coarsen(p[index], q[index], rank_in_q[index]):
                         at = index[group.numpy()]
                         if measure.on == "logit":
                             p_GS, q_GS = p_GS + p_sum[at][:, None], q_GS + q_sum[at][:, None]
-                        pair.fill(measure, reference, at, p_GS, q_GS)
+                        sides = [
+                            (x, {**phase.beside(source, reference, at, cpu), **_prob(measure, x)})
+                            for source, x in ((pair.a, p_GS), (pair.b, q_GS))
+                        ]
+                        pair.fill(measure, reference, at, sides[0], sides[1])
 
 
-def _measure_full(
-    phase: PhaseRows,
-    pairs: Sequence[Pair],
-    measures: Sequence[Measure],
-    readers: Sequence[RunReader],
-    block_positions: int,
-    block_mib: int,
-    broken: _Broken,
-) -> Iterator[int]:
-    """Measure full rows block by block; yield the number of its positions after each."""
-    full = [measure for measure in measures if measure.on != "top"]
-    scales = {measure.on for measure in full}
-    jobs = [(pair, measure, pair.todo(measure)) for pair in pairs if not pair.coarse for measure in full]
-    running: list[Future[None]] = []
-    with _workers() as pool:
-        for reference in range(len(phase.length_R)):
-            needed = _needed(jobs, reference)
-            vocab = max((readers[config].vocab for config, _ in needed), default=1)
-            # Twice: a block is read while the one before is measured.
-            bytes_a_position = 2 * 8 * vocab * max(1, len(needed)) * max(1, len(scales))
-            size = max(1, min(block_positions, block_mib * 2**20 // bytes_a_position))
-            present = _present(phase, reference)
-            for start in range(0, len(present), size):
-                block = present[start : start + size]
-                rows = {
-                    source: _load(phase, readers[source[0]], source, reference, wanted, scales)
-                    for source, need_P in needed.items()
-                    if len(wanted := block[need_P[block]])
-                }
-                for before in running:
-                    before.result()
-                running = [
-                    pool.submit(
-                        _measure_rows, pair, measure, reference, index, rows[pair.a], rows[pair.b], broken
-                    )
-                    for pair, measure, todo_RP in jobs
-                    if len(index := block[todo_RP[reference, block]])
-                ]
-                yield len(block)
-        for last in running:
-            last.result()
-
-
-@contextmanager
-def _workers() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch would use, each of which uses one.
-
-    Rows are too short for torch's own threads: they meet after every operation of 0.1 ms, and where another
-    process has one of the cores, each meeting waits for a time slice (on 2 shared cores 144 s instead of 8).
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="qdx-distances")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
-
-
-def _needed(jobs: Sequence[tuple[Pair, Measure, Bools]], reference: int) -> dict[Source, Bools]:
-    """Return which full rows (position,) of which source are needed."""
-    needed: dict[Source, Bools] = {}
-    for pair, _, todo_RP in jobs:
-        if todo_RP[reference].any():
-            for source in (pair.a, pair.b):
-                needed[source] = needed.get(source, np.zeros(todo_RP.shape[1], bool)) | todo_RP[reference]
-    return needed
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Rows of one source in memory, by what they hold, and their indices on the position axis."""
-
-    index: Ints
-    on: Mapping[str, Tensor]
-
-
-def _load(
-    phase: PhaseRows, reader: RunReader, source: Source, reference: int, wanted: Ints, scales: set[str]
-) -> _Rows:
-    """Read rows at indices of the sweep's position axis, as float64 logits, log-probabilities or both."""
-    repeat = int(phase.coords["repeat"].values[source[1]])
-    own_reference = reader.references.index(str(phase.coords["reference"].values[reference]))
-    own_index = np.searchsorted(reader.phase(phase.name).positions, phase.position_P[wanted])
-    logit_PV = torch.from_numpy(reader.rows(phase.name, repeat, own_reference, own_index)).to(torch.float64)
-    on = {"logit": logit_PV} if "logit" in scales else {}
-    if "logprob" in scales:
-        on["logprob"] = torch.log_softmax(logit_PV, -1)
-    return _Rows(wanted, on)
-
-
-def _measure_rows(
-    pair: Pair, measure: Measure, reference: int, index: Ints, a: _Rows, b: _Rows, broken: _Broken
-) -> None:
-    """Measure full rows, as many at once as stay in the cache."""
-    p_PV, q_PV = a.on[measure.on], b.on[measure.on]
-    if p_PV.shape[-1] != q_PV.shape[-1]:
-        raise QdxError(
-            f"rows of {p_PV.shape[-1]} and {q_PV.shape[-1]} logits cannot be compared: use one tokenizer"
-        )
-    step = max(1, CALL_ELEMENTS // p_PV.shape[-1])
-    for start in range(0, len(index), step):
-        some = index[start : start + step]
-        p, q = (_take(x_PV, np.searchsorted(x.index, some)) for x, x_PV in ((a, p_PV), (b, q_PV)))
-        if measure.name in broken:
-            return
-        with broken.noting(measure.name):
-            pair.fill(measure, reference, some, p, q)
-
-
-def _take(rows_PV: Tensor, at: Ints) -> Tensor:
-    """Return the rows at sorted indices, without a copy where they lie together."""
-    first, last = int(at[0]), int(at[-1]) + 1
-    return rows_PV[first:last] if last - first == len(at) else rows_PV[torch.from_numpy(at)]
+def _prob(measure: Measure, row_PV: Tensor) -> dict[str, Tensor]:
+    return {"prob": row_PV.exp()} if "prob" in measure.needs else {}

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from qdx.analysis.numerics import Bools, Floats, Ints, first_difference, rows_before_split
 from qdx.errors import QdxError
-from qdx.plugins import plugin_of
+from qdx.plugins import code_of, keywords_of, plugin_of
 
-ON = ("logprob", "logit", "top")
+HIDDEN_REHEARSED = 512  # elements of a made-up hidden state
 
 Source = tuple[int, int]  # config, repeat
 
@@ -42,14 +42,6 @@ class Measure:
     def of(cls, name: str, call: Callable[..., Any]) -> Measure:
         """Take a metric, registered under `name` or not, after a look at what it asks for."""
         meta = plugin_of(call).meta
-        if meta["on"] not in ON:
-            raise MetricError(
-                f"metric {name!r} is on {meta['on']!r}, which no run holds: use {', '.join(ON)}"
-            )
-        if meta["needs"]:
-            raise MetricError(
-                f"metric {name!r} needs {', '.join(meta['needs'])}, which no metric is given yet"
-            )
         if isinstance(call, partial):
             # Hydra's partial checks its target by a policy at every call: 0.5 ms, as long as a row takes.
             call = partial(call.func, *call.args, **call.keywords)
@@ -57,18 +49,28 @@ class Measure:
 
     @property
     def on(self) -> str:
-        """What its rows hold: logprob, logit or top."""
+        """What its rows hold: logprob, logit, top or hidden."""
         return str(self.meta["on"])
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it is given as keywords beside its rows; see `qdx.plugins.register`."""
+        return tuple(self.meta["needs"])
+
+    @property
+    def coarse(self) -> bool:
+        """Whether it takes coarsened rows. Those have lost the columns that ``target`` counts."""
+        return bool(self.meta["coarse"]) and self.on in ("logprob", "logit") and "target" not in self.needs
 
     @property
     def on_self(self) -> float | None:
         """Its value for two equal rows; None when it does not say."""
         return self.meta.get("on_self")
 
-    def __call__(self, p: Tensor, q: Tensor, **ids: Tensor) -> Floats:
-        """Call the metric and hold it to its contract."""
+    def __call__(self, p: Tensor, q: Tensor, **given: Tensor) -> Floats:
+        """Call the metric with what it needs of `given`, and hold it to its contract."""
         try:
-            value = self.call(p, q, **ids)
+            value = self.call(p, q, **{key: given[key] for key in keywords_of(self.meta)})
         except QdxError as error:
             raise MetricError(str(error)) from error
         except Exception as error:
@@ -86,7 +88,7 @@ class Measure:
             raise MetricError(
                 f"metric {self.name!r} returned NaN for rows without one: correct it or register nan_when"
             )
-        return np.asarray(value.numpy())
+        return np.asarray(value.cpu().numpy())
 
     def rehearse(self, vocab: int, k: int) -> None:
         """Call the metric on two made-up rows, so that what breaks its contract shows before a model runs.
@@ -104,14 +106,16 @@ class Measure:
             Naming the metric and what it did.
         """
         generator = torch.Generator().manual_seed(0)
-        rows = [torch.randn(2, vocab, generator=generator, dtype=torch.float64) for _ in "pq"]
-        if self.on != "logit":
-            rows = [torch.log_softmax(row, -1) for row in rows]
+        width = HIDDEN_REHEARSED if self.on == "hidden" else vocab
+        p, q = (torch.randn(2, width, generator=generator, dtype=torch.float64) for _ in "pq")
+        given = {"target": torch.tensor([0, vocab - 1]), "position": torch.tensor([1, 2])}
+        if self.on in ("logprob", "top"):
+            p, q = torch.log_softmax(p, -1), torch.log_softmax(q, -1)
+            given |= {"p_prob": p.exp(), "q_prob": q.exp()}
         if self.on == "top":
-            top = [row.topk(min(k, vocab), -1) for row in rows]
-            self(top[0].values, top[1].values, p_id=top[0].indices, q_id=top[1].indices)
-        else:
-            self(*rows)
+            (p, p_id), (q, q_id) = (row.topk(min(k, vocab), -1) for row in (p, q))
+            given |= {"p_id": p_id, "q_id": q_id}
+        self(p, q, **given)
 
     def attrs(self, what: str = "") -> dict[str, Any]:
         """Attributes of its variables; `what` is added to the long name."""
@@ -134,6 +138,7 @@ class PhaseRows:
     captured_CDRP: Bools
     hash_CDRP: NDArray[np.uint64]
     logsumexp_CDRP: Floats
+    token_id_CDRP: NDArray[np.int32]
     top_id_CDRPK: NDArray[np.int32]
     top_logit_CDRPK: NDArray[np.float32]
     position_P: Ints
@@ -146,8 +151,8 @@ class PhaseRows:
         order = ("config", "repeat", "reference", "position")
         with xr.open_dataset(target, group=name, engine="netcdf4") as data:
             coords = data.coords.to_dataset().load()
-            scalars = ("captured", "row_hash", "logsumexp")
-            captured, row_hash, logsumexp = (data[key].transpose(*order).values for key in scalars)
+            scalars = ("captured", "row_hash", "logsumexp", "token_id")
+            captured, row_hash, logsumexp, token_id = (data[key].transpose(*order).values for key in scalars)
             top_id, top_logit = (
                 data[key].transpose(*order, "rank").values for key in ("top_id", "top_logit")
             )
@@ -165,6 +170,7 @@ class PhaseRows:
             captured.astype(bool) & np.isfinite(logsumexp),
             row_hash.astype(np.uint64),
             logsumexp.astype(np.float64),
+            token_id,
             top_id,
             top_logit,
             coords["position"].values.astype(np.int64),
@@ -197,6 +203,15 @@ class PhaseRows:
         id_PK = torch.from_numpy(self.top_id_CDRPK[at]).to(torch.int64)
         return logit_PK - logsumexp_P[:, None], id_PK, logsumexp_P
 
+    def beside(self, source: Source, reference: int, index: Ints, device: torch.device) -> dict[str, Tensor]:
+        """What metrics may need beside rows (n, …) at `index` (n,) of the position axis."""
+        target = self.token_id_CDRP[(*source, reference)][index].astype(np.int64)
+        position = self.position_P[index]
+        return {
+            "target": torch.from_numpy(target).to(device),
+            "position": torch.from_numpy(position).to(device),
+        }
+
 
 @dataclass
 class Pair:
@@ -207,46 +222,93 @@ class Pair:
     rows_RP: Bools  # measurable
     equal_RP: Bools
     coarse: bool  # the full rows of one of them were not kept
+    hidden: bool  # the hidden states of both were kept
     value: dict[str, Floats] = field(default_factory=dict)
     reverse: dict[str, Floats] = field(default_factory=dict)  # from b to a; of pairs of configs
     shared_RP: NDArray[np.int32] | None = None
 
     @classmethod
-    def of(cls, phase: PhaseRows, a: Source, b: Source, *, coarse: bool, measures: Sequence[Measure]) -> Pair:
+    def of(
+        cls,
+        phase: PhaseRows,
+        a: Source,
+        b: Source,
+        *,
+        coarse: bool,
+        hidden: bool,
+        measures: Sequence[Measure],
+    ) -> Pair:
         """Make room for the distances of two sources and fill in those of equal rows."""
-        pair = cls(a, b, phase.measurable(a, b), phase.equal(a, b), coarse)
+        pair = cls(a, b, phase.measurable(a, b), phase.equal(a, b), coarse, hidden)
         for measure in measures:
             for results in (pair.value, pair.reverse) if a[0] != b[0] else (pair.value,):
                 results[measure.name] = np.full(pair.rows_RP.shape, np.nan)
-                if measure.on_self is not None:
+                if measure.on_self is not None and measure.on != "hidden":
                     results[measure.name][pair.rows_RP & pair.equal_RP] = measure.on_self
         if coarse:
             pair.shared_RP = np.full(pair.rows_RP.shape, -1, np.int32)
         return pair
 
     def todo(self, measure: Measure) -> Bools:
-        """Rows that need arithmetic, (reference, position)."""
-        return self.rows_RP if measure.on_self is None else self.rows_RP & ~self.equal_RP
+        """Rows that need arithmetic, (reference, position).
+
+        A hash is of logits: of hidden states it says nothing.
+        """
+        computed = measure.on_self is None or measure.on == "hidden"
+        return self.rows_RP if computed else self.rows_RP & ~self.equal_RP
 
     def fill(
-        self, measure: Measure, reference: int, index: Ints, p: Tensor, q: Tensor, **ids: Tensor
+        self,
+        measure: Measure,
+        reference: int,
+        index: Ints,
+        a: tuple[Tensor, Mapping[str, Tensor]],
+        b: tuple[Tensor, Mapping[str, Tensor]],
     ) -> None:
-        """Measure rows (n, …) that lie at `index` (n,) of the position axis."""
-        self.value[measure.name][reference, index] = there = measure(p, q, **ids)
+        """Measure rows that lie at `index` (n,) of the position axis.
+
+        Each side is its rows (n, …) and what belongs to them: ``target``, ``position``, and maybe ``id`` and
+        ``prob``.
+        """
+        self.value[measure.name][reference, index] = there = _directed(measure, a, b)
         if not self.reverse:
             return
-        if not measure.meta["symmetric"]:
-            there = measure(q, p, **({"p_id": ids["q_id"], "q_id": ids["p_id"]} if ids else {}))
+        same = "target" not in measure.needs or torch.equal(a[1]["target"], b[1]["target"])
+        if not (measure.meta["symmetric"] and same):
+            there = _directed(measure, b, a)
         self.reverse[measure.name][reference, index] = there
 
 
-def pairs_of(phase: PhaseRows, has_rows_C: Sequence[bool], measures: Sequence[Measure]) -> list[Pair]:
+def _directed(
+    measure: Measure, a: tuple[Tensor, Mapping[str, Tensor]], b: tuple[Tensor, Mapping[str, Tensor]]
+) -> Floats:
+    """Call a metric from a to b: a's target is the target."""
+    (p, p_given), (q, q_given) = a, b
+    both = {
+        f"{side}_{key}": row for side, own in (("p", p_given), ("q", q_given)) for key, row in own.items()
+    }
+    return measure(p, q, **p_given, **both)
+
+
+def pairs_of(
+    phase: PhaseRows,
+    has_rows_C: Sequence[bool],
+    has_hidden_C: Sequence[bool],
+    measures: Sequence[Measure],
+) -> list[Pair]:
     """List the pairs of first repeats, each config with itself too, then the repeat pairs of each config."""
     configs, repeats = phase.captured_CDRP.shape[:2]
     sources = [((a, 0), (b, 0)) for a in range(configs) for b in range(a, configs)]
     sources += [((c, d), (c, e)) for c in range(configs) for d, e in combinations(range(repeats), 2)]
     return [
-        Pair.of(phase, a, b, coarse=not (has_rows_C[a[0]] and has_rows_C[b[0]]), measures=measures)
+        Pair.of(
+            phase,
+            a,
+            b,
+            coarse=not (has_rows_C[a[0]] and has_rows_C[b[0]]),
+            hidden=has_hidden_C[a[0]] and has_hidden_C[b[0]],
+            measures=measures,
+        )
         for a, b in sources
     ]
 
@@ -263,7 +325,7 @@ def dataset_of(phase: PhaseRows, pairs: Sequence[Pair], measure: Measure) -> xr.
     for pair in pairs:
         (a, d), (b, e) = pair.a, pair.b
         either = int((phase.captured_CDRP[pair.a] | phase.captured_CDRP[pair.b]).sum())
-        coarsened = pair.coarse and measure.on != "top"
+        coarsened = pair.coarse and measure.coarse
         merged = int((np.isfinite(pair.value[measure.name]) & ~pair.equal_RP).sum()) if coarsened else 0
         if d != e:
             repeat_CQRP[a, numbers.index((d, e))] = pair.value[measure.name]
@@ -319,7 +381,11 @@ def dataset_of(phase: PhaseRows, pairs: Sequence[Pair], measure: Measure) -> xr.
             {"units": "1", "long_name": "numbers of the two repeats"},
         ),
     }
-    return xr.Dataset(variables, coords={**phase.coords.drop_vars("repeat", errors="ignore").coords, **names})
+    return xr.Dataset(
+        variables,
+        coords={**phase.coords.drop_vars("repeat", errors="ignore").coords, **names},
+        attrs=code_of(measure.call),
+    )
 
 
 def _coverage(values: Floats, compared: Floats, expected: int) -> dict[str, Any]:

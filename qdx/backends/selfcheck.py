@@ -48,7 +48,12 @@ class Listener:
         return np.array([self._lengths[item]], np.int32)
 
     def rows(
-        self, item: int, positions: NDArray[np.int32], logits_PV: Tensor, targets: Tensor | None = None
+        self,
+        item: int,
+        positions: NDArray[np.int32],
+        logits_PV: Tensor,
+        targets: Tensor | None = None,
+        **hidden: Tensor,
     ) -> None:
         """Hash decode rows and pass all rows on."""
         from qdx.capture import row_hash
@@ -57,7 +62,7 @@ class Listener:
             for position, value in zip(positions.tolist(), row_hash(logits_PV).tolist(), strict=True):
                 self.decoded[item, position] = value
         if self._recorder is not None:
-            self._recorder.rows(item, positions, logits_PV, targets)
+            self._recorder.rows(item, positions, logits_PV, targets, **hidden)
 
 
 def replays_exactly(

@@ -147,6 +147,8 @@ class TransformersBackend:
         self._quantized: set[str] = set()
         self._insert_kernels(weights, quant.kernel)
         self._state: _State | None = None
+        self._hidden_BTH = torch.empty(0)  # of the last forward pass
+        self._model.base_model.register_forward_hook(self._keep_hidden)
         self._eos_token_ids = _eos_token_ids(checkpoint, self._model)
 
     @staticmethod
@@ -162,6 +164,9 @@ class TransformersBackend:
         dense = [(name, m) for name, m in self._model.named_modules() if isinstance(m, nn.Linear)]
         for name, linear in dense:
             self._replace(name, make("dense", linear.weight.data, _data(linear.bias), **self._options()))
+
+    def _keep_hidden(self, _module: nn.Module, _arguments: Any, output: Any) -> None:
+        self._hidden_BTH = output.last_hidden_state
 
     def _options(self) -> dict[str, Any]:
         return {"sm_count": self._sm_count, "generator": self._generator}
@@ -207,8 +212,9 @@ class TransformersBackend:
             targets = self._targets(batch[item], positions)
             for start in range(0, len(positions), HEAD_ROWS):
                 block = slice(start, start + HEAD_ROWS)
-                logits_PV = self._head(hidden_BTH[item, rows[item][block]])
-                recorder.rows(item, positions[block], logits_PV, targets[block])
+                hidden_PH = hidden_BTH[item, rows[item][block]]
+                kept = _hidden(recorder, hidden_PH)
+                recorder.rows(item, positions[block], self._head(hidden_PH), targets[block], **kept)
         self._state = _State(output.past_key_values, mask_BT, self._head(hidden_BTH[:, -1]))
 
     def _head(self, hidden_PH: Tensor) -> Tensor:
@@ -251,15 +257,16 @@ class TransformersBackend:
             logits_BV = state.step(self._model, forced_BT[:, step - 1])
             self._record(batch, step, logits_BV, forced_BT[:, step], recorder)
 
-    @staticmethod
     def _record(
-        batch: list[list[int]], step: int, logits_BV: Tensor, targets_B: Tensor, recorder: Recorder
+        self, batch: list[list[int]], step: int, logits_BV: Tensor, targets_B: Tensor, recorder: Recorder
     ) -> None:
         import numpy as np
 
         for item, ids in enumerate(batch):
             positions = np.array([len(ids) + step])
-            recorder.rows(item, positions, logits_BV[item : item + 1], targets_B[item : item + 1])
+            one = slice(item, item + 1)
+            kept = _hidden(recorder, self._hidden_BTH[one, -1])
+            recorder.rows(item, positions, logits_BV[one], targets_B[one], **kept)
 
     def _begin(self) -> _State:
         if self._state is None:
@@ -306,6 +313,10 @@ class _State:
         )
         logits: Tensor = output.logits[:, -1]
         return logits
+
+
+def _hidden(recorder: Recorder, hidden_PH: Tensor) -> dict[str, Tensor]:
+    return {"hidden_PH": hidden_PH} if getattr(recorder, "wants_hidden", False) else {}
 
 
 def _threads(asked: int | None) -> int:

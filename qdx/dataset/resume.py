@@ -24,7 +24,11 @@ def is_complete(path: Path, config_hash: str) -> bool:
     try:
         with netCDF4.Dataset(path) as file:
             attrs = {name: file.getncattr(name) for name in file.ncattrs()}
-    except (OSError, RuntimeError, AttributeError):  # not a NetCDF file, or cut short: it will be set aside, not believed
+    except (
+        OSError,
+        RuntimeError,
+        AttributeError,
+    ):  # not a NetCDF file, or cut short: it will be set aside, not believed
         return False
     return attrs.get("status") == "complete" and attrs.get("config_hash") == config_hash
 

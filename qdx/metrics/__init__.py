@@ -3,7 +3,8 @@
 A metric takes ``p`` of `config` and ``q`` of `config_b`, both float64 (position, vocab), and returns float64
 (position,). What the rows hold is its ``on``: natural log-probabilities (``"logprob"``), the model's logits
 (``"logit"``), or log-probabilities of the most likely tokens (``"top"``: (position, rank), best first, with
-their token ids as the keywords ``p_id`` and ``q_id``). Pairs, phases, blocks, alignment and what was not
+their token ids as the keywords ``p_id`` and ``q_id``); of ``"hidden"``, (position, hidden), the last normed
+hidden state. Pairs, phases, blocks, alignment and what was not
 measured belong to `qdx.analysis.distances`.
 
 Its record (`qdx.plugins.plugin_of`) states, beside what `qdx.plugins.register` lists:
@@ -18,6 +19,7 @@ A token that is impossible (−inf) in both rows is agreement; in one alone it m
 
 from __future__ import annotations
 
+from qdx.metrics.activations import projection, toploc_exponent, toploc_mantissa
 from qdx.metrics.divergences import js, kl, kl_reverse, total_variation
 from qdx.metrics.logits import margin, rank, rms_logit
 from qdx.metrics.logprobs import l2, max_abs
@@ -30,10 +32,13 @@ __all__ = [
     "l2",
     "margin",
     "max_abs",
+    "projection",
     "rank",
     "rms_logit",
     "seed_l2",
     "top1",
     "topk_overlap",
+    "toploc_exponent",
+    "toploc_mantissa",
     "total_variation",
 ]

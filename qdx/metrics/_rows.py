@@ -1,7 +1,8 @@
-"""What the metrics share: a difference of rows in which impossible tokens are no disagreement."""
+"""What the metrics share: a difference of rows in which impossible tokens are no disagreement, and a sum."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -15,3 +16,11 @@ def difference(p_PV: Tensor, q_PV: Tensor) -> Tensor:
     if d_PV.sum().isnan():
         d_PV.masked_fill_(p_PV == q_PV, 0.0)
     return d_PV
+
+
+def dot(a_PV: Tensor, b_PV: Tensor) -> Tensor:
+    """Return Σ_v a_v b_v of every row.
+
+    As a matrix product: `torch.linalg.vecdot` writes the products to memory first, at twice the cost.
+    """
+    return torch.bmm(a_PV[:, None, :], b_PV[:, :, None]).flatten()

@@ -28,10 +28,10 @@ def rms_logit(p: Tensor, q: Tensor) -> Tensor:
         Logits, ≥ 0. Infinite where a token is impossible in one row only.
     """
     d_PV = difference(p, q)
-    greatest_P = torch.linalg.vector_norm(d_PV, ord=math.inf, dim=-1)
+    infinite_P = d_PV.amax(-1).isinf() | d_PV.amin(-1).isinf()
     d_PV -= d_PV.mean(-1, keepdim=True)
     rms_P = torch.linalg.vector_norm(d_PV, dim=-1).div_(math.sqrt(d_PV.shape[-1]))
-    return torch.where(greatest_P.isinf(), math.inf, rms_P)
+    return torch.where(infinite_P, math.inf, rms_P)
 
 
 @register(

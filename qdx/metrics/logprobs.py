@@ -23,7 +23,9 @@ def l2(p: Tensor, q: Tensor) -> Tensor:
     Tensor, float64 (position,)
         Nats, ≥ 0. Of the difference itself: √(‖p‖² + ‖q‖² − 2 p·q) would cancel its digits on near rows.
     """
-    return torch.linalg.vector_norm(difference(p, q), dim=-1)
+    norm_P = torch.linalg.vector_norm(p - q, dim=-1)
+    # Only a token that is impossible in both rows, or NaN, makes it NaN.
+    return torch.linalg.vector_norm(difference(p, q), dim=-1) if norm_P.isnan().any() else norm_P
 
 
 @register("metric", "max_abs", units="nat", on_self=0.0, formula="max_v |ln p_v − ln q_v|")

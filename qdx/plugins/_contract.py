@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from qdx.errors import QdxError, nearest
-from qdx.plugins._record import ON, plugin_of
+from qdx.plugins._record import keywords_of, plugin_of
 
 GIVEN: Mapping[str, tuple[str, ...]] = {"backend": ("checkpoint", "quant", "dtype", "seed"), "prompts": ()}
 METHODS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -42,14 +42,7 @@ def require(member: Callable[..., Any]) -> None:
         _require_class(member, record.kind, who)
     else:
         data = ("p", "q") if record.kind == "metric" else ("tree",)
-        extra = ("p_id", "q_id") if record.meta.get("on") == "top" else ()
-        _require_function(member, who, data, extra)
-    if record.kind == "metric":
-        if record.meta["on"] not in ON:
-            raise QdxError(f"{who} is on {record.meta['on']!r}, which no run holds: use {', '.join(ON)}")
-        if record.meta["needs"]:
-            needed = ", ".join(record.meta["needs"])
-            raise QdxError(f"{who} needs {needed}, which no metric is given yet: remove needs")
+        _require_function(member, who, data, keywords_of(record.meta))
     for name, parameter in options_of(member).items():
         if not _storable(parameter.default):
             kind = type(parameter.default).__name__
@@ -65,7 +58,7 @@ def _require_function(
     if inspect.isclass(member):
         raise QdxError(f"{who} is a class, must be a function of ({', '.join(data)})")
     signature = inspect.signature(member)
-    options = [name for name in options_of(member) if name not in keywords]
+    options = options_of(member)
     try:
         signature.bind(*data, **dict.fromkeys(keywords), **dict.fromkeys(options))
     except TypeError as error:
@@ -101,10 +94,11 @@ def _require_class(member: Callable[..., Any], kind: str, who: str) -> None:
 def options_of(member: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Return a member's options by name.
 
-    Of a function, every parameter with a default (the others are data); of a class, every parameter but those
-    that the framework gives.
+    Of a function, every parameter with a default (the others are data), of a class every parameter; but those
+    that the framework gives are none.
     """
-    given = GIVEN.get(plugin_of(member).kind, ())
+    record = plugin_of(member)
+    given = GIVEN.get(record.kind, keywords_of(record.meta))
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {
         name: parameter

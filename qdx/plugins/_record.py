@@ -11,6 +11,9 @@ from qdx.errors import QdxError, nearest
 
 KINDS = ("metric", "analysis", "backend", "prompts")
 
+# What this process registered outside of qdx, and in which module.
+registered: dict[tuple[str, str], str] = {}
+
 T = TypeVar("T", bound=Callable[..., Any])
 
 
@@ -44,7 +47,13 @@ METRIC_META: Mapping[str, Any] = {
     "coarse": True,
 }
 # The values that a fact may have, and the facts without a default.
-ON = ("logprob", "logit", "top")
+ON = ("logprob", "logit", "top", "hidden")
+# What a metric can ask for beside the rows, and the keywords that it then comes in.
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "target": ("target",),
+    "position": ("position",),
+    "prob": ("p_prob", "q_prob"),
+}
 HIGHER_MEANS = ("less alike", "more alike")
 META: Mapping[str, tuple[str, ...]] = {
     "metric": (*METRIC_META, "on_self", "nan_when"),
@@ -76,9 +85,13 @@ def register(kind: str, name: str, **meta: Any) -> Callable[[T], T]:
     name : str
         Its name on the command line; letters, digits and ``_``.
     **meta
-        For a metric: ``on`` (what its rows hold: "logprob", "logit", or "top" with the keywords ``p_id`` and
-        ``q_id``), ``symmetric``, ``units``, ``higher_means`` ("less alike" or "more alike"), ``formula`` (one
-        line), ``coarse`` (whether it means something on rows that were coarsened to shared ids and a tail),
+        For a metric: ``on`` (what its rows hold: "logprob", "logit", "top" with the keywords ``p_id`` and
+        ``q_id``, or "hidden", the last hidden state, of runs with ``capture=hidden``), ``needs`` (what it is
+        given as keywords beside the rows: "target", the ids of the tokens at the positions, that of
+        ``config`` where two runs differ; "position", their indices; "prob", ``p_prob`` and ``q_prob``, the
+        exponentials of log-probability rows, computed once for all pairs), ``symmetric``, ``units``,
+        ``higher_means`` ("less alike" or "more alike"), ``formula`` (one line), ``coarse`` (whether it means
+        something on rows that were coarsened to shared ids and a tail; with "target" it does not),
         ``on_self`` (its value for two equal rows) and ``nan_when`` (when the metric itself answers NaN). For
         an analysis: ``title``.
 
@@ -111,16 +124,37 @@ def register(kind: str, name: str, **meta: Any) -> Callable[[T], T]:
             )
         allowed = {"on": ON, "higher_means": HIGHER_MEANS}.get(key)
         if allowed and value not in allowed:
-            raise QdxError(
-                f"register: {kind} {name!r}: {key}={value!r}, one of {', '.join(map(repr, allowed))}"
-            )
+            choices = f"one of {', '.join(map(repr, allowed))}{nearest(str(value), allowed)}"
+            raise QdxError(f"register: {kind} {name!r}: {key}={value!r}, {choices}")
+    if kind == "metric":
+        _check_needs(name, meta.get("needs", ()), meta.get("on", METRIC_META["on"]))
 
     def attach(member: T) -> T:
+        if member.__module__.split(".")[0] != "qdx":
+            registered[kind, name] = member.__module__
         facts = {**METRIC_META, **meta} if kind == "metric" else dict(meta)
         member.qdx = Plugin(kind, name, facts)  # type: ignore[attr-defined]
         return member
 
     return attach
+
+
+def _check_needs(name: str, needs: Any, on: str) -> None:
+    who = f"register: metric {name!r}: needs"
+    if not isinstance(needs, tuple | list):
+        raise QdxError(f"{who}={needs!r}: give a tuple of names, such as needs=('target',)")
+    for need in needs:
+        if need not in NEEDS:
+            known = ", ".join(map(repr, NEEDS))
+            raise QdxError(f"{who} {need!r}, one of {known}{nearest(str(need), NEEDS)}")
+    if "prob" in needs and on != "logprob":
+        raise QdxError(f"{who} 'prob', which only rows of on='logprob' have, not on={on!r}")
+
+
+def keywords_of(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the keywords in which a metric is given what it asks for beside its two rows."""
+    ids = ("p_id", "q_id") if meta.get("on") == "top" else ()
+    return (*ids, *(keyword for need in meta.get("needs", ()) for keyword in NEEDS[need]))
 
 
 def record_of(thing: object) -> Plugin | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from qdx.errors import QdxError, nearest
 from qdx.plugins import _contract, _folders
-from qdx.plugins._record import record_of
+from qdx.plugins._record import record_of, registered
 
 ENTRY_POINTS = "qdx.plugins"
 PACKAGES = {"metric": "qdx.metrics", "analysis": "qdx.analysis"}  # of the shipped members
@@ -94,6 +95,32 @@ def find(kind: str, name: str) -> Callable[..., Any]:
 def shipped(kind: str) -> list[str]:
     """Return the names of the members of a kind that qdx ships, sorted."""
     return sorted(path.stem for path in (_folders.conf_dir() / kind).glob("*.yaml"))
+
+
+def check_reachable(overrides: Sequence[str]) -> None:
+    """Refuse overrides that choose what only this process registered, such as a notebook's cell.
+
+    Every job of a sweep, and its preparation, is a process of its own: it knows the plug-ins that it finds.
+
+    Parameters
+    ----------
+    overrides : sequence of str
+        Of a command line.
+
+    Raises
+    ------
+    QdxError
+        Naming the plug-in, where it was registered, and the file to put it into.
+    """
+    found = {(one.kind, one.name) for one in load()}
+    for (kind, name), module in registered.items():
+        chosen = re.compile(rf"[+~]*{kind}(=.*|\.)\b{name}\b")
+        if (kind, name) not in found and any(chosen.match(text) for text in overrides):
+            where = "in this notebook or script" if module == "__main__" else f"in module {module}"
+            raise QdxError(
+                f"{kind} {name!r} was registered {where}, which the processes of a sweep do not see: put it "
+                f"into plugins/{name}.py of the working folder"
+            )
 
 
 def _shipped(kind: str, name: str) -> bool:

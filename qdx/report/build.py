@@ -137,7 +137,7 @@ def _build(
         part.unlink(missing_ok=True)
     try:
         with checking.blaming(state.runs.values()):
-            sections, unmeasured, broken = _measure(directory, part, measures, steps, console)
+            sections, unmeasured, broken = _measure(directory, part, measures, steps, console, wanted.memory)
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
@@ -158,6 +158,7 @@ class _Wanted:
 
     formats: Sequence[str]
     figures: Sequence[str] | bool
+    memory: int  # MiB, of the distances
 
     @classmethod
     def of(
@@ -170,8 +171,11 @@ class _Wanted:
         if not isinstance(chosen, list | tuple):
             raise QdxError(f"report.formats={chosen}: must be a list of formats")
         named = stored.get("figures", False) if figures is None else figures
-        checked = Options(list(chosen), list(named) if isinstance(named, tuple) else named)
-        return cls(checked.formats, checked.figures)
+        memory = stored.get("memory", Options.memory)
+        if not isinstance(memory, int) or isinstance(memory, bool):
+            raise QdxError(f"report.memory={memory!r}: must be a number of MiB")
+        checked = Options(list(chosen), list(named) if isinstance(named, tuple) else named, memory)
+        return cls(checked.formats, checked.figures, checked.memory)
 
 
 def _callables(
@@ -188,7 +192,12 @@ def _callables(
 
 
 def _measure(
-    directory: Path, part: Path, measures: dict[str, Any], steps: dict[str, Any], console: bool
+    directory: Path,
+    part: Path,
+    measures: dict[str, Any],
+    steps: dict[str, Any],
+    console: bool,
+    memory: int,
 ) -> tuple[list[Section], dict[str, str], dict[str, str]]:
     """Write the merged file with its distances and the results of the analyses.
 
@@ -201,14 +210,16 @@ def _measure(
     dataset.merge(directory, part)
     unmeasured: dict[str, str] = {}
     with _Progress(console) as progress:
-        distances.compute(directory, part, measures, progress=progress, broken=unmeasured)
+        distances.compute(directory, part, measures, progress=progress, broken=unmeasured, memory_mib=memory)
     sections: list[Section] = []
     broken: dict[str, str] = {}
     tree = open_file(part)
     try:
         for name, step in steps.items():
             try:
-                sections.append(_held_to_contract(step(tree), sections))
+                section = _held_to_contract(step(tree), sections)
+                section.result.attrs.update(plugins.code_of(step))
+                sections.append(section)
             except Exception as error:  # one analysis must not take the others, and hours of runs, with it
                 broken[name] = _said(error)
     finally:

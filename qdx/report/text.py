@@ -163,7 +163,20 @@ def environment_rows(view: View) -> list[tuple[str, str]]:
                 whose = ", ".join(c for c, v in zip(view.configs, values, strict=True) if v == value)
                 rows.append((title, f"{value or 'none'} ({whose})"))
                 title = ""
-    return rows
+    return rows + plugin_rows(view)
+
+
+def plugin_rows(view: View) -> list[tuple[str, str]]:
+    """The code of every metric and analysis in the file that did not ship with qdx."""
+    found: dict[str, str] = {}
+    for kind, parent in (("metric", "metrics"), ("analysis", "analysis")):
+        for name, node in view.tree[parent].children.items() if parent in view.tree.children else ():
+            for group in (node, *node.children.values()):
+                if "plugin_sha256" in group.attrs:
+                    file = Path(str(group.attrs["plugin_source"])).name
+                    found[f"{kind} {name}"] = f"{file}, sha256 {group.attrs['plugin_sha256']}"
+    rows = [f"{what}: {where}" for what, where in found.items()]
+    return [("plug-ins" if i == 0 else "", row) for i, row in enumerate(rows)]
 
 
 def configurations(view: View) -> str:

@@ -34,7 +34,8 @@ def shipped(*names, **options):
     return {name: build({"_target_": f"qdx.metrics.{name}", **options.get(name, {})}) for name in names}
 
 
-ALL = shipped(*qdx.metrics.__all__, topk_overlap={"k": 5})
+HIDDEN = ("projection", "toploc_exponent", "toploc_mantissa")
+ALL = shipped(*(name for name in qdx.metrics.__all__ if name not in HIDDEN), topk_overlap={"k": 5})
 
 
 def found_in(directory, metrics, **options):
@@ -237,7 +238,7 @@ def test_hashes_of_two_data_types_are_never_equal(full):
 
 @pytest.mark.parametrize(
     "options",
-    [{"block_positions": 1}, {"block_positions": 3}, {"block_positions": 999}, {"block_mib": 0}],
+    [{"block_positions": 1}, {"block_positions": 3}, {"block_positions": 999}, {"memory_mib": 0}],
     ids=["1", "3", "all", "no memory"],
 )
 def test_the_size_of_a_block_changes_no_bit(full, measured, options):
@@ -310,17 +311,72 @@ def test_a_metric_that_raises_is_noted_once_where_notes_are_asked_for(full):
     assert [g for g in groups if "late" in g] == ["metrics/late/prefill"]  # what it had been through stays
 
 
-@pytest.mark.parametrize(
-    ("meta", "message"),
-    [({"on": "hidden"}, "on='hidden', one of"), ({"needs": ("target",)}, "needs target")],
-)
-def test_a_metric_that_asks_for_what_is_not_there_is_refused_before_any_row(full, meta, message):
+def test_a_metric_on_hidden_states_that_were_not_kept_is_refused_before_any_row(full):
+    @register("metric", "mine", on="hidden")
     def mine(p, q):
         raise AssertionError("was called")
 
-    with pytest.raises(QdxError, match=message):
-        register("metric", "mine", **meta)(mine)
+    with pytest.raises(QdxError, match=r"'mine' compares hidden states, which none of awq, .*=hidden"):
         found_in(full, {"mine": mine})
+    broken = {}
+    groups = [g for g, _ in measure(full, full / "sweep.nc", {"mine": mine, **shipped("l2")}, broken=broken)]
+    assert list(broken) == ["mine"] and groups == [f"metrics/l2/{phase}" for phase in PHASES]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_metric_is_given_the_target_of_its_first_config_and_the_position(full, phase):
+    @register("metric", "gap", needs=("target", "position"), symmetric=True)
+    def gap(p, q, target, *, position, sign: int = 1):
+        assert target.dtype == position.dtype == torch.int64 and target.shape == position.shape == p.shape[:1]
+        return sign * (p - q).gather(-1, target[:, None])[:, 0].abs() + 1000.0 * position
+
+    found = found_in(full, {"gap": gap})("gap", phase)
+    data = xr.load_dataset(full / "sweep.nc", group=phase, engine="netcdf4")
+    token, loop, differing = data["token_id"].values, Loop(full, phase), 0
+    for a, b, reference, i in np.ndindex(found["gap"].shape):
+        position = int(found["position"][i])
+        expected = loop("l2", (LABELS[a], 0), (LABELS[b], 0), reference, position)
+        if math.isfinite(expected):
+            one, other = (special.log_softmax(loop.rows[LABELS[c], 0, reference, position]) for c in (a, b))
+            target = token[a, 0, reference, i]
+            differing += bool(target != token[b, 0, reference, i])
+            expected = abs(one[target] - other[target]) + 1000.0 * position
+        np.testing.assert_allclose(found["gap"].values[a, b, reference, i], expected, **CLOSE)
+    assert (differing > 0) == (phase != "replay")  # prefill's and decode's last rows choose their own token
+
+
+def test_target_and_position_come_with_the_greatest_logits_and_target_never_with_coarse_rows(mixed):
+    @register("metric", "listed", on="top", needs=("target",))
+    def listed(p, q, *, p_id, q_id, target):
+        return ((p_id == target[:, None]).any(-1) ^ (q_id == target[:, None]).any(-1)).double()
+
+    @register("metric", "column", needs=("target",))
+    def column(p, q, *, target):
+        return (p - q).gather(-1, target[:, None])[:, 0].abs()
+
+    found = found_in(mixed, {"listed": listed, "column": column})
+    data = xr.load_dataset(mixed / "sweep.nc", group="replay", engine="netcdf4")
+    has = (data["top_id"] == data["token_id"]).any("rank").values[:, 0]
+    captured = data["captured"].values[0, 0]
+    expected = np.where(captured, has[:, None] != has[None], np.nan)
+    np.testing.assert_array_equal(found("listed", "replay")["listed"].values, expected)
+    finite = np.isfinite(found("column", "replay")["column"].values)
+    assert finite[0, 0].any() and not finite[0, 1:].any() and not finite[1:].any()
+
+
+def test_every_row_is_read_once_whatever_is_measured(full, monkeypatch):
+    from qdx.dataset import RunReader
+
+    read = []
+    original = RunReader.rows
+
+    def counted(self, phase, repeat, reference, indices):
+        read.extend((self.label, phase, repeat, reference, int(i)) for i in indices)
+        return original(self, phase, repeat, reference, indices)
+
+    monkeypatch.setattr(RunReader, "rows", counted)
+    found_in(full, shipped("l2", "kl", "js", "rms_logit", "total_variation"), block_positions=2)
+    assert len(read) == len(set(read)) > 0
 
 
 def test_infinite_distances_become_nan_and_are_counted(full):
@@ -415,3 +471,60 @@ def test_the_rest_keeps_its_digits(rest):
 def test_a_rest_that_rounding_ate_is_a_small_one_and_never_nan():
     kept = torch.tensor([[0.0, -800.0], [math.log(0.5), math.log(0.5) + 1e-15]], dtype=torch.float64)
     assert with_tail(kept)[:, -1].tolist() == [math.log(LEAST_TAIL)] * 2
+
+
+# Hidden states ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kept(full, tmp_path_factory):
+    """The full sweep, with hidden states of 24 elements beside the logits of every run; rows are drawn."""
+    folder = tmp_path_factory.mktemp("hidden") / "sweep"
+    shutil.copytree(full, folder)
+    for number, label in enumerate(LABELS):
+        drawn = np.random.default_rng(number // 2)  # two and two have equal rows
+        with netCDF4.Dataset(folder / label / "run.nc", "a") as file:
+            file.createDimension("hidden", 24)
+            for phase in PHASES:
+                dims = (*file[phase]["captured"].dimensions, "hidden")
+                variable = file[phase].createVariable("hidden", "f4", dims)
+                shape = [len(file[phase].dimensions.get(d) or file.dimensions[d]) for d in dims]
+                variable[:] = drawn.normal(size=shape).astype(np.float32)
+    return folder
+
+
+def test_a_metric_on_hidden_states_gets_the_rows_of_both_configs(kept):
+    @register("metric", "apart", on="hidden", on_self=0.0)
+    def apart(p, q):
+        assert p.dtype == torch.float64 and p.shape[1] == 24
+        return (p - q).square().sum(-1)
+
+    found = found_in(kept, {"apart": apart, **shipped("l2")})
+    for phase in ("prefill", "replay"):
+        rows, captured = [], None
+        for label in LABELS:
+            with netCDF4.Dataset(kept / label / "run.nc") as file:
+                rows.append(file[phase]["hidden"][0].filled(np.nan).astype(np.float64))
+                captured = file[phase]["captured"][0].astype(bool)
+        value, between = found("apart", phase)["apart"].values, found("apart", phase)["repeat_distance"]
+        for a, b in np.ndindex(4, 4):
+            expected = np.where(captured[0], ((rows[a][0] - rows[b][0]) ** 2).sum(-1), np.nan)
+            np.testing.assert_allclose(value[a, b], expected, **CLOSE)
+        # Their logits have equal hashes, their hidden states differ: no hash speaks for them.
+        expected = np.where(captured[0], ((rows[0][0] - rows[0][1]) ** 2).sum(-1), np.nan)
+        np.testing.assert_allclose(between.values[0, 0], expected, **CLOSE)
+        assert (found("l2", phase)["repeat_distance"].values[0, 0][captured[0]] == 0).all()
+
+
+def test_hidden_states_of_two_lengths_are_refused(kept, tmp_path):
+    folder = tmp_path / "sweep"
+    shutil.copytree(kept, folder)
+    with netCDF4.Dataset(folder / "awq" / "run.nc", "a") as file:
+        for phase in PHASES:
+            file[phase].renameVariable("hidden", "before")
+        file.createDimension("wide", 25)
+        for phase in PHASES:
+            dims = (*file[phase]["captured"].dimensions, "wide")
+            file[phase].createVariable("hidden", "f4", dims)[:] = 1.0
+    with pytest.raises(QdxError, match="hidden states of 25 and 24 elements cannot be compared"):
+        found_in(folder, shipped("projection"))

@@ -20,6 +20,7 @@ from qdx.plugins import build, plugin_of
 CONF = Path(__file__).parents[2] / "conf" / "metric"
 FULL = ["l2", "max_abs", "rms_logit", "kl", "kl_reverse", "js", "total_variation", "rank", "margin"]
 TOP = ["seed_l2", "top1", "topk_overlap"]
+HIDDEN = ["projection", "toploc_exponent", "toploc_mantissa"]
 INF = math.inf
 
 
@@ -41,7 +42,9 @@ def near_rows(step, seed=3, positions=4, vocab=401):
 
 def test_every_metric_is_registered_with_what_the_report_prints_and_has_its_yaml():
     assert (
-        sorted(qdx.metrics.__all__) == sorted(path.stem for path in CONF.glob("*.yaml")) == sorted(FULL + TOP)
+        sorted(qdx.metrics.__all__)
+        == sorted(path.stem for path in CONF.glob("*.yaml"))
+        == sorted(FULL + TOP + HIDDEN)
     )
     for name in qdx.metrics.__all__:
         node = yaml.safe_load((CONF / f"{name}.yaml").read_text())
@@ -52,7 +55,13 @@ def test_every_metric_is_registered_with_what_the_report_prints_and_has_its_yaml
         assert record.meta["units"] in ("1", "nat", "logit") and record.meta["formula"]
         assert "\n" not in record.meta["formula"]
         assert record.meta["on"] == (
-            "top" if name in TOP else "logit" if name in ("rms_logit", "rank", "margin") else "logprob"
+            "hidden"
+            if name in HIDDEN
+            else "top"
+            if name in TOP
+            else "logit"
+            if name in ("rms_logit", "rank", "margin")
+            else "logprob"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
+import qdx
 from qdx.analysis.measuring import Measure
 from qdx.errors import QdxError
 from qdx.plugins import build, check, conf_dir, node_of, register
@@ -66,6 +68,26 @@ def test_an_analysis_that_returns_no_section_is_named_and_the_others_stand(
     done = report(folder, metrics=metrics, analyses=nodes, formats=["txt"], console=False)
     assert done.failed == {"bad": "QdxError: returned a int: return a qdx.analysis.Section"}
     assert "Kernel equivalence classes" in done.text or "classes" in done.summary["analyses"]
+
+
+def test_the_code_of_what_did_not_ship_is_recorded_and_reported(write: Write, tmp_path: Path) -> None:
+    metric = "import qdx\n@qdx.register('metric', 'own')\ndef own(p, q):\n    return (p - q).abs().sum(-1)\n"
+    path = write("own.py", metric)
+    folder = write_sweep(tmp_path / "sweep", ["awq", "gptq"])
+    ties = conf_dir().parent / "plugins" / "ties.py"
+    nodes = {"ties": {"_target_": "qdx_plugins.ties.ties"}, "classes": {"_target_": "qdx.analysis.classes"}}
+    metrics = {"top1": {"_target_": "qdx.metrics.top1"}, "own": {"_target_": "qdx_plugins.own.own"}}
+    done = report(folder, metrics=metrics, analyses=nodes, formats=["txt"], console=False)
+    assert not done.failed
+    own, other = (hashlib.sha256(file.read_bytes()).hexdigest() for file in (path, ties))
+    with qdx.open(folder / "sweep.nc") as tree:
+        for phase in ("prefill", "decode", "replay"):
+            assert tree[f"metrics/own/{phase}"].attrs["plugin_sha256"] == own
+            assert "plugin_sha256" not in tree[f"metrics/top1/{phase}"].attrs
+        assert tree["analysis/ties"].attrs["plugin_sha256"] == other
+        assert "plugin_sha256" not in tree["analysis/classes"].attrs
+    told = " ".join(done.text.split())
+    assert f"metric own: own.py, sha256 {own}" in told and f"analysis ties: ties.py, sha256 {other}" in told
 
 
 SHIPPED = [

@@ -39,7 +39,7 @@ def test_a_file_becomes_an_option_with_its_defaults(write: Write) -> None:
 
 def test_options_of_a_plug_in_are_composed_and_checked(write: Write) -> None:
     write("mine.py", METRIC.format(name="summed", signature="p, q, scale: float = 2.5, whole: bool = False"))
-    (cfg,) = qdx.expand(["metric=[l2,summed]", "metric.summed.scale=2"])
+    (cfg,) = qdx.compose(["metric=[l2,summed]", "metric.summed.scale=2"])
     assert list(cfg.metric) == ["l2", "summed"] and cfg.metric.summed.scale == 2
     for override, message in {
         "metric=[l2,sumed]": "metric=sumed: unknown metric, one of .*summed.*did you mean 'summed'",
@@ -49,7 +49,7 @@ def test_options_of_a_plug_in_are_composed_and_checked(write: Write) -> None:
         "metric.summed.whole=1": "metric.summed.whole=1: must be a bool, such as False",
     }.items():
         with pytest.raises(QdxError, match=message):
-            qdx.expand([*(["metric=[summed]"] if "." in override else []), override])
+            qdx.compose([*(["metric=[summed]"] if "." in override else []), override])
 
 
 def test_an_option_without_default_must_be_given(write: Write) -> None:
@@ -62,8 +62,8 @@ class Mine:
 """
     write("mine.py", text)
     with pytest.raises(QdxError, match=r"prompts\.path is not set and has no default: add prompts\.path="):
-        qdx.expand(["prompts=mine"])
-    (cfg,) = qdx.expand(["prompts=mine", "prompts.path=x", "generate.tokens=7"])
+        qdx.compose(["prompts=mine"])
+    (cfg,) = qdx.compose(["prompts=mine", "prompts.path=x", "generate.tokens=7"])
     assert cfg.prompts.continuation_tokens == 7
 
 
@@ -114,8 +114,20 @@ REFUSED = {
     "keywords": (METRIC.format(name="x", signature="*, p=1, q=2"), r"must take \(p, q, option=default"),
     "default": (METRIC.format(name="x", signature="p, q, a=object()"), "default of its option a is a object"),
     "needs": (
+        "import qdx\n@qdx.register('metric', 'x', needs=('targets',))\ndef f(p, q): ...",
+        "metric 'x': needs 'targets', one of 'target', 'position', 'prob' .did you mean 'target'",
+    ),
+    "needs text": (
+        "import qdx\n@qdx.register('metric', 'x', needs='target')\ndef f(p, q): ...",
+        "metric 'x': needs='target': give a tuple of names",
+    ),
+    "needs prob": (
+        "import qdx\n@qdx.register('metric', 'x', on='hidden', needs=('prob',))\ndef f(p, q): ...",
+        "needs 'prob', which only rows of on='logprob' have, not on='hidden'",
+    ),
+    "needs unnamed": (
         "import qdx\n@qdx.register('metric', 'x', needs=('target',))\ndef f(p, q): ...",
-        "metric 'x' needs target, which no metric is given yet",
+        r"metric 'x' takes \(p, q\), must take \(p, q, \*, target, option=default",
     ),
     "class": (
         "import qdx\n@qdx.register('analysis', 'x')\nclass F: ...",
