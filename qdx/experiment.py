@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from qdx.dataset.folder import RUN, STATUS
 from qdx.dataset.joining import join_repeats
 from qdx.errors import QdxError
 from qdx.process import spawn
-from qdx.prompts import check_references, describe
+from qdx.prompts import check_references, describe, references_sha256
 from qdx.schema import Experiment, validate
 
 if TYPE_CHECKING:
@@ -228,15 +227,6 @@ def identify(cfg: DictConfig, checkpoint: Checkpoint, references: list[Reference
         "seed": container["seed"],
         "config_hash": provenance.config_hash(hashed, decisive),
     }
-
-
-def references_sha256(references: list[Reference]) -> str:
-    """Return the SHA-256 of everything of the references that a model sees."""
-    digest = hashlib.sha256()
-    for r in references:
-        parts = (r.name, r.prefix_length, r.content_length, r.suffix_length, len(r.continuation))
-        digest.update(f"{parts}".encode() + r.token_ids.tobytes() + r.continuation.tobytes())
-    return digest.hexdigest()
 
 
 def open_recorder(
