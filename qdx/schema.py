@@ -162,6 +162,15 @@ class InlinePrompts:
 
 
 @dataclass
+class TranscriptPrompts:
+    """Options of the source that replays what producers generated."""
+
+    _target_: str
+    name: str
+    path: str
+
+
+@dataclass
 class Capture:
     """What is kept of each position."""
 
@@ -219,6 +228,23 @@ class Report:
             )
 
 
+@dataclass
+class Verify:
+    """How replayed transcripts are judged.
+
+    ``claims`` maps a producer to the config that it claims to be, where that is not its own label;
+    ``calibration`` is the folder of an earlier verifier's sweep, of transcripts whose configs are known.
+    """
+
+    alpha: float = 0.05
+    claims: dict[str, str] = field(default_factory=dict)
+    calibration: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1:
+            raise QdxError(f"verify.alpha={self.alpha}: must be above 0 and below 1")
+
+
 @dataclass(kw_only=True)
 class Settings:
     """The keys of a config that belong to no group."""
@@ -251,6 +277,7 @@ class Experiment(Settings):
     generate: Generate
     dataset: Dataset
     report: Report
+    verify: Verify
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -275,6 +302,7 @@ BY_TARGET: Mapping[str, type] = {
     "qdx.prompts.Text": FilePrompts,
     "qdx.prompts.Pydoc": PydocPrompts,
     "qdx.prompts.Inline": InlinePrompts,
+    "qdx.prompts.Transcripts": TranscriptPrompts,
 }
 
 
@@ -325,6 +353,7 @@ def validate(cfg: DictConfig) -> Experiment:
         ("generate", Generate),
         ("dataset", Dataset),
         ("report", Report),
+        ("verify", Verify),
     ):
         parts[name] = _checked(schema, cfg[name], name)
     for name in ("backend", "prompts"):
