@@ -39,7 +39,10 @@ class View:
 
     def __init__(self, tree: xr.DataTree) -> None:
         self.tree = tree
-        self.phases: tuple[str, ...] = tuple(p for p in PHASES if p in tree.children)
+        # Rows of different producers consume different tokens: they are judged, not compared by pairs.
+        self.phases: tuple[str, ...] = tuple(
+            p for p in PHASES if p in tree.children and "producer" not in tree[p].dims
+        )
         if not self.phases:
             raise QdxError("nothing to analyse: none of the groups /prefill, /replay, /decode is in the file")
         first = self.group(self.phases[0])

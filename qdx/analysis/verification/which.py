@@ -21,9 +21,9 @@ from qdx.analysis.verification.attribution import (
     confusion,
     judge,
 )
-from qdx.analysis.verification.claims import calibration_text
 from qdx.analysis.verification.gather import Replays, same_machines
 from qdx.analysis.verification.likelihood import Calibration, row_mean
+from qdx.analysis.verification.said import calibration_text
 from qdx.errors import QdxError
 
 ONE = {"units": "1"}
@@ -31,7 +31,11 @@ SHOWN = 30
 
 
 def attribution(
-    producer_tree: xr.DataTree, verifier_tree: xr.DataTree, alpha: float = 0.05, draws: int = 1000
+    producer_tree: xr.DataTree,
+    verifier_tree: xr.DataTree,
+    alpha: float = 0.05,
+    draws: int = 1000,
+    calibration: tuple[xr.DataTree, xr.DataTree] | None = None,
 ) -> Section:
     """Name each transcript's config out of those replayed, and count how often that is right.
 
@@ -43,6 +47,8 @@ def attribution(
         Level of the conformal sets.
     draws : int
         Of the bootstrap over references.
+    calibration : (producer_tree, verifier_tree), optional
+        See `claims.verify`.
 
     Returns
     -------
@@ -60,9 +66,10 @@ def attribution(
     references, no rate at 1 % FPR under 100.
     """
     data = Replays.of(producer_tree, verifier_tree)
-    calibration = data.calibration(data.configs)
-    judged = judge(data.energy_DCRT, data.floor_DRT, calibration, range(len(data.references)))
-    judged.p_DCR[~same_machines(data, data)] = np.nan
+    known = data if calibration is None else Replays.of(*calibration)
+    same = [known.references.index(r) if r in known.references else -1 for r in data.references]
+    judged = judge(data.energy_DCRT, data.floor_DRT, known.calibration(data.configs), same)
+    judged.p_DCR[~same_machines(data, known)] = np.nan
     distance = row_mean(np.sqrt(data.energy_DCRT * data.components))
     result = _named(data.producers, data.configs, judged, distance, alpha)
     result = result.merge(_separation(data, judged, draws), join="exact")
@@ -76,7 +83,7 @@ def attribution(
         "tokens": tokens,
         "weight": float(judged.weight_R.mean()),
     }
-    text = [*calibration_text(least, alpha, True), *_text(result)]
+    text = [*calibration_text(least, alpha, calibration is None), *_text(result)]
     return Section("attribution", "Which of N", result, {"": "\n".join(text)})
 
 
