@@ -204,10 +204,9 @@ class _Reader:
             name: self._integers("references", name, "reference")
             for name in ("length", "prefix_length", "content_length", "suffix_length", "token_offset")
         }
-        texts = {
-            name: self._values("references", name, "reference")
-            for name in ("text", "source", "pages", "sha256")
-        }
+        present = self._tree["references"].to_dataset()
+        about = ("source", "pages", "sha256", *(["text"] if "text" in present else []))
+        texts = {name: self._values("references", name, "reference") for name in about}
         found = []
         for r, name in enumerate(names):
             parts = [int(counts[f"{part}_length"][r]) for part in ("prefix", "content", "suffix")]
@@ -222,7 +221,7 @@ class _Reader:
                     content_length=parts[1],
                     suffix_length=parts[2],
                     continuation=_ids(next_RN[r], vocab, f"continuation of reference {name!r}"),
-                    text=clean(texts["text"][r]),
+                    text=clean(texts["text"][r]) if "text" in texts else "",  # commitments come without
                     source=clean(texts["source"][r]),
                     pages=clean(texts["pages"][r]),
                     token_offset=int(counts["token_offset"][r]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +51,7 @@ class Transcripts:
 
     def load(self, tokenizer: Any) -> list[Reference]:
         """Return the references of the file; see `PromptSource.load`."""
-        return self.file.references
+        return [one if one.text else _decoded(one, tokenizer) for one in self.file.references]
 
     @property
     def producers(self) -> list[Producer]:
@@ -117,6 +117,13 @@ class Transcripts:
                 f"so those rows may differ for honest producers; batch_size={sizes} meets them all"
             )
         return "\n".join(lines)
+
+
+def _decoded(reference: Reference, tokenizer: Any) -> Reference:
+    """The reference with the text of its content, which a commitments file leaves out."""
+    start = reference.prefix_length
+    ids = reference.token_ids[start : start + reference.content_length]
+    return replace(reference, text=clean(tokenizer.decode(ids.tolist())))
 
 
 def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:

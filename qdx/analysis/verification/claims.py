@@ -99,7 +99,7 @@ def verify(
         if calibration is not None
         else np.full_like(combined_DC, np.nan),
         least,
-        fewest_references(alpha, len(data.references)),
+        fewest_references(alpha / max(1, sum(c >= 0 for c in at)), len(data.references)),
         np.stack([(best(judged.log_likelihood_DCR) == c).sum(-1) for c in range(len(data.configs))], -1),
         _others(producer_tree, verifier_tree, data, claimed),
     )

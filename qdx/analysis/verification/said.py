@@ -19,7 +19,7 @@ def calibration_text(references: int, alpha: float, own_labels: bool) -> list[st
     """Say what the p-values rest on, and when that is too little."""
     source = (
         "the judged producers' labels taken as true, every transcript judged by the other references "
-        "(a label that is wrong throughout cannot be found so)"
+        "(a label that is wrong throughout cannot be found so: it shows error rates, no verdict rests on it)"
         if own_labels
         else "separate transcripts of known configs"
     )
@@ -100,8 +100,9 @@ def _assumed(data: Replays, evidence: Evidence, alpha: float) -> list[str]:
         f"to {plural(max(tokens, rows), 'token')} of each.",
         "Exact test: the rows' bits are equal. Valid where compute capability, SMs, engine, version and "
         "batch are one (on a CPU: processor, threads, torch and qdx's code) and both sides' repeats are "
-        "bit-equal. If k of R references differ and none of n reruns did, p = C(R,k)/C(R+n,k) (Fisher), reruns taken "
-        "as independent. Equal rows confirm a claim up to configs that were not replayed and are equal too.",
+        "bit-equal. If k of R references differ and none of n reruns did, p = C(R,k)/C(R+n,k) (Fisher), "
+        "reruns taken as independent. Equal rows confirm a claim up to configs that were not replayed and "
+        "are equal too.",
         "p of distances: conformal, from the sketches' profile. Margin p: from the tokens alone, assumes a "
         "greedy producer.",
     ]

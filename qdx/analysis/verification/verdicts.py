@@ -91,7 +91,7 @@ class Evidence:
     calibration : int
         Its references.
     fewest : int
-        References that a rejection of the judged transcripts takes.
+        References that a rejection takes at the level, of several transcripts and claims.
     likeliest_DC : array (producer, config)
         References whose greatest likelihood is the config's.
     other_DC : list of list of str
