@@ -11,13 +11,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from qdx.analysis.verification.commitments import of_run
 from qdx.analysis.verification.compared import own_repeats
-from qdx.dataset import append
 from qdx.dataset.folder import RUN, SWEEP
 from qdx.dataset.layout import CONFIG_COORDS, SCHEMA_VERSION
 from qdx.dataset.opening import open_file
@@ -28,6 +28,7 @@ from qdx.errors import QdxError
 
 PHASES = ("prefill", "decode")
 NAME = "commitments.nc"
+SMALL = 16 * 1024  # bytes
 
 
 def commit(directory: Path, out: Path | None = None) -> Path:
@@ -65,8 +66,10 @@ def commit(directory: Path, out: Path | None = None) -> Path:
     attrs = {"kind": "commitments", "schema_version": SCHEMA_VERSION, **software()}
     with disk_errors(part):
         xr.Dataset(attrs=attrs).to_netcdf(part, mode="w", engine="netcdf4")
-    for name, dataset in groups.items():
-        append(part, name, dataset)
+        for name, dataset in groups.items():
+            encoding = {str(key): _encoding(variable) for key, variable in dataset.variables.items()}
+            plain = dataset.drop_encoding().drop_attrs() if name == "provenance" else dataset.drop_encoding()
+            plain.to_netcdf(part, mode="a", group=name, engine="netcdf4", encoding=encoding)
     part.replace(target)
     return target
 
@@ -100,8 +103,8 @@ def _phase(tree: xr.DataTree, directory: Path, phase: str) -> xr.Dataset:
         parts.append(part.reindex(at, fill_value=np.uint8(0)))
     whole = xr.concat(parts, "config", join="exact", coords="minimal", compat="override")
     repeats = own_repeats(tree, phase, labels)
-    names = ("region", *CONFIG_COORDS)
-    found = data[["captured"]].reset_coords(drop=True).assign_coords({n: data[n] for n in names if n in data})
+    stated = CONFIG_COORDS if phase == "decode" else ()  # once is enough
+    found = data[["captured"]].reset_coords(drop=True).assign_coords({n: data[n] for n in stated})
     return found.assign(
         commitment=whole,
         reruns=("config", np.array([r.reruns for r in repeats], np.int32), _about("reruns of a reference")),
@@ -111,6 +114,16 @@ def _phase(tree: xr.DataTree, directory: Path, phase: str) -> xr.Dataset:
             _about("reruns whose every row is bit-equal to the first repeat's"),
         ),
     ).load()
+
+
+def _encoding(variable: xr.Variable) -> dict[str, Any]:
+    """Compress what is worth an index of chunks; digests are not."""
+    if variable.dtype.kind in "OUST":
+        return {"dtype": "S1"}  # characters, see qdx.dataset.writing
+    integers = {"_FillValue": None} if variable.dtype.kind in "iu" else {}
+    if variable.nbytes < SMALL or variable.dtype == np.uint8:
+        return integers
+    return {**integers, "zlib": True, "complevel": 6, "shuffle": True}
 
 
 def _about(text: str) -> dict[str, str]:

@@ -11,12 +11,13 @@ from omegaconf import DictConfig
 from qdx import models, plugins
 from qdx.capture import plan
 from qdx.dataset import folder, resume, size
-from qdx.errors import QdxError
+from qdx.errors import QdxError, nearest
 from qdx.experiment import Prompts, find_checkpoint, identify, load_prompts
-from qdx.schema import Experiment, TranscriptPrompts, validate
+from qdx.schema import Experiment, TranscriptPrompts, Verify, validate
 
 if TYPE_CHECKING:
     from qdx.models import Checkpoint
+    from qdx.prompts import Transcripts
 
 # What `qdx.dataset.merge` wants to be the same in all runs of a folder, and how to say it.
 ALIKE = {
@@ -88,8 +89,30 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
     size.check_disk(directory, estimate)
     for prompts in loaded.values():
         if prompts.transcripts is not None:
-            prompts.transcripts.keep(directory)
+            keep_for_the_report(prompts.transcripts, validate(configs[0]).verify, directory)
     print(f"results: about {size.readable(estimate)} in {directory}", flush=True)
+
+
+def keep_for_the_report(transcripts: Transcripts, asked: Verify, directory: Path) -> None:
+    """Copy what the report will judge by into the sweep folder, after a look at what is asked of it.
+
+    Raises
+    ------
+    QdxError
+        For a claim of somebody who is no producer, or a calibration that is no verifier's sweep.
+    """
+    from qdx.report.verifier import adopt_calibration
+
+    names = [producer.name for producer in transcripts.producers]
+    for producer in asked.claims:
+        if producer not in names:
+            raise QdxError(
+                f"verify.claims names {producer!r}, which is no producer in {transcripts.file.path}: "
+                f"{', '.join(names)}{nearest(producer, names)}"
+            )
+    if asked.calibration is not None:
+        adopt_calibration(directory, Path(asked.calibration).expanduser().absolute())
+    transcripts.keep(directory)
 
 
 def _of_transcripts(experiment: Experiment, checkpoint: Checkpoint) -> tuple[int, ...]:

@@ -287,6 +287,10 @@ class Experiment(Settings):
                 f"model.dtype={self.model.dtype}: kernel {self.quant.kernel} of quant={self.quant.name} "
                 f"takes {' or '.join(allowed)}: set model.dtype to that or choose another quant"
             )
+        if not isinstance(self.prompts, TranscriptPrompts) and (
+            self.verify.claims or self.verify.calibration
+        ):
+            raise QdxError("verify.claims and verify.calibration judge transcripts: add prompts=transcripts")
         if not self.model.checkpoint.get(self.quant.format):
             raise QdxError(
                 f"model.checkpoint.{self.quant.format} is empty and quant={self.quant.name} needs it: "

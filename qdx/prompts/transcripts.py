@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qdx.dataset.layout import Producer
 
 TARGET = "qdx.prompts.Transcripts"
+OPTIONS = ("name", "_target_", "path")
 COPY = "producers.nc"  # of the file, in the verifier's sweep folder
 
 
@@ -153,6 +154,8 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
     file = Transcripts(cfg.prompts.path).file
     sizes = Counter(int(producer.coords["batch_size"]) for producer in file.producers)
     with flag_override(cfg, ["readonly", "struct"], False):
+        for key in [str(key) for key in cfg.prompts if key not in OPTIONS and f"prompts.{key}" not in given]:
+            del cfg.prompts[key]  # an experiment sets it for the prompts that it was written for
         if "generate.tokens" not in given:
             cfg.generate.tokens = file.tokens
         if "batch_size" not in given:

@@ -112,7 +112,7 @@ def build(
     part = directory / f"{folder.SWEEP}.part"
     part.unlink(missing_ok=True)
     try:
-        sections, unmeasured, broken = _measure(directory, part, measures, steps, console)
+        sections, unmeasured, broken = _measure(directory, part, measures, steps, stored, console)
         part.replace(target)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -155,7 +155,12 @@ def _built(nodes: Nodes | None, package: str, names: Sequence[str]) -> dict[str,
 
 
 def _measure(
-    directory: Path, part: Path, measures: dict[str, Any], steps: dict[str, Any], console: bool
+    directory: Path,
+    part: Path,
+    measures: dict[str, Any],
+    steps: dict[str, Any],
+    settings: Mapping[str, Any],
+    console: bool,
 ) -> tuple[list[Section], dict[str, str], dict[str, str]]:
     """Write the merged file with its distances and the results of the analyses.
 
@@ -164,6 +169,7 @@ def _measure(
     from qdx import dataset
     from qdx.analysis import distances
     from qdx.dataset.opening import open_file
+    from qdx.report import verifier
 
     dataset.merge(directory, part)
     unmeasured: dict[str, str] = {}
@@ -173,6 +179,9 @@ def _measure(
     broken: dict[str, str] = {}
     tree = open_file(part)
     try:
+        if verifier.is_verifier(tree):
+            sections, broken = verifier.judge(directory, tree, settings, _said)
+            steps = {name: step for name, step in steps.items() if name not in verifier.LEFT_OUT}
         for name, step in steps.items():
             try:
                 sections.append(_held_to_contract(step(tree), sections))
