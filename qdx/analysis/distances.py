@@ -168,7 +168,7 @@ def _phases_in(target: Path) -> list[str]:
         return [
             group.name
             for group in here
-            if group.dimensions["position"].size and "producer" not in group.dimensions
+            if group.dimensions["position"].size and "producer" not in group["captured"].dimensions
         ]
 
 

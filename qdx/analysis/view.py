@@ -41,7 +41,7 @@ class View:
         self.tree = tree
         # Rows of different producers consume different tokens: they are judged, not compared by pairs.
         self.phases: tuple[str, ...] = tuple(
-            p for p in PHASES if p in tree.children and "producer" not in tree[p].dims
+            p for p in PHASES if p in tree.children and "producer" not in tree[p]["captured"].dims
         )
         if not self.phases:
             raise QdxError("nothing to analyse: none of the groups /prefill, /replay, /decode is in the file")

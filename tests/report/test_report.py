@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import shlex
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
