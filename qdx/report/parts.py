@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import xarray as xr
 
@@ -16,6 +16,7 @@ from qdx.report.pieces import grid, more, own, preformatted, table_of
 from qdx.report.texts import Said, side_by_side
 from qdx.report.verifier import RULE, is_verifier
 
+DRAWN: Mapping[str, tuple[str, ...]] = {"crossing": ("crossing_",), "attribution": ("roc_", "tokens_")}
 MOST_TEXTS = 8  # references whose texts are shown
 HOW_DISTANCES = (
     "Row: p; column: q. Content rows only: the snippet’s and those after the template. A brighter cell is a "
@@ -190,7 +191,7 @@ def others(sections: Sequence[Section], figures: Figures) -> list[tuple[str, str
     return found
 
 
-def verification(sections: Sequence[Section]) -> list[tuple[str, str, str]]:
+def verification(sections: Sequence[Section], figures: Figures) -> list[tuple[str, str, str]]:
     """What a verifier's sweep says of its transcripts: anchor, title and body of each part."""
     made: dict[str, Callable[[xr.Dataset], list[Table]]] = {
         "verify": lambda result: [tables.claims(result)],
@@ -204,6 +205,7 @@ def verification(sections: Sequence[Section]) -> list[tuple[str, str, str]]:
         if name in by_name:
             section = by_name[name]
             body = "".join(table_of(t) for t in make(section.result))
+            body += grid([f for f in figures.verifying if f.name.startswith(DRAWN.get(name, ()))])
             found.append((name, section.title, body + more("In full", preformatted(section.text[""]))))
     return found
 
