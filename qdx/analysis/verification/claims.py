@@ -56,7 +56,8 @@ def verify(
     -------
     Section
         Result over (producer, config, reference): ``p`` (conformal, from sketches), ``p_margin`` (from the
-        tokens alone), ``margin``, ``tokens``, ``tokens_greedy``, ``log_likelihood``, ``rows_compared``,
+        tokens alone), ``p_repeat`` (from sketches, against this machine's own repeats), ``margin``,
+        ``tokens``, ``tokens_greedy``, ``log_likelihood``, ``rows_compared``,
         ``rows_equal``, ``prefill_compared``, ``prefill_equal``; over (producer, config): ``exact`` ("" where
         the exact test of decode is valid, else why not), ``exact_error``, ``exact_p``, the same with
         ``exact_prefill…``, ``p_combined``; over producer: ``claim``, ``p_claim`` (combined), ``p_holm``,
@@ -93,12 +94,15 @@ def verify(
     calibrated_C = known.references_C(data.configs) - any(r >= 0 for r in same)
     counts = calibrated_C[(calibrated_C > 0) & fits_DC.any(0)]
     least = int(counts.min()) if counts.size else 0
+    p_repeat = _by_repeats(data)
+    tested_DC, tested = _combined(p_repeat), len(data.references) - 1
+    if calibration is not None:
+        tested_DC, tested = np.where(np.isfinite(combined_DC), combined_DC, margin_DC), least
     evidence = Evidence(
         [Exact.of(data, rows) for rows in data.phases],
-        np.where(np.isfinite(combined_DC), combined_DC, margin_DC)
-        if calibration is not None
-        else np.full_like(combined_DC, np.nan),
-        least,
+        tested_DC,
+        tested,
+        "known transcripts" if calibration is not None else "this machine's own repeats",
         fewest_references(alpha / max(1, sum(c >= 0 for c in at)), len(data.references)),
         np.stack([(best(judged.log_likelihood_DCR) == c).sum(-1) for c in range(len(data.configs))], -1),
         _others(producer_tree, verifier_tree, data, claimed),
@@ -106,7 +110,7 @@ def verify(
     p_test = np.array([evidence.p(d, c) if c >= 0 else np.nan for d, c in enumerate(at)])
     p_test_holm = holm(p_test)
     decided = [decide(data, evidence, d, c, float(p_test_holm[d]), alpha) for d, c in enumerate(at)]
-    result = _result(data, judged, p_margin, evidence, combined_DC)
+    result = _result(data, judged, p_margin, p_repeat, evidence, combined_DC)
 
     def of_claim(values_DC: Floats) -> Floats:
         return np.array([values_DC[d, c] if c >= 0 else np.nan for d, c in enumerate(at)])
@@ -160,6 +164,22 @@ def _combined(p_DCR: Floats) -> Floats:
     return np.array([[combine(p_R) for p_R in row] for row in p_DCR])
 
 
+def _by_repeats(data: Replays) -> Floats:
+    """Conformal p against the verifier's own repeats, where producer and config share an environment class.
+
+    There an honest producer's run is one more repeat of the config (producer, config, reference).
+    """
+    p_DCR = np.full(data.energy_DCRT.shape[:3], np.nan)
+    for d, environment in enumerate(data.environment_D):
+        one = data.of_repeats(d)
+        own = slice(d, d + 1)
+        p_DCR[d] = judge(data.energy_DCRT[own], data.floor_DRT[own], one, range(len(data.references))).p_DCR[
+            0
+        ]
+        p_DCR[d, [here != environment for here in data.environment_C]] = np.nan
+    return p_DCR
+
+
 def _others(
     producer_tree: xr.DataTree, verifier_tree: xr.DataTree, data: Replays, claimed: Sequence[str]
 ) -> list[list[str]]:
@@ -173,12 +193,18 @@ def _others(
 
 
 def _result(
-    data: Replays, judged: Judged, p_margin: Floats, evidence: Evidence, combined_DC: Floats
+    data: Replays,
+    judged: Judged,
+    p_margin: Floats,
+    p_repeat: Floats,
+    evidence: Evidence,
+    combined_DC: Floats,
 ) -> xr.Dataset:
     each, pair = ("producer", "config", "reference"), ("producer", "config")
     rows = {
         "p": (judged.p_DCR, "conformal p of the sketches' profile"),
         "p_margin": (p_margin, "conformal p of the tokens' mean margin"),
+        "p_repeat": (p_repeat, "conformal p of the sketches' profile, against the verifier's own repeats"),
         "margin": (data.margin_DCR, "mean margin of the producer's tokens"),
         "tokens": (data.tokens_DCR, "tokens judged by their margins, the first one among them"),
         "tokens_greedy": (data.greedy_DCR, "tokens that are the greedy choice here"),

@@ -35,6 +35,9 @@ class Replays:
         ‖r‖²/k of the sketches, NaN where a row is missing.
     floor_DRT : array (producer, reference, token)
     components : int
+    again_DCVRT : array (producer, config, replaying config, reference, token)
+        The energies of a config's second repeat here, as if it had been the producer.
+    again_floor_DCRT : array (producer, config, reference, token)
     margin_DCRT : array (producer, config, reference, token)
         Greatest logit here − the emitted token's; the first token, which prefill predicts, comes first.
     decode : Compared
@@ -50,6 +53,8 @@ class Replays:
     energy_DCRT: Floats
     floor_DRT: Floats
     components: int
+    again_DCVRT: Floats
+    again_floor_DCRT: Floats
     margin_DCRT: Floats
     decode: Compared
     prefill: Compared | None
@@ -159,6 +164,13 @@ class Replays:
                         energy_CVNT[c, v] = self.energy_DCRT[d, self.configs.index(other)]
         return Calibration(energy_CVNT, floor_CNT, self.components)
 
+    def of_repeats(self, producer: int) -> Calibration:
+        """What honest configs of this very machine make of a producer's transcripts: their second repeats.
+
+        The right null only where the producer's environment class is this one.
+        """
+        return Calibration(self.again_DCVRT[producer], self.again_floor_DCRT[producer], self.components)
+
     def honest(self, score_DCR: Floats, configs: Sequence[str]) -> Floats:
         """A score of honest pairs, (config, reference); NaN for a config that has none."""
         null_CN = np.full((len(configs), len(self.references)), np.nan)
@@ -239,6 +251,7 @@ def _align(
     shape = captured_DCQRT.shape[:2] + captured_DCQRT.shape[3:]
     energy_DCRT, components = np.full(shape, np.nan), replay.sizes["component"]
     floor_DRT = np.full(here_DRT.shape, np.nan)
+    again_DCVRT, again_floor_DCRT = _again(replay, captured_DCQRT)
     if "sketch" in own:  # a file of commitments has none
         sketch_DRTK, replayed = mine("sketch", "component"), theirs("sketch", "component")
         if sketch_DRTK.shape[-1] != components:
@@ -264,12 +277,31 @@ def _align(
         energy_DCRT,
         np.where(here_DRT, floor_DRT, np.nan),
         components,
+        again_DCVRT,
+        again_floor_DCRT,
         margin_DCRT,
         _decode(tree, own, replay, both_DCRT, row_mean(np.sqrt(energy_DCRT * components))),
         prefill(tree, verifier, producers, references),
         _environment(tree, own, producers),
         _environment(verifier, replay, configs),
     )
+
+
+def _again(replay: xr.Dataset, captured_DCQRT: Bools) -> tuple[Floats, Floats]:
+    """Energies and floors of every config's second repeat against every config's first; NaN without one."""
+    producers, configs, repeats, *rest = captured_DCQRT.shape
+    again_DCVRT = np.full((producers, configs, configs, *rest), np.nan)
+    floor_DCRT = np.full((producers, configs, *rest), np.nan)
+    if repeats < 2:
+        return again_DCVRT, floor_DCRT
+    pair = replay["sketch"].isel(repeat=slice(2)).transpose(*REPLAY, "component").values.astype(np.float64)
+    dtypes = np.broadcast_to(replay["dtype"].values, (configs,))
+    for c in range(configs):
+        floor_DCRT[:, c] = ulp_floor(pair[:, c, 1], str(dtypes[c]))
+        for v in range(configs):
+            both = captured_DCQRT[:, c, 1] & captured_DCQRT[:, v, 0]
+            again_DCVRT[:, c, v] = np.where(both, energy(pair[:, c, 1] - pair[:, v, 0]), np.nan)
+    return again_DCVRT, floor_DCRT
 
 
 def _with_tokens(tree: xr.DataTree, own: xr.Dataset) -> xr.Dataset:

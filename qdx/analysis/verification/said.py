@@ -66,6 +66,10 @@ def claims(
         Whether the calibration takes the producers' labels as true.
     """
     alpha, few = float(result.attrs["alpha"]), int(result.attrs["calibration_references"])
+    if few < fewest_references(alpha):  # every config is plausible then, which names none
+        each, which = [[NOT_MEASURED] * len(row) for row in each], [NOT_MEASURED] * len(at)
+    else:
+        which = [str(v) for v in result["answer"].values]
     lines = [wrap(f"{result.attrs['headline']}.", "  "), ""]
     for d, producer in enumerate(data.producers):
         claim = str(result["claim"].values[d])
@@ -87,7 +91,7 @@ def claims(
             "this environment class, so it is no null here: no p-value for those claims, only ℓ as a rank."
         )
         lines.append(wrap(text, "  "))
-    lines += ["", _summary(data, evidence, result, at)]
+    lines += ["", _summary(data, evidence, result, at, which)]
     return "\n".join([*lines, *_references(data, result, at, each)])
 
 
@@ -103,21 +107,25 @@ def _assumed(data: Replays, evidence: Evidence, alpha: float) -> list[str]:
         "bit-equal. If k of R references differ and none of n reruns did, p = C(R,k)/C(R+n,k) (Fisher), "
         "reruns taken as independent. Equal rows confirm a claim up to configs that were not replayed and "
         "are equal too.",
+        "In brackets: 95 % upper bound of the rate at which an honest reference mismatches.",
         "p of distances: conformal, from the sketches' profile. Margin p: from the tokens alone, assumes a "
-        "greedy producer.",
+        "greedy producer. Without a calibration of known transcripts (verify.calibration) a verdict by "
+        "distances rests on the verifier's own repeats, and only where the environment classes are one.",
     ]
     if all(not exact.reruns_DC.any() for exact in evidence.exact):
         said.append("Nobody ran twice, so there is no exact test (repeats=2 or more).")
     return [wrap(line, "  ") for line in said]
 
 
-def _summary(data: Replays, evidence: Evidence, result: xr.Dataset, at: Sequence[int]) -> str:
+def _summary(
+    data: Replays, evidence: Evidence, result: xr.Dataset, at: Sequence[int], which: Sequence[str]
+) -> str:
     rows = []
     for d, producer in enumerate(data.producers):
         c = at[d]
         claim = str(result["claim"].values[d])
         if c < 0:
-            rows.append([producer, claim, *["–"] * 6, str(result["answer"].values[d])])
+            rows.append([producer, claim, *[NOT_MEASURED] * 6, which[d]])
             continue
         greedy, tokens = int(data.greedy_DCR[d, c].sum()), int(data.tokens_DCR[d, c].sum())
         exact = {e.phase: _exact(e, data, d, c) for e in evidence.exact}
@@ -130,7 +138,7 @@ def _summary(data: Replays, evidence: Evidence, result: xr.Dataset, at: Sequence
                 *(_p(float(result[name].values[d])) for name in ("p_claim", "p_holm")),
                 f"{greedy:,}/{tokens:,}",
                 _p(float(result["p_margin_claim"].values[d])),
-                str(result["answer"].values[d]),
+                which[d],
             ]
         )
     head = ["producer", "claim", "decode rows equal", "prefill", "p", "Holm", "greedy", "margin p", "which"]

@@ -86,10 +86,13 @@ class Evidence:
     exact : list of Exact
         Decode, then prefill where it was compared.
     p_DC : array (producer, config)
-        Combined p against a calibration of known transcripts, made and replayed on these machines: of the
-        sketches or, where the producers published none, of the tokens. NaN without such a calibration.
+        Combined p against transcripts that are honest whatever the producers say: known ones, made and
+        replayed on these machines, or the verifier's own repeats where its environment class is the
+        producer's. Of the sketches or, where the producers published none, of the tokens. NaN without.
     calibration : int
         Its references.
+    source : str
+        What it is of.
     fewest : int
         References that a rejection takes at the level, of several transcripts and claims.
     likeliest_DC : array (producer, config)
@@ -101,6 +104,7 @@ class Evidence:
     exact: list[Exact]
     p_DC: Floats
     calibration: int
+    source: str
     fewest: int
     likeliest_DC: np.ndarray
     other_DC: list[list[str]]
@@ -167,10 +171,11 @@ def _because(data: Replays, evidence: Evidence, d: int, c: int, p_holm: float) -
         if np.isfinite(evidence.p_DC[d, c]):
             said.append(
                 f"distances: p = {evidence.p_DC[d, c]:.3g} "
-                f"({plural(evidence.calibration, 'calibration reference')} a config)"
+                f"({plural(evidence.calibration, 'calibration reference')} of {evidence.source})"
             )
-        elif not evidence.exact[0].equal_DC[d, c]:
-            said.append("distances: no calibration of known transcripts, so only ranks")
+        if not evidence.exact[0].equal_DC[d, c]:
+            if not np.isfinite(evidence.p_DC[d, c]):
+                said.append("distances: no calibration of known transcripts, so only ranks")
             said.append(_ranks(data, evidence, d))
     if np.isfinite(p_holm) and p_holm < 1:
         said.append(f"p = {p_holm:.2g} adjusted over all claims")
