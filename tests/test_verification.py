@@ -63,7 +63,7 @@ def test_honest_claims_are_confirmed_on_the_same_machine(verified: Path) -> None
     }
     report = (verified / "report.txt").read_text()
     assert "VERDICT  3 claims: 2 confirmed, 1 confirmed in prefill." in report
-    assert "✗" not in report
+    assert "\n    ✗" not in report
     page = (verified / "report.html").read_text()
     assert "<h1>3 claims: 2 confirmed, 1 confirmed in prefill.</h1>" in page
 

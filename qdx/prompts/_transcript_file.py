@@ -10,6 +10,7 @@ import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,17 @@ def locate(path: object) -> Path:
     if not found.is_file():
         raise QdxError(f"prompts.path: {found}: no such file: give the producers' sweep.nc")
     return found
+
+
+def read_once(path: Path) -> Transcripts:
+    """`read`, but not again while the file is as it was: every job of a sweep asks."""
+    state = path.stat()
+    return _read_state(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=4)
+def _read_state(path: Path, _mtime_ns: int, _size: int) -> Transcripts:
+    return read(path)
 
 
 def read(path: Path) -> Transcripts:

@@ -14,7 +14,7 @@ from qdx.errors import QdxError
 from qdx.plugins import register
 from qdx.prompts._reference import Reference, Summary
 from qdx.prompts._transcript_file import Transcripts as File
-from qdx.prompts._transcript_file import clean, locate, read
+from qdx.prompts._transcript_file import clean, locate, read_once
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -48,7 +48,7 @@ class Transcripts:
     @cached_property
     def file(self) -> File:
         """The checked content of the file; see `qdx.prompts._transcript_file.read`."""
-        return read(locate(self.path))
+        return read_once(locate(self.path))
 
     def load(self, tokenizer: Any) -> list[Reference]:
         """Return the references of the file; see `PromptSource.load`."""

@@ -199,21 +199,16 @@ def validation(result: xr.Dataset) -> list[Table]:
 
 
 def crossing(result: xr.Dataset) -> list[Table]:
-    """Producer × verifier, a table a phase and kind of number."""
+    """Producer × verifier: how many rows are bit-equal, a table a phase."""
     found = []
     configs = [str(v) for v in result["config"].values]
     for phase in (str(v) for v in result["phase"].values):
-        at = result.sel(phase=phase)
+        at, rows = result.sel(phase=phase), []
         counts = zip(at["rows_equal"].values, at["rows_compared"].values, strict=True)
-        cells = {
-            f"{phase}: distance [logit]": [[number(float(v)) for v in row] for row in at["distance"].values],
-            f"{phase}: rows bit-equal": [
-                [f"{int(k):,} of {int(n):,}" for k, n in zip(a, b, strict=True)] for a, b in counts
-            ],
-        }
-        for caption, rows in cells.items():
-            named = zip(result["producer"].values, rows, strict=True)
-            found.append(Table(caption, ["made by", *configs], [[str(p), *row] for p, row in named]))
+        for producer, (equal, compared) in zip(at["producer"].values, counts, strict=True):
+            cells = [f"{int(k):,} of {int(n):,}" for k, n in zip(equal, compared, strict=True)]
+            rows.append([str(producer), *cells])
+        found.append(Table(f"{phase}: rows bit-equal, by who replayed", ["made by", *configs], rows))
     return found
 
 

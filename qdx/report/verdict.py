@@ -34,7 +34,7 @@ def verdict(view: View, sections: Sequence[Section]) -> list[str]:
     """
     by_name = {s.name: s for s in sections}
     if "verify" in by_name:
-        return [*_claims(by_name["verify"]), *_repeats(view, by_name.get("noise_floor"))]
+        return _claims(by_name["verify"])
     lead = _counts(view, by_name)
     phase = next((p for p in ("replay", "prefill", "decode") if p in view.phases), "")
     metric = next((m for m in view.metrics if view.is_distance(m)), "")

@@ -77,11 +77,7 @@ def verify(
     claims.
     """
     data = Replays.of(producer_tree, verifier_tree)
-    known = data if calibration is None else Replays.of(*calibration)
-    if known.components != data.components:
-        raise QdxError(
-            f"calibration has sketches of {known.components} components, the judged of {data.components}"
-        )
+    known = calibrating(data, calibration)
     claimed = _claimed(data, claims or {})
     at = [data.configs.index(label) if label in data.configs else -1 for label in claimed]
     same = [known.references.index(r) if r in known.references else -1 for r in data.references]
@@ -142,6 +138,30 @@ def verify(
     each = [[str(a) for a in row] for row in answers(data.configs, judged.p_DCR, alpha)]
     text = said.claims(data, evidence, result, at, each, calibration is None)
     return Section("verify", "Claims", result, {"": text})
+
+
+def calibrating(data: Replays, calibration: Trees | None) -> Replays:
+    """What the judged transcripts are held against: the calibration, or they themselves.
+
+    Raises
+    ------
+    QdxError
+        When the two are not of one kind.
+    """
+    if calibration is None:
+        return data
+    known = Replays.of(*calibration)
+    if known.components != data.components:
+        raise QdxError(
+            f"calibration has sketches of {known.components} components, the judged of {data.components}"
+        )
+    tokens = [int(one.tokens_DCR.max(initial=0)) for one in (known, data)]
+    if tokens[0] != tokens[1]:
+        raise QdxError(
+            f"the calibration's transcripts have {tokens[0]} tokens, the judged {tokens[1]}: means over "
+            "so many are not exchangeable; calibrate with equal generate.tokens"
+        )
+    return known
 
 
 def _claimed(data: Replays, claims: Mapping[str, str]) -> list[str]:

@@ -76,7 +76,7 @@ def claims(
         name = producer if claim == producer else f"{producer} as {claim}"
         kind, why = str(result["verdict"].values[d]), str(result["because"].values[d])
         lines.append(wrap(f"{name}: {kind.upper()}. {why[:1].upper()}{why[1:]}.", "  ", "    "))
-    lines += ["", *_assumed(data, evidence, alpha)]
+    lines += ["", *_repeats(data), *_assumed(data, evidence, alpha)]
     lines += ["", *calibration_text(few, alpha, own)]
     needed = fewest_references(alpha, len(data.references))
     if fewest_references(alpha) <= few < needed:
@@ -93,6 +93,19 @@ def claims(
         lines.append(wrap(text, "  "))
     lines += ["", _summary(data, evidence, result, at, which)]
     return "\n".join([*lines, *_references(data, result, at, each)])
+
+
+def _repeats(data: Replays) -> list[str]:
+    """How many reruns of references were bit-equal, on both sides."""
+    lines = []
+    for rows in data.phases:
+        sides = (("producers", data.producers, rows.repeats_D), ("here", data.configs, rows.repeats_C))
+        said = []
+        for side, names, repeats in sides:
+            counts = [f"{n} {r.equal} of {r.reruns}" for n, r in zip(names, repeats, strict=True)]
+            said.append(f"{side}: {', '.join(counts)}")
+        lines.append(wrap(f"Reruns bit-equal in {rows.phase}, {'; '.join(said)}.", "  "))
+    return lines
 
 
 def _assumed(data: Replays, evidence: Evidence, alpha: float) -> list[str]:

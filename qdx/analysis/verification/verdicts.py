@@ -204,7 +204,10 @@ def _ranks(data: Replays, evidence: Evidence, d: int) -> str:
     if not counts.any():
         return ""
     best = int(counts.argmax())
-    return f"likeliest of {len(counts)}: {data.configs[best]} in {counts[best]} of {len(data.references)}"
+    return (
+        f"the likeliest of {plural(len(counts), 'config')} is {data.configs[best]} in {counts[best]} of "
+        f"{plural(len(data.references), 'reference')}"
+    )
 
 
 def headline(kinds: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from qdx.analysis.verification.attribution import (
     confusion,
     judge,
 )
+from qdx.analysis.verification.claims import calibrating
 from qdx.analysis.verification.gather import Replays, same_machines
 from qdx.analysis.verification.likelihood import Calibration, row_mean
 from qdx.analysis.verification.said import calibration_text
@@ -66,7 +67,7 @@ def attribution(
     references, no rate at 1 % FPR under 100.
     """
     data = Replays.of(producer_tree, verifier_tree)
-    known = data if calibration is None else Replays.of(*calibration)
+    known = calibrating(data, calibration)
     same = [known.references.index(r) if r in known.references else -1 for r in data.references]
     judged = judge(data.energy_DCRT, data.floor_DRT, known.calibration(data.configs), same)
     judged.p_DCR[~same_machines(data, known)] = np.nan
