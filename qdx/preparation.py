@@ -104,7 +104,7 @@ def keep_for_the_report(transcripts: Transcripts, asked: Verify, directory: Path
     from qdx.report.verifier import adopt_calibration
 
     names = [producer.name for producer in transcripts.producers]
-    for producer in asked.claims:
+    for producer in asked.claims or {}:
         if producer not in names:
             raise QdxError(
                 f"verify.claims names {producer!r}, which is no producer in {transcripts.file.path}: "

@@ -237,7 +237,7 @@ class Verify:
     """
 
     alpha: float = 0.05
-    claims: dict[str, str] = field(default_factory=dict)
+    claims: dict[str, str] | None = None
     calibration: str | None = None
 
     def __post_init__(self) -> None:

@@ -116,8 +116,8 @@ def _assumed(data: Replays, evidence: Evidence, alpha: float) -> list[str]:
         f"Level {alpha:.0%} over all claims together (Holm). {plural(len(data.references), 'reference')}, up "
         f"to {plural(max(tokens, rows), 'token')} of each.",
         "Exact test: the rows' bits are equal. Valid where compute capability, SMs, engine, version and "
-        "batch are one (on a CPU: processor, threads, torch and qdx's code) and both sides' repeats are "
-        "bit-equal. If k of R references differ and none of n reruns did, p = C(R,k)/C(R+n,k) (Fisher), "
+        "batch are one (on a CPU: processor, threads, torch and qdx's code) and the config's repeats here "
+        "are bit-equal. If k of R references differ and none of n reruns did, p = C(R,k)/C(R+n,k) (Fisher), "
         "reruns taken as independent. Equal rows confirm a claim up to configs that were not replayed and "
         "are equal too.",
         "In brackets: 95 % upper bound of the rate at which an honest reference mismatches.",
@@ -126,7 +126,7 @@ def _assumed(data: Replays, evidence: Evidence, alpha: float) -> list[str]:
         "distances rests on the verifier's own repeats, and only where the environment classes are one.",
     ]
     if all(not exact.reruns_DC.any() for exact in evidence.exact):
-        said.append("Nobody ran twice, so there is no exact test (repeats=2 or more).")
+        said.append("Nothing was run twice here, so there is no exact test (repeats=2 or more).")
     return [wrap(line, "  ") for line in said]
 
 

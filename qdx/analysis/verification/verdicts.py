@@ -41,6 +41,7 @@ class Exact:
     differ_DC, judged_DC : array (producer, config)
         References with a row that differs, and references compared.
     reruns_DC : array (producer, config)
+        Of the config here.
     """
 
     phase: str
@@ -62,10 +63,9 @@ class Exact:
         p_DC, error_DC = np.full(shape, np.nan), np.full(shape, np.nan)
         reruns_DC = np.zeros(shape, np.int64)
         for d, c in np.ndindex(shape):
-            sides = rows.repeats_D[d], rows.repeats_C[c]
             own, here = data.environment_D[d], data.environment_C[c]
-            why[d][c] = rows.missing or why_not_exact(own, here, *sides)
-            reruns_DC[d, c] = sum(side.reruns for side in sides)
+            why[d][c] = rows.missing or why_not_exact(own, here, rows.repeats_C[c])
+            reruns_DC[d, c] = rows.repeats_C[c].reruns
             if not why[d][c]:
                 p_DC[d, c] = equality_p(int(differ_DC[d, c]), int(judged_DC[d, c]), int(reruns_DC[d, c]))
                 error_DC[d, c] = mismatch_bound(int(reruns_DC[d, c]))
