@@ -216,27 +216,22 @@ def test_commit_needs_the_full_rows(produced: Path, tmp_path: Path) -> None:
     assert not list(copy.glob("commitments*"))
 
 
-def test_calibration_of_an_earlier_verification_is_used_and_kept(
-    produced: Path, verified: Path, tmp_path: Path, tiny_models: dict[str, Path]
-) -> None:
-    earlier = tmp_path / "earlier"
-    earlier.mkdir()
-    for name in ("sweep.nc", "producers.nc"):
-        shutil.copy(verified / name, earlier)
-    folder, done = replay(
-        produced,
-        tmp_path,
-        tiny_models,
-        f"verify.calibration='{earlier}'",
-        "verify.claims={gptq: awq}",
-        quant="awq",
-    )
+def test_a_report_takes_another_calibration_and_other_claims(verified: Path, tmp_path: Path) -> None:
+    folder, earlier = tmp_path / "again", tmp_path / "earlier"
+    shutil.copytree(verified, folder)
+    shutil.copytree(verified, earlier)
+    settings = json.loads((folder / "sweep.json").read_text())
+    settings["verify"]["claims"] = {"gptq": "awq"}
+    (folder / "sweep.json").write_text(json.dumps(settings))
+    done = qdx(str(folder), "--calibration", str(earlier), module="qdx.report", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     shutil.rmtree(earlier)
-    assert qdx(str(folder), module="qdx.report", cwd=folder).returncode == 0
+    assert qdx(str(folder), module="qdx.report", cwd=tmp_path).returncode == 0
     report = " ".join((folder / "report.txt").read_text().split())
     assert "from separate transcripts of known configs" in report
-    assert verdicts(folder)["gptq"] == "refuted", "its prefill rows are not awq's"
+    assert "gptq as awq: REFUTED." in report
+    done = qdx(str(folder), "--calibration", str(tmp_path), module="qdx.report", cwd=tmp_path)
+    assert done.returncode == 2 and "it holds no sweep.nc" in done.stderr
 
 
 MISTAKES = {

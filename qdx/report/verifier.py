@@ -52,15 +52,13 @@ def adopt_calibration(directory: Path, folder: Path) -> None:
     missing = [name for name in (SWEEP, COPY) if not (folder / name).is_file()]
     if missing:
         raise QdxError(
-            f"verify.calibration={folder}: it holds no {missing[0]}: give the folder of a finished sweep "
+            f"calibration {folder}: it holds no {missing[0]}: give the folder of a finished sweep "
             "that was run with prompts=transcripts"
         )
     tree = open_file(folder / SWEEP)
     try:
         if not is_verifier(tree):
-            raise QdxError(
-                f"verify.calibration={folder}: its {SWEEP} is no verifier's: /replay has no producer"
-            )
+            raise QdxError(f"calibration {folder}: its {SWEEP} is no verifier's: /replay has no producer")
     finally:
         tree.close()
     target = directory / CALIBRATION
