@@ -13,7 +13,8 @@ from qdx.capture import plan
 from qdx.dataset import folder, resume, size
 from qdx.errors import QdxError, nearest
 from qdx.experiment import Prompts, find_checkpoint, identify, load_prompts
-from qdx.schema import Experiment, TranscriptPrompts, Verify, validate
+from qdx.schema import Experiment, validate
+from qdx.schema_verify import TranscriptPrompts, Verify
 
 if TYPE_CHECKING:
     from qdx.models import Checkpoint

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qdx.errors import QdxError, nearest
+from qdx.schema_verify import TranscriptPrompts, Verify
 
 FORMAT_KERNELS: Mapping[str, tuple[str, ...]] = {
     "none": ("dense", "any"),
@@ -162,15 +163,6 @@ class InlinePrompts:
 
 
 @dataclass
-class TranscriptPrompts:
-    """Options of the source that replays what producers generated."""
-
-    _target_: str
-    name: str
-    path: str
-
-
-@dataclass
 class Capture:
     """What is kept of each position."""
 
@@ -226,23 +218,6 @@ class Report:
             raise QdxError(
                 f"report.figures={self.figures}: must be true, false or a list of names of figures"
             )
-
-
-@dataclass
-class Verify:
-    """How replayed transcripts are judged.
-
-    ``claims`` maps a producer to the config that it claims to be, where that is not its own label;
-    ``calibration`` is the folder of an earlier verifier's sweep, of transcripts whose configs are known.
-    """
-
-    alpha: float = 0.05
-    claims: dict[str, str] | None = None
-    calibration: str | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1:
-            raise QdxError(f"verify.alpha={self.alpha}: must be above 0 and below 1")
 
 
 @dataclass(kw_only=True)
