@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from qdx import backends, models, plugins
-from qdx.backends.selfcheck import Listener, replays_exactly
 from qdx.capture import CaptureSettings, Recorder
 from qdx.dataset import provenance, resume
 from qdx.dataset.folder import RUN, STATUS
 from qdx.dataset.joining import join_repeats
 from qdx.errors import QdxError
+from qdx.flow import Flow
 from qdx.process import spawn
-from qdx.prompts import check_references, describe
+from qdx.prompts import Transcripts, check_references, describe, references_sha256
 from qdx.schema import Experiment, validate
 
 if TYPE_CHECKING:
     from qdx.backends import Backend, Facts
+    from qdx.dataset.layout import Producer
     from qdx.models import Checkpoint
     from qdx.progress import Progress
     from qdx.prompts import Reference
 
 # What a label, a sweep or a report is about is not part of what makes an output; where a file lies is not
 # either.
-NOT_IDENTITY = ("label", "swept", "metric", "analysis", "dataset", "report")
+NOT_IDENTITY = ("label", "swept", "metric", "analysis", "dataset", "report", "verify")
 # Facts of the machine and the code that can change what is computed.
 DECISIVE = (
     "code_sha256",
@@ -71,15 +71,14 @@ def run(cfg: DictConfig, directory: Path, command_line: str, progress: Progress)
     """
     experiment = validate(cfg)
     checkpoint = find_checkpoint(experiment)
-    tokenizer = models.load_tokenizer(checkpoint.path)
-    references, prompts = load_references(experiment, tokenizer)
-    identity = identify(cfg, checkpoint, references)
+    prompts = load_prompts(experiment, checkpoint)
+    identity = identify(cfg, checkpoint, prompts)
     target = directory / RUN
     if resume.is_complete(target, str(identity["config_hash"])):
         resume.discard_unfinished(target)
         return "complete already, kept"
     resume.set_aside(target)
-    attrs = {**identity, "prompts": prompts, "command_line": command_line}
+    attrs = {**identity, "prompts": prompts.description, "command_line": command_line}
     if experiment.repeat_scope == "process":
         run_in_processes(cfg, experiment.repeats, directory, command_line, progress)
         parts = repeat_folders(directory, experiment.repeats)
@@ -97,52 +96,13 @@ def run(cfg: DictConfig, directory: Path, command_line: str, progress: Progress)
     )
     facts = backend.observe()
     backends.require(experiment.quant, facts)
-    batches = batched(len(references), experiment.batch_size)
-    with open_recorder(target, experiment, facts, references, attrs) as recorder:
-        progress.start("running", experiment.repeats * len(batches))
-        first = [references[i].token_ids.tolist() for i in batches[0]]
-        listener: Any = Listener([len(ids) for ids in first], recorder)
-        transcript: list[list[int]] = []
-        for repeat in range(experiment.repeats):
-            backend.reseed(experiment.seed + repeat)
-            for batch in batches:
-                progress.step(f"repeat {repeat + 1} of {experiment.repeats}, {references[batch[0]].name}")
-                count = experiment.generate.tokens
-                to = recorder if transcript else listener
-                generated = run_batch(backend, to, repeat, batch, references, count)
-                transcript = transcript or generated
-                for reference, ids in zip(batch, generated, strict=True):
-                    eos = next((i for i, token in enumerate(ids) if token in facts.eos_token_ids), -1)
-                    recorder.output(repeat, reference, ids, str(tokenizer.decode(ids)), eos)
-                recorder.sync()  # what is synchronised survives kill -9
-        progress.start("replaying its own first transcript")
-        recorder.finish({"replay_exact": replays_exactly(backend, first, transcript, listener)})
+    flow = Flow(backend, facts, experiment, prompts.references, progress)
+    with open_recorder(target, experiment, facts, prompts, attrs) as recorder:
+        if prompts.producers:
+            recorder.finish(flow.verify(recorder, prompts.producers))
+        else:
+            recorder.finish(flow.produce(recorder, prompts.tokenizer))
     return "complete"
-
-
-def run_batch(
-    backend: Backend,
-    recorder: Recorder,
-    repeat: int,
-    batch: list[int],
-    references: list[Reference],
-    count: int,
-) -> list[list[int]]:
-    """Prefill, generate and replay some references together; return the generated ids of each."""
-    prompts = [references[i].token_ids.tolist() for i in batch]
-    forced = [references[i].continuation.tolist() for i in batch]
-    if isinstance(backend, backends.OnePass):
-        generated = backend.prefill_generate(
-            prompts, count, recorder, lambda phase: recorder.begin(phase, repeat, batch)
-        )
-    else:
-        recorder.begin("prefill", repeat, batch)
-        backend.prefill(prompts, recorder)
-        recorder.begin("decode", repeat, batch)
-        generated = backend.generate(prompts, count, recorder)
-    recorder.begin("replay", repeat, batch)
-    backend.replay(prompts, forced, recorder)
-    return generated
 
 
 def run_in_processes(
@@ -174,13 +134,47 @@ def find_checkpoint(experiment: Experiment) -> Checkpoint:
     return models.resolve(name, format=experiment.quant.format)
 
 
-def load_references(experiment: Experiment, tokenizer: Any) -> tuple[list[Reference], str]:
-    """Return the references and their description."""
-    node = options(experiment.prompts)
+@dataclass(frozen=True)
+class Prompts:
+    """What a job runs on.
+
+    Attributes
+    ----------
+    references : list of Reference
+    description : str
+        Lines for the reader.
+    tokenizer : transformers.PreTrainedTokenizerBase
+    producers : list of Producer
+        Whose transcripts are replayed; empty where the job generates its own.
+    transcripts : Transcripts or None
+        Where they come from.
+    """
+
+    references: list[Reference]
+    description: str
+    tokenizer: Any
+    producers: list[Producer] = field(default_factory=list)
+    transcripts: Transcripts | None = None
+
+
+def load_prompts(experiment: Experiment, checkpoint: Checkpoint) -> Prompts:
+    """Return the references, with the transcripts that are to be replayed after them."""
+    tokenizer = models.load_tokenizer(checkpoint.path)
+    node, tokens = options(experiment.prompts), experiment.generate.tokens
     source = plugins.build(node)()
+    if isinstance(source, Transcripts):
+        source.require(
+            tokenizer_sha256=models.tokenizer_sha256(checkpoint.path),
+            vocab=models.vocab_size(checkpoint.path),
+            tokens=tokens,
+        )
     references = source.load(tokenizer)
-    check_references(references, who=str(node["_target_"]), tokens=experiment.generate.tokens)
-    return references, describe(references, getattr(source, "summary", None))
+    check_references(references, who=str(node["_target_"]), tokens=tokens)
+    said = describe(references, getattr(source, "summary", None))
+    if not isinstance(source, Transcripts):
+        return Prompts(references, said, tokenizer)
+    said = f"{said}\n{source.describe(experiment.batch_size)}"
+    return Prompts(references, said, tokenizer, source.producers, source)
 
 
 def options(node: Any) -> dict[str, Any]:
@@ -189,17 +183,12 @@ def options(node: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key != "name"}
 
 
-def batched(count: int, size: int) -> list[list[int]]:
-    """Return the indices 0 … count − 1 in groups of `size`; the last one may be smaller."""
-    return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
-
-
-def identify(cfg: DictConfig, checkpoint: Checkpoint, references: list[Reference]) -> dict[str, Any]:
+def identify(cfg: DictConfig, checkpoint: Checkpoint, prompts: Prompts) -> dict[str, Any]:
     """Return the root attributes that are known before the model loads, with the hash of what makes an
     output.
 
-    The hash covers config, weights, references, engine, GPU and code version; it leaves out paths, labels and
-    the launcher.
+    The hash covers config, weights, references, transcripts, engine, GPU and code version; it leaves out
+    paths, labels and the launcher.
     """
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     container: dict[str, Any] = dict(resolved)
@@ -212,13 +201,14 @@ def identify(cfg: DictConfig, checkpoint: Checkpoint, references: list[Reference
         "derived_from": checkpoint.derived_from,
         "weights_sha256": models.weights_sha256(checkpoint.path),
         "tokenizer_sha256": models.tokenizer_sha256(checkpoint.path),
-        "references_sha256": references_sha256(references),
+        "references_sha256": references_sha256(prompts.references),
+        "transcripts_sha256": prompts.transcripts.file.sha256 if prompts.transcripts else "",
         **engine,
     }
     stamp = provenance.stamp()
     hashed = {key: value for key, value in container.items() if key not in NOT_IDENTITY}
     hashed["model"] = {"dtype": container["model"]["dtype"]}
-    hashed["prompts"] = facts["references_sha256"]
+    hashed["prompts"] = [facts["references_sha256"], facts["transcripts_sha256"]]
     # What the backend states of itself (engine version, threads) decides as well.
     decisive = {key: stamp[key] for key in DECISIVE} | {"weights_sha256": facts["weights_sha256"]} | engine
     return {
@@ -230,17 +220,8 @@ def identify(cfg: DictConfig, checkpoint: Checkpoint, references: list[Reference
     }
 
 
-def references_sha256(references: list[Reference]) -> str:
-    """Return the SHA-256 of everything of the references that a model sees."""
-    digest = hashlib.sha256()
-    for r in references:
-        parts = (r.name, r.prefix_length, r.content_length, r.suffix_length, len(r.continuation))
-        digest.update(f"{parts}".encode() + r.token_ids.tobytes() + r.continuation.tobytes())
-    return digest.hexdigest()
-
-
 def open_recorder(
-    target: Path, experiment: Experiment, facts: Facts, references: list[Reference], attrs: Mapping[str, Any]
+    target: Path, experiment: Experiment, facts: Facts, prompts: Prompts, attrs: Mapping[str, Any]
 ) -> Recorder:
     """Return the recorder of a job; it states the facts that the backend observed."""
     import torch
@@ -249,7 +230,8 @@ def open_recorder(
     settings = {f.name: getattr(capture, f.name) for f in fields(CaptureSettings) if f.name != "seed"}
     return Recorder(
         target,
-        references=references,
+        references=prompts.references,
+        producers=prompts.producers,
         repeats=experiment.repeats,
         output_tokens=experiment.generate.tokens,
         vocab=facts.vocab,

@@ -12,18 +12,20 @@ from qdx import models, plugins
 from qdx.capture import plan
 from qdx.dataset import folder, resume, size
 from qdx.dataset.checking import reading
-from qdx.errors import QdxError
-from qdx.experiment import find_checkpoint, identify, load_references
+from qdx.errors import QdxError, nearest
+from qdx.experiment import Prompts, find_checkpoint, identify, load_prompts
 from qdx.schema import Experiment, validate
+from qdx.schema_verify import TranscriptPrompts, Verify
 
 if TYPE_CHECKING:
     from qdx.models import Checkpoint
-    from qdx.prompts import Reference
+    from qdx.prompts import Transcripts
 
 # What `qdx.dataset.merge` wants to be the same in all runs of a folder, and how to say it.
 ALIKE = {
     "tokenizer_sha256": "tokenizer",
     "references_sha256": "references or their continuation (prompts.*, generate.tokens)",
+    "transcripts_sha256": "transcripts (prompts.path)",
     "vocab": "vocabulary size",
     "components": "sketch (capture.components)",
 }
@@ -36,7 +38,7 @@ class Job:
     cfg: DictConfig
     experiment: Experiment
     checkpoint: Checkpoint
-    references: list[Reference]
+    prompts: Prompts
 
     @property
     def label(self) -> str:
@@ -61,23 +63,24 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
     QdxError
         Naming the first of these.
     """
-    loaded: dict[tuple[str, str], tuple[list[Reference], str]] = {}
+    loaded: dict[tuple[object, ...], Prompts] = {}
     alike: dict[str, dict[str, str]] = {}
     estimate = 0
     for cfg in configs:
         experiment = validate(cfg)
         checkpoint = find_checkpoint(experiment)
         tokenizer = models.tokenizer_sha256(checkpoint.path)
-        key = (repr(experiment.prompts), tokenizer)
+        key = (repr(experiment.prompts), tokenizer, *_of_transcripts(experiment, checkpoint))
         if key not in loaded:
-            loaded[key] = load_references(experiment, models.load_tokenizer(checkpoint.path))
-            print(f"prompts: {loaded[key][1]}".replace("\n", "\n  "), flush=True)
-        job = Job(cfg, experiment, checkpoint, loaded[key][0])
+            loaded[key] = load_prompts(experiment, checkpoint)
+            print(f"prompts: {loaded[key].description}".replace("\n", "\n  "), flush=True)
+        job = Job(cfg, experiment, checkpoint, loaded[key])
         check_lengths(job)
-        identity = identify(cfg, checkpoint, job.references)
+        identity = identify(cfg, checkpoint, job.prompts)
         alike[job.label] = {
             "tokenizer_sha256": tokenizer,
             "references_sha256": identity["references_sha256"],
+            "transcripts_sha256": identity["transcripts_sha256"],
             "vocab": str(job.vocab),
             "components": str(experiment.capture.components),
         }
@@ -86,7 +89,39 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
             estimate += expected_bytes(job)
     check_alike(earlier_runs(directory, set(alike)) | alike)
     size.check_disk(directory, estimate)
+    for prompts in loaded.values():
+        if prompts.transcripts is not None:
+            keep_for_the_report(prompts.transcripts, validate(configs[0]).verify, directory)
     print(f"results: about {size.readable(estimate)} in {directory}", flush=True)
+
+
+def keep_for_the_report(transcripts: Transcripts, asked: Verify, directory: Path) -> None:
+    """Copy what the report will judge by into the sweep folder, after a look at what is asked of it.
+
+    Raises
+    ------
+    QdxError
+        For a claim of somebody who is no producer, or a calibration that is no verifier's sweep.
+    """
+    from qdx.report.verifier import adopt_calibration
+
+    names = [producer.name for producer in transcripts.producers]
+    for producer in asked.claims or {}:
+        if producer not in names:
+            raise QdxError(
+                f"verify.claims names {producer!r}, which is no producer in {transcripts.file.path}: "
+                f"{', '.join(names)}{nearest(producer, names)}"
+            )
+    if asked.calibration is not None:
+        adopt_calibration(directory, Path(asked.calibration).expanduser().absolute())
+    transcripts.keep(directory)
+
+
+def _of_transcripts(experiment: Experiment, checkpoint: Checkpoint) -> tuple[int, ...]:
+    """Return what a file of transcripts is held against, beside its tokenizer."""
+    if not isinstance(experiment.prompts, TranscriptPrompts):
+        return ()
+    return experiment.generate.tokens, experiment.batch_size, models.vocab_size(checkpoint.path)
 
 
 def check_lengths(job: Job) -> None:
@@ -99,14 +134,14 @@ def check_lengths(job: Job) -> None:
     """
     limit = models.context_length(job.checkpoint.path)
     tokens = job.experiment.generate.tokens
-    for reference in job.references:
+    for reference in job.prompts.references:
         length = len(reference.token_ids)
         if limit is not None and length + tokens > limit:
             raise QdxError(
                 f"reference {reference.name!r} has {length} tokens and {tokens} follow, the limit of "
                 f"{job.checkpoint.source} is {limit}: lower prompts.snippet_tokens"
             )
-    count, batch = len(job.references), job.experiment.batch_size
+    count, batch = len(job.prompts.references), job.experiment.batch_size
     if count % batch:
         raise QdxError(
             f"batch_size={batch} does not divide {count} references: the last ones would run in a smaller "
@@ -132,12 +167,15 @@ def expected_bytes(job: Job) -> int:
     """Estimate what a job writes."""
     experiment = job.experiment
     capture = experiment.capture
+    rows = plan(
+        job.prompts.references,
+        prefill_positions=capture.prefill_positions,
+        output_tokens=experiment.generate.tokens,
+    )
+    if job.prompts.producers:
+        rows = {"prefill": rows["prefill"], "replay": rows["decode"] * len(job.prompts.producers)}
     once = size.bytes_per_run(
-        plan(
-            job.references,
-            prefill_positions=capture.prefill_positions,
-            output_tokens=experiment.generate.tokens,
-        ),
+        rows,
         repeats=experiment.repeats,
         vocab=job.vocab,
         mode=capture.mode,

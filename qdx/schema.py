@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qdx.errors import QdxError, nearest
+from qdx.schema_verify import TranscriptPrompts, Verify
 
 FORMAT_KERNELS: Mapping[str, tuple[str, ...]] = {
     "none": ("dense", "any"),
@@ -253,6 +254,7 @@ class Experiment(Settings):
     generate: Generate
     dataset: Dataset
     report: Report
+    verify: Verify
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -262,6 +264,10 @@ class Experiment(Settings):
                 f"model.dtype={self.model.dtype}: kernel {self.quant.kernel} of quant={self.quant.name} "
                 f"takes {' or '.join(allowed)}: set model.dtype to that or choose another quant"
             )
+        if not isinstance(self.prompts, TranscriptPrompts) and (
+            self.verify.claims or self.verify.calibration
+        ):
+            raise QdxError("verify.claims and verify.calibration judge transcripts: add prompts=transcripts")
         if not self.model.checkpoint.get(self.quant.format):
             raise QdxError(
                 f"model.checkpoint.{self.quant.format} is empty and quant={self.quant.name} needs it: "
@@ -277,6 +283,7 @@ BY_TARGET: Mapping[str, type] = {
     "qdx.prompts.Text": FilePrompts,
     "qdx.prompts.Pydoc": PydocPrompts,
     "qdx.prompts.Inline": InlinePrompts,
+    "qdx.prompts.Transcripts": TranscriptPrompts,
 }
 
 
@@ -327,6 +334,7 @@ def validate(cfg: DictConfig) -> Experiment:
         ("generate", Generate),
         ("dataset", Dataset),
         ("report", Report),
+        ("verify", Verify),
     ):
         parts[name] = _checked(schema, cfg[name], name)
     for name in ("backend", "prompts"):

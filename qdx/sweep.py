@@ -14,7 +14,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,12 @@ DEFAULTS = {"metric": "l2", "analysis": "effects"}
 def job(cfg: DictConfig) -> None:
     """Run one config of the sweep (Hydra's task function)."""
     directory = HydraConfig.get().runtime.output_dir
+    try:
+        _settle(cfg, HydraConfig.get().overrides.task)
+    except QdxError as error:  # the file of transcripts has gone since the sweep started
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        job_process.write_status(Path(directory), str(error), traceback.format_exc())
+        return
     job_process.run(OmegaConf.to_yaml(cfg, resolve=True), directory, command_line())
 
 
@@ -89,6 +95,14 @@ def command_line() -> str:
     return shlex.join(["python", "-m", "qdx", *sys.argv[1:]])
 
 
+def _settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Take from a file of transcripts what the command line leaves open; see `qdx.prompts.transcripts`."""
+    if OmegaConf.select(cfg, "prompts.name") == "transcripts":
+        from qdx.prompts.transcripts import settle
+
+        settle(cfg, overrides)
+
+
 def quoted(value: str) -> str:
     """Return a value as Hydra's override grammar takes it: in quotes where a character means something."""
     if re.fullmatch(r"[\w/.:+-]+", value, re.ASCII):
@@ -128,6 +142,7 @@ def start(config: DictConfig, running: contextlib.ExitStack) -> dict[str, Any]:
         "metrics": first["metric"],
         "analyses": first["analysis"],
         "report": first["report"],
+        "verify": first["verify"],
         "labels": [str(cfg.label) for cfg in jobs],
         "plugin_folders": [str(folder) for folder in plugins.folders()],
     }
@@ -183,6 +198,7 @@ def expand(config: DictConfig) -> tuple[list[str], list[DictConfig]]:
         with flag_override(cfg, ["readonly", "struct"], False):
             cfg.label = str(cfg.label)  # while the choices of groups that leave no node are known
             del cfg["hydra"]
+        _settle(cfg, overrides)
         label = validate(cfg).label
         _check_plugins(cfg)
         if label in jobs:

@@ -154,7 +154,12 @@ def _phases_in(target: Path) -> list[str]:
     import netCDF4
 
     with netCDF4.Dataset(target) as file:
-        return [name for name in PHASES if name in file.groups and file[name].dimensions["position"].size]
+        here = [file[name] for name in PHASES if name in file.groups]
+        return [
+            group.name
+            for group in here
+            if group.dimensions["position"].size and "producer" not in group["captured"].dimensions
+        ]
 
 
 def _measure_top(phase: PhaseRows, pair: Pair, measures: Sequence[Measure], broken: Broken) -> None:

@@ -39,7 +39,10 @@ class View:
 
     def __init__(self, tree: xr.DataTree) -> None:
         self.tree = tree
-        self.phases: tuple[str, ...] = tuple(p for p in PHASES if p in tree.children)
+        # Rows of different producers consume different tokens: they are judged, not compared by pairs.
+        self.phases: tuple[str, ...] = tuple(
+            p for p in PHASES if p in tree.children and not _by_producer(tree[p].to_dataset())
+        )
         if not self.phases:
             raise QdxError("nothing to analyse: none of the groups /prefill, /replay, /decode is in the file")
         first = self.group(self.phases[0])
@@ -191,6 +194,10 @@ class View:
         described = [_environment(dict(zip(columns, row, strict=True))) for row in rows]
         classes = list(dict.fromkeys(described))
         return classes, [classes.index(d) for d in described]
+
+
+def _by_producer(data: xr.Dataset) -> bool:
+    return "captured" in data and "producer" in data["captured"].dims
 
 
 NDArrayU64 = np.ndarray[Any, np.dtype[np.uint64]]

@@ -88,3 +88,14 @@ def replays_exactly(
         again.decoded.clear()
     backend.replay(batch, generated, again)
     return bool(again.decoded == heard.decoded)
+
+
+def generates_as_it_replays(backend: Backend, batch: list[list[int]], count: int) -> bool:
+    """Generate `count` tokens after a batch of references, and compare as `replays_exactly` does."""
+    heard: Any = Listener([len(ids) for ids in batch])
+    if isinstance(backend, OnePass):
+        generated = backend.prefill_generate(batch, count, heard, lambda _: None)
+    else:
+        backend.prefill(batch, heard)
+        generated = backend.generate(batch, count, heard)
+    return replays_exactly(backend, batch, generated, heard)

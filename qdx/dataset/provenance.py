@@ -56,7 +56,7 @@ def code_sha256() -> str:
     root = Path(qdx.__file__).parent
     files = [file for part in COMPUTING for file in sorted((root / part).rglob("*.py"))]
     digest = hashlib.sha256()
-    for file in [*files, root / "experiment.py"]:
+    for file in [*files, root / "experiment.py", root / "flow.py"]:
         digest.update(f"{file.relative_to(root).as_posix()}\n".encode() + file.read_bytes())
     return digest.hexdigest()
 

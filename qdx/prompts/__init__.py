@@ -2,16 +2,26 @@
 
 A source has options and one method, ``load(tokenizer) -> list[Reference]``, which gives the same ids in the
 same order at every call. `Pdf`, `Text` and `Pydoc` cut windows of exactly ``snippet_tokens`` tokens out of
-documents; `Inline` takes whole texts.
+documents; `Inline` takes whole texts. `Transcripts` brings the references of a producers' file, with the
+tokens that were generated after them.
 """
 
 from __future__ import annotations
 
-from qdx.prompts._reference import PromptSource, Reference, SourceFile, Summary, check_references, describe
+from qdx.prompts._reference import (
+    PromptSource,
+    Reference,
+    SourceFile,
+    Summary,
+    check_references,
+    describe,
+    references_sha256,
+)
 from qdx.prompts.inline import Inline
 from qdx.prompts.pdf import Pdf
 from qdx.prompts.pydoc import Pydoc
 from qdx.prompts.text import Text
+from qdx.prompts.transcripts import Transcripts
 
 __all__ = [
     "Inline",
@@ -22,6 +32,8 @@ __all__ = [
     "SourceFile",
     "Summary",
     "Text",
+    "Transcripts",
     "check_references",
     "describe",
+    "references_sha256",
 ]

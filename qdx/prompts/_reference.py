@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -145,6 +146,17 @@ def check_references(references: object, *, who: str, tokens: int) -> None:
                 f"{who}.load: reference {one.name!r} has a continuation of {len(one.continuation)} tokens, "
                 f"not generate.tokens={tokens}: make the option continuation_tokens its length"
             )
+
+
+def references_sha256(references: Sequence[Reference]) -> str:
+    """Return the SHA-256 of everything of the references that a model sees."""
+    digest = hashlib.sha256()
+    for r in references:
+        parts = (r.name, r.prefix_length, r.content_length, r.suffix_length, len(r.continuation))
+        digest.update(f"{parts}".encode())
+        for ids in (r.token_ids, r.continuation):
+            digest.update(np.ascontiguousarray(ids, np.int32).tobytes())
+    return digest.hexdigest()
 
 
 def describe(references: Sequence[Reference], summary: Summary | None = None) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from qdx.errors import QdxError
 from qdx.report import build
+from qdx.report.verifier import adopt_calibration
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,10 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a folder of plug-in files that the sweep was measured with; they are run: name it only if you "
         "trust them (plugins/ of the working folder is always looked in)",
     )  # fmt: skip
+    parser.add_argument(
+        "--calibration",
+        metavar="DIR",
+        type=Path,
+        help="of a verifier's sweep: an earlier one, of transcripts whose configs are known; it is copied",
+    )
     chosen = parser.parse_args(arguments)
     formats = chosen.formats.split(",") if chosen.formats is not None else None
     figures = (chosen.figures == "all" or chosen.figures.split(",")) if chosen.figures is not None else None
     try:
+        if chosen.calibration is not None:
+            adopt_calibration(Path(chosen.directory), chosen.calibration)
         report = build(chosen.directory, formats=formats, figures=figures, plugin_folders=chosen.plugins)
     except QdxError as error:
         print(f"qdx: error: {error}", file=sys.stderr)

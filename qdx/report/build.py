@@ -137,7 +137,9 @@ def _build(
         part.unlink(missing_ok=True)
     try:
         with checking.blaming(state.runs.values()):
-            sections, unmeasured, broken = _measure(directory, part, measures, steps, console, wanted.memory)
+            sections, unmeasured, broken = _measure(
+                directory, part, measures, steps, state.settings, console, wanted.memory
+            )
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
@@ -196,6 +198,7 @@ def _measure(
     part: Path,
     measures: dict[str, Any],
     steps: dict[str, Any],
+    settings: Mapping[str, Any],
     console: bool,
     memory: int,
 ) -> tuple[list[Section], dict[str, str], dict[str, str]]:
@@ -206,6 +209,7 @@ def _measure(
     from qdx import dataset
     from qdx.analysis import distances
     from qdx.dataset.opening import open_file
+    from qdx.report import verifier
 
     dataset.merge(directory, part)
     unmeasured: dict[str, str] = {}
@@ -215,6 +219,9 @@ def _measure(
     broken: dict[str, str] = {}
     tree = open_file(part)
     try:
+        if verifier.is_verifier(tree):
+            sections, broken = verifier.judge(directory, tree, settings, _said)
+            steps = {name: step for name, step in steps.items() if name not in verifier.LEFT_OUT}
         for name, step in steps.items():
             try:
                 section = _held_to_contract(step(tree), sections)

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import qdx
-
 
 @dataclass(frozen=True)
 class Facts:
@@ -97,44 +95,35 @@ def report_command(facts: Facts) -> str:
 
 
 def next_command(facts: Facts, configs: list[str]) -> tuple[str, str]:
-    """What to type on a verifier machine, and why: the one place that knows which verification is shipped.
+    """What to type on a verifier machine, and why.
+
+    The configs are those of this sweep; prompts, tokens and batching come from the file.
 
     Returns
     -------
     (explanation, command)
-        The command is empty when the folder does not say how the sweep was started.
+        Empty for a verifier's sweep, which produced no transcripts.
     """
     stated = facts.settings.get("arguments")
     arguments = [str(a) for a in stated] if isinstance(stated, list) else []
-    quants = next((a.removeprefix("quant=") for a in arguments if a.startswith("quant=")), "")
-    if transcripts_shipped():
-        chosen = quants or ",".join(configs)
-        return (
-            "copy sweep.nc there, then replay its transcripts under every config:",
-            shlex.join(
-                [
-                    "python",
-                    "-m",
-                    "qdx",
-                    "-m",
-                    "prompts=transcripts",
-                    "prompts.path=sweep.nc",
-                    f"quant={chosen}",
-                ]
-            ),
-        )
-    if not arguments:
+    if "prompts=transcripts" in arguments:
         return "", ""
-    folder = f"outputs/verifier_{facts.directory.name}"
-    return (
-        "repeat the same sweep there (this version has no replay of transcripts yet). Rows of one position "
-        "are comparable "
-        "bit for bit by their row_hash where environment class and kernel are the same:",
-        shlex.join(["python", "-m", "qdx", *arguments, f"hydra.sweep.dir={folder}"]),
-    )
+    kept = [a for a in arguments if a != "-m" and not _from_file(a)]
+    if not any(_key(a) == "quant" for a in kept):
+        quants = dict.fromkeys(label.partition(",")[0] for label in configs)
+        kept.insert(0, f"quant={','.join(quants)}")
+    command = ["python", "-m", "qdx", "-m", "prompts=transcripts", "prompts.path=sweep.nc", *kept]
+    return "copy sweep.nc there, then replay its transcripts under every config:", shlex.join(command)
 
 
-def transcripts_shipped() -> bool:
-    """Whether this version of qdx can replay transcripts."""
-    package = Path(qdx.__file__).parent
-    return any((base / "conf/prompts/transcripts.yaml").exists() for base in (package, package.parent))
+def _key(argument: str) -> str:
+    return argument.partition("=")[0].lstrip("+~")
+
+
+def _from_file(argument: str) -> bool:
+    """Whether the file of transcripts decides it, or it is about this sweep only."""
+    key, _, value = argument.partition("=")
+    group = key.lstrip("+~").partition(".")[0]
+    # A batch size that is swept is part of the labels, and of the claims.
+    one_batch = group == "batch_size" and "," not in value
+    return one_batch or group in ("prompts", "generate", "hydra", "verify", "label")

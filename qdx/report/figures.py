@@ -25,7 +25,7 @@ from qdx.analysis.section import Section
 from qdx.analysis.signal import word
 from qdx.analysis.view import View
 from qdx.errors import QdxError, nearest
-from qdx.report import charts
+from qdx.report import charts, verifying
 from qdx.report.drawing import Figure, number
 
 FOLDER = "figures"
@@ -65,6 +65,8 @@ class Figures:
         By phase and metric, one a pair of configs.
     signal : list of Figure
     strips : list of Figure
+    verifying : list of Figure
+        Of a verifier's sweep.
     own : dict
         By name of the analysis.
     errors : dict
@@ -75,6 +77,7 @@ class Figures:
     positions: dict[str, dict[str, list[Figure]]] = field(default_factory=dict)
     signal: list[Figure] = field(default_factory=list)
     strips: list[Figure] = field(default_factory=list)
+    verifying: list[Figure] = field(default_factory=list)
     own: dict[str, list[Own]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
 
@@ -84,6 +87,7 @@ class Figures:
                 yield from found
         yield from self.signal
         yield from self.strips
+        yield from self.verifying
         for owned in self.own.values():
             yield from owned
 
@@ -130,6 +134,7 @@ def collect(view: View, sections: Sequence[Section]) -> Figures:
             found.positions[phase] = {m: p for m in distances if (p := _positions(view, m, phase))}
     found.signal = _signal(view, next((s for s in sections if s.name == "snr"), None))
     found.strips = _strips(view)
+    found.verifying = verifying.figures(sections)
     for section in sections:
         for name, value in section.figures.items():
             full = _file(f"{section.name}_{name}")

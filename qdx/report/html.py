@@ -53,6 +53,7 @@ def render(
     found: list[tuple[str, str, str]] = []  # anchor, title, body
     if view is not None:
         found = [
+            *parts.verification(sections, figures),
             ("configs", "Configurations", parts.configs(view, sections)),
             ("distances", "Distances between configs", parts.distances(view, sections, figures)),
             ("positions", "Distance along positions", parts.positions(view, figures)),

@@ -17,6 +17,7 @@ from qdx.report.figures import Figures
 from qdx.report.html import SIMULATED
 from qdx.report.text import generation, simulated_configs
 from qdx.report.verdict import verdict
+from qdx.report.verifier import RULE, SECTIONS, is_verifier
 
 
 def render(
@@ -38,6 +39,9 @@ def render(
     blocks += ["\n".join(f"- {plain(s)}" for s in said[1:])]
     if view is not None:
         by_name = {s.name: s for s in sections}
+        for name in SECTIONS:
+            if name in by_name:
+                blocks += [f"## {plain(by_name[name].title)}", fence(by_name[name].text.get("", ""))]
         blocks += ["## Environment", table(tables.environment(view))]
         blocks += ["## Configurations", table(tables.at_a_glance(view, sections))]
         blocks += ["## Prompts", table(tables.prompts(view))]
@@ -46,7 +50,7 @@ def render(
                 "## Reproducibility check",
                 *(table(t) for t in tables.noise(view, by_name["noise_floor"])),
             ]
-        blocks += ["## Generation", fence(generation(view))]
+        blocks += ["## Generation", plain(RULE) if is_verifier(view.tree) else fence(generation(view))]
         if figures.strips:
             blocks += [
                 "## Token consistency",

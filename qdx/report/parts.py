@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import xarray as xr
 
 from qdx.analysis.layout import plural
 from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
 from qdx.report import tables
 from qdx.report.charts import MOST_LINES
-from qdx.report.drawing import escape
+from qdx.report.drawing import Table, escape
 from qdx.report.figures import MOST_CONFIGS, Figures
 from qdx.report.pieces import grid, more, own, preformatted, table_of
 from qdx.report.texts import Said, side_by_side
+from qdx.report.verifier import RULE, is_verifier
 
+DRAWN: Mapping[str, tuple[str, ...]] = {"crossing": ("crossing_",), "attribution": ("roc_", "tokens_")}
 MOST_TEXTS = 8  # references whose texts are shown
 HOW_DISTANCES = (
     "Row: p; column: q. Content rows only: the snippet’s and those after the template. A brighter cell is a "
@@ -143,6 +147,8 @@ def signal(view: View, sections: Sequence[Section], figures: Figures) -> str:
 
 def strips(view: View, sections: Sequence[Section], figures: Figures) -> str:
     """Where free generations part."""
+    if is_verifier(view.tree):
+        return f"<p>{escape(RULE[:1].upper() + RULE[1:])}.</p>"
     if not figures.strips:
         return "<p>No free generation was recorded.</p>"
     text = _as_text([s for s in sections if s.name == "consistency"], "")
@@ -196,6 +202,25 @@ def others(sections: Sequence[Section], figures: Figures) -> list[tuple[str, str
             text = "\n\n".join(t for t in section.text.values() if t)
             body += preformatted(text) if text else ""
         found.append((f"analysis-{i}", section.title, body))
+    return found
+
+
+def verification(sections: Sequence[Section], figures: Figures) -> list[tuple[str, str, str]]:
+    """What a verifier's sweep says of its transcripts: anchor, title and body of each part."""
+    made: dict[str, Callable[[xr.Dataset], list[Table]]] = {
+        "verify": lambda result: [tables.claims(result)],
+        "environment_validation": tables.validation,
+        "crossing": tables.crossing,
+        "attribution": lambda result: [tables.attribution(result)],
+    }
+    by_name = {s.name: s for s in sections}
+    found = []
+    for name, make in made.items():
+        if name in by_name:
+            section = by_name[name]
+            body = "".join(table_of(t) for t in make(section.result))
+            body += grid([f for f in figures.verifying if f.name.startswith(DRAWN.get(name, ()))])
+            found.append((name, section.title, body + more("In full", preformatted(section.text[""]))))
     return found
 
 

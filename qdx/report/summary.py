@@ -20,6 +20,8 @@ SCHEMA_VERSION = 1
 LONG = {  # in sweep.nc; too long for a summary
     "effects": ("reference_mean", "rows", "not_measured"),
     "consistency": ("agreement_at", "prefix_agreement"),
+    "attribution": ("roc", "tpr_at", "tpr_at_low", "tpr_at_high"),
+    "crossing": ("reference_mean",),
 }
 
 
@@ -68,6 +70,8 @@ def summarize(
     for section in sections:
         kept = section.result.drop_vars(LONG.get(section.name, ()), errors="ignore")
         summary["analyses"][section.name] = {str(n): nested(kept[n]) for n in kept.data_vars}
+        if section.name == "verify":
+            summary["verdict"] = section.result.attrs["headline"]
         if section.name == "pairs":
             summary["analyses"]["pairs"]["pair_type"] = nested(kept["pair_type"])
     return summary

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import xarray as xr
 
 from qdx.analysis.layout import percent, plural
 from qdx.analysis.numerics import plain_kernel
 from qdx.analysis.section import Section
+from qdx.analysis.verification.environment import lines as environment_lines
 from qdx.analysis.view import View
 from qdx.report.drawing import NOT_MEASURED, Table, number
 from qdx.report.facts import Facts, size
 from qdx.report.figures import unit_of
 from qdx.report.text import environment_rows
+from qdx.report.verifier import SECTIONS as VERIFIED
 
 SHIPPED = (
     "noise_floor",
@@ -23,6 +26,7 @@ SHIPPED = (
     "classes",
     "pairs",
     "snr",
+    *VERIFIED,
 )  # analyses with a place of their own
 
 
@@ -172,6 +176,54 @@ def pairs(view: View, section: Section, phase: str) -> Table:
         head += [f"{m} [{unit_of(view, m).strip() or 'no unit'}]", *([level] if intervals else [])]
     said = "Pairs, nearest first: mean over references of each one’s mean of content rows"
     return Table(said, [*head, "references"], rows, 2)
+
+
+def claims(result: xr.Dataset) -> Table:
+    """Every claim with its verdict and what that rests on."""
+    rows = [
+        [str(result[name].values[d]) for name in ("producer", "claim", "verdict", "because")]
+        for d in range(result.sizes["producer"])
+    ]
+    level = float(result.attrs["alpha"])
+    return Table(
+        f"Claims, at level {level:.0%} over all of them", ["producer", "claim", "verdict", "because"], rows, 4
+    )
+
+
+def validation(result: xr.Dataset) -> list[Table]:
+    """Software that must agree, and hardware that may differ."""
+    head = ["", "what", "producer’s record; this machine’s where it differs"]
+    captions = {False: "Software, ✓ where both agree", True: "Hardware, → where it differs, as is expected"}
+    found = [(caption, environment_lines(result, hardware=kind)) for kind, caption in captions.items()]
+    return [Table(caption, head, rows, 3) for caption, rows in found if rows]
+
+
+def crossing(result: xr.Dataset) -> list[Table]:
+    """Producer × verifier: how many rows are bit-equal, a table a phase."""
+    found = []
+    configs = [str(v) for v in result["config"].values]
+    for phase in (str(v) for v in result["phase"].values):
+        at, rows = result.sel(phase=phase), []
+        counts = zip(at["rows_equal"].values, at["rows_compared"].values, strict=True)
+        for producer, (equal, compared) in zip(at["producer"].values, counts, strict=True):
+            cells = [f"{int(k):,} of {int(n):,}" for k, n in zip(equal, compared, strict=True)]
+            rows.append([str(producer), *cells])
+        found.append(Table(f"{phase}: rows bit-equal, by who replayed", ["made by", *configs], rows))
+    return found
+
+
+def attribution(result: xr.Dataset) -> Table:
+    """The confusion matrix, leave one reference out."""
+    names = [str(v) for v in result["answer"].values]
+    rows = []
+    for d, producer in enumerate(str(v) for v in result["producer"].values):
+        counts, total = result["confusion"].values[d], int(result["transcripts"].values[d])
+        right = names.index(producer if producer in result["config"].values else "unknown")
+        low, high = (float(result[end].values[d, right]) for end in ("rate_low", "rate_high"))
+        rate = f"{percent(counts[right] / total)} ({percent(low)} to {percent(high)})"
+        rows.append([producer, *(str(int(k)) for k in counts), rate])
+    said = "Transcripts by answer, each judged without its own reference; right: with Wilson’s 95 % interval"
+    return Table(said, ["made by", *names, "right"], rows)
 
 
 def files(facts: Facts, found: Sequence[tuple[Path, int]]) -> Table:

@@ -14,6 +14,7 @@ from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
 from qdx.errors import printable
 from qdx.report.facts import Facts, next_command, report_command, resume_command, size
+from qdx.report.verifier import RULE, SECTIONS, is_verifier
 
 ENVIRONMENT = (
     "qdx_version",
@@ -61,22 +62,24 @@ def render(
     str
         Lines of at most 110 columns, except paths and commands, which are not cut so that they can be copied.
     """
-    blocks = [_top(facts, tree)]
+    blocks = [_top(facts, tree, sections)]
     if tree is not None:
         view = View(tree)
         by_name = {s.name: s for s in sections}
         blocks += [
             _block("Environment", environment(view)),
+            _block("Environment validation", _of(by_name, "environment_validation")),
             _block("Configurations", configurations(view)),
             _block("Prompts", prompts(view)),
+            *(_block(by_name[n].title, _of(by_name, n)) for n in SECTIONS[1:] if n in by_name),
             _block("Reproducibility check", _of(by_name, "noise_floor")),
-            _block("Generation", generation(view)),
+            _block("Generation", wrap(RULE, "  ") if is_verifier(tree) else generation(view)),
             _block("Token consistency", _of(by_name, "consistency")),
             _block("Prefill effects", phase_text(view, sections, ["prefill"])),
             _block("Decode effects", phase_text(view, sections, ["replay", "decode"])),
             _block("Signal to noise", _of(by_name, "snr")),
         ]
-        placed = {*GENERAL, "classes"}
+        placed = {*GENERAL, *SECTIONS, "classes"}
         blocks += [_block(s.title, s.text[""]) for s in sections if s.name not in placed and s.text.get("")]
     blocks.append(_block("Results", results(facts, tree, files)))
     return printable("\n\n".join(b for b in blocks if b) + "\n")
@@ -90,8 +93,9 @@ def _of(by_name: dict[str, Section], name: str) -> str:
     return by_name[name].text.get("", "") if name in by_name else ""
 
 
-def _top(facts: Facts, tree: xr.DataTree | None) -> str:
+def _top(facts: Facts, tree: xr.DataTree | None, sections: Sequence[Section]) -> str:
     lines = [f"qdx report: {facts.directory}", "═" * WIDTH]
+    lines += [wrap(f"VERDICT  {s.result.attrs['headline']}.") for s in sections if s.name == "verify"]
     simulated = simulated_configs(View(tree)) if tree is not None else []
     if simulated:
         whose = (

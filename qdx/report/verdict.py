@@ -15,6 +15,7 @@ from qdx.analysis.view import PHASE_TITLES, View
 from qdx.report.drawing import number
 from qdx.report.figures import ratio_text, unit_of
 
+MOST_CLAIMS = 12
 LONGEST_PAIR = 48  # characters of two names in the lead
 
 
@@ -25,13 +26,15 @@ def verdict(view: View, sections: Sequence[Section]) -> list[str]:
     ----------
     view : View
     sections : sequence of Section
-        ``classes``, ``snr`` and ``noise_floor`` are used where they are.
+        ``classes``, ``snr`` and ``noise_floor`` are used where they are; of a verifier's sweep ``verify``.
 
     Returns
     -------
     list of str
     """
     by_name = {s.name: s for s in sections}
+    if "verify" in by_name:
+        return _claims(by_name["verify"])
     lead = _counts(view, by_name)
     phase = next((p for p in ("replay", "prefill", "decode") if p in view.phases), "")
     metric = next((m for m in view.metrics if view.is_distance(m)), "")
@@ -43,6 +46,19 @@ def verdict(view: View, sections: Sequence[Section]) -> list[str]:
     else:
         lead += "."
     return [lead, *said, *_repeats(view, by_name.get("noise_floor")), *_texts(view)]
+
+
+def _claims(section: Section) -> list[str]:
+    """The verdicts on all claims, then one sentence each."""
+    result = section.result
+    said = []
+    for d, producer in enumerate(str(v) for v in result["producer"].values):
+        claim, kind, why = (str(result[k].values[d]) for k in ("claim", "verdict", "because"))
+        name = producer if claim == producer else f"{producer} as {claim}"
+        said.append(f"{name}: {kind}. {why[:1].upper()}{why[1:]}.")
+    more = len(said) - MOST_CLAIMS
+    rest = [f"… {plural(more, 'further claim')} below."] if more > 0 else []
+    return [f"{result.attrs['headline']}.", *said[:MOST_CLAIMS], *rest]
 
 
 def _counts(view: View, by_name: Mapping[str, Section]) -> str:

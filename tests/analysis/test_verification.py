@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -79,13 +80,13 @@ def test_exact_test_needs_one_environment_and_repeats():
     section = verify(producers, verifier)
     exact = section.result["exact"].values
     assert exact[0, 0] == ""
-    assert exact[1, 1] == "the producer's repeats differ"
-    assert exact[0, 2] == "the verifier's repeats differ"
+    assert exact[1, 1] == exact[0, 2] == "the config does not repeat here"
+    assert exact[2, 0] == "", "a producer that does not repeat cannot escape the claim of one that does"
     rows = section.result
     assert (rows["rows_equal"].sel(producer="awq", config="awq") == 16).all()
     assert (rows["rows_equal"].sel(producer="awq", config="marlin") == 0).all()
-    # 12 references rerun once: none mismatched
-    assert float(rows["exact_error"].values[0, 0]) == pytest.approx(1 - 0.05 ** (1 / 12))
+    # the verifier reran 12 references of each of 3 producers once
+    assert float(rows["exact_error"].values[0, 0]) == pytest.approx(1 - 0.05 ** (1 / 36))
     producers, verifier = trees(NOISE, verifier_facts={"sm_count": 114})
     assert verify(producers, verifier).result["exact"].values[0, 0] == "other environment class"
     on_cpu = {"compute_capability": "", "sm_count": 132}
@@ -95,7 +96,7 @@ def test_exact_test_needs_one_environment_and_repeats():
     verifier = change(verifier, "provenance", stored)
     assert verify(producers, verifier).result["exact"].values[0, 0] == "other environment class"
     producers, verifier = trees(NOISE, repeats=1)
-    assert verify(producers, verifier).result["exact"].values[0, 0] == "the producer was not rerun"
+    assert verify(producers, verifier).result["exact"].values[0, 0] == "the verifier ran once"
 
 
 def test_calibration_of_other_machines_gives_no_p():
@@ -208,3 +209,53 @@ def test_an_imported_verification_file_is_attributed(tmp_path):
     assert "Too little calibration" in section.text["prefill"]
     with pytest.raises(QdxError, match="/metrics/kl/prefill is not in the file"):
         attribution_by_distance(tree, "kl", "prefill")
+
+
+def test_the_verifiers_own_repeats_refute_without_trusting_a_label():
+    producers, verifier = trees(NOISE, references=130)
+    # every transcript of gptq is called marlin: no other transcript of the file can show that
+    relabelled = producers["decode"].to_dataset().sel(config=["awq", "gptq", "gptq"])
+    relabelled = relabelled.assign_coords(config=list(NOISE))
+    lies = change(producers, "decode", relabelled)
+    own = change(verifier, "replay", verifier["replay"].to_dataset().sel(producer=["awq", "gptq", "gptq"]))
+    own["replay"] = own["replay"].to_dataset().assign_coords(producer=list(NOISE))
+    result = verify(lies, own).result
+    assert result["verdict"].values.tolist() == ["confirmed", "refuted", "not refuted"]
+    assert float(result["p_claim"].sel(producer="marlin")) > 0.5, "by its own label it is honest"
+    assert "this machine's own repeats" in str(result["because"].sel(producer="marlin").values)
+    honest = verify(producers, verifier).result["p_repeat"]
+    assert (honest.sel(producer="gptq", config="gptq") <= 0.1).mean() < 0.2
+    assert (honest.sel(producer="gptq", config="marlin") <= 1 / 130).all()
+    producers, verifier = trees(NOISE, verifier_facts={"sm_count": 114})
+    assert np.isnan(verify(producers, verifier).result["p_repeat"]).all()
+
+
+def test_a_false_claim_of_an_exact_config_is_refuted_by_fishers_p():
+    producers, verifier = trees({"a": 0.0, "b": 0.0, "c": 0.0}, references=4)
+    result = verify(producers, verifier, claims={"a": "b"}).result
+    assert result["verdict"].values.tolist() == ["refuted", "confirmed", "confirmed"]
+    # 4 of 4 differ; the verifier reran 4 references of each of 3 producers
+    assert float(result["exact_p"].sel(producer="a", config="b")) == pytest.approx(1 / math.comb(16, 4))
+    assert float(result["p_test_holm"].sel(producer="a")) == pytest.approx(3 / math.comb(16, 4))
+    assert result.attrs["headline"] == "3 claims: 2 confirmed, 1 refuted"
+
+
+def test_one_differing_reference_of_many_is_no_refutation_when_little_was_rerun():
+    producers, verifier = trees({"a": 0.0}, references=6)
+    data = producers["decode"].to_dataset().copy(deep=True)
+    data["row_hash"].loc[{"reference": "ref_2", "repeat": [0, 1]}] += np.uint64(1)
+    result = verify(change(producers, "decode", data), verifier).result
+    assert float(result["exact_p"].values[0, 0]) == pytest.approx(6 / 12)
+    assert result["verdict"].values.tolist() == ["undecided"]
+    assert "1 of 6 references differ where none of 6 reruns did" in str(result["because"].values[0])
+
+
+def test_fishers_p_is_the_hypergeometric_tail():
+    from scipy.stats import hypergeom
+
+    from qdx.analysis.verification.exact import equality_p
+
+    for differ, judged, reruns in ((0, 5, 7), (1, 5, 7), (3, 5, 7), (5, 5, 0), (2, 9, 100)):
+        tail = hypergeom(judged + reruns, differ, judged).sf(differ - 1)
+        assert equality_p(differ, judged, reruns) == pytest.approx(tail)
+    assert math.isnan(equality_p(0, 0, 9))

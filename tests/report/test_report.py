@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -353,19 +354,37 @@ def test_an_interrupted_merge_leaves_the_earlier_files(folder, monkeypatch):
     assert (folder / "sweep.nc").read_bytes() == before and not list(folder.glob("*.part"))
 
 
-def test_the_next_command_repeats_the_sweep_where_transcripts_are_not_shipped(folder, monkeypatch):
-    settings(folder, arguments=["-m", "quant=awq,gptq", "repeats=2"], resume="python -m qdx resume")
-    monkeypatch.setattr("qdx.report.facts.transcripts_shipped", lambda: False)
+def test_the_next_command_replays_this_sweep_and_leaves_prompts_to_the_file(folder):
+    started = [
+        "-m", "quant=awq,gptq", "repeats=2", "prompts=text", "prompts.path=a.txt", "generate.tokens=8",
+        "batch_size=4", "'metric=[l2,kl]'", "model=local", "model.checkpoint.awq='/a b'",
+    ]  # fmt: skip
+    settings(folder, arguments=started, resume="python -m qdx resume")
     text = build(folder, analyses=CLASSES, console=False).text
-    assert "python -m qdx -m quant=awq,gptq repeats=2 hydra.sweep.dir=outputs/verifier_sweep" in text
-    assert "no replay of transcripts yet" in " ".join(text.split())
-    assert text.rstrip().splitlines()[-1].startswith("    python -m qdx"), (
-        "the last line is what to type next"
-    )
-    monkeypatch.setattr("qdx.report.facts.transcripts_shipped", lambda: True)
-    facts = Facts(folder, ["awq"], [], {}, {}, {"arguments": ["-m", "quant=awq,gptq"]})
-    expected = "python -m qdx -m prompts=transcripts prompts.path=sweep.nc quant=awq,gptq"
-    assert next_command(facts, ["awq", "gptq"])[1] == expected
+    last = text.rstrip().splitlines()[-1].strip()
+    assert shlex.split(last) == [
+        "python", "-m", "qdx", "-m", "prompts=transcripts", "prompts.path=sweep.nc",
+        "quant=awq,gptq", "repeats=2", "'metric=[l2,kl]'", "model=local", "model.checkpoint.awq='/a b'",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "labels", "expected"),
+    [
+        # labels of a swept batch size are what the claims name
+        (["-m", "batch_size=1,4"], ["awq,batch_size=1", "awq,batch_size=4"], "quant=awq batch_size=1,4"),
+        ([], ["awq", "gptq"], "quant=awq,gptq"),
+    ],
+)
+def test_the_next_command_names_the_configs_that_ran(folder, arguments, labels, expected):
+    facts = Facts(folder, labels, [], {}, {}, {"arguments": arguments})
+    start = "python -m qdx -m prompts=transcripts prompts.path=sweep.nc "
+    assert next_command(facts, labels)[1] == start + expected
+
+
+def test_a_verifiers_sweep_has_no_next_command(folder):
+    facts = Facts(folder, ["awq"], [], {}, {}, {"arguments": ["-m", "prompts=transcripts", "quant=awq"]})
+    assert next_command(facts, ["awq"]) == ("", "")
 
 
 def test_the_command_line_redoes_everything(folder):

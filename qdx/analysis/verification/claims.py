@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 
-from qdx.analysis.layout import NOT_MEASURED, percent, plural, table, wrap
 from qdx.analysis.numerics import Floats
 from qdx.analysis.section import Section
-from qdx.analysis.verification.attribution import answers, judge, judge_scores
+from qdx.analysis.verification import said
+from qdx.analysis.verification.attribution import Judged, answers, best, judge, judge_scores
 from qdx.analysis.verification.conformal import (
     answer,
     attainable_level,
@@ -18,11 +18,13 @@ from qdx.analysis.verification.conformal import (
     fewest_references,
     holm,
 )
-from qdx.analysis.verification.exact import why_not_exact
+from qdx.analysis.verification.environment import facts_of
 from qdx.analysis.verification.gather import Replays, same_machines
+from qdx.analysis.verification.verdicts import Evidence, Exact, decide, headline, record_differs
 from qdx.errors import QdxError
 
-SHOWN = 40
+Trees = tuple[xr.DataTree, xr.DataTree]
+ONE = {"units": "1"}
 
 
 def verify(
@@ -30,14 +32,14 @@ def verify(
     verifier_tree: xr.DataTree,
     alpha: float = 0.05,
     claims: Mapping[str, str] | None = None,
-    calibration: tuple[xr.DataTree, xr.DataTree] | None = None,
+    calibration: Trees | None = None,
 ) -> Section:
     """Test what each producer claims to have run.
 
     Parameters
     ----------
     producer_tree : xarray.DataTree
-        The producers' sweep; ``/decode`` holds the rows behind each transcript.
+        The producers' sweep, or its commitments; ``/decode`` holds the rows behind each transcript.
     verifier_tree : xarray.DataTree
         The verifier's replays of them: ``/replay`` with a dimension ``producer``.
     alpha : float
@@ -47,15 +49,21 @@ def verify(
     calibration : (producer_tree, verifier_tree), optional
         Transcripts of *known* configs made in the producers' environment class, and their replays here. By
         default the labels of the judged producers are taken as true: each transcript is judged by the other
-        references. That measures error rates; a label that is wrong throughout cannot be found so.
+        references. That measures error rates; a label that is wrong throughout cannot be found so, and no
+        verdict rests on it.
 
     Returns
     -------
     Section
         Result over (producer, config, reference): ``p`` (conformal, from sketches), ``p_margin`` (from the
-        tokens alone), ``log_likelihood``, ``rows_compared``, ``rows_equal``; over (producer, config):
-        ``exact`` ("" where the exact test is valid, else why not), ``exact_error``, ``p_combined``; over
-        producer: ``claim``, ``p_claim`` (combined), ``p_holm``, ``p_margin_claim``, ``answer``.
+        tokens alone), ``p_repeat`` (from sketches, against this machine's own repeats), ``margin``,
+        ``tokens``, ``tokens_greedy``, ``log_likelihood``, ``rows_compared``,
+        ``rows_equal``, ``prefill_compared``, ``prefill_equal``; over (producer, config): ``exact`` ("" where
+        the exact test of decode is valid, else why not), ``exact_error``, ``exact_p``, the same with
+        ``exact_prefill…``, ``p_combined``; over producer: ``claim``, ``p_claim`` (combined), ``p_holm``,
+        ``p_margin_claim``, ``answer``, ``p_test`` and ``p_test_holm`` (what the verdict rests on),
+        ``verdict`` (one of `verdicts.KINDS`), ``because``. Attribute ``headline``: all verdicts in a
+        sentence.
 
     Raises
     ------
@@ -69,223 +77,178 @@ def verify(
     claims.
     """
     data = Replays.of(producer_tree, verifier_tree)
-    known = data if calibration is None else Replays.of(*calibration)
-    if known.components != data.components:
-        raise QdxError(
-            f"calibration has sketches of {known.components} components, the judged of {data.components}"
-        )
-    claimed = [str((claims or {}).get(label, label)) for label in data.producers]
-    for producer, label in zip(data.producers, claimed, strict=True):
-        if claims and producer in claims and label not in data.configs:
-            raise QdxError(
-                f"producer {producer!r} claims {label!r}, which was not replayed: add it to quant=… "
-                f"(replayed: {', '.join(data.configs)})"
-            )
+    known = calibrating(data, calibration)
+    claimed = _claimed(data, claims or {})
+    at = [data.configs.index(label) if label in data.configs else -1 for label in claimed]
     same = [known.references.index(r) if r in known.references else -1 for r in data.references]
     judged = judge(data.energy_DCRT, data.floor_DRT, known.calibration(data.configs), same)
     p_margin = judge_scores(data.margin_DCR, known.honest(known.margin_DCR, data.configs), same)
     fits_DC = same_machines(data, known)
     judged.p_DCR[~fits_DC] = p_margin[~fits_DC] = np.nan
     combined_DC, margin_DC = _combined(judged.p_DCR), _combined(p_margin)
-    exact = [
-        [
-            why_not_exact(
-                data.environment_D[d], data.environment_C[c], data.repeats_D[d], data.repeats_DC[d][c]
-            )
-            for c in range(len(data.configs))
-        ]
-        for d in range(len(data.producers))
-    ]
-    errors = [
-        [
-            max(data.repeats_D[d].error, data.repeats_DC[d][c].error) if not why else np.nan
-            for c, why in enumerate(row)
-        ]
-        for d, row in enumerate(exact)
-    ]
-    at = [data.configs.index(label) if label in data.configs else -1 for label in claimed]
-    p_claim = np.array([combined_DC[d, c] if c >= 0 else np.nan for d, c in enumerate(at)])
-    said = [str(answer(data.configs, row, alpha)) for row in combined_DC]
-    result = _result(data, judged.p_DCR, p_margin, judged.log_likelihood_DCR)
-    pair, one = ("producer", "config"), {"units": "1"}
-    result = result.assign(
-        exact=(
-            pair,
-            np.array(exact, object),
-            {**one, "long_name": "why the exact test is not valid; empty: it is"},
-        ),
-        exact_error=(
-            pair,
-            np.array(errors, float),
-            {**one, "long_name": "95 % upper bound of an honest run's mismatch rate"},
-        ),
-        p_combined=(pair, combined_DC, {**one, "long_name": "min(1, 2 · mean p) over references"}),
-        claim=("producer", np.array(claimed, object), {**one, "long_name": "claimed config"}),
-        p_claim=("producer", p_claim, {**one, "long_name": "p_combined of the claimed config"}),
-        p_holm=(
-            "producer",
-            holm(p_claim),
-            {**one, "long_name": "p_claim, Holm's adjustment over the claims"},
-        ),
-        p_margin_claim=(
-            "producer",
-            np.array([margin_DC[d, c] if c >= 0 else np.nan for d, c in enumerate(at)]),
-            {**one, "long_name": "combined p of the tokens' margins under the claim"},
-        ),
-        answer=(
-            "producer",
-            np.array(said, object),
-            {**one, "long_name": f"configs with p_combined over {alpha:g}"},
-        ),
-    )
-    calibrated_C = judged.references_CR.any(-1)
-    counts = judged.references_CR[calibrated_C & fits_DC.any(0)]
+    # A transcript is never judged by its own reference.
+    calibrated_C = known.references_C(data.configs) - any(r >= 0 for r in same)
+    counts = calibrated_C[(calibrated_C > 0) & fits_DC.any(0)]
     least = int(counts.min()) if counts.size else 0
+    p_repeat = _by_repeats(data)
+    tested_DC, tested = _combined(p_repeat), len(data.references) - 1
+    if calibration is not None:
+        tested_DC, tested = np.where(np.isfinite(combined_DC), combined_DC, margin_DC), least
+    evidence = Evidence(
+        [Exact.of(data, rows) for rows in data.phases],
+        tested_DC,
+        tested,
+        "known transcripts" if calibration is not None else "this machine's own repeats",
+        fewest_references(alpha / max(1, sum(c >= 0 for c in at)), len(data.references)),
+        np.stack([(best(judged.log_likelihood_DCR) == c).sum(-1) for c in range(len(data.configs))], -1),
+        _others(producer_tree, verifier_tree, data, claimed),
+    )
+    p_test = np.array([evidence.p(d, c) if c >= 0 else np.nan for d, c in enumerate(at)])
+    p_test_holm = holm(p_test)
+    decided = [decide(data, evidence, d, c, float(p_test_holm[d]), alpha) for d, c in enumerate(at)]
+    result = _result(data, judged, p_margin, p_repeat, evidence, combined_DC)
+
+    def of_claim(values_DC: Floats) -> Floats:
+        return np.array([values_DC[d, c] if c >= 0 else np.nan for d, c in enumerate(at)])
+
+    p_claim = of_claim(combined_DC)
+    named = [str(answer(data.configs, row, alpha)) for row in combined_DC]
+    columns = {
+        "claim": (np.array(claimed, object), "claimed config"),
+        "p_claim": (p_claim, "p_combined of the claimed config"),
+        "p_holm": (holm(p_claim), "p_claim, Holm's adjustment over the claims"),
+        "p_margin_claim": (of_claim(margin_DC), "combined p of the tokens' margins under the claim"),
+        "answer": (np.array(named, object), f"configs with p_combined over {alpha:g}"),
+        "p_test": (p_test, "p of the claim's tests: exact, or of a calibration of known transcripts"),
+        "p_test_holm": (p_test_holm, "p_test, Holm's adjustment over the claims"),
+        "verdict": (np.array([kind for kind, _ in decided], object), f"verdict at level {alpha:g}"),
+        "because": (np.array([why for _, why in decided], object), "what the verdict rests on"),
+    }
+    result = result.assign(
+        {name: ("producer", values, {**ONE, "long_name": about}) for name, (values, about) in columns.items()}
+    )
     result.attrs = {
         "alpha": alpha,
         "attainable_level": attainable_level(least, alpha),
         "calibration_references": least,
-        "other_machines": int((calibrated_C & ~fits_DC).sum()),
+        "other_machines": int(((calibrated_C > 0) & ~fits_DC).sum()),
         "calibration": "the judged producers' own labels" if calibration is None else "separate transcripts",
+        "headline": headline([kind for kind, _ in decided]),
     }
-    each = answers(data.configs, judged.p_DCR, alpha)
-    return Section(
-        "verify",
-        "Claims",
-        result,
-        {"": _text(data, result, at, [[str(a) for a in row] for row in each], calibration is None)},
-    )
+    each = [[str(a) for a in row] for row in answers(data.configs, judged.p_DCR, alpha)]
+    text = said.claims(data, evidence, result, at, each, calibration is None)
+    return Section("verify", "Claims", result, {"": text})
+
+
+def calibrating(data: Replays, calibration: Trees | None) -> Replays:
+    """What the judged transcripts are held against: the calibration, or they themselves.
+
+    Raises
+    ------
+    QdxError
+        When the two are not of one kind.
+    """
+    if calibration is None:
+        return data
+    known = Replays.of(*calibration)
+    if known.components != data.components:
+        raise QdxError(
+            f"calibration has sketches of {known.components} components, the judged of {data.components}"
+        )
+    tokens = [int(one.tokens_DCR.max(initial=0)) for one in (known, data)]
+    if tokens[0] != tokens[1]:
+        raise QdxError(
+            f"the calibration's transcripts have {tokens[0]} tokens, the judged {tokens[1]}: means over "
+            "so many are not exchangeable; calibrate with equal generate.tokens"
+        )
+    return known
+
+
+def _claimed(data: Replays, claims: Mapping[str, str]) -> list[str]:
+    claimed = [str(claims.get(label, label)) for label in data.producers]
+    for producer in claims:
+        if producer not in data.producers:
+            raise QdxError(
+                f"verify.claims names {producer!r}, which is no producer: {', '.join(data.producers)}"
+            )
+    for producer, label in zip(data.producers, claimed, strict=True):
+        if producer in claims and label not in data.configs:
+            raise QdxError(
+                f"producer {producer!r} claims {label!r}, which was not replayed: add it to quant=… "
+                f"(replayed: {', '.join(data.configs)})"
+            )
+    return claimed
 
 
 def _combined(p_DCR: Floats) -> Floats:
     return np.array([[combine(p_R) for p_R in row] for row in p_DCR])
 
 
-def _result(data: Replays, p: Floats, p_margin: Floats, loglik: Floats) -> xr.Dataset:
-    dims, one = ("producer", "config", "reference"), {"units": "1"}
-    return xr.Dataset(
+def _by_repeats(data: Replays) -> Floats:
+    """Conformal p against the verifier's own repeats, where producer and config share an environment class.
+
+    There an honest producer's run is one more repeat of the config (producer, config, reference).
+    """
+    p_DCR = np.full(data.energy_DCRT.shape[:3], np.nan)
+    for d, environment in enumerate(data.environment_D):
+        one = data.of_repeats(d)
+        own = slice(d, d + 1)
+        p_DCR[d] = judge(data.energy_DCRT[own], data.floor_DRT[own], one, range(len(data.references))).p_DCR[
+            0
+        ]
+        p_DCR[d, [here != environment for here in data.environment_C]] = np.nan
+    return p_DCR
+
+
+def _others(
+    producer_tree: xr.DataTree, verifier_tree: xr.DataTree, data: Replays, claimed: Sequence[str]
+) -> list[list[str]]:
+    """What of a producer's own record is not the config's; asked of a claim of its own label only."""
+    here = [facts_of(verifier_tree, "replay", c) for c in data.configs]
+    found = []
+    for label, claim in zip(data.producers, claimed, strict=True):
+        own = facts_of(producer_tree, "decode", label)
+        found.append([record_differs(own, facts) if claim == label else "" for facts in here])
+    return found
+
+
+def _result(
+    data: Replays,
+    judged: Judged,
+    p_margin: Floats,
+    p_repeat: Floats,
+    evidence: Evidence,
+    combined_DC: Floats,
+) -> xr.Dataset:
+    each, pair = ("producer", "config", "reference"), ("producer", "config")
+    rows = {
+        "p": (judged.p_DCR, "conformal p of the sketches' profile"),
+        "p_margin": (p_margin, "conformal p of the tokens' mean margin"),
+        "p_repeat": (p_repeat, "conformal p of the sketches' profile, against the verifier's own repeats"),
+        "margin": (data.margin_DCR, "mean margin of the producer's tokens"),
+        "tokens": (data.tokens_DCR, "tokens judged by their margins, the first one among them"),
+        "tokens_greedy": (data.greedy_DCR, "tokens that are the greedy choice here"),
+        "log_likelihood": (judged.log_likelihood_DCR, "ℓ of the config"),
+        "rows_compared": (data.decode.compared_DCR, "decode rows compared"),
+        "rows_equal": (data.decode.equal_DCR, "decode rows that are bit-equal"),
+    }
+    if data.prefill is not None:
+        rows["prefill_compared"] = (data.prefill.compared_DCR, "prefill rows compared")
+        rows["prefill_equal"] = (data.prefill.equal_DCR, "prefill rows that are bit-equal")
+    units = {"margin": "logit", "log_likelihood": "nat"}
+    result = xr.Dataset(
         {
-            "p": (dims, p, {**one, "long_name": "conformal p of the sketches' profile"}),
-            "p_margin": (dims, p_margin, {**one, "long_name": "conformal p of the tokens' mean margin"}),
-            "margin": (
-                dims,
-                data.margin_DCR,
-                {"units": "logit", "long_name": "mean margin of the producer's tokens"},
-            ),
-            "log_likelihood": (dims, loglik, {"units": "nat", "long_name": "ℓ of the config"}),
-            "rows_compared": (dims, data.compared_DCR, {**one, "long_name": "rows compared"}),
-            "rows_equal": (dims, data.equal_DCR, {**one, "long_name": "rows of equal hashes"}),
+            name: (each, values, {"units": units.get(name, "1"), "long_name": about})
+            for name, (values, about) in rows.items()
         },
         coords={"producer": data.producers, "config": data.configs, "reference": data.references},
     )
-
-
-def calibration_text(references: int, alpha: float, own_labels: bool) -> list[str]:
-    """Say what the p-values rest on, and when that is too little."""
-    source = (
-        "the judged producers' labels taken as true, every transcript judged by the other references "
-        "(a label that is wrong throughout cannot be found so)"
-        if own_labels
-        else "separate transcripts of known configs"
-    )
-    lines = [
-        f"Calibration: {plural(references, 'reference')} a config, from {source}. Assumed: the judged "
-        "transcript and the calibration are exchangeable (prompts of one kind, the same two environments)."
-    ]
-    if not references:
-        lines.append("No calibration: no p-value, no verdict by p.")
-    elif references < fewest_references(alpha):
-        lines.append(
-            f"Too little calibration: at level {alpha:.0%} no claim can be rejected with fewer than "
-            f"{fewest_references(alpha)} references (smallest possible p here: 1/{references + 1}); every "
-            "calibrated config stays plausible."
-        )
-    else:
-        lines.append(
-            f"An honest claim on one transcript is rejected with probability at most {alpha:.0%} "
-            f"(attainable: {attainable_level(references, alpha):.2%}); over several, by min(1, 2 · mean p), "
-            "at most that too."
-        )
-    return [wrap(line, "  ") for line in lines]
-
-
-def _text(
-    data: Replays, result: xr.Dataset, at: Sequence[int], each: Sequence[Sequence[str]], own: bool
-) -> str:
-    lines = calibration_text(int(result.attrs["calibration_references"]), float(result.attrs["alpha"]), own)
-    few = int(result.attrs["calibration_references"])
-    needed = fewest_references(float(result.attrs["alpha"]), len(data.references))
-    if fewest_references(float(result.attrs["alpha"])) <= few < needed:
-        said = (
-            f"Too little calibration to combine transcripts: twice a mean p is at least {2 / (few + 1):.3g}, "
-            f"{needed} references are needed; transcripts can be rejected, a producer as a whole cannot."
-        )
-        lines.append(wrap(said, "  "))
-    if result.attrs["other_machines"]:
-        said = (
-            "Calibration of other machines: it was not made on the producers' kind of GPU and replayed in "
-            "this environment class, so it is no null here: no p-value for those claims, only ℓ as a rank."
-        )
-        lines.append(wrap(said, "  "))
-    lines.append(
-        wrap(
-            "exact: rows of equal hashes, where environment class and repeats make that a test. p: the "
-            "sketches; margin p: the tokens alone (assumes a greedy producer); Holm: for all claims.",
-            "  ",
-        )
-    )
-    rows = []
-    for d, producer in enumerate(data.producers):
-        c = at[d]
-        claim = str(result["claim"].values[d])
-        if c < 0:
-            rows.append(
-                [producer, claim, NOT_MEASURED, "not replayed", *["–"] * 3, str(result["answer"].values[d])]
-            )
-            continue
-        rows.append(
-            [
-                producer,
-                claim,
-                f"{data.compared_DCR[d, c].sum():,}",
-                _exact(data, result, d, c),
-                *(_p(float(result[name].values[d])) for name in ("p_claim", "p_holm", "p_margin_claim")),
-                str(result["answer"].values[d]),
-            ]
-        )
-    head = ["producer", "claim", "tokens", "exact", "p", "Holm", "margin p", "which"]
-    lines += ["", table(head, rows, left=2)]
-    rows = []
-    for d, producer in enumerate(data.producers):
-        for r, name in enumerate(data.references):
-            if at[d] >= 0 and len(rows) < SHOWN:
-                c = at[d]
-                equal = f"{data.equal_DCR[d, c, r]}/{data.compared_DCR[d, c, r]}"
-                p, margin = (float(result[k].values[d, c, r]) for k in ("p", "p_margin"))
-                rows.append(
-                    [str(result["claim"].values[d]), name, producer, equal, _p(p), _p(margin), each[d][r]]
-                )
-    if rows:
-        lines += [
-            "",
-            table(["claim", "reference", "producer", "rows equal", "p", "margin p", "which"], rows, left=3),
-        ]
-    left = len(data.producers) * len(data.references) - len(rows)
-    if left > 0:
-        lines.append(f"    … {plural(left, 'more line')}: /analysis/verify")
-    return "\n".join(lines)
-
-
-def _p(value: float) -> str:
-    return NOT_MEASURED if not np.isfinite(value) else f"{value:.3g}"
-
-
-def _exact(data: Replays, result: xr.Dataset, d: int, c: int) -> str:
-    why = str(result["exact"].values[d, c])
-    equal, rows = int(data.equal_DCR[d, c].sum()), int(data.compared_DCR[d, c].sum())
-    if why:
-        return f"no test: {why}"
-    if not rows:
-        return "no rows"
-    bound = percent(float(result["exact_error"].values[d, c]))
-    return f"{'equal' if equal == rows else f'{rows - equal} rows differ'} (error < {bound})"
+    result["p_combined"] = (pair, combined_DC, {**ONE, "long_name": "min(1, 2 · mean p) over references"})
+    for exact in evidence.exact:
+        name = "exact" if exact.phase == "decode" else f"exact_{exact.phase}"
+        why = f"why the exact test of {exact.phase} is not valid; empty: it is"
+        result[name] = (pair, np.array(exact.why_DC, object), {**ONE, "long_name": why})
+        error = "95 % upper bound of the rate at which an honest reference mismatches"
+        result[f"{name}_error"] = (pair, exact.error_DC, {**ONE, "long_name": error})
+        result[f"{name}_p"] = (pair, exact.p_DC, {**ONE, "long_name": "Fisher's p of the mismatches"})
+    return result

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qdx.analysis.numerics import Bools, Floats, mismatch_bound
+from qdx.analysis.numerics import Bools, mismatch_bound
 
 Hashes = NDArray[np.uint64]
 
@@ -38,6 +40,23 @@ class Repeating:
         return mismatch_bound(self.reruns) if self.bit_equal else float("nan")
 
 
+def pooled(parts: Sequence[Repeating]) -> Repeating:
+    """Reruns of one config on several transcripts, counted together."""
+    return Repeating(sum(part.reruns for part in parts), sum(part.equal for part in parts))
+
+
+def equality_p(differ: int, judged: int, reruns: int) -> float:
+    """P-value of `differ` of `judged` references that mismatch while none of `reruns` did.
+
+    If the claim is true, a judged reference is one more rerun of it: given that k of R + n mismatch, all k
+    fall among the R judged with probability C(R, k)/C(R + n, k) (Fisher's exact test, 1922), whatever the
+    mismatch rate is. 1 when none differs; NaN when nothing was judged.
+    """
+    if not judged:
+        return math.nan
+    return math.comb(judged, differ) / math.comb(judged + reruns, differ)
+
+
 def repeating(hash_QRP: Hashes, compared_QRP: Bools) -> Repeating:
     """Compare repeats with the first.
 
@@ -53,33 +72,15 @@ def repeating(hash_QRP: Hashes, compared_QRP: Bools) -> Repeating:
     return Repeating(int(rerun.sum()), int((rerun & equal).sum()))
 
 
-def why_not_exact(
-    environment_a: tuple[str, ...],
-    environment_b: tuple[str, ...],
-    producer: Repeating,
-    verifier: Repeating,
-) -> str:
+def why_not_exact(producer: tuple[str, ...], verifier: tuple[str, ...], claimed: Repeating) -> str:
     """Say why equal hashes prove nothing here, or differing ones do not refute; "" when they do.
 
     Rows of honest runs are equal only where the environment class (compute capability, SM count, engine,
-    its version, batch) is one and the config repeats bit by bit on either side.
+    its version, batch) is one and the claimed config repeats bit by bit in it. Whether it does is measured
+    here: a producer who could state it might lie to escape the test.
     """
-    if environment_a != environment_b:
+    if producer != verifier:
         return "other environment class"
-    for side, repeats in (("producer", producer), ("verifier", verifier)):
-        if not repeats.reruns:
-            return f"the {side} was not rerun"
-        if not repeats.bit_equal:
-            return f"the {side}'s repeats differ"
-    return ""
-
-
-def mean_margin(greatest_T: Floats, target_T: Floats) -> Floats:
-    """Mean over tokens of greatest logit − the emitted token's logit, in logits; 0: always greedy.
-
-    The score of Token-DiFR at temperature 0 (Karvonen et al. 2025): a greedy producer publishes tokens
-    only, and the verifier's own logits say how far each was from being chosen.
-    """
-    from qdx.analysis.verification.likelihood import row_mean
-
-    return row_mean(np.asarray(greatest_T, np.float64) - np.asarray(target_T, np.float64))
+    if not claimed.reruns:
+        return "the verifier ran once"
+    return "" if claimed.bit_equal else "the config does not repeat here"

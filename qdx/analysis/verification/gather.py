@@ -10,14 +10,17 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from qdx.analysis.numerics import Bools, Floats
-from qdx.analysis.verification.exact import Repeating, mean_margin, repeating
-from qdx.analysis.verification.likelihood import Calibration, energy, ulp_floor
-from qdx.analysis.view import ENVIRONMENT, View
+from qdx.analysis.numerics import Bools, Floats, Ints
+from qdx.analysis.verification.compared import NO_ROWS, Compared, marks, own_repeats, prefill
+from qdx.analysis.verification.exact import pooled, repeating
+from qdx.analysis.verification.likelihood import Calibration, energy, row_mean, ulp_floor
+from qdx.analysis.view import ENVIRONMENT
 from qdx.errors import QdxError
 
 SHARED = {"tokenizer_sha256": "tokenizer", "vocab": "vocabulary size", "sketch_seed": "seed of the sketches"}
-PROCESSOR = ("cpu", "threads")
+# On a CPU the arithmetic is torch's and, of modelled kernels, this program's.
+MACHINE = ("cpu", "threads")
+PROCESSOR = (*MACHINE, "torch_version", "code_sha256")
 REPLAY = ("producer", "config", "repeat", "reference", "position")
 
 
@@ -32,11 +35,15 @@ class Replays:
         ‖r‖²/k of the sketches, NaN where a row is missing.
     floor_DRT : array (producer, reference, token)
     components : int
-    margin_DCR : array (producer, config, reference)
-        See `exact.mean_margin`.
-    compared_DCR, equal_DCR : array (producer, config, reference)
-        Rows compared and rows of equal hashes.
-    repeats_D, repeats_DC : Repeating of each producer; of each config's replay of each producer
+    again_DCVRT : array (producer, config, replaying config, reference, token)
+        The energies of a config's second repeat here, as if it had been the producer.
+    again_floor_DCRT : array (producer, config, reference, token)
+    margin_DCRT : array (producer, config, reference, token)
+        Greatest logit here − the emitted token's; the first token, which prefill predicts, comes first.
+    decode : Compared
+        The rows behind the energies.
+    prefill : Compared or None
+        The references' rows, which do not depend on the transcript.
     environment_D, environment_C : tuple of text for each
     """
 
@@ -46,11 +53,11 @@ class Replays:
     energy_DCRT: Floats
     floor_DRT: Floats
     components: int
-    margin_DCR: Floats
-    compared_DCR: NDArray[np.int64]
-    equal_DCR: NDArray[np.int64]
-    repeats_D: list[Repeating]
-    repeats_DC: list[list[Repeating]]
+    again_DCVRT: Floats
+    again_floor_DCRT: Floats
+    margin_DCRT: Floats
+    decode: Compared
+    prefill: Compared | None
     environment_D: list[tuple[str, ...]]
     environment_C: list[tuple[str, ...]]
 
@@ -92,8 +99,13 @@ class Replays:
         shared = np.intersect1d(own["position"].values, replay["position"].values)
         if not len(shared):
             raise QdxError("transcripts and replays share no position: give the file that was replayed")
+        committed = "commitment" in own
         names = ("captured", "token_id", "row_hash", "sketch")
-        for tree, found, needed in (("producers'", own, names), ("verifier's", replay, names)):
+        needed_of = (
+            ("producers'", own, ("captured",) if committed else names),
+            ("verifier's", replay, names),
+        )
+        for tree, found, needed in needed_of:
             missing = [name for name in needed if name not in found]
             if missing:
                 raise QdxError(
@@ -103,6 +115,36 @@ class Replays:
         mine = own.sel(config=producers, reference=references).isel(position=positions)
         theirs = replay.sel(position=mine["position"].values)
         return _align(producer_tree, verifier_tree, mine, theirs, producers, references)
+
+    @property
+    def margin_DCR(self) -> Floats:
+        """Mean margin of a transcript's tokens, in logits; 0: all are greedy here.
+
+        The score of Token-DiFR at temperature 0 (Karvonen et al. 2025): a greedy producer publishes tokens
+        only, and the verifier's own logits say how far each was from being chosen.
+        """
+        return row_mean(self.margin_DCRT)
+
+    @property
+    def tokens_DCR(self) -> Ints:
+        """Tokens judged by their margins."""
+        return np.asarray(np.isfinite(self.margin_DCRT).sum(-1), np.int64)
+
+    @property
+    def greedy_DCR(self) -> Ints:
+        """Those that are the greedy choice here."""
+        return np.asarray((self.margin_DCRT == 0).sum(-1), np.int64)
+
+    @property
+    def phases(self) -> list[Compared]:
+        """Decode, then prefill where it was compared."""
+        return [self.decode] if self.prefill is None else [self.decode, self.prefill]
+
+    def references_C(self, configs: Sequence[str]) -> Ints:
+        """Calibration references that this has of each of these configs: tokens that it judged itself."""
+        honest = self.honest(self.tokens_DCR.astype(float), configs)
+        energies = self.calibration(configs).references_C
+        return np.asarray(np.maximum(energies, (np.nan_to_num(honest) > 0).sum(-1)), np.int64)
 
     @property
     def honest_C(self) -> list[int]:
@@ -121,6 +163,13 @@ class Replays:
                     if other in self.configs:
                         energy_CVNT[c, v] = self.energy_DCRT[d, self.configs.index(other)]
         return Calibration(energy_CVNT, floor_CNT, self.components)
+
+    def of_repeats(self, producer: int) -> Calibration:
+        """What honest configs of this very machine make of a producer's transcripts: their second repeats.
+
+        The right null only where the producer's environment class is this one.
+        """
+        return Calibration(self.again_DCVRT[producer], self.again_floor_DCRT[producer], self.components)
 
     def honest(self, score_DCR: Floats, configs: Sequence[str]) -> Floats:
         """A score of honest pairs, (config, reference); NaN for a config that has none."""
@@ -177,6 +226,8 @@ def _align(
     producers: list[str],
     references: list[str],
 ) -> Replays:
+    own = _with_tokens(tree, own)
+
     def mine(name: str, *more: str) -> NDArray[Any]:
         data = own[name].transpose("repeat", "config", "reference", "position", *more)
         return np.asarray(data.values[0])
@@ -197,63 +248,128 @@ def _align(
             f"fed other tokens than the transcript has (position {own['position'].values[t]}): "
             "give the file that was replayed"
         )
-    sketch_DRTK, replayed = mine("sketch", "component"), theirs("sketch", "component")
-    components = sketch_DRTK.shape[-1]
-    if replayed.shape[-1] != components:
-        raise QdxError(
-            f"sketches of {components} and {replayed.shape[-1]} components cannot be compared: "
-            "use one capture.components"
-        )
-    energy_DCRT = energy(sketch_DRTK[:, None].astype(np.float64) - replayed)
-    dtypes = np.broadcast_to(own["dtype"].values, (len(producers),))
-    floor_DRT = np.stack(
-        [ulp_floor(rows, str(dtype)) for rows, dtype in zip(sketch_DRTK, dtypes, strict=True)]
-    )
-    hash_DRT, hash_DCQRT = mine("row_hash"), replay["row_hash"].transpose(*REPLAY).values
-    compared = both_DCRT.sum(-1)
-    equal = (both_DCRT & (hash_DRT[:, None] == hash_DCQRT[:, :, 0])).sum(-1)
-    margin = np.full(compared.shape, np.nan)
+    shape = captured_DCQRT.shape[:2] + captured_DCQRT.shape[3:]
+    energy_DCRT, components = np.full(shape, np.nan), replay.sizes["component"]
+    floor_DRT = np.full(here_DRT.shape, np.nan)
+    again_DCVRT, again_floor_DCRT = _again(replay, captured_DCQRT)
+    if "sketch" in own:  # a file of commitments has none
+        sketch_DRTK, replayed = mine("sketch", "component"), theirs("sketch", "component")
+        if sketch_DRTK.shape[-1] != components:
+            raise QdxError(
+                f"sketches of {sketch_DRTK.shape[-1]} and {components} components cannot be compared: "
+                "use one capture.components"
+            )
+        energy_DCRT = energy(sketch_DRTK[:, None].astype(np.float64) - replayed)
+        dtypes = np.broadcast_to(own["dtype"].values, (len(producers),))
+        rows = zip(sketch_DRTK, dtypes, strict=True)
+        floor_DRT = np.stack([ulp_floor(row, str(dtype)) for row, dtype in rows])
+    energy_DCRT = np.where(both_DCRT, energy_DCRT, np.nan)
+    margin_DCRT = np.full((*shape[:3], shape[3] + 1), np.nan)
+    margin_DCRT[..., 0] = _first_margins(tree, verifier, producers, references, shape[:3])
     if "top_logit" in replay and "target_logit" in replay:
-        greatest = theirs("top_logit", "rank")[..., 0]
-        margin = mean_margin(np.where(both_DCRT, greatest, np.nan), theirs("target_logit"))
-    reruns_DC = [
-        [
-            repeating(hash_DCQRT[d, c], captured_DCQRT[d, c] & captured_DCQRT[d, c, :1])
-            for c in range(compared.shape[1])
-        ]
-        for d in range(len(producers))
-    ]
+        margins = theirs("top_logit", "rank")[..., 0].astype(np.float64) - theirs("target_logit")
+        margin_DCRT[..., 1:] = np.where(both_DCRT, margins, np.nan)
+    configs = [str(label) for label in replay["config"].values]
     return Replays(
         producers,
-        [str(label) for label in replay["config"].values],
+        configs,
         references,
-        np.where(both_DCRT, energy_DCRT, np.nan),
+        energy_DCRT,
         np.where(here_DRT, floor_DRT, np.nan),
         components,
-        margin,
-        compared,
-        equal,
-        _reruns(tree, producers),
-        reruns_DC,
+        again_DCVRT,
+        again_floor_DCRT,
+        margin_DCRT,
+        _decode(tree, own, replay, both_DCRT, row_mean(np.sqrt(energy_DCRT * components))),
+        prefill(tree, verifier, producers, references),
         _environment(tree, own, producers),
-        _environment(verifier, replay, [str(label) for label in replay["config"].values]),
+        _environment(verifier, replay, configs),
     )
 
 
-def _reruns(tree: xr.DataTree, producers: list[str]) -> list[Repeating]:
-    """Repeats of each producer's free generation, compared up to the first differing token."""
-    view = View(tree)
-    hashes = view.hashes("decode")
-    found = []
-    for label in producers:
-        c = view.configs.index(label)
-        rows = [view.comparable("decode", (c, 0), (c, q)) for q in range(hashes.shape[1])]
-        found.append(repeating(hashes[c], _bools(rows)))
-    return found
+def _again(replay: xr.Dataset, captured_DCQRT: Bools) -> tuple[Floats, Floats]:
+    """Energies and floors of every config's second repeat against every config's first; NaN without one."""
+    producers, configs, repeats, *rest = captured_DCQRT.shape
+    again_DCVRT = np.full((producers, configs, configs, *rest), np.nan)
+    floor_DCRT = np.full((producers, configs, *rest), np.nan)
+    if repeats < 2:
+        return again_DCVRT, floor_DCRT
+    pair = replay["sketch"].isel(repeat=slice(2)).transpose(*REPLAY, "component").values.astype(np.float64)
+    dtypes = np.broadcast_to(replay["dtype"].values, (configs,))
+    for c in range(configs):
+        floor_DCRT[:, c] = ulp_floor(pair[:, c, 1], str(dtypes[c]))
+        for v in range(configs):
+            both = captured_DCQRT[:, c, 1] & captured_DCQRT[:, v, 0]
+            again_DCVRT[:, c, v] = np.where(both, energy(pair[:, c, 1] - pair[:, v, 0]), np.nan)
+    return again_DCVRT, floor_DCRT
 
 
-def _bools(rows: Sequence[Bools]) -> Bools:
-    return np.stack(rows).astype(bool)
+def _with_tokens(tree: xr.DataTree, own: xr.Dataset) -> xr.Dataset:
+    """The rows with the ids of their tokens, which a file of commitments has in ``/output`` only."""
+    if "token_id" in own:
+        return own
+    references = own["reference"].values
+    length_R = tree["references"].to_dataset()["length"].sel(reference=references).values
+    output = tree["output"].to_dataset()["token_id"].sel(config=own["config"].values, reference=references)
+    output_CQRT = output.transpose("config", "repeat", "reference", "output_token").values
+    index_RP = own["position"].values[None, :] - length_R[:, None]
+    inside_RP = (index_RP >= 0) & (index_RP < output_CQRT.shape[-1])
+    at = np.where(inside_RP, index_RP, 0)[None, None]
+    ids = np.where(inside_RP, np.take_along_axis(output_CQRT, at, -1), -1)
+    return own.assign(token_id=(("config", "repeat", "reference", "position"), ids))
+
+
+def _first_margins(
+    tree: xr.DataTree,
+    verifier: xr.DataTree,
+    producers: list[str],
+    references: list[str],
+    shape: tuple[int, ...],
+) -> Floats:
+    """Margins of the producers' first tokens, which the verifier's prefill predicts: NaN where unknown."""
+    here = verifier["prefill"].to_dataset() if "prefill" in verifier.children else xr.Dataset()
+    if "first_logit" not in here or "output" not in tree.children:
+        return np.full(shape, np.nan)
+    here = here.isel(repeat=0).sel(reference=references, producer=producers)
+    own = tree["output"].to_dataset()["token_id"].isel(repeat=0, output_token=0)
+    own = own.sel(config=producers, reference=references)
+    fed = here["first_token_id"].transpose("producer", "config", "reference").values
+    if (fed != own.transpose("config", "reference").values[:, None]).any():
+        raise QdxError("the verifier judged other first tokens: give the file that was replayed")
+    length = tree["references"].to_dataset()["length"].sel(reference=references)
+    greatest = here["top_logit"].isel(rank=0).sel(position=length).transpose("config", "reference").values
+    chosen = here["first_logit"].transpose("producer", "config", "reference").values
+    return np.asarray(greatest[None].astype(np.float64) - chosen)
+
+
+def _decode(
+    tree: xr.DataTree, own: xr.Dataset, replay: xr.Dataset, both_DCRT: Bools, distance_DCR: Floats
+) -> Compared:
+    """The equality of decode rows and of their repeats."""
+    order = (*REPLAY, "word")
+    found = marks(own, replay)
+    equal_DCR = np.zeros(both_DCRT.shape[:3], np.int64)
+    if found is not None:
+        mine, theirs = (data.transpose(*(d for d in order if d in data.dims)) for data in found)
+        same = mine.isel(repeat=0).values[:, None] == theirs.isel(repeat=0).values
+        equal_DCR = (both_DCRT & same.all(-1)).sum(-1)
+    hash_DCQRT = replay["row_hash"].transpose(*REPLAY).values
+    captured = replay["captured"].transpose(*REPLAY).values.astype(bool)
+    reruns = [
+        pooled(
+            [repeating(hash_DCQRT[d, c], captured[d, c] & captured[d, c, :1]) for d in range(len(captured))]
+        )
+        for c in range(captured.shape[1])
+    ]
+    return Compared(
+        "decode",
+        distance_DCR,
+        both_DCRT.sum(-1) if found is not None else np.zeros_like(equal_DCR),
+        equal_DCR,
+        own_repeats(tree, "decode", [str(label) for label in own["config"].values]),
+        reruns,
+        "" if found is not None else NO_ROWS,
+    )
 
 
 def _environment(tree: xr.DataTree, dataset: xr.Dataset, labels: Sequence[str]) -> list[tuple[str, ...]]:
@@ -277,5 +393,5 @@ def _environment(tree: xr.DataTree, dataset: xr.Dataset, labels: Sequence[str]) 
 def _hardware(environment: tuple[str, ...]) -> tuple[str, ...]:
     """The part of an environment class that is the machine's: not the engine's, nor the batch."""
     names = (*ENVIRONMENT, *PROCESSOR)
-    machine = ("compute_capability", "sm_count", *PROCESSOR)
+    machine = ("compute_capability", "sm_count", *MACHINE)
     return tuple(value for name, value in zip(names, environment, strict=True) if name in machine)

@@ -21,9 +21,10 @@ from qdx.analysis.verification.attribution import (
     confusion,
     judge,
 )
-from qdx.analysis.verification.claims import calibration_text
+from qdx.analysis.verification.claims import calibrating
 from qdx.analysis.verification.gather import Replays, same_machines
 from qdx.analysis.verification.likelihood import Calibration, row_mean
+from qdx.analysis.verification.said import calibration_text
 from qdx.errors import QdxError
 
 ONE = {"units": "1"}
@@ -31,7 +32,11 @@ SHOWN = 30
 
 
 def attribution(
-    producer_tree: xr.DataTree, verifier_tree: xr.DataTree, alpha: float = 0.05, draws: int = 1000
+    producer_tree: xr.DataTree,
+    verifier_tree: xr.DataTree,
+    alpha: float = 0.05,
+    draws: int = 1000,
+    calibration: tuple[xr.DataTree, xr.DataTree] | None = None,
 ) -> Section:
     """Name each transcript's config out of those replayed, and count how often that is right.
 
@@ -43,15 +48,17 @@ def attribution(
         Level of the conformal sets.
     draws : int
         Of the bootstrap over references.
+    calibration : (producer_tree, verifier_tree), optional
+        See `claims.verify`.
 
     Returns
     -------
     Section
         Result: ``confusion`` (producer, answer) with ``rate_low``, ``rate_high`` (Wilson, 95 %);
-        ``likeliest_right``, ``nearest_right`` (producer); and for each ordered pair (producer, config), the
-        config claimed falsely: ``auc``, ``tpr`` at 1 % FPR with ``…_low``, ``…_high``, ``tokens_needed``
-        with ``…_low``, ``…_high``, the curve ``tpr_at`` (…, tokens) with its interval, and ``roc`` (…,
-        false_positive_rate).
+        ``likeliest_right``, ``nearest_right`` (producer); ``bit_equal`` (producer, config); and for each
+        ordered pair (producer, config), the config claimed falsely: ``auc``, ``tpr`` at 1 % FPR with
+        ``…_low``, ``…_high``, ``tokens_needed`` with ``…_low``, ``…_high``, the curve ``tpr_at`` (…, tokens)
+        with its interval, and ``roc`` (…, false_positive_rate).
 
     Notes
     -----
@@ -60,12 +67,16 @@ def attribution(
     references, no rate at 1 % FPR under 100.
     """
     data = Replays.of(producer_tree, verifier_tree)
-    calibration = data.calibration(data.configs)
-    judged = judge(data.energy_DCRT, data.floor_DRT, calibration, range(len(data.references)))
-    judged.p_DCR[~same_machines(data, data)] = np.nan
+    known = calibrating(data, calibration)
+    same = [known.references.index(r) if r in known.references else -1 for r in data.references]
+    judged = judge(data.energy_DCRT, data.floor_DRT, known.calibration(data.configs), same)
+    judged.p_DCR[~same_machines(data, known)] = np.nan
     distance = row_mean(np.sqrt(data.energy_DCRT * data.components))
     result = _named(data.producers, data.configs, judged, distance, alpha)
     result = result.merge(_separation(data, judged, draws), join="exact")
+    same = (data.decode.compared_DCR > 0) & (data.decode.equal_DCR == data.decode.compared_DCR)
+    about = {**ONE, "long_name": "transcripts whose every decode row is bit-equal to the config's replay"}
+    result["bit_equal"] = (("producer", "config"), same.sum(-1), about)
     tokens = int(np.isfinite(data.energy_DCRT).sum(-1).max(initial=0))
     counts = judged.references_CR[judged.references_CR > 0]
     least = int(counts.min()) if counts.size else 0
@@ -76,7 +87,7 @@ def attribution(
         "tokens": tokens,
         "weight": float(judged.weight_R.mean()),
     }
-    text = [*calibration_text(least, alpha, True), *_text(result)]
+    text = [*calibration_text(least, alpha, calibration is None), *_text(result)]
     return Section("attribution", "Which of N", result, {"": "\n".join(text)})
 
 
@@ -273,7 +284,7 @@ def _text(result: xr.Dataset) -> list[str]:
     counts = result["confusion"].values
     shown = [i for i, name in enumerate(names) if name not in OTHER_ANSWERS or counts[:, i].any()]
     configs = [str(v) for v in result["config"].values]
-    rows = []
+    bits, rows = "bit_equal" in result, []
     for d, producer in enumerate(str(v) for v in result["producer"].values):
         total = int(result["transcripts"].values[d])
         right = names.index(producer if producer in configs else "unknown")
@@ -287,12 +298,17 @@ def _text(result: xr.Dataset) -> list[str]:
                 *(NOT_MEASURED if k < 0 else f"{k}/{total}" for k in picks),
             ]
         )
+        if bits:
+            rows[-1].append(_bits(result, producer, total))
     head = ["made by", *(names[i] for i in shown), "right (95 %)", "in set", "likeliest", "nearest"]
+    head += ["bit-equal"] if bits else []
     said = (
         "Answers for single transcripts, leave one reference out. right: named alone, with Wilson's interval "
         "(for a config that is not among those judged: unknown); in set: the conformal set holds the true "
         "config; likeliest, nearest: greatest ℓ or least distance is the true config's, without any level."
     )
+    if bits:
+        said += " Bit-equal: transcripts whose every decode row is that of the true config's replay."
     lines = ["", wrap(said, "  "), table(head, rows)]
     if "auc" not in result:
         return lines
@@ -323,6 +339,17 @@ def _text(result: xr.Dataset) -> list[str]:
         head = ["made by", "claimed", "AUC", "TPR at 1 % FPR", "tokens for 99 % TPR"]
         lines += ["", table(head, rows, left=2)]
     return lines
+
+
+def _bits(result: xr.Dataset, producer: str, total: int) -> str:
+    """Transcripts that are bit-equal to their own config's replay, and others that they equal as well."""
+    counts = dict(
+        zip(result["config"].values, result["bit_equal"].sel(producer=producer).values, strict=True)
+    )
+    own = counts.pop(producer, None)
+    others = [str(name) for name, count in counts.items() if count]
+    said = NOT_MEASURED if own is None else f"{int(own)}/{total}"
+    return said + (f" (and {', '.join(others)})" if others else "")
 
 
 def roc_least() -> int:

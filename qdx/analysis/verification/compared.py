@@ -1,0 +1,125 @@
+"""Producers' rows beside the verifier's, phase by phase: how many are equal, and how far apart they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from qdx.analysis.numerics import Bools, Floats, Ints
+from qdx.analysis.verification.exact import Repeating, repeating
+from qdx.analysis.verification.likelihood import row_mean
+from qdx.analysis.view import View, masks
+
+ORDER = ("config", "repeat", "reference", "position")
+NO_ROWS = "the verifier kept no full rows to make commitments of (capture=full, and run.nc beside the report)"
+Marks = NDArray[np.uint64]  # (…, word): equal where rows are
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One phase of every producer and every config.
+
+    Attributes
+    ----------
+    phase : str
+        The producers' name of it: prefill, or decode (the verifier's replay).
+    distance_DCR : array (producer, config, reference)
+        Mean over content rows of the distance of two sketches, ‖sketch − sketch‖: an estimate of the L2
+        distance of the two rows' centred logits. NaN where there is no sketch.
+    compared_DCR, equal_DCR : array (producer, config, reference)
+        Rows compared, and those that are bit-equal (by hash or commitment).
+    repeats_D, repeats_C : list of Repeating
+        Of the producers' own repeats, and of each config's own here.
+    missing : str
+        Why no rows can be compared for equality; empty when they can.
+    """
+
+    phase: str
+    distance_DCR: Floats
+    compared_DCR: Ints
+    equal_DCR: Ints
+    repeats_D: list[Repeating]
+    repeats_C: list[Repeating]
+    missing: str = ""
+
+
+def marks(own: xr.Dataset, replay: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray] | None:
+    """What says of both sides whether rows are equal: hashes, or else commitments, as ``(…, word)``."""
+    for name in ("row_hash", "commitment"):
+        if name in own and name in replay:
+            return _words(own[name]), _words(replay[name])
+    return None
+
+
+def _words(data: xr.DataArray) -> xr.DataArray:
+    if "byte" not in data.dims:
+        return data.astype(np.uint64).expand_dims("word", -1)
+    data = data.transpose(..., "byte")
+    words = np.ascontiguousarray(data.values).view(np.uint64)
+    return data.isel(byte=slice(words.shape[-1])).rename(byte="word").copy(data=words)
+
+
+def own_repeats(tree: xr.DataTree, phase: str, labels: list[str]) -> list[Repeating]:
+    """How the configs of a sweep repeat in a phase: by their hashes, or as a commitments file states it."""
+    data = tree[phase].to_dataset()
+    if "row_hash" not in data:
+        stated = data.sel(config=labels)
+        pairs = zip(stated["reruns"].values, stated["reruns_equal"].values, strict=True)
+        return [Repeating(int(n), min(int(n), int(k))) for n, k in pairs]
+    view = View(tree)
+    hashes, found = view.hashes(phase), []
+    for label in labels:
+        c = view.configs.index(label)
+        rows = [view.comparable(phase, (c, 0), (c, q)) for q in range(hashes.shape[1])]
+        found.append(repeating(hashes[c], np.stack(rows).astype(bool)))
+    return found
+
+
+def prefill(
+    producer_tree: xr.DataTree, verifier_tree: xr.DataTree, producers: list[str], references: list[str]
+) -> Compared | None:
+    """Compare prefill rows, first repeat of each; None where either side has none."""
+    if any("prefill" not in tree.children for tree in (producer_tree, verifier_tree)):
+        return None
+    own, here = (tree["prefill"].to_dataset() for tree in (producer_tree, verifier_tree))
+    positions = np.intersect1d(own["position"].values, here["position"].values)
+    own = own.sel(config=producers, reference=references, position=positions)
+    here = here.sel(reference=references, position=positions)
+    configs = [str(label) for label in here["config"].values]
+    both_DCRP = _first(own["captured"]).astype(bool)[:, None] & _first(here["captured"]).astype(bool)[None]
+    shape = (len(producers), len(configs), len(references))
+    found, equal = marks(own, here), np.zeros(shape, np.int64)
+    if found is not None:
+        same = (_first(found[0], "word")[:, None] == _first(found[1], "word")[None]).all(-1)
+        equal = (both_DCRP & same).sum(-1)
+    distance = np.full(shape, np.nan)
+    if "sketch" in own and "sketch" in here:
+        content = _content(here) & both_DCRP
+        mine, theirs = (_first(side["sketch"], "component").astype(np.float64) for side in (own, here))
+        difference = mine[:, None] - theirs[None]
+        norm = np.sqrt(np.einsum("...k,...k->...", difference, difference))
+        distance = row_mean(np.where(content, norm, np.nan))
+    return Compared(
+        "prefill",
+        distance,
+        both_DCRP.sum(-1) if found is not None else np.zeros(shape, np.int64),
+        equal,
+        own_repeats(producer_tree, "prefill", producers),
+        own_repeats(verifier_tree, "prefill", configs),
+        "" if found is not None else NO_ROWS,
+    )
+
+
+def _first(data: xr.DataArray, *more: str) -> NDArray[Any]:
+    """The first repeat, (config, reference, position, …)."""
+    return np.asarray(data.isel(repeat=0).transpose("config", "reference", "position", *more).values)
+
+
+def _content(data: xr.Dataset) -> Bools:
+    """Content rows, (reference, position)."""
+    region = np.asarray(data["region"].transpose("reference", "position").values, dtype=str)
+    return masks(region)["content"]

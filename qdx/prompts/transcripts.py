@@ -1,0 +1,162 @@
+"""Transcripts of producers: the same references, and the tokens that every producer generated after them."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qdx.errors import QdxError
+from qdx.plugins import register
+from qdx.prompts._reference import Reference, Summary
+from qdx.prompts._transcript_file import Transcripts as File
+from qdx.prompts._transcript_file import clean, locate, read_once
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from qdx.dataset.layout import Producer
+
+TARGET = "qdx.prompts.Transcripts"
+OPTIONS = ("name", "_target_", "path")
+COPY = "producers.nc"  # of the file, in the verifier's sweep folder
+
+
+@register("prompts", "transcripts")
+@dataclass
+class Transcripts:
+    """What producers generated, to be replayed: the program is the verifier then.
+
+    Parameters
+    ----------
+    path : str
+        The producers' ``sweep.nc``, their sweep folder, or what ``python -m qdx.commit`` wrote.
+
+    Attributes
+    ----------
+    summary : Summary or None
+        Always None: the references' documents are not at hand.
+    """
+
+    path: str
+    summary: Summary | None = field(default=None, init=False)
+
+    @cached_property
+    def file(self) -> File:
+        """The checked content of the file; see `qdx.prompts._transcript_file.read`."""
+        return read_once(locate(self.path))
+
+    def load(self, tokenizer: Any) -> list[Reference]:
+        """Return the references of the file; see `PromptSource.load`."""
+        return [one if one.text else _decoded(one, tokenizer) for one in self.file.references]
+
+    @property
+    def producers(self) -> list[Producer]:
+        """Every producer with its first repeat's tokens."""
+        return self.file.producers
+
+    def require(self, *, tokenizer_sha256: str, vocab: int, tokens: int) -> None:
+        """Refuse to replay with another model's tokens.
+
+        Parameters
+        ----------
+        tokenizer_sha256, vocab
+            Of the verifier's checkpoint.
+        tokens : int
+            ``generate.tokens``.
+
+        Raises
+        ------
+        QdxError
+        """
+        file = self.file
+        if file.tokenizer_sha256 != tokenizer_sha256:
+            raise QdxError(
+                f"{file.path}: the producers' tokenizer has the sha256 {clean(file.tokenizer_sha256)[:16]}…, "
+                f"this model's {tokenizer_sha256[:16]}…: choose the model that the producers ran"
+            )
+        if file.vocab != vocab:
+            raise QdxError(
+                f"{file.path}: the producers' rows have {file.vocab} logits, this model's {vocab}: choose "
+                "the model that the producers ran"
+            )
+        if file.tokens != tokens:
+            raise QdxError(
+                f"generate.tokens={tokens}: the transcripts of {file.path} have {file.tokens} tokens, all of "
+                "which are replayed: remove generate.tokens"
+            )
+
+    def keep(self, directory: Path) -> None:
+        """Copy the file into a sweep folder, where the report finds it whatever becomes of the original."""
+        source, target = self.file.path, directory / COPY
+        if target.exists() and target.samefile(source):
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        part = directory / f"{COPY}.part"
+        shutil.copyfile(source, part)
+        part.replace(target)
+
+    def describe(self, batch_size: int) -> str:
+        """Say who produced what, and where this replay is batched otherwise."""
+        lines = [f"transcripts of {len(self.producers)} producers, {self.file.tokens} tokens a reference:"]
+        for producer in self.producers:
+            at = producer.coords
+            machine = at["gpu"] or "CPU"
+            lines.append(
+                f"  {producer.name}: {at['observed_kernel']}, {at['dtype']}, {at['backend']} "
+                f"{at['backend_version']}, {machine}, batch {at['batch_size']}"
+            )
+        other = [p.name for p in self.producers if int(p.coords["batch_size"]) != batch_size]
+        if other:
+            sizes = ",".join(map(str, sorted({int(p.coords["batch_size"]) for p in self.producers})))
+            lines.append(
+                f"NOTE: batch_size={batch_size}, and {', '.join(other)} ran another: batches choose kernels, "
+                f"so those rows may differ for honest producers; batch_size={sizes} meets them all"
+            )
+        return "\n".join(lines)
+
+
+def _decoded(reference: Reference, tokenizer: Any) -> Reference:
+    """The reference with the text of its content, which a commitments file leaves out."""
+    start = reference.prefix_length
+    ids = reference.token_ids[start : start + reference.content_length]
+    return replace(reference, text=clean(tokenizer.decode(ids.tolist())))
+
+
+def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Take from the file of transcripts what the command line leaves open, in place.
+
+    ``generate.tokens`` is the transcripts' length; ``batch_size`` that of most producers (the smallest of
+    equally many), so that the decode kernels see the same number of rows. A config with other prompts is left
+    as it is.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+        A job's composed config.
+    overrides : sequence of str
+        What the command line sets, such as ``batch_size=4``.
+
+    Raises
+    ------
+    QdxError
+        When the file cannot be read; see `qdx.prompts._transcript_file.read`.
+    """
+    from omegaconf import OmegaConf, flag_override
+
+    if str(OmegaConf.select(cfg, "prompts._target_")) != TARGET:
+        return
+    given = {text.partition("=")[0].lstrip("+") for text in overrides}
+    file = Transcripts(cfg.prompts.path).file
+    sizes = Counter(int(producer.coords["batch_size"]) for producer in file.producers)
+    with flag_override(cfg, ["readonly", "struct"], False):
+        for key in [str(key) for key in cfg.prompts if key not in OPTIONS and f"prompts.{key}" not in given]:
+            del cfg.prompts[key]  # an experiment sets it for the prompts that it was written for
+        if "generate.tokens" not in given:
+            cfg.generate.tokens = file.tokens
+        if "batch_size" not in given:
+            cfg.batch_size = min(sizes, key=lambda size: (-sizes[size], size))

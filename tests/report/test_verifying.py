@@ -1,0 +1,108 @@
+"""The parts of a verifier's report: its figures and tables hold the sections' numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from qdx.analysis.verification import attribution, crossing, environment_validation, verify
+from qdx.report import tables, verifying
+from qdx.report.drawing import NOT_MEASURED, number
+from qdx.report.figures import Figures
+from qdx.report.parts import verification
+from tests.analysis.replaying import trees
+
+NOISE = {"awq": 0.0, "marlin": 0.05, "g<b>ptq": 1.5}
+
+
+@pytest.fixture(scope="module")
+def judged():
+    producers, verifier = trees(NOISE, references=100, tokens=4)
+    own = {label: label for label in NOISE}
+    sections = [
+        environment_validation(producers, verifier, own),
+        verify(producers, verifier),
+        crossing(producers, verifier),
+        attribution(producers, verifier, draws=20),
+    ]
+    return {section.name: section for section in sections}
+
+
+def test_a_heatmap_has_every_distance_in_its_table(judged):
+    found = [f for f in verifying.figures(list(judged.values())) if f.name == "crossing_decode"]
+    values = judged["crossing"].result["distance"].sel(phase="decode").values
+    assert found[0].table.rows == [
+        [name, *(number(float(v)) for v in row)] for name, row in zip(NOISE, values, strict=True)
+    ]
+    assert values[0, 0] == 0 and (values[0, 1:] > 1).all()
+
+
+def test_curves_run_from_none_to_all_and_end_at_the_shares_of_the_section(judged):
+    figures = {f.name: f for f in verifying.figures(list(judged.values()))}
+    assert {"roc_awq", "tokens_awq"} <= set(figures)
+    last = figures["roc_awq"].table.rows[-1]
+    result = judged["attribution"].result
+    step = -(-result.sizes["false_positive_rate"] // 32)
+    at = np.arange(result.sizes["false_positive_rate"])[::step][-1]
+    shares = result["roc"].sel(producer="awq", config=["marlin", "g<b>ptq"]).values[:, at]
+    assert last[1:] == [number(float(v)) for v in shares]
+    assert figures["tokens_awq"].table.head == ["tokens", "marlin", "g<b>ptq"]
+
+
+def test_too_few_references_give_no_curve_over_tokens():
+    producers, verifier = trees(NOISE, references=9, tokens=4)
+    names = {f.name for f in verifying.figures([attribution(producers, verifier, draws=20)])}
+    assert "roc_awq" in names
+    assert not any(name.startswith("tokens_") for name in names)
+
+
+def test_a_distance_that_nobody_measured_says_so(judged):
+    section = judged["crossing"]
+    blank = section.result.copy(deep=True)
+    blank["distance"].values[:, 1, 2] = np.nan
+    figure = verifying.figures([type(section)("crossing", "", blank)])[-1]
+    assert figure.table.rows[1][3] == NOT_MEASURED
+
+
+def test_every_section_has_a_part_and_names_are_only_text(judged):
+    drawn = Figures(verifying=verifying.figures(list(judged.values())))
+    found = verification(list(judged.values()), drawn)
+    assert [anchor for anchor, _, _ in found] == [
+        "verify",
+        "environment_validation",
+        "crossing",
+        "attribution",
+    ]
+    page = "".join(body for _, _, body in found)
+    assert "g<b>ptq" not in page and "g&lt;b&gt;ptq" in page
+    assert page.count("<svg") == len(drawn.verifying)
+
+
+def test_tables_hold_verdicts_and_counts(judged):
+    rows = tables.claims(judged["verify"].result).rows
+    assert [row[2] for row in rows] == judged["verify"].result["verdict"].values.tolist()
+    assert rows[0][2] == "confirmed"
+    equal = tables.crossing(judged["crossing"].result)[-1].rows
+    assert equal[0] == ["awq", "400 of 400", "0 of 400", "0 of 400"]
+    confusion = tables.attribution(judged["attribution"].result).rows
+    assert [row[0] for row in confusion] == list(NOISE)
+    assert sum(int(cell) for cell in confusion[0][1:-1]) == 100
+
+
+def test_environment_names_what_differs_and_whose():
+    producers, verifier = trees(NOISE, verifier_facts={"sm_count": 114, "backend_version": "2"})
+    kernels = {"observed_kernel": ("config", ["x", "y", "z"])}
+    decode = producers["decode"].to_dataset().assign_coords(kernels)
+    own = {k: v.to_dataset() for k, v in producers.children.items()} | {"decode": decode}
+    replay = verifier["replay"].to_dataset().assign_coords(observed_kernel=("config", ["x", "m", "z"]))
+    here = {k: v.to_dataset() for k, v in verifier.children.items()} | {"replay": replay}
+    claims = {label: label for label in NOISE}
+    section = environment_validation(xr.DataTree.from_dict(own), xr.DataTree.from_dict(here), claims)
+    text = " ".join(section.text[""].split())
+    assert "✗ engine version 1; here 2" in text
+    assert "✓ kernel x, z (awq, g<b>ptq)" in text
+    assert "✗ kernel y; here m (marlin)" in text
+    assert "→ SMs 132; here 114" in text
+    assert "✓ dtype float32" in text
+    assert not bool(section.result["agrees"].sel(producer="awq", fact="sm_count"))

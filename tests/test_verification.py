@@ -1,0 +1,296 @@
+"""Prover → verifier through the command line, on tiny checkpoints: honest claims stand, false ones fall."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import qdx as package
+from qdx.capture import row_hash
+from tests.prompts.test_transcripts import Groups, rewritten
+from tests.sweeping import SMALL, checkpoints, qdx
+
+CONFIGS = ["awq", "awq_marlin", "gptq"]
+THREE = [*(a for a in SMALL if not a.startswith("prompts.references")), "prompts.references=3"]
+HERE = ["repeats=2", "backend.threads=1", "metric=[l2]"]
+
+
+@pytest.fixture(scope="module")
+def produced(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> Path:
+    cwd = tmp_path_factory.mktemp("producers")
+    arguments = [f"quant={','.join(CONFIGS)}", *THREE, "metric=[l2]", *checkpoints(tiny_models)]
+    done = qdx("-m", *arguments, "hydra.sweep.dir=made", cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return cwd / "made"
+
+
+def replay(file: Path, folder: Path, models: dict[str, Path], *more: str, quant: str = "awq,awq_marlin,gptq"):
+    """Run the verifier on a file of transcripts; return its folder and how it ended."""
+    folder.mkdir(exist_ok=True)
+    chosen = ["prompts=transcripts", f"prompts.path='{file}'", f"quant={quant}", *HERE, *checkpoints(models)]
+    done = qdx("-m", *chosen, *more, "hydra.sweep.dir=verified", cwd=folder)
+    return folder / "verified", done
+
+
+def verdicts(folder: Path) -> dict[str, str]:
+    with package.open(folder / "sweep.nc") as tree:
+        result = tree["analysis/verify"].to_dataset().load()
+    return dict(zip(result["producer"].values.tolist(), result["verdict"].values.tolist(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def verified(produced: Path, tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> Path:
+    """A verifier's sweep whose producers' folder has gone since."""
+    copy = tmp_path_factory.mktemp("sent") / "sweep.nc"
+    shutil.copy(produced / "sweep.nc", copy)
+    folder, done = replay(copy, tmp_path_factory.mktemp("verifier"), tiny_models)
+    assert done.returncode == 0, done.stdout + done.stderr
+    copy.unlink()
+    return folder
+
+
+def test_honest_claims_are_confirmed_on_the_same_machine(verified: Path) -> None:
+    # exllama's prefill repeats over 50 rows, its decode does not
+    assert verdicts(verified) == {
+        "awq": "confirmed",
+        "awq_marlin": "confirmed",
+        "gptq": "confirmed in prefill",
+    }
+    report = (verified / "report.txt").read_text()
+    assert "VERDICT  3 claims: 2 confirmed, 1 confirmed in prefill." in report
+    assert "\n    ✗" not in report
+    page = (verified / "report.html").read_text()
+    assert "<h1>3 claims: 2 confirmed, 1 confirmed in prefill.</h1>" in page
+
+
+def test_replay_gives_the_rows_of_the_generation_back(produced: Path, verified: Path) -> None:
+    with package.open(produced / "sweep.nc") as made, package.open(verified / "sweep.nc") as here:
+        replay, decode = here["replay"].to_dataset().load(), made["decode"].to_dataset().load()
+        prefill, output = here["prefill"].to_dataset().load(), made["output"].to_dataset().load()
+        length = made["references/length"].load()
+    assert replay["captured"].dims == ("config", "repeat", "producer", "reference", "position")
+    for config in CONFIGS:
+        for producer in CONFIGS:
+            at = {"config": config, "producer": producer, "repeat": 0}
+            own = decode.sel(config=producer, repeat=0)
+            np.testing.assert_array_equal(replay["token_id"].sel(at), own["token_id"])
+            equal = (replay["row_hash"].sel(at) == own["row_hash"]).values
+            assert equal.all() == (config == producer != "gptq")
+            first = prefill.sel(at)
+            np.testing.assert_array_equal(
+                first["first_token_id"],
+                output["token_id"].sel(config=producer, repeat=0, output_token=0)
+                if "output_token" in output.coords
+                else output["token_id"].sel(config=producer, repeat=0)[..., 0],
+            )
+            greatest = first["top_logit"].isel(rank=0).sel(position=length)
+            greedy = (first["first_rank"] == 0).values
+            np.testing.assert_array_equal(greedy, (greatest == first["first_logit"]).values)
+            assert greedy.all() or config != producer
+
+
+def test_the_first_token_is_judged_too(verified: Path) -> None:
+    with package.open(verified / "sweep.nc") as tree:
+        result = tree["analysis/verify"].to_dataset().load()
+    assert (result["tokens"] == 5).all()
+    assert (result["rows_compared"] == 4).all()
+    own = result.sel(producer="awq", config="awq")
+    assert (own["tokens_greedy"] == 5).all() and (own["margin"] == 0).all()
+
+
+def test_the_report_is_made_again_without_the_producers_file(verified: Path) -> None:
+    before = verdicts(verified)
+    done = qdx(str(verified), module="qdx.report", cwd=verified)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert verdicts(verified) == before
+    (verified / "producers.nc").rename(verified / "away.nc")
+    done = qdx(str(verified), module="qdx.report", cwd=verified)
+    (verified / "away.nc").rename(verified / "producers.nc")
+    assert done.returncode == 1
+    assert "producers.nc is missing" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert qdx(str(verified), module="qdx.report", cwd=verified).returncode == 0
+
+
+def test_matrices_are_smallest_on_the_diagonal(verified: Path) -> None:
+    with package.open(verified / "sweep.nc") as tree:
+        result = tree["analysis/crossing"].to_dataset().load()
+    for phase in ("prefill", "decode"):
+        distance = result["distance"].sel(phase=phase).values
+        assert (distance.argmin(1) == np.arange(3)).all()
+        assert distance[0, 0] == distance[1, 1] == 0
+        counts = result.sel(phase=phase, producer="awq", config="awq")
+        assert counts["rows_equal"] == counts["rows_compared"] > 0
+
+
+def liar(produced: Path, target: Path) -> Path:
+    """The producers' file with gptq's transcripts and rows where awq's belong, and awq's record."""
+
+    def edit(groups: Groups) -> None:
+        for name in ("output", "prefill", "decode", "replay"):
+            data = groups[name]
+            awq, gptq = (data["config"].values.tolist().index(c) for c in ("awq", "gptq"))
+            for variable in data.data_vars.values():
+                if variable.dims[0] == "config":
+                    variable.values[awq] = variable.values[gptq]
+
+    return rewritten(produced / "sweep.nc", target, edit)
+
+
+def test_a_false_claim_is_refuted(produced: Path, tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    file = liar(produced, tmp_path / "lies.nc")
+    folder, done = replay(file, tmp_path, tiny_models, quant="awq,awq_marlin")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert verdicts(folder) == {"awq": "refuted", "awq_marlin": "confirmed", "gptq": "not replayed"}
+    said = " ".join((folder / "report.txt").read_text().split())
+    assert "awq: REFUTED. Decode: 0 of 12 rows bit-equal, 3 of 3 references differ where none of" in said
+    assert "1 refuted" in said
+    with package.open(folder / "sweep.nc") as tree:
+        result = tree["analysis/verify"].to_dataset().load()
+        environment = tree["analysis/environment_validation"].to_dataset().load()
+    assert float(result["p_test_holm"].sel(producer="awq")) <= 0.05
+    # the record was forged too, so the environment says nothing
+    assert bool(environment["agrees"].all())
+
+
+def test_a_label_over_another_configs_record_is_seen_in_the_record(
+    produced: Path, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    def edit(groups: Groups) -> None:
+        for name, data in groups.items():
+            if "config" in data.dims:
+                groups[name] = data.sel(config=["gptq"]).assign_coords(config=["awq"])
+
+    file = rewritten(produced / "sweep.nc", tmp_path / "relabelled.nc", edit)
+    folder, done = replay(file, tmp_path, tiny_models, "repeat_scope=process", quant="awq,gptq")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert verdicts(folder) == {"awq": "other config"}
+    said = " ".join((folder / "report.txt").read_text().split())
+    assert "its own record states other" in said.lower()
+    assert "✗ kernel" in said and "✗ weights' sha256" in said
+    with package.open(folder / "awq" / "run.nc") as tree:
+        assert tree["replay"].sizes["repeat"] == 2
+        assert tree["replay"].sizes["producer"] == 1
+
+
+def test_commitments_confirm_and_refute_without_hashes(
+    produced: Path, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    small = tmp_path / "small.nc"
+    done = qdx(str(produced), str(small), module="qdx.commit", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert small.stat().st_size < (produced / "sweep.nc").stat().st_size
+    with xr.open_dataset(small, group="decode") as data:
+        assert {"commitment", "captured"} <= set(data.data_vars)
+        assert not {"row_hash", "sketch", "top_logit", "logit"} & set(data.data_vars)
+    folder, done = replay(small, tmp_path / "full", tiny_models, quant="awq_marlin,gptq")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert verdicts(folder) == {
+        "awq": "not replayed",
+        "awq_marlin": "confirmed",
+        "gptq": "confirmed in prefill",
+    }
+    with package.open(folder / "sweep.nc") as tree:
+        result = tree["analysis/verify"].to_dataset().load()
+    assert int(result["rows_equal"].sel(producer="awq", config="awq_marlin").sum()) == 0
+    assert np.isnan(result["p"]).all() and np.isfinite(result["p_margin"]).any()
+    folder, done = replay(small, tmp_path / "topk", tiny_models, "capture=topk", quant="awq")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert verdicts(folder)["awq"] == "undecided"
+    assert "the verifier kept no full rows" in " ".join((folder / "report.txt").read_text().split())
+
+
+def test_commit_needs_the_full_rows(produced: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    shutil.copy(produced / "sweep.nc", copy)
+    done = qdx(str(copy), module="qdx.commit", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "run.nc is missing: commitments are made of its full rows" in done.stderr
+    assert not list(copy.glob("commitments*"))
+
+
+def test_a_report_takes_another_calibration_and_other_claims(verified: Path, tmp_path: Path) -> None:
+    folder, earlier = tmp_path / "again", tmp_path / "earlier"
+    shutil.copytree(verified, folder)
+    shutil.copytree(verified, earlier)
+    settings = json.loads((folder / "sweep.json").read_text())
+    settings["verify"]["claims"] = {"gptq": "awq"}
+    (folder / "sweep.json").write_text(json.dumps(settings))
+    done = qdx(str(folder), "--calibration", str(earlier), module="qdx.report", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    shutil.rmtree(earlier)
+    assert qdx(str(folder), module="qdx.report", cwd=tmp_path).returncode == 0
+    report = " ".join((folder / "report.txt").read_text().split())
+    assert "from separate transcripts of known configs" in report
+    assert "gptq as awq: REFUTED." in report
+    done = qdx(str(folder), "--calibration", str(tmp_path), module="qdx.report", cwd=tmp_path)
+    assert done.returncode == 2 and "it holds no sweep.nc" in done.stderr
+
+
+MISTAKES = {
+    "tokens": (["generate.tokens=4"], "generate.tokens=4: the transcripts of"),
+    "a claim of nobody": (["verify.claims={awk: awq}"], "verify.claims names 'awk'"),
+    "no calibration": (["verify.calibration=/no/where"], "it holds no sweep.nc"),
+    "alpha": (["verify.alpha=2"], "verify.alpha=2"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_named_before_anything_runs(
+    case: str, produced: Path, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    arguments, said = MISTAKES[case]
+    folder, done = replay(produced, tmp_path, tiny_models, *arguments, quant="awq")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "awq").exists()
+
+
+def test_a_verifiers_file_is_refused_as_transcripts(
+    verified: Path, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    _, done = replay(verified, tmp_path, tiny_models, quant="awq")
+    assert done.returncode == 2
+    assert "this is a verifier's sweep" in done.stderr
+
+
+def test_resume_keeps_what_was_replayed_and_redoes_it_for_other_transcripts(
+    produced: Path, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    folder, done = replay(produced, tmp_path, tiny_models, quant="awq")
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, done = replay(produced, tmp_path, tiny_models, quant="awq")
+    assert "complete already, kept" in done.stderr
+    _, done = replay(liar(produced, tmp_path / "lies.nc"), tmp_path, tiny_models, quant="awq")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "complete already" not in done.stderr
+    assert json.loads((folder / "summary.json").read_text())["analyses"]["verify"]["verdict"]["awq"]
+    assert verdicts(folder)["awq"] != "confirmed"
+
+
+def test_a_commitment_is_the_digest_of_the_row_that_the_hash_is_of(produced: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    import torch
+
+    from qdx.analysis.verification.commitments import of_run
+
+    path = produced / "awq" / "run.nc"
+    found = of_run(path, "decode")
+    assert found is not None
+    with package.open(path) as tree:
+        data = tree["decode"].to_dataset().load()
+    for r in range(3):
+        for p in np.flatnonzero(data["captured"].values[0, 0, r]):
+            row = data["logit"].values[0, 0, r, p].astype("<f2")
+            assert found.values[0, 0, r, p].tobytes() == hashlib.sha256(row.tobytes()).digest()[:16]
+            own = int(row_hash(torch.from_numpy(row)[None])[0]) % 2**64
+            assert own == int(data["row_hash"].values[0, 0, r, p])
