@@ -14,7 +14,7 @@ def main() -> None:
     """Compose the config, run the sweep, exit 1 when a job failed and 2 when the command line is wrong."""
     import hydra
 
-    from qdx.sweep import job
+    from qdx.sweep import job, stopped
 
     full = bool(os.environ.get("HYDRA_FULL_ERROR"))
     if full:
@@ -30,6 +30,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
+        if stopped(error):
+            sys.exit(1)
         if full:
             raise
         from qdx.messages import explain

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 from qdx.dataset.folder import STATUS
@@ -13,7 +14,13 @@ from qdx.errors import QdxError
 from qdx.process import FULL_ERROR, serve, spawn
 
 
-def run(config: str, directory: str, command_line: str) -> str:
+def run(
+    config: str,
+    directory: str,
+    command_line: str,
+    cwd: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """Run one job in a child process and leave its outcome in the job's folder.
 
     Parameters
@@ -24,6 +31,8 @@ def run(config: str, directory: str, command_line: str) -> str:
         The job's folder.
     command_line : str
         Stored with the results.
+    cwd, environment
+        Of the child, as `qdx.process.spawn` takes them.
 
     Returns
     -------
@@ -34,7 +43,8 @@ def run(config: str, directory: str, command_line: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     status = folder / STATUS
     status.unlink(missing_ok=True)
-    ended = spawn({"do": "run", "config": config, "directory": directory, "command_line": command_line})
+    request = {"do": "run", "config": config, "directory": directory, "command_line": command_line}
+    ended = spawn(request, cwd, environment)
     if ended and not status.exists():
         write_status(folder, ended, "")
     return str(json.loads(status.read_text())["error"]) if ended else ""

@@ -24,20 +24,32 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from qdx import job as job_process
-from qdx import plugins
+from qdx import launching, plugins
 from qdx.dataset.folder import PLAN
 from qdx.errors import QdxError
 from qdx.messages import explain
-from qdx.process import spawn
+from qdx.process import FULL_ERROR, spawn
 from qdx.schema import validate
 
 DEFAULTS = {"metric": "l2", "analysis": "effects"}
+_running: Path | None = None  # the folder of the sweep whose jobs the launcher has
 
 
 def job(cfg: DictConfig) -> None:
-    """Run one config of the sweep (Hydra's task function)."""
-    directory = HydraConfig.get().runtime.output_dir
-    job_process.run(OmegaConf.to_yaml(cfg, resolve=True), directory, command_line())
+    """Run one config of the sweep (Hydra's task function), in whatever process the launcher chose."""
+    hydra = HydraConfig.get()
+    launching.follow()
+    try:
+        # Of the sweep's process: here the command line may be a worker's.
+        stated = json.loads((Path(hydra.sweep.dir) / PLAN).read_text())["command_line"]
+        # Live bars of jobs that run at once would write over each other.
+        environment = {"TTY_COMPATIBLE": "0"} if launching.parallel(hydra.launcher) else {}
+        config = OmegaConf.to_yaml(cfg, resolve=True)
+        job_process.run(config, hydra.runtime.output_dir, stated, hydra.runtime.cwd, environment)
+    except OSError as error:
+        message = f"{error}: the machine of a job must see the sweep's folders under the same paths"
+        job_process.write_status(Path(hydra.runtime.output_dir), message, traceback.format_exc())
+        print(f"qdx: error: {message}", file=sys.stderr, flush=True)
 
 
 class Sweep(Callback):
@@ -98,11 +110,15 @@ def start(config: DictConfig) -> None:
     QdxError
         For the first job whose config is not valid, for two jobs of one label, or when preparation fails.
     """
+    launching.require(config.hydra.launcher)
     swept, jobs = expand(config)
-    if swept:
-        with flag_override(config, ["readonly", "struct"], False):
-            config.hydra.overrides.task.append(f"swept=[{','.join(swept)}]")
     directory = Path(config.hydra.sweep.dir).absolute()
+    with flag_override(config, ["readonly", "struct"], False):
+        if swept:
+            config.hydra.overrides.task.append(f"swept=[{','.join(swept)}]")
+        # A launcher's worker may have another working folder.
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(directory))}")
+        config.hydra.sweep.dir = str(directory)
     first: Any = OmegaConf.to_container(jobs[0], resolve=True)
     manifest = {
         "metrics": first["metric"],
@@ -120,6 +136,9 @@ def start(config: DictConfig) -> None:
         sys.exit(2)
     resume = _write_manifest(directory, manifest)
     print(f"resume: {resume}", flush=True)
+    launching.hold(config.hydra.launcher)
+    global _running
+    _running = directory
 
 
 def expand(config: DictConfig) -> tuple[list[str], list[DictConfig]]:
@@ -217,6 +236,29 @@ def _write_manifest(directory: Path, manifest: dict[str, Any]) -> str:
     part.write_text(text + "\n")
     part.replace(path)
     return resume
+
+
+def stopped(error: Exception) -> bool:
+    """Finish a sweep whose launcher raised, as one does when a worker of its is killed.
+
+    Returns
+    -------
+    bool
+        False when no sweep was running: the error is another one.
+    """
+    if _running is None:
+        return False
+    if os.environ.get(FULL_ERROR):
+        traceback.print_exception(error)
+    what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    print(
+        f"qdx: error: the launcher stopped: {what}: jobs that it has started elsewhere may go on; when they "
+        f"have ended, {shlex.join(['python', '-m', 'qdx.report', str(_running)])} takes them in",
+        file=sys.stderr,
+    )
+    folder = _running
+    _guard(lambda: finish(folder))
+    return True
 
 
 def finish(directory: Path) -> None:
