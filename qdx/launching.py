@@ -135,8 +135,8 @@ def gpu(job: int, count: int) -> str:
     return visible[job % count]
 
 
-# conf/hydra/launcher/*.yaml state all that a launcher needs; that Hydra also checks them by the launcher's own
-# schema of that name is deprecated, it says.
+# conf/hydra/launcher/*.yaml state all that a launcher needs. Hydra checks them by the launcher's own schema
+# of that name too, which it calls deprecated.
 warnings.filterwarnings("ignore", message=r"\n'hydra/launcher/\w+' is validated against ConfigStore schema")
 OmegaConf.register_new_resolver("qdx.gpus", lambda *, _root_: gpus(_root_), replace=True)
 OmegaConf.register_new_resolver("qdx.gpu", gpu, replace=True)
