@@ -19,6 +19,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 import qdx as package
+from qdx.errors import QdxError
+from qdx.launching import gpu, require
 from qdx.plugins import conf_dir
 from tests.sweeping import SMALL, checkpoints, environment, qdx
 
@@ -137,7 +139,9 @@ def test_a_killed_worker_ends_the_sweep_with_what_is_finished(paths: dict[str, P
     assert "awq,repeats=300" in (folder / "report.txt").read_text().split("Environment")[0]
 
 
-def test_each_of_two_jobs_at_once_gets_a_gpu_of_its_own(paths: dict[str, Path], tmp_path: Path) -> None:
+def test_each_of_two_jobs_at_once_gets_a_gpu_of_its_own(
+    paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     needs("joblib")
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "seen.py").write_text(
@@ -150,16 +154,15 @@ def test_each_of_two_jobs_at_once_gets_a_gpu_of_its_own(paths: dict[str, Path], 
         "    def load(self, tokenizer):\n"
         "        with open('seen', 'a') as file:\n"
         "            print(os.environ.get('CUDA_VISIBLE_DEVICES'), file=file)\n"
+        "        if ',' not in os.environ['CUDA_VISIBLE_DEVICES']:\n"
+        "            raise RuntimeError('seen')\n"
         "        return Pydoc(references=2, snippet_tokens=60, continuation_tokens=5).load(tokenizer)\n"
     )
     arguments = ["-m", "quant=awq,awq_marlin,gptq", "prompts=seen", "generate.tokens=5", "repeats=1"]
     arguments += ["backend.threads=1", *checkpoints(paths), "hydra/launcher=joblib", "hydra/sweeper=gpus"]
-    os.environ["CUDA_VISIBLE_DEVICES"] = "4,7"
-    try:
-        done = qdx(*arguments, "hydra.sweep.dir=out", cwd=tmp_path)
-    finally:
-        del os.environ["CUDA_VISIBLE_DEVICES"]
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    done = qdx(*arguments, "hydra.sweep.dir=out", cwd=tmp_path)
+    assert done.stderr.count("qdx: failed: ") == done.stderr.count("RuntimeError: seen\n") == 3, done.stderr
     seen = (tmp_path / "seen").read_text().split()
     assert seen[0] == "4,7"  # preparation
     assert (sorted(seen[1:3]), seen[3]) == (["4", "7"], "4")
@@ -185,8 +188,6 @@ def test_a_launcher_is_asked_for_the_backends_gpus(launcher: str, overrides: lis
 
 @pytest.mark.parametrize("launcher", [path.stem for path in (conf_dir() / "hydra/launcher").glob("*.yaml")])
 def test_every_launcher_file_names_a_class_that_is_there(launcher: str) -> None:
-    from qdx.launching import require
-
     needs(launcher.partition("_")[0])
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         node = compose(
@@ -211,9 +212,6 @@ def test_a_launcher_that_is_not_installed_is_named_with_its_remedy(tmp_path: Pat
 
 
 def test_fewer_gpus_than_jobs_at_once_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from qdx.errors import QdxError
-    from qdx.launching import gpu
-
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert [gpu(job, 2) for job in range(3)] == ["0", "1", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
