@@ -238,8 +238,12 @@ def _dataset(measured: list[list[dict[str, Floats]]], phases: list[str], configs
             values = np.array([[one.get(name + end, empty) for one in row] for row in measured])
             dims = ("phase", "config", *([levels[name][0]] if name in levels else []))
             variables[name + end] = (dims, values, {"units": unit, "long_name": what + of})
-    coords = {"phase": phases, "config": configs} | {dim: list(values) for dim, values in levels.values()}
-    return xr.Dataset(variables, coords)
+    share = {"units": "1", "long_name": "share of rows at or under the percentile"}
+    coords = {dim: (dim, np.array(values), share) for dim, values in levels.values()}
+    result = xr.Dataset(variables, {"phase": phases, "config": configs, **coords})
+    for dim in coords:
+        result[dim].encoding["_FillValue"] = None  # a coordinate has none (CF 2.5.1)
+    return result
 
 
 def _text(view: View, result: xr.Dataset) -> str:

@@ -94,15 +94,16 @@ def test_a_launchers_sweep_is_the_basic_ones_after_a_kill_and_a_failed_job(
     assert done.stderr.count("complete already, kept") == 2
 
 
-def test_jobs_run_on_a_ray_cluster_that_was_there_before(
+def test_jobs_run_on_a_ray_cluster_that_was_there_before_and_end_with_their_sweep(
     basic: Path, paths: dict[str, Path], tmp_path: Path, cluster: str
 ) -> None:
-    arguments = [*SMALL, *checkpoints(paths), "hydra.sweep.dir='s w/ö'", "hydra/launcher=ray_cluster"]
-    done = qdx(
-        "-m", "quant=awq,gptq", *arguments, f"hydra.launcher.ray.init.address='{cluster}'", cwd=tmp_path
-    )
+    arguments = ["quant=awq,gptq", *SMALL, *checkpoints(paths), "hydra.sweep.dir='s w/ö'"]
+    arguments += ["hydra/launcher=ray_cluster", f"hydra.launcher.ray.init.address='{cluster}'"]
+    folder = tmp_path / "s w" / "ö"
+    _kill_while_two_run([*arguments, "repeats=300"], folder, tmp_path)
+    done = qdx("-m", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    _same(basic, tmp_path / "s w" / "ö")
+    _same(basic, folder)
 
 
 @pytest.fixture
