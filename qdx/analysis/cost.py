@@ -240,10 +240,7 @@ def _dataset(measured: list[list[dict[str, Floats]]], phases: list[str], configs
             variables[name + end] = (dims, values, {"units": unit, "long_name": what + of})
     share = {"units": "1", "long_name": "share of rows at or under the percentile"}
     coords = {dim: (dim, np.array(values), share) for dim, values in levels.values()}
-    result = xr.Dataset(variables, {"phase": phases, "config": configs, **coords})
-    for dim in coords:
-        result[dim].encoding["_FillValue"] = None  # a coordinate has none (CF 2.5.1)
-    return result
+    return xr.Dataset(variables, {"phase": phases, "config": configs, **coords})
 
 
 def _text(view: View, result: xr.Dataset) -> str:
