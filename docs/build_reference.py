@@ -127,7 +127,10 @@ def _body(member: Any) -> list[str]:
             out.append(f"- `{line}`")
         else:
             out.append(f"  {line.strip()}" if section in SECTIONS[:5] and line.strip() else line)
-    return [_marked(line) for line in out]
+    text = re.sub(r"\n{3,}", "\n\n", _marked("\n".join(out)))
+    text = text.replace("  # doctest: +SKIP", "")
+    fenced = re.sub(r"((?:^>>>.*\n?)(?:^(?!\n|\*).+\n?)*)", r"```pycon\n\1\n```", text, flags=re.MULTILINE)
+    return fenced.replace("\n\n```\n", "\n```\n").splitlines()
 
 
 def _paragraph(text: str | None) -> str:
