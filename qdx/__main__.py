@@ -20,7 +20,7 @@ def main() -> None:
     """
     import hydra
 
-    from qdx.sweep import job
+    from qdx.sweep import job, stopped
 
     full = bool(os.environ.get("HYDRA_FULL_ERROR"))
     if full:
@@ -37,6 +37,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
+        if stopped(error):
+            sys.exit(1)
         if full:
             raise
         from qdx.messages import explain, of_disk

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 from qdx.dataset.folder import STATUS
@@ -14,7 +15,13 @@ from qdx.errors import QdxError
 from qdx.process import FULL_ERROR, serve, spawn
 
 
-def run(config: str, directory: str, command_line: str) -> str:
+def run(
+    config: str,
+    directory: str,
+    command_line: str,
+    cwd: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """Run one job in a child process and leave its outcome in the job's folder.
 
     Parameters
@@ -25,6 +32,8 @@ def run(config: str, directory: str, command_line: str) -> str:
         The job's folder.
     command_line : str
         Stored with the results.
+    cwd, environment
+        Of the child, as `qdx.process.spawn` takes them.
 
     Returns
     -------
@@ -35,7 +44,8 @@ def run(config: str, directory: str, command_line: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     status = folder / STATUS
     status.unlink(missing_ok=True)
-    ended = spawn({"do": "run", "config": config, "directory": directory, "command_line": command_line})
+    request = {"do": "run", "config": config, "directory": directory, "command_line": command_line}
+    ended = spawn(request, cwd, environment)
     if ended and not status.exists():
         write_status(folder, ended, "")
     return str(json.loads(status.read_text())["error"]) if ended and status.exists() else ended

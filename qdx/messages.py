@@ -56,11 +56,12 @@ def of_disk(error: Exception) -> bool:
 
 def _unknown_option(name: str, conf: Path) -> str:
     group, _, option = name.rpartition("/")
-    if group.startswith("hydra/"):
+    if group.startswith("hydra/") and not (conf / group).is_dir():
         return f"{group}={option}: Hydra finds no such plug-in: install the package that brings it"
-    choices = sorted({*(path.stem for path in (conf / group).glob("*.yaml")), *_plugin_nodes(group)})
+    own = {"basic"} if group.startswith("hydra/") else set()  # Hydra's
+    choices = sorted({*own, *(path.stem for path in (conf / group).glob("*.yaml")), *_plugin_nodes(group)})
     if not group or not choices:
-        groups = sorted(path.name for path in conf.iterdir() if path.is_dir())
+        groups = sorted(path.name for path in conf.iterdir() if path.is_dir() and path.name != "hydra")
         return f"{name}: unknown config group, one of {', '.join(groups)}{nearest(group or option, groups)}"
     return f"{group}={option}: unknown {group}, one of {', '.join(choices)}{nearest(option, choices)}"
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 # What a user's HYDRA_FULL_ERROR=1 becomes for the children: the parent sets that variable for Hydra's sake in
@@ -23,21 +24,31 @@ FULL_ERROR = "QDX_FULL_ERROR"
 CLOSING_S = 20  # a child that was interrupted has this long to close its file
 
 
-def spawn(request: dict[str, Any]) -> str:
+def spawn(
+    request: dict[str, Any], cwd: str | None = None, environment: Mapping[str, str] | None = None
+) -> str:
     """Serve a request in a child process and wait for it.
 
     Parameters
     ----------
     request : dict
         JSON values; ``"do"`` says what, see `qdx.job`.
+    cwd : str, optional
+        The child's working folder; this process's by default.
+    environment : Mapping, optional
+        Variables that the child gets besides this process's.
 
     Returns
     -------
     str
         Empty when the child succeeded, otherwise how it ended.
     """
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    child = subprocess.Popen([sys.executable, "-m", "qdx.job"], stdin=subprocess.PIPE, env=environment)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "qdx.job"],
+        stdin=subprocess.PIPE,
+        cwd=cwd,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+    )
     assert child.stdin is not None
     try:
         child.stdin.write(json.dumps(request).encode() + b"\n")

@@ -21,7 +21,13 @@ FORMAT_KERNELS: Mapping[str, tuple[str, ...]] = {
     "none": ("dense", "any"),
     "awq": ("awq_gemm", "marlin", "machete", "any"),
     "gptq": ("exllama", "marlin", "machete", "any"),
+    # The engine chooses their kernels, which are observed; there is no numerical model of them.
+    "w4a16": ("any",),
+    "w8a16": ("any",),
+    "fp8": ("any",),
+    "bitsandbytes": ("any",),
 }
+MODELLED_FORMATS = ("none", "awq", "gptq")
 # Activation dtypes that the GPU kernels take; what is not here takes all of `DTYPES`.
 KERNEL_DTYPES: Mapping[str, tuple[str, ...]] = {
     "awq_gemm": ("float16",),
@@ -258,6 +264,11 @@ class Experiment(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.backend, TransformersBackend) and self.quant.format not in MODELLED_FORMATS:
+            raise QdxError(
+                f"quant={self.quant.name}: backend=transformers has no kernel for format "
+                f"{self.quant.format}, only for {', '.join(MODELLED_FORMATS)}: use backend=vllm on a GPU"
+            )
         allowed = KERNEL_DTYPES.get(self.quant.kernel, DTYPES)
         if self.model.dtype not in allowed:
             raise QdxError(

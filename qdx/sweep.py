@@ -26,27 +26,39 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from qdx import job as job_process
-from qdx import plugins
+from qdx import launching, plugins
 from qdx.dataset.folder import PLAN
 from qdx.errors import QdxError
 from qdx.locking import locked
 from qdx.messages import explain, of_disk
-from qdx.process import spawn
+from qdx.process import FULL_ERROR, spawn
 from qdx.schema import validate
 
 DEFAULTS = {"metric": "l2", "analysis": "effects"}
+# The folder of the sweep whose jobs the launcher has, and what is measured when they are done.
+_running: tuple[Path, dict[str, Any]] | None = None
 
 
 def job(cfg: DictConfig) -> None:
-    """Run one config of the sweep (Hydra's task function)."""
-    directory = HydraConfig.get().runtime.output_dir
+    """Run one config of the sweep (Hydra's task function), in whatever process the launcher chose."""
+    hydra = HydraConfig.get()
+    directory = Path(hydra.runtime.output_dir)
+    launching.follow()
     try:
-        _settle(cfg, HydraConfig.get().overrides.task)
+        _settle(cfg, hydra.overrides.task)
+        # Of the sweep's process: here the command line may be a worker's.
+        stated = json.loads((Path(hydra.sweep.dir) / PLAN).read_text())["command_line"]
+        # Live bars of jobs that run at once would write over each other.
+        environment = {"TTY_COMPATIBLE": "0"} if launching.parallel(hydra.launcher) else {}
+        config = OmegaConf.to_yaml(cfg, resolve=True)
+        job_process.run(config, str(directory), stated, hydra.runtime.cwd, environment)
     except QdxError as error:  # the file of transcripts has gone since the sweep started
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        job_process.write_status(Path(directory), str(error), traceback.format_exc())
-        return
-    job_process.run(OmegaConf.to_yaml(cfg, resolve=True), directory, command_line())
+        directory.mkdir(parents=True, exist_ok=True)
+        job_process.write_status(directory, str(error), traceback.format_exc())
+    except OSError as error:
+        message = f"{error}: the machine of a job must see the sweep's folders under the same paths"
+        job_process.write_status(directory, message, traceback.format_exc())
+        print(f"qdx: error: {message}", file=sys.stderr, flush=True)
 
 
 class Sweep(Callback):
@@ -132,11 +144,15 @@ def start(config: DictConfig, running: contextlib.ExitStack) -> dict[str, Any]:
         For the first job whose config is not valid, for two jobs of one label, when preparation fails, or
         when another sweep runs in the folder.
     """
+    launching.require(config.hydra.launcher)
     swept, jobs = expand(config)
-    if swept:
-        with flag_override(config, ["readonly", "struct"], False):
-            config.hydra.overrides.task.append(f"swept=[{','.join(swept)}]")
     directory = Path(config.hydra.sweep.dir).absolute()
+    with flag_override(config, ["readonly", "struct"], False):
+        if swept:
+            config.hydra.overrides.task.append(f"swept=[{','.join(swept)}]")
+        # A launcher's worker may have another working folder.
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(directory))}")
+        config.hydra.sweep.dir = str(directory)
     first: Any = OmegaConf.to_container(jobs[0], resolve=True)
     manifest = {
         "metrics": first["metric"],
@@ -162,7 +178,11 @@ def start(config: DictConfig, running: contextlib.ExitStack) -> dict[str, Any]:
         ) from error
     resume = _write_manifest(directory, manifest)
     print(f"resume: {resume}", flush=True)
-    return {"metrics": first["metric"], "analyses": first["analysis"]}
+    launching.hold(config.hydra.launcher)
+    chosen = {"metrics": first["metric"], "analyses": first["analysis"]}
+    global _running
+    _running = directory, chosen
+    return chosen
 
 
 def expand(config: DictConfig) -> tuple[list[str], list[DictConfig]]:
@@ -272,6 +292,29 @@ def _earlier(path: Path) -> dict[str, Any]:
 
     state = scan(path.parent)
     return {"labels": state.labels, "resume": own_command(state.settings.get("resume"))}
+
+
+def stopped(error: Exception) -> bool:
+    """Finish a sweep whose launcher raised, as one does when a worker of its is killed.
+
+    Returns
+    -------
+    bool
+        False when no sweep was running: the error is another one.
+    """
+    if _running is None:
+        return False
+    if os.environ.get(FULL_ERROR):
+        traceback.print_exception(error)
+    folder, chosen = _running
+    what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    print(
+        f"qdx: error: the launcher stopped: {what}: jobs that it has started elsewhere may go on; when they "
+        f"have ended, {shlex.join(['python', '-m', 'qdx.report', str(folder)])} takes them in",
+        file=sys.stderr,
+    )
+    _guard(lambda: finish(folder, chosen))
+    return True
 
 
 def finish(directory: Path, chosen: Mapping[str, Any]) -> None:

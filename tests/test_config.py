@@ -20,6 +20,16 @@ GROUPS = ["model", "quant", "backend", "prompts", "capture", "metric", "analysis
 OPTIONS = [(g, file.stem) for g in GROUPS for file in sorted((conf_dir() / g).glob("*.yaml"))]
 
 
+ENGINE_ONLY = ("w4a16", "w8a16", "fp8", "bitsandbytes")
+
+
+def only_vllm(quant: str) -> list[str]:
+    """What a format needs that no kernel model computes."""
+    if quant not in ENGINE_ONLY:
+        return []
+    return ["backend=vllm", "model=local", f"model.checkpoint.{quant}=/somewhere"]
+
+
 def composed(*overrides: str) -> Experiment:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return validate(compose("config", overrides=list(overrides)))
@@ -31,7 +41,7 @@ def test_every_group_has_options() -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_yaml_composes_and_passes_the_schema(group: str, option: str) -> None:
-    extra = []
+    extra = only_vllm(option) if group == "quant" else []
     if option == "local":
         extra = ["model.checkpoint.awq=/somewhere"]
     if (group, option) == ("prompts", "text"):
@@ -44,7 +54,7 @@ def test_every_yaml_composes_and_passes_the_schema(group: str, option: str) -> N
 
 
 def test_quant_files_state_their_format_and_kernel() -> None:
-    found = {name: composed(f"quant={name}").quant for g, name in OPTIONS if g == "quant"}
+    found = {name: composed(f"quant={name}", *only_vllm(name)).quant for g, name in OPTIONS if g == "quant"}
     assert {name: (q.format, q.kernel) for name, q in found.items()} == {
         "none": ("none", "dense"),
         "awq": ("awq", "awq_gemm"),
@@ -53,7 +63,17 @@ def test_quant_files_state_their_format_and_kernel() -> None:
         "gptq": ("gptq", "exllama"),
         "gptq_marlin": ("gptq", "marlin"),
         "gptq_machete": ("gptq", "machete"),
+        **{name: (name, "any") for name in ENGINE_ONLY},
     }
+
+
+@pytest.mark.parametrize("form", ENGINE_ONLY)
+def test_a_format_without_a_model_of_its_kernels_names_what_runs_it(form: str) -> None:
+    message = f"quant={form}: backend=transformers has no kernel for format {form}, .* use backend=vllm"
+    with pytest.raises(QdxError, match=message):
+        composed(f"quant={form}")
+    with pytest.raises(QdxError, match=f"model.checkpoint.{form} is empty"):
+        composed(f"quant={form}", "backend=vllm", "model=local")
 
 
 def test_quick_and_seed_are_the_documented_sizes() -> None:
@@ -83,7 +103,10 @@ def test_quick_and_seed_are_the_documented_sizes() -> None:
             ["quant.kernel=marlyn"],
             "quant.kernel=marlyn: not one of awq_gemm, marlin, machete, any (did you mean 'marlin'?)",
         ),
-        (["quant.format=gguf"], "quant.format=gguf: not one of none, awq, gptq"),
+        (
+            ["quant.format=gguf"],
+            "quant.format=gguf: not one of none, awq, gptq, w4a16, w8a16, fp8, bitsandbytes",
+        ),
         (["model=local"], "model.checkpoint.awq is empty and quant=awq needs it"),
         (["model.dtype=float8"], "model.dtype=float8: not one of float16, bfloat16, float32"),
         (["+prompts.snippet=3"], "prompts.snippet: unknown key"),

@@ -6,6 +6,7 @@ in a sweep.
 
 from __future__ import annotations
 
+from qdx.analysis.cost import cost
 from qdx.analysis.effect import effects
 from qdx.analysis.equality import classes
 from qdx.analysis.floor import noise_floor
@@ -14,4 +15,4 @@ from qdx.analysis.section import Section
 from qdx.analysis.signal import snr
 from qdx.analysis.tokens import consistency
 
-__all__ = ["Section", "classes", "consistency", "effects", "noise_floor", "pairs", "snr"]
+__all__ = ["Section", "classes", "consistency", "cost", "effects", "noise_floor", "pairs", "snr"]

@@ -10,8 +10,10 @@ from typing import Any
 
 from qdx.errors import QdxError
 from qdx.models.cache import cache_folder
+from qdx.schema import FORMAT_KERNELS
 
-FORMATS = ("none", "awq", "gptq")
+FORMATS = tuple(FORMAT_KERNELS)
+DEMO_FORMATS = ("none", "awq", "gptq")
 DEMO = "demo:smollm2/"
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 
@@ -25,7 +27,7 @@ class Checkpoint:
     path : Path
         Folder with config.json, safetensors weights and a tokenizer.
     format : str
-        "none", "awq" or "gptq", as its config.json says.
+        One of `FORMATS`, as its config.json says.
     source : str
         The name it was asked for by.
     revision : str
@@ -51,7 +53,7 @@ def resolve(name: str, *, format: str, cache: Path | None = None, progress: bool
     ----------
     name : str
         ``demo:smollm2/none|awq|gptq``, a local folder, or a hub id such as ``Qwen/Qwen3-8B-AWQ``.
-    format : {"none", "awq", "gptq"}
+    format : str, one of `FORMATS`
         What its config.json must say.
     cache : Path, optional
         Where the demo model is kept; by default `cache_folder`. The hub has its own cache.
@@ -136,7 +138,7 @@ def _part(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def format_of(config: dict[str, Any], path: Path) -> str:
-    """Return "none", "awq" or "gptq" as a config.json says.
+    """Return which of `FORMATS` a config.json says.
 
     Raises
     ------
@@ -158,19 +160,33 @@ def format_of(config: dict[str, Any], path: Path) -> str:
             "object: the checkpoint is damaged"
         )
     method = str(quantization.get("quant_method", "unstated"))
-    if method not in FORMATS:
+    found = _compressed(quantization) if method == "compressed-tensors" else method
+    if found not in FORMATS:
         raise QdxError(
-            f"checkpoint {path} is quantized by {method!r}, supported are awq, gptq and none: use another "
+            f"checkpoint {path} is quantized by {found!r}, supported are {', '.join(FORMATS)}: use another "
             "checkpoint"
         )
-    return method
+    return found
+
+
+def _compressed(quantization: dict[str, Any]) -> str:
+    """Name the scheme of a compressed-tensors checkpoint: w4a16, w8a16, fp8, or what else it is."""
+    schemes = set()
+    for group in (quantization.get("config_groups") or {}).values():
+        weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
+        kind, bits = str(weights.get("type", "int")), weights.get("num_bits")
+        if kind == "float" and bits == 8:
+            schemes.add("fp8")
+        else:
+            schemes.add(f"w{bits}a{inputs.get('num_bits', 16)}" + ("" if kind == "int" else f"-{kind}"))
+    return "+".join(sorted(schemes)) or "compressed-tensors"
 
 
 def _demo(name: str, cache: Path | None, progress: bool) -> tuple[Path, str]:
     form = name.removeprefix(DEMO)
-    if form not in FORMATS:
+    if form not in DEMO_FORMATS:
         raise QdxError(
-            f"demo model {name!r} is unknown, one of {', '.join(DEMO + known for known in FORMATS)}"
+            f"demo model {name!r} is unknown, one of {', '.join(DEMO + known for known in DEMO_FORMATS)}"
         )
     from qdx.models import demo
 

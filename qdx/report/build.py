@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from qdx.report.figures import Figures
 
 DEFAULT_METRICS = ("l2", "kl", "js", "top1")
-DEFAULT_ANALYSES = ("noise_floor", "consistency", "effects", "classes", "pairs", "snr")
+DEFAULT_ANALYSES = ("noise_floor", "consistency", "effects", "classes", "pairs", "snr", "cost")
 DEFAULT_FORMATS = ("txt", "html")
 Nodes = Mapping[str, Mapping[str, Any]]
 

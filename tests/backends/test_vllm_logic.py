@@ -127,6 +127,19 @@ def test_every_layer_type_is_observed_once_and_embeddings_are_not() -> None:
     assert on_worker(worker)[1].kernel_class == "AWQMarlinLinearMethod/MacheteLinearKernel"
 
 
+def test_the_kernel_of_a_compressed_tensors_layer_is_its_schemes() -> None:
+    model = torch.nn.Module()
+    method = _method("CompressedTensorsLinearMethod")
+    model.up_proj, model.down_proj = LinearBase(method), LinearBase(method)
+    model.up_proj.scheme = _method("CompressedTensorsWNA16", "MarlinLinearKernel")
+    model.down_proj.scheme = _method("CompressedTensorsW8A8Fp8")
+    worker = SimpleNamespace(model_runner=SimpleNamespace(get_model=lambda: model))
+    assert [layer.kernel_class for layer in on_worker(worker)] == [
+        "CompressedTensorsLinearMethod/CompressedTensorsW8A8Fp8",
+        "CompressedTensorsLinearMethod/MarlinLinearKernel",
+    ]
+
+
 def _facts(**kernels: str) -> Facts:
     return Facts(
         kernels,

@@ -25,6 +25,12 @@ def quantized(method: str, **more: Any) -> dict[str, Any]:
     return {"quantization_config": {"quant_method": method, "bits": 4, "group_size": 128, **more}}
 
 
+def compressed(weights: dict[str, Any], inputs: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A quantization_config as llm-compressor writes it."""
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
+    return {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+
+
 @pytest.mark.parametrize(
     ("form", "config"),
     [("none", {}), ("awq", quantized("awq", version="gemm")), ("gptq", quantized("gptq", desc_act=False))],
@@ -56,10 +62,39 @@ def test_another_format_than_asked_is_named_with_its_remedy(tmp_path: Path, aske
         resolve(name, format=asked)
 
 
-@pytest.mark.parametrize("method", ["fp8", "compressed-tensors", "bitsandbytes"])
-def test_other_quantization_methods_are_refused_by_name(tmp_path: Path, method: str) -> None:
-    with pytest.raises(QdxError, match=f"quantized by '{method}', supported are awq, gptq and none"):
-        resolve(folder(tmp_path, **quantized(method)), format="awq")
+@pytest.mark.parametrize(
+    ("quantization", "form"),
+    [
+        ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        (compressed({"num_bits": 4, "type": "int"}), "w4a16"),
+        (compressed({"num_bits": 8, "type": "int"}), "w8a16"),
+        (compressed({"num_bits": 8, "type": "float"}, {"num_bits": 8, "type": "float"}), "fp8"),
+    ],
+)
+def test_formats_that_only_an_engine_runs_are_read(
+    tmp_path: Path, quantization: dict[str, object], form: str
+) -> None:
+    name = folder(tmp_path, quantization_config=quantization)
+    assert resolve(name, format=form).format == form
+    with pytest.raises(QdxError, match=f"has format '{form}'"):
+        resolve(name, format="awq")
+
+
+@pytest.mark.parametrize(
+    ("quantization", "said"),
+    [
+        ({"quant_method": "aqlm"}, "aqlm"),
+        ({"quant_method": "compressed-tensors"}, "compressed-tensors"),
+        (compressed({"num_bits": 8, "type": "int"}, {"num_bits": 8, "type": "int"}), "w8a8"),
+        (compressed({"num_bits": 4, "type": "float"}), "w4a16-float"),
+    ],
+)
+def test_other_quantization_methods_are_refused_by_name(
+    tmp_path: Path, quantization: dict[str, object], said: str
+) -> None:
+    with pytest.raises(QdxError, match=f"quantized by '{said}', supported are none, awq, gptq, w4a16"):
+        resolve(folder(tmp_path, quantization_config=quantization), format="awq")
 
 
 def test_quantization_stated_only_in_a_side_file_is_not_taken_for_unquantized(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from qdx.report.text import generation, prompts, render
 from tests.helpers import write_sweep
 from tests.synthetic import blank, sweep
 
-ANALYSES = {"noise_floor", "consistency", "effects", "classes", "pairs", "snr"}
+ANALYSES = {"noise_floor", "consistency", "effects", "classes", "pairs", "snr", "cost"}
 SECTIONS = [
     "Environment",
     "Configurations",
@@ -37,6 +37,7 @@ SECTIONS = [
     "Prefill effects",
     "Decode effects",
     "Signal to noise",
+    "Cost of quantization",
     "Results",
 ]
 
@@ -135,7 +136,7 @@ def test_the_summary_is_strict_json_with_sorted_keys(built, finished):
     assert summary == json.loads(json.dumps(built.summary))
     assert list(summary) == sorted(summary) and summary["schema_version"] == 1
     assert list(summary["analyses"]) == sorted(
-        ["noise_floor", "consistency", "effects", "classes", "pairs", "snr"]
+        ["noise_floor", "consistency", "effects", "classes", "pairs", "snr", "cost"]
     )
     assert summary["analyses"]["classes"]["repeats"]["replay"]["gptq"] == "does not repeat"
     assert summary["analyses"]["noise_floor"]["mismatch_bound"]["gptq"]["replay"] is None
@@ -151,6 +152,7 @@ def test_the_sweep_file_opens_and_holds_every_analysis(built, finished):
         "classes",
         "pairs",
         "snr",
+        "cost",
     }
     assert tree["analysis/snr/ratio"].attrs["units"] == "1"
     assert not list(finished.glob("*.part"))

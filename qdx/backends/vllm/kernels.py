@@ -73,13 +73,14 @@ def on_worker(worker: Any) -> list[Layer]:
         bases = {base.__name__ for base in type(module).__mro__}
         if method is None or not bases & {"LinearBase", "ParallelLMHead"}:
             continue
-        found.add(Layer(name.rpartition(".")[2], *_classes(method)))
+        found.add(Layer(name.rpartition(".")[2], *_classes(method, getattr(module, "scheme", None))))
     head = getattr(model, "lm_head", None)
     if head is not None and getattr(head, "quant_method", None) is not None:
         found.add(Layer("lm_head", *_classes(head.quant_method)))
     return sorted(found)
 
 
-def _classes(method: Any) -> tuple[str, str]:
-    kernel = getattr(method, "kernel", None)
+def _classes(method: Any, scheme: Any = None) -> tuple[str, str]:
+    # compressed-tensors: one method for all layers; a layer's scheme has the kernel, or is it.
+    kernel = getattr(method, "kernel", None) or getattr(scheme, "kernel", scheme)
     return type(method).__name__, "" if kernel is None else type(kernel).__name__

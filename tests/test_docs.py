@@ -1,0 +1,150 @@
+"""Every block of shell and Python in docs/ runs, with tiny checkpoints in place of the models that it names.
+
+A comment before a block says what is to be done with it: ``<!-- file: PATH -->`` writes it into the working
+folder before it runs, ``<!-- not run: REASON -->`` only composes the commands in it. Blocks of a page share a
+folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import qdx
+from tests.sweeping import SMALL, checkpoints, environment
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = sorted(
+    path
+    for path in DOCS.rglob("*.md")
+    if path.name != "reference.md" and path.parent.name not in ("handbook", "results")
+)
+BLOCK = re.compile(r"(?:<!-- (file|not run): ([^\n]*?) -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
+NEEDS = {
+    "hydra/launcher=ray": "ray",
+    "hydra/launcher=joblib": "joblib",
+    "hydra/launcher=submitit": "submitit",
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    kind: str  # "file", "not run" or ""
+    said: str
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    return [Block(*match.groups(default="")) for match in BLOCK.finditer(page.read_text(encoding="utf-8"))]
+
+
+def commands(text: str) -> list[list[str]]:
+    """The overrides of every sweep that a block starts."""
+    found = []
+    for line in text.splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:3] == ["python", "-m", "qdx"]:
+            found.append([word for word in words[3:] if word not in ("-m", "||", "true")])
+    return found
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> Path:
+    """A folder with a ``python`` that makes every sweep small, and the script ``qdx``."""
+    folder = tmp_path_factory.mktemp("tools")
+    own = [key for key in SMALL if not key.startswith("backend.")]  # a page may choose another backend
+    small = shlex.join([*own, *checkpoints(tiny_models)])
+    (folder / "python").write_text(
+        "#!/bin/bash\n"
+        f'if [ "$1 $2" = "-m qdx" ]; then exec {sys.executable} "$@" {small}; fi\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    (folder / "qdx").write_text(f"#!{sys.executable}\nfrom qdx.__main__ import main\n\nmain()\n")
+    for file in folder.iterdir():
+        file.chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_every_block_of_a_page_runs(
+    page: Path, tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    for block in blocks(page):
+        assert block.language in ("sh", "python"), (
+            f"{page.name}: a block of {block.language or 'no language'}"
+        )
+        if block.kind == "not run":
+            continue
+        if any(
+            start in block.text and importlib.util.find_spec(name) is None for start, name in NEEDS.items()
+        ):
+            continue
+        if block.kind == "file":
+            path = tmp_path / block.said
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text, encoding="utf-8")
+        run = (
+            ["bash", "-e", "-c", block.text] if block.language == "sh" else [sys.executable, "-c", block.text]
+        )
+        done = subprocess.run(run, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, f"{block.text}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_a_block_that_is_not_run_has_a_reason_and_composes(page: Path) -> None:
+    for block in blocks(page):
+        if block.kind != "not run":
+            continue
+        assert len(block.said.split()) > 1
+        for overrides in commands(block.text):
+            assert qdx.expand(overrides)
+
+
+def test_every_link_between_pages_leads_somewhere() -> None:
+    for page in [*PAGES, DOCS / "reference.md"]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_reference_is_what_the_code_says() -> None:
+    done = subprocess.run(
+        [sys.executable, str(DOCS / "build_reference.py"), "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_bash_completes_groups_options_and_keys(
+    tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    script = (
+        'eval "$(qdx -sc install=bash)"; COMP_LINE="qdx $1"; COMP_POINT=${#COMP_LINE}; COMP_CWORD=1; '
+        'hydra_bash_completion; printf "%s\\n" "${COMPREPLY[@]}"; complete -p qdx'
+    )
+    for typed, expected in (
+        ("quant=awq_", {"quant=awq_machete", "quant=awq_marlin"}),
+        ("hydra/launcher=su", {"hydra/launcher=submitit_local", "hydra/launcher=submitit_slurm"}),
+        ("backend.thr", {"backend.threads="}),
+    ):
+        done = subprocess.run(
+            ["bash", "-c", script, "bash", typed],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        said = done.stdout.split("\n")
+        assert expected <= set(said), done.stdout + done.stderr
+        assert any("hydra_bash_completion qdx" in line for line in said)
