@@ -96,6 +96,18 @@ def legend(labels: Sequence[str]) -> str:
     return "\n".join("  " + "   ".join(clip(e, width).ljust(width) for e in line).rstrip() for line in lines)
 
 
+def columns_of(labels: Sequence[str], beside: int) -> tuple[list[str], list[str]]:
+    """Heads of columns of `labels` in a table with `beside` further ones, and the lines that explain them.
+
+    Where the labels themselves would not fit, letters stand for them.
+    """
+    width = max(map(len, labels))
+    if not needs_letters(labels) and 2 + (len(labels) + beside + 1) * (2 + width) <= WIDTH:
+        return list(labels), []
+    named = [" = ".join(pair) for pair in zip(letters(len(labels)), labels, strict=True)]
+    return letters(len(labels)), [wrap("   ".join(named), "  ", "")]
+
+
 def matrix(
     labels: Sequence[str],
     cells: NDArray[np.str_] | Sequence[Sequence[str]],

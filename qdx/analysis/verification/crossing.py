@@ -9,10 +9,8 @@ import xarray as xr
 
 from qdx.analysis.layout import (
     NOT_MEASURED,
+    columns_of,
     figure,
-    legend,
-    letters,
-    needs_letters,
     percent,
     plural,
     table,
@@ -86,7 +84,6 @@ def crossing(producer_tree: xr.DataTree, verifier_tree: xr.DataTree) -> Section:
 
 
 def _text(data: Replays, phases: Sequence[Compared], result: xr.Dataset) -> str:
-    many = needs_letters([*data.producers, *data.configs])
     lines = [
         wrap(
             "Row: the producer that made the transcripts; column: the config that replayed them here. "
@@ -97,10 +94,8 @@ def _text(data: Replays, phases: Sequence[Compared], result: xr.Dataset) -> str:
             "  ",
         )
     ]
-    columns = letters(len(data.configs)) if many else data.configs
-    if many:
-        named = zip(columns, data.configs, strict=True)
-        lines.append(legend(data.configs) or "  " + "   ".join(map(" = ".join, named)))
+    columns, about = columns_of(data.configs, beside=1)
+    lines += about
     for rows in phases:
         at = result.sel(phase=rows.phase)
         lines += ["", f"  {TITLES[rows.phase]}"]

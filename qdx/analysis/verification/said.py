@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from qdx.analysis.layout import NOT_MEASURED, percent, plural, table, wrap
+from qdx.analysis.layout import NOT_MEASURED, plural, table, wrap
 from qdx.analysis.verification.conformal import attainable_level, fewest_references
 from qdx.analysis.verification.gather import Replays
-from qdx.analysis.verification.verdicts import Evidence, Exact
+from qdx.analysis.verification.verdicts import Evidence, Exact, upper
 
 SHOWN = 40
 
@@ -202,4 +202,4 @@ def _exact(exact: Exact, data: Replays, d: int, c: int) -> str:
     if not compared:
         return NOT_MEASURED
     error = float(exact.error_DC[d, c])
-    return f"{equal:,}/{compared:,}" + (f" (< {percent(error)})" if np.isfinite(error) else " (no test)")
+    return f"{equal:,}/{compared:,}" + (f" (< {upper(error)})" if np.isfinite(error) else " (no test)")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qdx.analysis.layout import percent, plural
+from qdx.analysis.layout import plural
 from qdx.analysis.numerics import Floats, mismatch_bound
 from qdx.analysis.verification.compared import Compared
 from qdx.analysis.verification.exact import equality_p, why_not_exact
@@ -195,8 +195,13 @@ def _of_phase(exact: Exact, rows: Compared, data: Replays, d: int, c: int) -> st
     return (
         f"{said}, {exact.differ_DC[d, c]} of {plural(int(exact.judged_DC[d, c]), 'reference')} differ where "
         f"none of {plural(int(exact.reruns_DC[d, c]), 'rerun')} did (an honest one in under "
-        f"{percent(float(exact.error_DC[d, c]))})"
+        f"{upper(float(exact.error_DC[d, c]))})"
     )
+
+
+def upper(bound: float) -> str:
+    """An upper bound in per cent, rounded up."""
+    return f"{np.ceil(bound * 1000) / 10:.1f} %"
 
 
 def _ranks(data: Replays, evidence: Evidence, d: int) -> str:

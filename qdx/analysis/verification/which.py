@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from qdx.analysis.layout import NOT_MEASURED, percent, plural, table, wrap
+from qdx.analysis.layout import NOT_MEASURED, columns_of, percent, plural, table, wrap
 from qdx.analysis.numerics import FEWEST_REFERENCES, Floats
 from qdx.analysis.section import Section
 from qdx.analysis.verification import roc
@@ -300,7 +300,9 @@ def _text(result: xr.Dataset) -> list[str]:
         )
         if bits:
             rows[-1].append(_bits(result, producer, total))
-    head = ["made by", *(names[i] for i in shown), "right (95 %)", "in set", "likeliest", "nearest"]
+    columns, about = columns_of(configs, beside=len(configs))
+    columns += names[len(configs) :]
+    head = ["made by", *(columns[i] for i in shown), "right (95 %)", "in set", "likeliest", "nearest"]
     head += ["bit-equal"] if bits else []
     said = (
         "Answers for single transcripts, leave one reference out. right: named alone, with Wilson's interval "
@@ -309,7 +311,7 @@ def _text(result: xr.Dataset) -> list[str]:
     )
     if bits:
         said += " Bit-equal: transcripts whose every decode row is that of the true config's replay."
-    lines = ["", wrap(said, "  "), table(head, rows)]
+    lines = ["", wrap(said, "  "), *about, table(head, rows)]
     if "auc" not in result:
         return lines
     references = int(result.attrs["references"]) if "references" in result.attrs else 0
@@ -320,7 +322,11 @@ def _text(result: xr.Dataset) -> list[str]:
         )
         lines += ["", wrap(said, "  ")]
     if references < FEWEST_REFERENCES:
-        lines.append(wrap(f"No interval: fewer than {FEWEST_REFERENCES} references.", "  "))
+        said = (
+            f"No interval: fewer than {FEWEST_REFERENCES} references; AUCs of so few are in sweep.nc "
+            "/analysis/attribution only."
+        )
+        return [*lines, wrap(said, "  ")]
     rows = []
     for d, producer in enumerate(str(v) for v in result["producer"].values):
         for c, config in enumerate(configs):
