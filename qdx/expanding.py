@@ -91,14 +91,10 @@ def expand(tree: xr.DataTree, lm_head: Any) -> xr.DataTree:
 
 
 def hidden_of(data: xr.Dataset) -> xr.DataArray:
-    """Return the hidden states of a phase with the dimension ``element``, without coordinates beside indexes.
-
-    The variable has the name of its own last dimension, for which xarray takes it for a coordinate.
-    """
+    """Return the hidden states of a phase without coordinates beside indexes."""
     if "hidden" not in data.variables:
         raise QdxError("no hidden states here: they are in the folder of a run with capture=hidden")
-    hidden = data["hidden"].reset_coords(drop=True)
-    return hidden.rename({hidden.dims[-1]: "element"})
+    return data["hidden"].reset_coords(drop=True)
 
 
 def _product(hidden: NDArray[np.float32], weight_VH: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -82,7 +82,9 @@ def run(cfg: DictConfig, directory: Path, command_line: str, progress: Progress)
     if experiment.repeat_scope == "process":
         run_in_processes(cfg, experiment.repeats, directory, command_line, progress)
         parts = repeat_folders(directory, experiment.repeats)
-        join_repeats([part / RUN for part in parts], target, attrs)
+        # Whose SM count: of the GPU that the kernels are modelled after, which only the repeats know.
+        known = {name: value for name, value in attrs.items() if name != "sm_count"}
+        join_repeats([part / RUN for part in parts], target, known)
         for part in parts:
             shutil.rmtree(part)
         return "complete"
@@ -252,6 +254,7 @@ def open_recorder(
             "sm_count": facts.sm_count,
             "simulated": facts.simulated,
         },
+        hidden=facts.hidden,
         layers={layer: (facts.kernel_class[layer], name) for layer, name in facts.kernel.items()},
         attrs={
             **attrs,

@@ -65,7 +65,7 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
     """
     loaded: dict[tuple[object, ...], Prompts] = {}
     alike: dict[str, dict[str, str]] = {}
-    estimate = 0
+    estimate, unfinished = 0, 0
     for cfg in configs:
         experiment = validate(cfg)
         checkpoint = find_checkpoint(experiment)
@@ -86,13 +86,15 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
         }
         rehearse(experiment, job.vocab)
         if not resume.is_complete(directory / job.label / folder.RUN, identity["config_hash"]):
-            estimate += expected_bytes(job)
+            kept, meanwhile = expected_bytes(job)
+            estimate, unfinished = estimate + kept, max(unfinished, meanwhile)
     check_alike(earlier_runs(directory, set(alike)) | alike)
-    size.check_disk(directory, estimate)
+    size.check_disk(directory, estimate + unfinished)
     for prompts in loaded.values():
         if prompts.transcripts is not None:
             keep_for_the_report(prompts.transcripts, validate(configs[0]).verify, directory)
-    print(f"results: about {size.readable(estimate)} in {directory}", flush=True)
+    more = f", and {size.readable(unfinished)} while a job runs" if unfinished else ""
+    print(f"results: about {size.readable(estimate)} in {directory}{more}", flush=True)
 
 
 def keep_for_the_report(transcripts: Transcripts, asked: Verify, directory: Path) -> None:
@@ -163,28 +165,30 @@ def rehearse(experiment: Experiment, vocab: int) -> None:
         measure.rehearse(vocab, experiment.capture.k)
 
 
-def expected_bytes(job: Job) -> int:
-    """Estimate what a job writes."""
+def expected_bytes(job: Job) -> tuple[int, int]:
+    """Estimate what a job writes: the bytes of its files, and what else there is until they are whole."""
     experiment = job.experiment
     capture = experiment.capture
     rows = plan(
         job.prompts.references,
         prefill_positions=capture.prefill_positions,
         output_tokens=experiment.generate.tokens,
+        producers=job.prompts.producers,
     )
-    if job.prompts.producers:
-        rows = {"prefill": rows["prefill"], "replay": rows["decode"] * len(job.prompts.producers)}
+    width = models.hidden_size(job.checkpoint.path) if capture.mode == "hidden" else job.vocab
+    full = 0 if capture.mode == "topk" else width
+    dtype = experiment.model.dtype
     once = size.bytes_per_run(
         rows,
         repeats=experiment.repeats,
-        vocab=job.vocab,
-        mode=capture.mode,
-        dtype=experiment.model.dtype,
-        k=capture.k,
+        width=full,
+        dtype=dtype,
+        k=min(capture.k, job.vocab),
         components=capture.components,
     )
-    # Repeats of processes of their own lie beside the file that they are joined into.
-    return 2 * once if experiment.repeat_scope == "process" else once
+    if experiment.repeat_scope == "process":  # the repeats' files lie beside the one they are joined into
+        return once, once + size.unfinished_bytes(rows, repeats=1, width=full, dtype=dtype)
+    return once, size.unfinished_bytes(rows, repeats=experiment.repeats, width=full, dtype=dtype)
 
 
 def earlier_runs(directory: Path, labels: set[str]) -> dict[str, dict[str, str]]:

@@ -86,7 +86,7 @@ def leftovers(folder: Path) -> list[str]:
     """Parts, locks and half-made folders."""
     return [
         str(p)
-        for pattern in ("*.part", "*.lock", "*.raw", "*building-*", "repeat_*")
+        for pattern in ("*.part", "*.lock", "run.nc.rows", "run.nc.new", "*building-*", "repeat_*")
         for p in folder.rglob(pattern)
     ]
 

@@ -20,7 +20,7 @@ def tree() -> xr.DataTree:
     shape = (2, 1, 3, 5, 16)
     hidden = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     hidden[1, 0, 2, 4] = np.nan  # not captured
-    dims = ("config", "repeat", "reference", "position", "hidden")
+    dims = ("config", "repeat", "reference", "position", "element")
     data = xr.Dataset({"hidden": (dims, hidden)}, {"position": np.arange(10, 15)})
     return xr.DataTree.from_dict({"/replay": data, "/references": xr.Dataset()})
 

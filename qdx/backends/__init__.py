@@ -36,6 +36,8 @@ class Facts:
         Of activations and logits.
     vocab : int
         Logits in a row.
+    hidden : int
+        Values of a hidden state; 0 when the backend gives none.
     engine, engine_version : str
     gpu : str
         Name of the card, empty on a CPU.
@@ -61,6 +63,7 @@ class Facts:
     gpu: str = ""
     compute_capability: str = ""
     sm_count: int = 0
+    hidden: int = 0
     eos_token_ids: frozenset[int] = frozenset()
     remedy: str = ""
     attrs: Mapping[str, Any] = field(default_factory=dict)

@@ -188,6 +188,7 @@ class TransformersBackend:
             engine="transformers",
             engine_version=version("transformers"),
             sm_count=self._sm_count,
+            hidden=int(self._model.config.get_text_config().hidden_size),
             eos_token_ids=self._eos_token_ids,
         )
 

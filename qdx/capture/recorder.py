@@ -123,6 +123,7 @@ class Recorder:
         )
         self._axis = {phase: self._structure.axis(phase) for phase in self._structure.phases}
         self._attrs: dict[str, Any] = {
+            **layout.conventions(f"qdx run {label}", attrs or {}),
             "kind": "run",
             "schema_version": layout.SCHEMA_VERSION,
             "label": label,
@@ -165,6 +166,7 @@ class Recorder:
             with netCDF4.Dataset(self._new, "w", format="NETCDF4") as file:
                 writing.set_attributes(file, self._attrs)
                 self._structure.create(file, small=None, wide=None)
+                writing.put_provenance(file, self._label, self._attrs, self._layers)
             # A new file, not the old one emptied: somebody may be reading what a killed job left.
             self._new.replace(self.part)
             self._file = _opened(self.part, "r+")

@@ -56,7 +56,9 @@ def combine(state: Sweep, trees: Mapping[str, xr.DataTree]) -> xr.DataTree:
 def _root_attrs(state: Sweep) -> dict[str, Any]:
     from qdx.dataset.provenance import software
 
+    stated = {**software(), "command_line": str(state.settings.get("command_line", ""))}
     return {
+        **layout.conventions(f"qdx sweep of {', '.join(state.labels)}", stated),
         "kind": "sweep",
         "schema_version": layout.SCHEMA_VERSION,
         **software(),

@@ -290,6 +290,19 @@ LAYERS = _table(
 LAYER_TYPE = Variable("layer_type", ("layer_type",), "str", "1", "type of a linear layer of the model")
 
 
+def conventions(title: str, stated: Mapping[str, Any]) -> dict[str, str]:
+    """Return the root attributes that the CF conventions (1.11, 2.6) want of every file.
+
+    Parameters
+    ----------
+    title : str
+    stated : Mapping
+        The file's attributes: ``time_utc`` and ``command_line`` make its history.
+    """
+    history = " ".join(str(stated[name]) for name in ("time_utc", "command_line") if stated.get(name))
+    return {"Conventions": "CF-1.11", "title": title, "history": history}
+
+
 def phase_variables(phase: str, *, wide: str = "", producers: bool = False) -> dict[str, Variable]:
     """Return the variables of a phase.
 

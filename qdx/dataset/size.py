@@ -20,8 +20,7 @@ def bytes_per_run(
     plan: Mapping[str, Sequence[NDArray[np.int32]]],
     *,
     repeats: int,
-    vocab: int,
-    mode: str,
+    width: int,
     dtype: str = "float16",
     k: int = 20,
     components: int = 64,
@@ -33,10 +32,10 @@ def bytes_per_run(
     plan : Mapping
         See `qdx.capture.plan`: phase → captured positions of every reference.
     repeats : int
-    vocab : int
-    mode : {"full", "topk"}
+    width : int
+        Values of a full row: the vocabulary's, a hidden state's, or 0 when none is kept.
     dtype : str
-        Of the logits.
+        Of the full rows.
     k : int
         Ranks.
     components : int
@@ -45,11 +44,19 @@ def bytes_per_run(
     Returns
     -------
     int
-        Bytes: 1.85 a logit of the full rows, what the small variables take uncompressed, and a fixed part.
+        Bytes: 1.85 a value of the full rows, what the small variables take uncompressed, and a fixed part.
     """
     rows = repeats * sum(len(positions) for phase in plan.values() for positions in phase)
-    small = 1 + 4 + 4 + 4 + 8 + 8 + 4 * components + 8 * min(k, vocab)
-    return _FIXED + int(rows * (small + (BYTES_PER_LOGIT[dtype] * vocab if mode == "full" else 0)))
+    small = 1 + 4 + 4 + 4 + 8 + 8 + 4 * components + 8 * k
+    return _FIXED + int(rows * (small + BYTES_PER_LOGIT[dtype] * width))
+
+
+def unfinished_bytes(
+    plan: Mapping[str, Sequence[NDArray[np.int32]]], *, repeats: int, width: int, dtype: str
+) -> int:
+    """Return what the full rows of a run take, besides its file, until it is whole: see `journal`."""
+    rows = repeats * sum(len(positions) for phase in plan.values() for positions in phase)
+    return rows * width * (4 if dtype == "float32" else 2)
 
 
 def check_disk(folder: Path, needed: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qdx.models.cache import cache_folder
-from qdx.models.checkpoint import Checkpoint, context_length, resolve, vocab_size
+from qdx.models.checkpoint import Checkpoint, context_length, hidden_size, resolve, vocab_size
 from qdx.models.digests import tokenizer_sha256, weights_sha256
 from qdx.models.tokenizer import load_tokenizer
 
@@ -17,6 +17,7 @@ __all__ = [
     "cache_folder",
     "context_length",
     "dense_state",
+    "hidden_size",
     "iter_quantized",
     "load_tokenizer",
     "resolve",

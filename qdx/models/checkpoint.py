@@ -120,6 +120,12 @@ def vocab_size(path: Path) -> int:
     return size
 
 
+def hidden_size(path: Path) -> int:
+    """Return the number of values of a hidden state; 0 if config.json does not state it."""
+    size = _stated(path, "hidden_size")
+    return size if isinstance(size, int) else 0
+
+
 def context_length(path: Path) -> int | None:
     """Return the greatest number of tokens that the model in a folder has positions for; None if unstated."""
     length = _stated(path, "max_position_embeddings")

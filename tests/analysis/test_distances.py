@@ -484,9 +484,9 @@ def kept(full, tmp_path_factory):
     for number, label in enumerate(LABELS):
         drawn = np.random.default_rng(number // 2)  # two and two have equal rows
         with netCDF4.Dataset(folder / label / "run.nc", "a") as file:
-            file.createDimension("hidden", 24)
+            file.createDimension("element", 24)
             for phase in PHASES:
-                dims = (*file[phase]["captured"].dimensions, "hidden")
+                dims = (*file[phase]["captured"].dimensions, "element")
                 variable = file[phase].createVariable("hidden", "f4", dims)
                 shape = [len(file[phase].dimensions.get(d) or file.dimensions[d]) for d in dims]
                 variable[:] = drawn.normal(size=shape).astype(np.float32)

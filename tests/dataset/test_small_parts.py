@@ -50,16 +50,16 @@ def test_estimate_is_near_what_a_run_writes(tmp_path, monkeypatch, mode, low, hi
     references = small_references(40)
     write_run(tmp_path / "run.nc", "awq", references=references, mode=mode)
     planned = plan(references, prefill_positions=8, output_tokens=8)
-    estimate = size.bytes_per_run(planned, repeats=3, vocab=300, mode=mode, k=5, components=16)
+    estimate = size.bytes_per_run(planned, repeats=3, width=300 * (mode == "full"), k=5, components=16)
     assert low < (tmp_path / "run.nc").stat().st_size / estimate < high
 
 
 def test_estimate_of_the_full_design_case() -> None:
     """8000 positions × 4 references × 152k logits of four configs: about 36 GB at 1.85 bytes."""
     positions = {"prefill": [np.arange(8000)] * 4}
-    each = size.bytes_per_run(positions, repeats=1, vocab=151_936, mode="full")
+    each = size.bytes_per_run(positions, repeats=1, width=151_936)
     assert 8.9e9 < each < 9.1e9
-    assert size.bytes_per_run(positions, repeats=1, vocab=151_936, mode="topk") < 0.002 * each
+    assert size.bytes_per_run(positions, repeats=1, width=0) < 0.002 * each
 
 
 def test_too_small_a_disk_is_an_error_with_both_numbers(tmp_path) -> None:
