@@ -107,6 +107,8 @@ class VllmBackend:
     pipeline_parallel_size: int = 1
     kv_cache_dtype: str = "auto"
     attention_backend: str | None = None
+    chunked_prefill: bool = False
+    async_scheduling: bool | None = None
 
     def __post_init__(self) -> None:
         if self.max_model_len is not None:

@@ -49,6 +49,8 @@ class Facts:
         Tokens that would have ended a generation.
     remedy : str
         What the kernel that was asked for needs and how it is chosen; part of `require`'s error.
+    settings : Mapping of str to str
+        Observed values of the backend's options, by the names that they have in the config.
     attrs : Mapping
         What else the engine settled; becomes root attributes of the results.
     """
@@ -66,6 +68,7 @@ class Facts:
     hidden: int = 0
     eos_token_ids: frozenset[int] = frozenset()
     remedy: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
     @property

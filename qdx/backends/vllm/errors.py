@@ -1,0 +1,66 @@
+"""What the engine raises, as one line that says what to change."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from qdx.errors import QdxError
+
+
+@contextlib.contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """Turn what the engine raises into one line that says what to change."""
+    try:
+        yield
+    except QdxError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise QdxError(f"{doing}: {said[:600]}{advice(error)}") from error
+
+
+@contextlib.contextmanager
+def out_of_memory_explained(doing: str) -> Iterator[None]:
+    """Do the same to a GPU that is full, and to nothing else: a broken contract keeps its traceback."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        with explained(doing):
+            raise error
+
+
+def advice(error: BaseException) -> str:
+    """Return what to change after an error of the engine, with a leading colon, or an empty string."""
+    text = f"{type(error).__name__} {error}".lower()
+    for signs, remedy in (
+        (
+            (
+                "out of memory",
+                "outofmemory",
+                "no available memory",
+                "free memory on device",
+                "kv cache is needed",
+            ),
+            "lower backend.max_model_len, backend.gpu_memory_utilization or capture.prefill_positions, "
+            "or use a larger GPU",
+        ),
+        (("is not supported for quantization", "dtype"), "set model.dtype=float16 or choose another kernel"),
+        (
+            ("no cuda", "cuda driver", "found no nvidia", "failed to infer device", "cuda is not available"),
+            "vLLM needs a GPU here: use backend=transformers",
+        ),
+        (
+            ("failed to find a kernel", "group size", "group_size", "not divisible", "not aligned"),
+            "choose another kernel, or quant.kernel=any",
+        ),
+        (
+            ("enginedead", "engine core", "worker died"),
+            "the engine ended by itself; its own messages are above",
+        ),
+    ):
+        if any(sign in text for sign in signs):
+            return f": {remedy}"
+    return ""

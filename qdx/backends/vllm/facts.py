@@ -1,0 +1,105 @@
+"""What a started engine really loaded, as facts of a backend."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from qdx.backends import Facts
+from qdx.backends.vllm import kernels
+
+if TYPE_CHECKING:
+    from qdx.models import Checkpoint
+
+
+def facts(engine: Any, version: str, checkpoint: Checkpoint, remedy: str) -> Facts:
+    """Read the loaded model and the engine's config.
+
+    Parameters
+    ----------
+    engine : vllm.LLM
+    version : str
+        vLLM's.
+    checkpoint : Checkpoint
+    remedy : str
+        What the kernel that was asked for needs.
+    """
+    from qdx.dataset.provenance import gpu_facts
+
+    config = engine.llm_engine.vllm_config
+    found: dict[str, list[kernels.Layer]] = {}
+    for layer in next(layers for layers in engine.collective_rpc(kernels.on_worker) if layers):
+        found.setdefault(layer.name, []).append(layer)
+    gpu = gpu_facts()
+    environment = {key: os.environ[key] for key in sorted(os.environ) if key.startswith("VLLM_")}
+    observed = settings(config, next(filter(None, engine.collective_rpc(kernels.attention)), ""))
+    return Facts(
+        kernel_class={
+            name: "+".join(layer.kernel_class for layer in layers) for name, layers in found.items()
+        },
+        kernel={
+            name: "+".join(sorted({kernels.normalized(layer.method, layer.kernel) for layer in layers}))
+            for name, layers in found.items()
+        },
+        quantized=frozenset(
+            name
+            for name, layers in found.items()
+            if any(layer.method not in kernels.UNQUANTIZED for layer in layers)
+        ),
+        dtype=str(config.model_config.dtype).removeprefix("torch."),
+        vocab=int(config.model_config.get_vocab_size()),
+        hidden=int(config.model_config.get_hidden_size()),
+        engine="vllm",
+        engine_version=version,
+        gpu=str(gpu["gpu"]),
+        compute_capability=str(gpu["compute_capability"]),
+        sm_count=int(gpu["sm_count"]),
+        eos_token_ids=_eos_token_ids(checkpoint),
+        remedy=_remedy(remedy, version, str(gpu["compute_capability"])),
+        settings=observed,
+        attrs={f"vllm_{key}": value for key, value in observed.items()}
+        | {"vllm_environment": json.dumps(environment)},
+    )
+
+
+def settings(config: Any, attention_backend: str) -> dict[str, str]:
+    """Return what the engine settled on, by the names of ``conf/backend/vllm.yaml``.
+
+    Parameters
+    ----------
+    config : vllm.config.VllmConfig
+    attention_backend : str
+        As the worker reports it.
+    """
+    model, scheduler = config.model_config, config.scheduler_config
+    cache, parallel = config.cache_config, config.parallel_config
+    observed = {
+        "max_model_len": model.max_model_len,
+        "max_num_batched_tokens": scheduler.max_num_batched_tokens,
+        "max_num_seqs": scheduler.max_num_seqs,
+        "gpu_memory_utilization": cache.gpu_memory_utilization,
+        "enforce_eager": model.enforce_eager,
+        "tensor_parallel_size": parallel.tensor_parallel_size,
+        "pipeline_parallel_size": parallel.pipeline_parallel_size,
+        "kv_cache_dtype": cache.cache_dtype,
+        "attention_backend": attention_backend,
+        "async_scheduling": bool(getattr(scheduler, "async_scheduling", False)),
+    }
+    return {key: str(value) for key, value in observed.items()}
+
+
+def _remedy(remedy: str, version: str, capability: str) -> str:
+    if not remedy:
+        return ""
+    where = f"compute capability {capability}" if capability else "no GPU"
+    return f"vLLM {version}, {where}: {remedy}; quant.kernel=any accepts what is loaded"
+
+
+def _eos_token_ids(checkpoint: Checkpoint) -> frozenset[int]:
+    for name in ("generation_config.json", "config.json"):
+        file = checkpoint.path / name
+        if file.is_file():
+            ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+            return frozenset() if ids is None else frozenset(ids if isinstance(ids, list) else [ids])
+    return frozenset()

@@ -1,0 +1,90 @@
+"""Starts vLLM's offline engine, with the kernels that a config asks for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from qdx.backends.vllm.errors import explained
+from qdx.errors import QdxError
+
+if TYPE_CHECKING:
+    from qdx.backends.vllm.request import Request
+    from qdx.models import Checkpoint
+
+ENVIRONMENT = {
+    # the engine in this process: rows reach the recorder without a copy
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # the tap is written for the first one
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",  # not needed for greedy decoding, and built on first use
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+def start(
+    version: str,
+    checkpoint: Checkpoint,
+    request: Request,
+    settings: Mapping[str, Any],
+    *,
+    dtype: str,
+    seed: int,
+    attention_backend: str | None,
+) -> Any:
+    """Return a ``vllm.LLM``.
+
+    Parameters
+    ----------
+    version : str
+        vLLM's.
+    checkpoint : Checkpoint
+    request : Request
+        How the kernel is asked for.
+    settings : Mapping
+        Further engine arguments; None is vLLM's own choice.
+    dtype : str
+    seed : int
+    attention_backend : str, optional
+
+    Raises
+    ------
+    QdxError
+        When the engine refuses the model: what vLLM said, and what to change.
+    """
+    prepare_environment(request.disabled, attention_backend)
+    with explained(f"vLLM {version} does not start"):
+        from vllm import LLM
+        from vllm.engine.arg_utils import EngineArgs
+
+    arguments = {
+        "model": str(checkpoint.path),
+        "dtype": dtype,
+        "seed": seed,
+        "skip_tokenizer_init": True,
+        "enable_prefix_caching": False,
+        "generation_config": "vllm",
+        "max_logprobs": -1,
+        **settings,
+        **request.engine,
+    }
+    known = EngineArgs.__dataclass_fields__
+    if attention_backend is not None and "attention_backend" in known:
+        arguments["attention_backend"] = attention_backend
+    unknown = [name for name in request.engine if name not in known]
+    if unknown:
+        raise QdxError(f"vLLM {version} has no engine argument {unknown[0]}: pip install vllm==0.20.2")
+    with explained(f"vLLM {version} did not load {checkpoint.source}"):
+        return LLM(**{name: value for name, value in arguments.items() if value is not None})
+
+
+def prepare_environment(disabled: tuple[str, ...], attention_backend: str | None) -> None:
+    """Set the variables that vLLM reads when it is imported; what the user disabled stays disabled."""
+    os.environ.update(ENVIRONMENT)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    names = [name for name in os.environ.get("VLLM_DISABLED_KERNELS", "").split(",") if name]
+    names += [name for name in disabled if name not in names]
+    if names:
+        os.environ["VLLM_DISABLED_KERNELS"] = ",".join(names)
+    if attention_backend is not None:
+        os.environ["VLLM_ATTENTION_BACKEND"] = attention_backend  # versions before 0.12 know nothing else
