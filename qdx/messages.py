@@ -101,4 +101,4 @@ def _keys(parent: str, conf: Path) -> list[str]:
         inner = OmegaConf.select(node, parent if whole else rest) if rest or whole else node
         if isinstance(inner, DictConfig):
             found |= {str(key) for key in inner}
-    return sorted(found - {"_target_", "name"})
+    return sorted(found - {"_target_", "name", "defaults"})

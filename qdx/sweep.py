@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from qdx import job as job_process
 from qdx import launching, plugins
+from qdx.backends.choosing import AUTO, explanation
 from qdx.dataset.folder import PLAN
 from qdx.errors import QdxError
 from qdx.locking import locked
@@ -146,6 +147,8 @@ def start(config: DictConfig, running: contextlib.ExitStack) -> dict[str, Any]:
     """
     launching.require(config.hydra.launcher)
     swept, jobs = expand(config)
+    if config.hydra.runtime.choices.get("backend") == AUTO:
+        print(explanation(), flush=True)
     directory = Path(config.hydra.sweep.dir).absolute()
     with flag_override(config, ["readonly", "struct"], False):
         if swept:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import qdx as package
-from qdx import expand
+from qdx import compose
 from tests.sweeping import SMALL, checkpoints, qdx
 
 VLLM = {
@@ -25,7 +25,7 @@ VLLM = {
 @pytest.mark.parametrize("key", VLLM)
 def test_every_value_of_a_vllm_key_is_a_config_of_its_own(key: str) -> None:
     values = VLLM[key]
-    jobs = expand(["quant=awq_marlin", "backend=vllm", f"{key}={','.join(map(str, values))}"])
+    jobs = compose(["quant=awq_marlin", "backend=vllm", f"{key}={','.join(map(str, values))}"])
     assert [job.label for job in jobs] == [f"awq_marlin,{key}={value}" for value in values]
     group, _, name = key.rpartition(".")
     assert tuple((job[group] if group else job)[name] for job in jobs) == values

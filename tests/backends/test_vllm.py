@@ -59,7 +59,7 @@ def stop() -> None:
 
 
 def roundings(dtype: torch.dtype) -> float:
-    """Relative distance that a few dozen roundings of a layer's activations leave, or orders of float32 sums."""
+    """Relative distance that some dozen roundings of activations leave, or orders of float32 sums."""
     return max(6 * torch.finfo(dtype).eps, 1e-5)
 
 

@@ -49,6 +49,7 @@ def facts(engine: Any, version: str, checkpoint: Checkpoint, remedy: str) -> Fac
         ),
         dtype=str(config.model_config.dtype).removeprefix("torch."),
         vocab=int(config.model_config.get_vocab_size()),
+        hidden=int(config.model_config.get_hidden_size()),
         engine="vllm",
         engine_version=version,
         gpu=str(gpu["gpu"]),

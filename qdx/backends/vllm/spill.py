@@ -21,7 +21,6 @@ class Spill:
         self._turn = 0
         self._stream: Any = None
 
-    @torch.inference_mode()
     def put(self, rows: Tensor) -> Tensor:
         """Begin to copy rows.
 
@@ -34,14 +33,17 @@ class Spill:
             self._stream = torch.cuda.Stream(rows.device)
         slot = self._slots[self._turn]
         self._turn = 1 - self._turn
-        slot.settle()
-        return slot.start(rows, self._stream)
+        with (
+            torch.inference_mode()
+        ):  # the engine's rows are inference tensors, and so is what is made of them
+            slot.settle()
+            return slot.start(rows, self._stream)
 
-    @torch.inference_mode()
     def settle(self) -> None:
         """Wait until everything that was put is in host memory."""
-        for slot in self._slots:
-            slot.settle()
+        with torch.inference_mode():
+            for slot in self._slots:
+                slot.settle()
 
 
 class _Slot:
