@@ -58,7 +58,7 @@ def inline(_: Path, options: Any) -> None:
 def overrides(_: Path, given: Any) -> None:
     import qdx
 
-    qdx.expand(given)
+    qdx.compose(given)
 
 
 def command_line(folder: Path, given: Any) -> None:

@@ -125,16 +125,16 @@ def floats(groups: Groups) -> None:
 
 TAMPERED = {
     "another schema version": (state("schema_version", "99"), "schema version 99, this qdx reads 1"),
-    "a schema version that is no number": (state("schema_version", "x"), "no file that qdx wrote"),
+    "a schema version that is no number": (state("schema_version", "x"), "has schema version x"),
     "another kind": (state("kind", "summary"), "kind is 'summary', neither sweep nor commitments"),
-    "one run": (state("kind", "run"), "give the sweep.nc"),
+    "one run": (state("kind", "run"), "is damaged: its attribute vocab"),
     "a verifier's": (of_a_verifier, "verifier's sweep.*give the producers' file"),
     "no decode": (drop("decode"), "no group /decode"),
     "no output": (drop("output"), "no group /output"),
     "no provenance": (drop("provenance"), "no group /provenance"),
     "no token ids": (drop("output", "token_id"), "/output has no token_id"),
-    "no transcripts": (no_repeat, "no transcript of two tokens"),
-    "ids that are no integers": (floats, "holds float64, expected integers"),
+    "no transcripts": (no_repeat, "is damaged: /output/text"),
+    "ids that are no integers": (floats, "holds float64, must be i4"),
     "a generated id over the vocabulary": (
         set_to("output", "token_id", VOCAB, 1, 0, 2, 3),
         f"token 3 of 'gptq', 'ref_2' is {VOCAB}, outside the vocabulary of {VOCAB} tokens",
