@@ -49,8 +49,10 @@ def explain(error: Exception, conf: Path) -> str | None:
     return ": ".join(line.rstrip(".:") for line in lines if line)
 
 
-def of_disk(error: Exception) -> bool:
+def of_disk(error: BaseException | None) -> bool:
     """Whether the disk did not take something (Hydra's own errors of a config are OSErrors too)."""
+    if isinstance(error, QdxError):
+        return of_disk(error.__cause__)
     return isinstance(error, OSError) and error.errno in UNWRITABLE
 
 

@@ -36,8 +36,11 @@ from qdx.process import FULL_ERROR, spawn
 from qdx.schema import validate
 
 DEFAULTS = {"metric": "l2", "analysis": "effects"}
-# The folder of the sweep whose jobs the launcher has, and what is measured when they are done.
+# The folder of the sweep whose jobs the launcher has, and what is measured when they are done: nodes of the
+# user's config, not of a file in the folder. Not in `Sweep`, which launchers pickle.
 _running: tuple[Path, dict[str, Any]] | None = None
+_held = contextlib.ExitStack()  # the folder's lock, until this process ends
+atexit.register(_held.close)
 
 
 def job(cfg: DictConfig) -> None:
@@ -65,14 +68,9 @@ def job(cfg: DictConfig) -> None:
 class Sweep(Callback):
     """Check every job of a sweep before the first one starts; merge, analyse and report after the last."""
 
-    def __init__(self) -> None:
-        self._chosen: Any = {}  # metrics and analyses: of the user's config, not of a file in the folder
-        self._running = contextlib.ExitStack()
-        atexit.register(self._running.close)
-
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Expand, check, name and prepare the jobs."""
-        _guard(lambda: self._chosen.update(start(config, self._running)))
+        _guard(lambda: start(config))
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Refuse Hydra's single-run mode: it has no end at which results could be merged and reported."""
@@ -84,7 +82,7 @@ class Sweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Write ``sweep.nc`` and the reports, and exit 1 when a job failed."""
-        _guard(lambda: finish(Path(config.hydra.sweep.dir).absolute(), self._chosen))
+        _guard(_end)
 
 
 def _guard(step: Callable[[], None]) -> None:
@@ -93,7 +91,7 @@ def _guard(step: Callable[[], None]) -> None:
         step()
     except QdxError as error:
         print(f"qdx: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if of_disk(error) else 2)
     except Exception as error:
         message = explain(error, plugins.conf_dir())
         if message is None:
@@ -125,19 +123,8 @@ def quoted(value: str) -> str:
     return f"'{escaped}'"
 
 
-def start(config: DictConfig, running: contextlib.ExitStack) -> dict[str, Any]:
+def start(config: DictConfig) -> None:
     """Check all jobs, give them unique labels, write the manifest and prepare models and references.
-
-    Parameters
-    ----------
-    config : DictConfig
-    running : ExitStack
-        To be closed when the sweep has ended: it holds the folder.
-
-    Returns
-    -------
-    dict
-        The nodes of ``metrics`` and ``analyses``.
 
     Raises
     ------
@@ -174,7 +161,7 @@ def start(config: DictConfig, running: contextlib.ExitStack) -> dict[str, Any]:
         sys.exit(2)
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        running.enter_context(locked(directory / "sweep.lock", wait=False))
+        _held.enter_context(locked(directory / "sweep.lock", wait=False))
     except BlockingIOError as error:
         raise QdxError(
             f"another sweep is running in {directory}: wait for its end, or choose another hydra.sweep.dir"
@@ -182,10 +169,8 @@ def start(config: DictConfig, running: contextlib.ExitStack) -> dict[str, Any]:
     resume = _write_manifest(directory, manifest)
     print(f"resume: {resume}", flush=True)
     launching.hold(config.hydra.launcher)
-    chosen = {"metrics": first["metric"], "analyses": first["analysis"]}
     global _running
-    _running = directory, chosen
-    return chosen
+    _running = directory, {"metrics": first["metric"], "analyses": first["analysis"]}
 
 
 def expand(config: DictConfig) -> tuple[list[str], list[DictConfig]]:
@@ -309,19 +294,24 @@ def stopped(error: Exception) -> bool:
         return False
     if os.environ.get(FULL_ERROR):
         traceback.print_exception(error)
-    folder, chosen = _running
+    folder = _running[0]
     what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
     print(
         f"qdx: error: the launcher stopped: {what}: jobs that it has started elsewhere may go on; when they "
         f"have ended, {shlex.join(['python', '-m', 'qdx.report', str(folder)])} takes them in",
         file=sys.stderr,
     )
-    _guard(lambda: finish(folder, chosen))
+    _guard(_end)
     return True
 
 
+def _end() -> None:
+    assert _running is not None
+    finish(*_running)
+
+
 def finish(directory: Path, chosen: Mapping[str, Any]) -> None:
-    """Merge, analyse and report with the nodes that `start` returned, then exit 1 when a job failed."""
+    """Merge, analyse and report with the chosen metrics and analyses, then exit 1 when a job failed."""
     from qdx import report
 
     built = report.build(directory, **chosen)
