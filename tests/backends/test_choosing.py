@@ -36,15 +36,15 @@ def test_vllm_is_taken_where_a_gpu_and_vllm_are(
     assert choosing.choose()[0] == name
     assert choosing.explanation().startswith(f"backend: {name} (") and why in choosing.explanation()
     for overrides in ([], ["backend=auto"]):
-        (cfg,) = qdx.expand(overrides)
+        (cfg,) = qdx.compose(overrides)
         assert cfg.backend.name == name and cfg.label == "awq"  # what ran is in the config, not what chose it
 
 
 def test_the_default_takes_options_of_what_it_resolves_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "choose", lambda: ("vllm", ""))
-    (cfg,) = qdx.expand(["backend.max_model_len=512"])
+    (cfg,) = qdx.compose(["backend.max_model_len=512"])
     assert cfg.backend.max_model_len == 512
-    labels = [cfg.label for cfg in qdx.expand(["backend=auto,transformers"])]
+    labels = [cfg.label for cfg in qdx.compose(["backend=auto,transformers"])]
     assert labels == ["awq,backend=vllm", "awq,backend=transformers"]
 
 

@@ -365,7 +365,7 @@ def test_the_self_check_is_true_only_when_replay_gives_the_same_bits(noise: floa
 
 
 def test_the_self_check_hears_the_generation_and_not_the_replay_of_the_shared_continuation() -> None:
-    from qdx.experiment import run_batch
+    from qdx.flow import Flow
 
     backend: Any = Echo()
     length = 3
@@ -376,7 +376,9 @@ def test_the_self_check_hears_the_generation_and_not_the_replay_of_the_shared_co
     listener: Any = Listener([length], recorder)  # type: ignore[arg-type]
     backend.noise = 2.0  # the shared continuation's rows are others
     prompt = SimpleNamespace(token_ids=np.arange(length), continuation=np.arange(4))
-    generated = run_batch(backend, listener, 0, [0], [prompt], 4)  # type: ignore[list-item]
+    experiment: Any = SimpleNamespace(generate=SimpleNamespace(tokens=4))
+    flow = Flow(backend, _facts(), experiment, [prompt], progress=None)  # type: ignore[list-item, arg-type]
+    generated = flow._run_batch(listener, 0, [0])
     backend.noise = 0.0
     assert begun == ["prefill", "decode", "replay"]
     assert replays_exactly(backend, [[0, 1, 2]], generated, listener)
