@@ -35,7 +35,7 @@ class Spill:
         self._turn = 1 - self._turn
         with (
             torch.inference_mode()
-        ):  # the engine's rows are inference tensors, and so is what is made of them
+        ):  # the engine's rows are inference tensors
             slot.settle()
             return slot.start(rows, self._stream)
 
