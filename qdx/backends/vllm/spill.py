@@ -33,9 +33,7 @@ class Spill:
             self._stream = torch.cuda.Stream(rows.device)
         slot = self._slots[self._turn]
         self._turn = 1 - self._turn
-        with (
-            torch.inference_mode()
-        ):  # the engine's rows are inference tensors
+        with torch.inference_mode():  # the engine's rows are inference tensors
             slot.settle()
             return slot.start(rows, self._stream)
 
