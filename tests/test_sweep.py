@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -182,6 +183,8 @@ def test_killing_the_sweep_leaves_finished_runs_and_no_process(
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     _wait(lambda: not any(_alive(pid) for pid in children), "the child process dies with its parent")
+    # The first thread of a process that ends can be gone while others still hold its files, and HDF5's lock.
+    _wait(lambda: _unlocked(part), "the lock of the dead process is gone")
     tree = package.open(part)  # what was synchronised is readable
     captured = tree["replay"]["captured"].values
     assert 0 < captured.sum() < captured.size
@@ -214,6 +217,15 @@ def _wait(condition: object, what: str, seconds: float = 120) -> None:
 def _children(pid: int) -> list[int]:
     listed = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [int(child) for child in listed.split()]
+
+
+def _unlocked(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def _alive(pid: int) -> bool:
