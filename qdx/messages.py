@@ -65,7 +65,8 @@ def _unknown_option(name: str, conf: Path) -> str:
     if not group or not choices:
         groups = sorted(path.name for path in conf.iterdir() if path.is_dir() and path.name != "hydra")
         return f"{name}: unknown config group, one of {', '.join(groups)}{nearest(group or option, groups)}"
-    return f"{group}={option}: unknown {group}, one of {', '.join(choices)}{nearest(option, choices)}"
+    more = ": install the package that brings another" if group.startswith("hydra/") else ""
+    return f"{group}={option}: unknown {group}, one of {', '.join(choices)}{nearest(option, choices)}{more}"
 
 
 def _plugin_nodes(group: str) -> dict[str, DictConfig]:
