@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qdx.analysis.hidden import hidden_rows
 from qdx.analysis.measuring import Measure, MetricError, Pair, PhaseRows
 from qdx.analysis.numerics import Bools, Ints
 from qdx.errors import QdxError
@@ -199,9 +198,7 @@ def _read(
     repeat = int(phase.coords["repeat"].values[number])
     own_reference = reader.references.index(str(phase.coords["reference"].values[reference]))
     own_index = np.searchsorted(reader.phase(phase.name).positions, phase.position_P[wanted])
-    if hidden:
-        return wanted, hidden_rows(reader.path, phase.name, repeat, own_reference, own_index)
-    return wanted, reader.rows(phase.name, repeat, own_reference, own_index)
+    return wanted, reader.rows(phase.name, repeat, own_reference, own_index, hidden=hidden)
 
 
 def _converted(

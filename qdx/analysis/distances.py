@@ -19,7 +19,6 @@ from torch import Tensor
 
 from qdx.analysis.blocks import Broken, Limits, measure_full, present
 from qdx.analysis.coarse import coarsen, shared
-from qdx.analysis.hidden import has_hidden
 from qdx.analysis.measuring import Measure, MetricError, Pair, PhaseRows, dataset_of, pairs_of
 
 if TYPE_CHECKING:
@@ -122,7 +121,7 @@ def measure(
             stack.callback(reader.close)
         for phase in phases:
             has_rows_C = [reader.phase(phase.name).has_rows for reader in readers]
-            has_hidden_C = [has_hidden(reader.path, phase.name) for reader in readers]
+            has_hidden_C = [reader.phase(phase.name).has_hidden for reader in readers]
             for each in measures:
                 with found.noting(each.name):
                     _check_hidden(each, labels, has_hidden_C)

@@ -162,14 +162,10 @@ class Recorder:
                     "rows_name": self._structure.wide,
                     "rows_width": self._structure.width,
                 }
-            self._new.unlink(missing_ok=True)
-            with netCDF4.Dataset(self._new, "w", format="NETCDF4") as file:
-                writing.set_attributes(file, self._attrs)
-                self._structure.create(file, small=None, wide=None)
-                writing.put_provenance(file, self._label, self._attrs, self._layers)
-            # A new file, not the old one emptied: somebody may be reading what a killed job left.
-            self._new.replace(self.part)
-            self._file = _opened(self.part, "r+")
+            self._put(small=None, wide=None)
+            self._file = netCDF4.Dataset(self.part, "r+")
+            self._file.set_auto_maskandscale(False)
+            self._file.set_auto_chartostring(False)
         return self
 
     def __exit__(
@@ -449,22 +445,29 @@ class Recorder:
         return missing
 
     def _rewrite(self, attrs: Mapping[str, Any], *, whole: bool) -> None:
-        """Put a file in the place of ``.part``: the whole one, or the same with its last attributes.
+        """Put the whole file in the place of ``.part``, or the same one with its last attributes."""
+        self._attrs.update(attrs)
+        if not whole:
+            self._put(small=None, wide=None)
+            return
+        self._attrs = {name: value for name, value in self._attrs.items() if name not in ATTRIBUTES}
+        self._put(small=encoding.PORTABLE, wide=self._filters)
 
-        Only a file that is closed takes the name, so that a process that dies here leaves one that opens.
+    def _put(self, *, small: Mapping[str, Any] | None, wide: Mapping[str, Any] | None) -> None:
+        """Give the name ``.part`` to a file with what was recorded; filters as `Structure.create` takes them.
+
+        Only a file that is closed takes the name, so that a process that dies here leaves one that opens. It
+        is a new file, not the old one emptied: somebody may be reading what a killed job left.
         """
         import netCDF4
 
-        self._attrs.update(attrs)
-        if whole:
-            self._attrs = {name: value for name, value in self._attrs.items() if name not in ATTRIBUTES}
+        self._new.unlink(missing_ok=True)
         with netCDF4.Dataset(self._new, "w", format="NETCDF4") as file:
             writing.set_attributes(file, self._attrs)
-            self._structure.create(
-                file, small=encoding.PORTABLE if whole else None, wide=self._filters if whole else None
-            )
-            self._structure.copy(self._file, file, self._journal if whole else None)
-            self._structure.put_text(file, self._texts)
+            self._structure.create(file, small=small, wide=wide)
+            if self._file is not None:
+                self._structure.copy(self._file, file, self._journal if wide is not None else None)
+                self._structure.put_text(file, self._texts)
             writing.put_provenance(file, self._label, self._attrs, self._layers)
         self._new.replace(self.part)
 
@@ -473,12 +476,3 @@ class Recorder:
             self._journal.close()
         self._file.close()
         self._file = None
-
-
-def _opened(path: Path, mode: Any) -> Any:
-    import netCDF4
-
-    file = netCDF4.Dataset(path, mode)
-    file.set_auto_maskandscale(False)
-    file.set_auto_chartostring(False)
-    return file

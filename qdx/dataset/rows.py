@@ -67,6 +67,7 @@ class Phase:
     top_id: NDArray[np.int32]
     top_logit: NDArray[np.float32]
     has_rows: bool
+    has_hidden: bool
 
 
 class RunReader:
@@ -117,14 +118,21 @@ class RunReader:
                     positions=group["position"][:],
                     captured=values.pop("captured").astype(bool),
                     has_rows="logit" in group.variables,
+                    has_hidden="hidden" in group.variables,
                     **values,
                 )
         return self._phases[name]
 
     def rows(
-        self, phase: str, repeat: int, reference: int, indices: slice | NDArray[np.int64]
+        self,
+        phase: str,
+        repeat: int,
+        reference: int,
+        indices: slice | NDArray[np.int64],
+        *,
+        hidden: bool = False,
     ) -> NDArray[np.float32]:
-        """Read full rows of logits.
+        """Read full rows of logits, or hidden states.
 
         Parameters
         ----------
@@ -132,31 +140,35 @@ class RunReader:
         repeat, reference : int
         indices : slice or ndarray of int
             On the position axis (see ``phase(...).positions``), in any order.
+        hidden : bool
+            The hidden states, which ``capture=hidden`` keeps in place of the logits.
 
         Returns
         -------
         ndarray of float32
-            (position, vocab), NaN where a row was not captured.
+            (position, vocab) or (position, element), NaN where a row was not captured.
 
         Raises
         ------
         QdxError
-            When the run kept no full rows.
+            When the run kept none.
         """
         own = self.phase(phase)
-        if not own.has_rows:
+        if hidden and not own.has_hidden:
+            raise QdxError(f"{self.path} has no hidden states in {phase}: run it with capture=hidden")
+        if not hidden and not own.has_rows:
             raise QdxError(f"{self.path} has no full rows in {phase}: it was run with capture=topk")
         wanted = np.arange(len(own.positions))[indices]
         order = np.argsort(wanted, kind="stable")
         unique_U, inverse = np.unique(wanted[order], return_inverse=True)
-        rows_UV = np.empty((len(unique_U), self.vocab), np.float32)
         with reading(self.path), _lock:
-            variable = _handle(self._key)[phase]["logit"]
+            variable = _handle(self._key)[phase]["hidden" if hidden else "logit"]
+            rows_UV = np.empty((len(unique_U), variable.shape[-1]), np.float32)
             for axis, values in runs_of(unique_U):
                 rows_UV[values] = variable[0, repeat, reference, axis, :]
         if len(unique_U) == len(wanted) and np.array_equal(order, np.arange(len(wanted))):
             return rows_UV
-        rows_PV = np.empty((len(wanted), self.vocab), np.float32)
+        rows_PV = np.empty((len(wanted), rows_UV.shape[1]), np.float32)
         rows_PV[order] = rows_UV[inverse]
         return rows_PV
 

@@ -370,9 +370,9 @@ def test_every_row_is_read_once_whatever_is_measured(full, monkeypatch):
     read = []
     original = RunReader.rows
 
-    def counted(self, phase, repeat, reference, indices):
+    def counted(self, phase, repeat, reference, indices, **options):
         read.extend((self.label, phase, repeat, reference, int(i)) for i in indices)
-        return original(self, phase, repeat, reference, indices)
+        return original(self, phase, repeat, reference, indices, **options)
 
     monkeypatch.setattr(RunReader, "rows", counted)
     found_in(full, shipped("l2", "kl", "js", "rms_logit", "total_variation"), block_positions=2)
