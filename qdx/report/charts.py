@@ -99,10 +99,14 @@ def _key(scale: Scale, domain: Floats, x: float, y: float, unit: str, missing: b
     ]
     # The ends are data; round numbers between them stand where there is room.
     ends = [(scale.place(v), number(v)) for v in (least, most)] if least <= most else []
-    inner = [(p, t) for p, t in scale.ticks() if all(abs(p - end) > 34 for end, _ in ends)]
-    for place, text in [*ends, *inner[:: -(-len(inner) // 3) or 1]]:
+    taken: list[tuple[float, float]] = []
+    for place, text in [*ends, *scale.ticks()]:
         end = "start" if place < 8 else "end" if place > 192 else "middle"
-        parts.append(label(x + place, y + 20, text, "small", end))
+        width = len(text) * CHARACTER
+        left = place - {"start": 0.0, "middle": width / 2, "end": width}[end]
+        if all(left + width <= other_left or left >= right for other_left, right in taken):
+            taken.append((left, left + width))
+            parts.append(label(x + place, y + 20, text, "small", end))
     said = (unit.strip() or "no unit") + (", log" if scale.log else "")
     parts.append(label(0, y + 8, said, "small"))
     if missing:

@@ -416,3 +416,28 @@ def test_a_long_line_is_drawn_by_means_of_neighbours():
     assert len(figure.table.rows) <= charts.MOST_POINTS and "mean of up to 11 rows" in figure.note
     assert figure.table.rows[0] == ["0", "1.00", "not measured", "2.00"]
     assert figure.table.rows[-1][1:] == ["1.00", "3.00", "0"]
+
+
+OVERLAPS = """[...document.querySelectorAll('svg.qdx')].flatMap(svg => {
+  const texts = [...svg.querySelectorAll('text')], boxes = texts.map(t => t.getBoundingClientRect());
+  return texts.flatMap((t, i) => texts.slice(0, i).filter((_, j) => boxes[i].left < boxes[j].right - 1
+    && boxes[j].left < boxes[i].right - 1 && boxes[i].top < boxes[j].bottom - 4
+    && boxes[j].top < boxes[i].bottom - 4).map(u => u.textContent + ' | ' + t.textContent))
+})"""
+
+
+def test_no_label_of_a_heatmap_is_drawn_over_another(tmp_path, browser) -> None:
+    """The ends of the colours are data: how near a round number comes to them is up to the distances."""
+    drawn = []
+    # Distances between formats, and between kernels of one: what the README's sweep gave is the first.
+    for i, (least, most) in enumerate(
+        [(8.07e-6, 0.0814), (3.2e-5, 0.4), (2.19, 330), (0, 0.4), (1e-9, 1.1e5)]
+    ):
+        domain = np.array([least, max(least, most / 300), most])
+        values = np.array([[np.nan, most], [least, np.nan]])
+        drawn.append(charts.heatmap(f"m{i}", "js", "", ["awq", "gptq"], values, " nat", domain).standalone())
+    path = tmp_path / "page.html"
+    path.write_text("<!doctype html><meta charset=utf-8>" + "".join(drawn), encoding="utf-8")
+    browser.open(path)
+    assert browser.value("document.querySelectorAll('svg.qdx text').length") > 40
+    assert browser.value(OVERLAPS) == []
