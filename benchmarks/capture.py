@@ -1,6 +1,6 @@
 """What capturing costs: plain generation, the hook of qdx's vLLM backend, and vLLM's own logprobs.
 
-    python benchmarks/capture.py MODEL [--quant awq_marlin] [--tokens 8067] [--new 100] [--references 4]
+    python benchmarks/capture.py [MODEL] [--quant awq_marlin] [--tokens 8067] [--new 100] [--references 4]
 
 Every engine is a process of its own (``--engines``), so that one command separates what could make generation
 slow:
@@ -38,7 +38,7 @@ import torch
 from qdx.backends.vllm import VllmBackend, tap
 from qdx.capture import CaptureSettings, Recorder
 from qdx.dataset.layout import CONFIG_COORDS
-from qdx.models import Checkpoint
+from qdx.models import resolve
 from qdx.prompts import Reference
 from qdx.schema import Quant
 
@@ -51,6 +51,7 @@ QUANTS = {
     "gptq_marlin": Quant("gptq_marlin", "gptq", "marlin"),
     "gptq_machete": Quant("gptq_machete", "gptq", "machete"),
 }
+QWEN3_8B = "synthetic:layers=36,hidden=4096,mlp=12288,heads=32,kv_heads=8,head=128,vocab=151936,seed=0"
 ENGINES: dict[str, dict[str, Any]] = {
     "backend": {},
     "processor": {},
@@ -106,15 +107,15 @@ class Bench:
 
         self._parameters, self._new = SamplingParams, arguments.new
         quant = QUANTS[arguments.quant]
-        config = json.loads((arguments.model / "config.json").read_text())
+        checkpoint = resolve(arguments.model, format=quant.format)
+        config = json.loads((checkpoint.path / "config.json").read_text())
         self.layers = config["num_hidden_layers"]
         self.references = [
             reference(i, arguments.tokens, arguments.new, config["vocab_size"])
             for i in range(arguments.references)
         ]
-        source = str(arguments.model)
         self.backend = VllmBackend(
-            Checkpoint(arguments.model, quant.format, source, "", "", ""),
+            checkpoint,
             quant,
             arguments.dtype,
             max_model_len=arguments.tokens + arguments.new + 8,
@@ -282,7 +283,7 @@ def measure(arguments: argparse.Namespace, engine: str) -> dict[str, Any]:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", nargs="?", default=QWEN3_8B, help="folder, hub id or synthetic:…")
     parser.add_argument("--quant", choices=tuple(QUANTS), default="awq_marlin")
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--tokens", type=int, default=8067)
@@ -314,7 +315,7 @@ def main() -> None:
                 flush=True,
             )
     if arguments.json:
-        arguments.json.write_text(json.dumps({"model": str(arguments.model), **found}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({"model": arguments.model, **found}, indent=1) + "\n")
     sys.exit(len(found) != len(arguments.engines.split(",")))
 
 

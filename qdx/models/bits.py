@@ -28,7 +28,7 @@ def pack_columns(values_RC: Tensor, order: Sequence[int] = NATURAL) -> Tensor:
             f"pack: {columns} features are no multiple of 8, which an int32 word holds: pad the layer"
         )
     values_RI8 = values_RC.view(rows, columns // 8, 8)[..., list(order)].to(torch.int32)
-    word_RI = torch.zeros(rows, columns // 8, dtype=torch.int32)
+    word_RI = torch.zeros(rows, columns // 8, dtype=torch.int32, device=values_RC.device)
     for nibble in range(8):
         word_RI |= values_RI8[..., nibble] << (4 * nibble)
     return word_RI

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qdx.errors import QdxError
+from qdx.models import synthetic
 from qdx.models.cache import cache_folder
 from qdx.schema import FORMAT_KERNELS
 
@@ -52,7 +53,8 @@ def resolve(name: str, *, format: str, cache: Path | None = None, progress: bool
     Parameters
     ----------
     name : str
-        ``demo:smollm2/none|awq|gptq``, a local folder, or a hub id such as ``Qwen/Qwen3-8B-AWQ``.
+        ``demo:smollm2/none|awq|gptq``, ``synthetic:layers=…``, a local folder, or a hub id such as
+        ``Qwen/Qwen3-8B-AWQ``.
     format : str, one of `FORMATS`
         What its config.json must say.
     cache : Path, optional
@@ -70,6 +72,9 @@ def resolve(name: str, *, format: str, cache: Path | None = None, progress: bool
     revision = ""
     if name.startswith("demo:"):
         path, revision = _demo(name, cache, progress)
+    elif name.startswith(synthetic.PREFIX):
+        path = synthetic.synthetic_folder(name, format, cache if cache is not None else cache_folder())
+        revision = f"recipe {synthetic.RECIPE}"
     elif name and Path(name).expanduser().is_dir():
         path = Path(name).expanduser().absolute()
     elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) and not Path(name).expanduser().exists():
