@@ -28,15 +28,26 @@ def lines(one: str, two: str) -> list[str]:
             )
             both = (first.captured & second.captured).values
             if phase == "decode":
-                # A row's own token is the next one's input: rows count while all tokens before theirs are equal.
-                same = np.where(both, first.token_id.values == second.token_id.values, True)
-                both &= np.cumprod(np.c_[np.ones(len(same), bool), same[:, :-1]], axis=1).astype(bool)
+                both &= _shared(label, first, second, (one, two))
             equal = (first.row_hash.values == second.row_hash.values) & both
             kernels = f"{first.observed_kernel.item()} ~ {second.observed_kernel.item()}"
             found.append(
                 f"{label!s:14} {phase:8} {int(equal.sum()):6} of {int(both.sum()):6} rows  {kernels}"
             )
     return found
+
+
+def _shared(label: object, first: xr.Dataset, second: xr.Dataset, paths: tuple[str, str]) -> np.ndarray:
+    """Return which decode rows come after the same tokens; the first one is prefill's to choose."""
+    begun = []
+    for path in paths:
+        data = xr.open_dataset(path, group="prefill").sel(config=label).isel(repeat=0)
+        last = data.captured.values.cumsum(-1).argmax(-1)
+        begun.append(np.take_along_axis(data.token_id.values, last[:, None], -1))
+    captured = (first.captured & second.captured).values
+    same = (first.token_id.values == second.token_id.values) | ~captured
+    before = np.concatenate([begun[0] == begun[1], same[:, :-1]], axis=1)
+    return np.logical_and.accumulate(before, axis=1)
 
 
 def _what(path: str) -> str:
