@@ -295,26 +295,52 @@ def test_a_kernel_that_this_device_lacks_is_an_error_and_no_other_kernel(
     assert "marlin" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_whole_run_checks_itself(tiny_models: dict[str, Path], tmp_path: Path) -> None:
-    dtype = "float16" if ON_GPU else "bfloat16"
-    overrides = [
-        *("backend=vllm", "quant=none", "model=local", f"model.dtype={dtype}", "repeats=2", "batch_size=2"),
-        *(f"model.checkpoint.none={tiny_models['none']}", "backend.max_model_len=512"),
-        *("backend.gpu_memory_utilization=0.3", "prompts=pydoc", "prompts.references=2"),
-        *("prompts.snippet_tokens=24", "generate.tokens=4", "prompts.continuation_tokens=4"),
+def _sweep(folder: Path, *overrides: str) -> Path:
+    fixed = [
+        "backend=vllm",
+        "quant=none",
+        "model=local",
+        "backend.gpu_memory_utilization=0.3",
+        "batch_size=2",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "qdx", "-m", *overrides, f"hydra.sweep.dir={tmp_path}"],
+        [sys.executable, "-m", "qdx", "-m", *fixed, *overrides, f"hydra.sweep.dir={folder}"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    with xr.open_dataset(tmp_path / "none" / "run.nc") as root:
+    return folder
+
+
+def test_a_run_checks_itself_and_another_process_replays_its_transcripts_bit_for_bit(
+    tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    model = [
+        f"model.checkpoint.none={tiny_models['none']}",
+        f"model.dtype={'float16' if ON_GPU else 'bfloat16'}",
+        "backend.max_model_len=512",
+    ]
+    prompts = ["prompts=pydoc", "prompts.references=2", "prompts.snippet_tokens=24", "generate.tokens=4"]
+    proved = _sweep(tmp_path / "prover", *model, *prompts, "repeats=2", "capture=hidden")
+    with xr.open_dataset(proved / "none" / "run.nc") as root:
         assert root.attrs["replay_exact"] == 1
         assert root.attrs["vllm_max_model_len"] == "512"
-    with xr.open_dataset(tmp_path / "sweep.nc", group="prefill") as prefill:
+    with xr.open_dataset(proved / "sweep.nc", group="prefill") as prefill:
         assert str(prefill.backend.values[0]) == "vllm"
         hashes = prefill.row_hash.values
         assert prefill.captured.values.any() and (hashes[:, :1] == hashes).all()
+    with xr.open_dataset(proved / "none" / "run.nc", group="decode") as decode:
+        captured = decode.captured.values
+        assert captured.sum() == 2 * 2 * 3 and np.isfinite(decode.hidden.values[captured]).all()
+    verified = _sweep(
+        tmp_path / "verifier", *model, "prompts=transcripts", f"prompts.path={proved / 'sweep.nc'}"
+    )
+    one = xr.open_dataset(proved / "sweep.nc", group="decode").isel(config=0, repeat=0)
+    two = xr.open_dataset(verified / "sweep.nc", group="replay").isel(config=0, repeat=0, producer=0)
+    one, two = xr.align(one, two, join="outer", fill_value=0)
+    assert (one.captured.values == two.captured.values).all() and one.captured.values.sum() == 6
+    assert (one.row_hash.values == two.row_hash.values)[one.captured.values.astype(bool)].all()
+    with xr.open_dataset(verified / "sweep.nc", group="prefill") as prefill:
+        assert (prefill.first_rank.values == 0).all()
