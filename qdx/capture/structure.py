@@ -23,7 +23,7 @@ from qdx.dataset import layout, writing
 if TYPE_CHECKING:
     from qdx.dataset.journal import Journal
 
-BLOCK_BYTES = 8 * 2**20  # of rows that are copied at once
+BLOCK_BYTES = 8 * 2**20  # that are copied at once
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,9 @@ class Structure:
     def copy(self, source: Any, target: Any, journal: Journal | None) -> None:
         """Copy what was recorded from the unfinished file and its journal into the whole one."""
         for phase in self.phases:
-            copied = {name: row for name, row in self.variables(phase).items() if name != self.wide}
-            for repeat in range(self.repeats):
-                _copy_repeat(source[phase], target[phase], copied, repeat)
+            for name in self.variables(phase).keys() - {self.wide}:
+                for block in _blocks(source[phase][name]):
+                    target[phase][name][block] = source[phase][name][block]
             if journal is not None and self.wide:
                 self._copy_rows(journal, target[phase][self.wide], phase)
         if not self.producers:
@@ -167,10 +167,9 @@ class Structure:
         self._put_index(group, sizes)
         writing.put_index(group, sizes, position=axis)
         region = np.full((len(self.references), len(axis)), "", object)
-        for place, positions in self.places(phase):
-            reference = self.references[place[-1]]
-            own = np.isin(axis, positions)
-            region[place[-1], own] = layout.region_of(reference, axis[own])
+        for index, reference in enumerate(self.references):  # of all producers
+            own = np.isin(axis, union(self.plan[phase][index :: len(self.references)]))
+            region[index, own] = layout.region_of(reference, axis[own])
         writing.put(group, layout.REGION, sizes, region)
         coordinates = " ".join([*layout.CONFIG_COORDS, "region"])
         by_producer = coordinates
@@ -197,19 +196,28 @@ def _create(
     filters: Mapping[str, Any] | None,
 ) -> None:
     created = writing.create(group, variable, sizes, filters=filters, coordinates=coordinates)
-    if filters is None and created.size:
-        slab = np.full(created.shape[2:], variable.fill, created.dtype)
-        for repeat in range(created.shape[1]):
-            created[0, repeat] = slab
+    if filters is None:
+        for block in _blocks(created):
+            shape = [part.stop - part.start for part in block]
+            created[block] = np.full([*shape, *created.shape[len(block) :]], variable.fill, created.dtype)
 
 
-def _copy_repeat(source: Any, target: Any, variables: Mapping[str, layout.Variable], repeat: int) -> None:
-    """Copy small variables of one repeat, those of producers one producer at a time."""
-    for name, variable in variables.items():
-        if not source[name].size:
-            continue
-        if "producer" in variable.dims:
-            for producer in range(source[name].shape[2]):
-                target[name][0, repeat, producer] = source[name][0, repeat, producer]
-        else:
-            target[name][0, repeat] = source[name][0, repeat]
+def _blocks(variable: Any) -> Iterator[tuple[slice, ...]]:
+    """Cut a small variable, (config, repeat, producer or reference, …), into blocks that are read at once.
+
+    As many repeats as fit, or one repeat and as many producers or references: a call of netCDF4 for each
+    repeat of each variable would be most of the time of a run of many short ones.
+    """
+    if not variable.size:
+        return
+    _, repeats, inner = variable.shape[:3]
+    row = max(1, variable.dtype.itemsize * math.prod(variable.shape[3:]))
+    per_repeat = max(1, BLOCK_BYTES // (row * inner))
+    per_inner = max(1, min(inner, BLOCK_BYTES // row))
+    for first in range(0, repeats, per_repeat):
+        for start in range(0, inner, per_inner):
+            yield (
+                slice(0, 1),
+                slice(first, min(first + per_repeat, repeats)),
+                slice(start, min(start + per_inner, inner)),
+            )
