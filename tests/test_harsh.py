@@ -31,6 +31,8 @@ def started(*arguments: str, cwd: Path, log: Path) -> subprocess.Popen[bytes]:
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # A shell's background job, as the tests may be, passes on that it ignores Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 
