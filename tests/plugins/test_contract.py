@@ -94,6 +94,7 @@ SHIPPED = [
     (kind, path)
     for kind in ("metric", "analysis", "backend", "prompts")
     for path in (conf_dir() / kind).iterdir()
+    if path.stem != "auto"  # takes over another member of its group and names no code
 ]
 
 
