@@ -18,6 +18,10 @@ differ by an offset a config, run noise (autocorrelated over tokens) on the prod
 verifier's side, and a machine difference; the scale of everything varies from reference to reference
 (log-normal). Resampled: a reference of the sweep, a block of consecutive tokens (circular) and two
 different repeats, one the producer's and one the verifier's, are drawn anew for each simulated reference.
+
+The exact test comes first. An honest reference mismatches with a rate q that nobody knows, in the judged
+run and in the verifier's reruns alike; the test is valid where no rerun mismatches. Its level is the greatest
+over q, from the binomial law and from trials at that q.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ import numpy as np
 
 from qdx.analysis.verification.attribution import best
 from qdx.analysis.verification.conformal import attainable_level, conformal_p
+from qdx.analysis.verification.exact import equality_p
 from qdx.analysis.verification.likelihood import (
     Calibration,
     energy,
@@ -149,6 +154,34 @@ def trial(law: Law, n: int, generator: np.random.Generator) -> tuple[np.ndarray,
     return p, best(-distance[:, :, n:])[:, 0], best(loglik)[:, 0]
 
 
+def refuted(rejects_K: np.ndarray, reruns: int, of_judged: float, of_reruns: float) -> float:
+    """Chance that no rerun mismatches and as many judged references do as are refuted."""
+    judged = len(rejects_K) - 1
+    law_K = [math.comb(judged, k) * of_judged**k * (1 - of_judged) ** (judged - k) for k in range(judged + 1)]
+    return float((1 - of_reruns) ** reruns * np.dot(law_K, rejects_K))
+
+
+def exact_test(alpha: float, trials: int, seed: int) -> None:
+    """Print level and power of the exact test (`qdx.analysis.verification.exact.equality_p`)."""
+    generator = np.random.default_rng(seed)
+    shares = (0.05, 0.2, 0.5, 1.0)
+    print(f"exact test, α = {alpha:g}, {trials:,} trials; power: by the share of the judged references that")
+    print("mismatch under a false claim, when no rerun does")
+    heads = "".join(f"{share:9.0%}" for share in shares)
+    print("  judged reruns  refuted from   level at the worst q (trials)".ljust(64) + heads)
+    for judged, reruns in ((4, 8), (16, 32), (16, 160), (100, 200)):
+        rejects_K = np.array([equality_p(k, judged, reruns) for k in range(judged + 1)]) <= alpha
+        rates = np.geomspace(1e-4, 0.5, 2000)
+        levels = [refuted(rejects_K, reruns, q, q) for q in rates]
+        q = float(rates[np.argmax(levels)])
+        valid = generator.binomial(reruns, q, trials) == 0
+        achieved = float((valid & rejects_K[generator.binomial(judged, q, trials)]).mean())
+        least = str(rejects_K.argmax()) if rejects_K.any() else "never"
+        said = f"  {judged:6d} {reruns:6d}  {least:>12}   {max(levels):.4f} at {q:.4f} ({achieved:.4f})"
+        powers = [refuted(rejects_K, reruns, share, 0.0) for share in shares]
+        print(said.ljust(64) + "".join(f"{power:9.3f}" for power in powers))
+
+
 def run(law: Law, n: int, alpha: float, trials: int, seed: int) -> None:
     """Run the trials of one setting and print level and power."""
     generator = np.random.default_rng(seed)
@@ -197,6 +230,7 @@ def main() -> None:
     parser.add_argument("--references", type=int, nargs="*", default=[19, 39], help="n at α = 0.05")
     parser.add_argument("--sweep", help="a sweep.nc with sketches and repeats, to resample its noise")
     options = parser.parse_args()
+    exact_test(0.05, options.trials, options.seed)
     laws = [known("normal"), known("student")]
     if options.sweep:
         laws.append(resampled(options.sweep))

@@ -19,7 +19,7 @@ import xarray as xr
 from qdx.analysis.verification.commitments import of_run
 from qdx.analysis.verification.compared import own_repeats
 from qdx.dataset.folder import RUN, SWEEP
-from qdx.dataset.layout import CONFIG_COORDS, SCHEMA_VERSION
+from qdx.dataset.layout import SCHEMA_VERSION
 from qdx.dataset.opening import open_file
 from qdx.dataset.provenance import software
 from qdx.dataset.size import readable
@@ -103,7 +103,8 @@ def _phase(tree: xr.DataTree, directory: Path, phase: str) -> xr.Dataset:
         parts.append(part.reindex(at, fill_value=np.uint8(0)))
     whole = xr.concat(parts, "config", join="exact", coords="minimal", compat="override")
     repeats = own_repeats(tree, phase, labels)
-    stated = CONFIG_COORDS if phase == "decode" else ()  # once is enough
+    stated = [n for n, c in data.coords.items() if c.dims == ("config",) and n != "config"]
+    stated = stated if phase == "decode" else []  # once is enough
     found = data[["captured"]].reset_coords(drop=True).assign_coords({n: data[n] for n in stated})
     return found.assign(
         commitment=whole,

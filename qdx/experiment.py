@@ -255,6 +255,7 @@ def open_recorder(
             "simulated": facts.simulated,
         },
         hidden=facts.hidden,
+        settings=facts.settings,
         layers={layer: (facts.kernel_class[layer], name) for layer, name in facts.kernel.items()},
         attrs={
             **attrs,

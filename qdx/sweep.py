@@ -36,9 +36,10 @@ from qdx.process import FULL_ERROR, spawn
 from qdx.schema import validate
 
 DEFAULTS = {"metric": "l2", "analysis": "effects"}
-# The folder of the sweep whose jobs the launcher has, and what is measured when they are done: nodes of the
-# user's config, not of a file in the folder. Not in `Sweep`, which launchers pickle.
-_running: tuple[Path, dict[str, Any]] | None = None
+# The folder of the sweep whose jobs the launcher has, what is measured when they are done (nodes of the
+# user's config, not of a file in the folder), and whether jobs run in other processes. Not in `Sweep`, which
+# launchers pickle.
+_running: tuple[Path, dict[str, Any], bool] | None = None
 _held = contextlib.ExitStack()  # the folder's lock, until this process ends
 atexit.register(_held.close)
 
@@ -170,7 +171,8 @@ def start(config: DictConfig) -> None:
     print(f"resume: {resume}", flush=True)
     launching.hold(config.hydra.launcher)
     global _running
-    _running = directory, {"metrics": first["metric"], "analyses": first["analysis"]}
+    chosen = {"metrics": first["metric"], "analyses": first["analysis"]}
+    _running = directory, chosen, launching.parallel(config.hydra.launcher)
 
 
 def expand(config: DictConfig) -> tuple[list[str], list[DictConfig]]:
@@ -294,20 +296,21 @@ def stopped(error: Exception) -> bool:
         return False
     if os.environ.get(FULL_ERROR):
         traceback.print_exception(error)
-    folder = _running[0]
+    folder, _, elsewhere = _running
     what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-    print(
-        f"qdx: error: the launcher stopped: {what}: jobs that it has started elsewhere may go on; when they "
-        f"have ended, {shlex.join(['python', '-m', 'qdx.report', str(folder)])} takes them in",
-        file=sys.stderr,
-    )
+    said = f"qdx: error: the launcher stopped: {what}"
+    if elsewhere:
+        redo = shlex.join(["python", "-m", "qdx.report", str(folder)])
+        said += f": jobs that it has started elsewhere may go on; when they have ended, {redo} takes them in"
+    print(said, file=sys.stderr)
     _guard(_end)
     return True
 
 
 def _end() -> None:
     assert _running is not None
-    finish(*_running)
+    directory, chosen, _ = _running
+    finish(directory, chosen)
 
 
 def finish(directory: Path, chosen: Mapping[str, Any]) -> None:

@@ -65,5 +65,6 @@ def test_values_are_recorded_as_observed_and_in_the_config(
         one = stored.sel(config=label)
         config = yaml.safe_load(str(one["config_yaml"].item()))
         assert (config["model"]["dtype"], config["backend"]["sm_count"]) == (dtype, count)
+        assert str(coords["backend_threads"].sel(config=label).item()) == "1"
         assert (int(one["threads"]), int(one["seed"]), str(one["sm_count"].item())) == (1, 3, str(count))
     assert len(set(stored["config_hash"].values)) == 4

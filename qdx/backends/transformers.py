@@ -190,6 +190,7 @@ class TransformersBackend:
             sm_count=self._sm_count,
             hidden=int(self._model.config.get_text_config().hidden_size),
             eos_token_ids=self._eos_token_ids,
+            settings={"threads": str(torch.get_num_threads())},
         )
 
     @torch.inference_mode()

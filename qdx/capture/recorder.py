@@ -62,6 +62,8 @@ class Recorder:
         Whose transcripts are replayed. With any, prefill and replay are recorded and nothing is generated.
     hidden : int
         Values of a hidden state, for ``capture.mode == "hidden"``.
+    settings : Mapping of str to str, optional
+        Observed values of the backend's options, which become coordinates ``backend_<option>``.
 
     Raises
     ------
@@ -88,6 +90,7 @@ class Recorder:
         portable: bool = False,
         producers: Sequence[layout.Producer] = (),
         hidden: int = 0,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         if set(coords) != set(layout.CONFIG_COORDS):
             raise ValueError(f"coords must be exactly {sorted(layout.CONFIG_COORDS)}, got {sorted(coords)}")
@@ -120,6 +123,7 @@ class Recorder:
             plan=self._plan,
             coords=dict(coords),
             producers=self._producers,
+            settings=dict(settings or {}),
         )
         self._axis = {phase: self._structure.axis(phase) for phase in self._structure.phases}
         self._attrs: dict[str, Any] = {
@@ -138,7 +142,8 @@ class Recorder:
         self._scalars: dict[_Key, list[tuple[NDArray[np.int32], dict[str, NDArray[Any]]]]] = {}
         self._firsts: list[tuple[int, int, dict[str, NDArray[Any]]]] = []
         self._texts: dict[tuple[int, int], str] = {}
-        self._seen: dict[_Key, set[int]] = {}
+        self._seen: dict[_Key, NDArray[np.bool_]] = {}  # of the wanted positions
+        self._outputs: set[tuple[int, int]] = set()
         self._file: Any = None
         self._journal: Journal | None = None
 
@@ -248,11 +253,14 @@ class Recorder:
                 got = "none" if hidden_PH is None else f"{hidden_PH.dtype} of shape {tuple(hidden_PH.shape)}"
                 raise ValueError(f"hidden states must be {self._dtype} of shape {size}, got {got}")
         wide_PW = hidden_PH if self.wants_hidden and hidden_PH is not None else logits_PV
-        seen = self._seen.setdefault(key, set())
-        new = set(positions.tolist())
-        if len(new) < len(positions) or new & seen or not new <= set(self.wanted(item).tolist()):
-            raise ValueError(f"{phase}, {self._said(key)}: positions {sorted(new)} twice or not wanted")
-        seen |= new
+        wanted = self.wanted(item)
+        seen = self._seen.setdefault(key, np.zeros(len(wanted), np.bool_))
+        at = np.searchsorted(wanted, positions)
+        known = at < len(wanted)
+        known[known] = wanted[at[known]] == positions[known]
+        if not known.all() or seen[at].any() or len(np.unique(at)) < len(at):
+            raise ValueError(f"{phase}, {self._said(key)}: positions {positions} twice or not wanted")
+        seen[at] = True
         if targets is None:
             targets = torch.full((len(positions),), -1, dtype=torch.int64)
         targets_P = targets.to(logits_PV.device, torch.int64)
@@ -293,7 +301,7 @@ class Recorder:
             group["token_id"][0, repeat, reference, :] = np.asarray(token_ids, np.int32)
             group["eos_index"][0, repeat, reference] = eos_index
         self._texts[repeat, reference] = text
-        self._seen[("output", (repeat, reference))] = set()
+        self._outputs.add((repeat, reference))
 
     def sync(self) -> None:
         """Put everything that was handed over on disk: call it after every batch of references."""
@@ -435,13 +443,12 @@ class Recorder:
         missing = []
         for phase in self._plan:
             for at, positions in self._structure.places(phase):
-                if len(self._seen.get((phase, at), ())) < len(positions):
+                seen = self._seen.get((phase, at))
+                if len(positions) and (seen is None or not seen.all()):
                     missing.append(f"{phase}, {self._said((phase, at))}")
         if not self._producers:
             outputs = [(r, f) for r in range(self._repeats) for f in range(len(self._references))]
-            missing += [
-                f"output, {self._said(('output', at))}" for at in outputs if ("output", at) not in self._seen
-            ]
+            missing += [f"output, {self._said(('output', at))}" for at in outputs if at not in self._outputs]
         return missing
 
     def _rewrite(self, attrs: Mapping[str, Any], *, whole: bool) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +42,12 @@ class Structure:
     plan: Plan
     coords: Mapping[str, Any]
     producers: Sequence[layout.Producer] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def config_coords(self) -> dict[str, layout.Variable]:
+        """The coordinates on ``config``."""
+        return layout.CONFIG_COORDS | layout.settings(self.settings)
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -113,7 +119,7 @@ class Structure:
         self._put_index(group, sizes)
         for variable in layout.OUTPUT.values():
             if variable.dtype != "str":
-                _create(group, variable, sizes, " ".join(layout.CONFIG_COORDS), small)
+                _create(group, variable, sizes, " ".join(self.config_coords), small)
 
     def put_text(self, file: Any, texts: Mapping[tuple[int, int], str]) -> None:
         """Write the generated texts; at the end, when the longest is known."""
@@ -122,7 +128,7 @@ class Structure:
         table = [[texts.get((r, f), "") for f in range(len(self.references))] for r in range(self.repeats)]
         letters = writing.characters([table])
         sizes, width = self.sizes("prefill"), letters.shape[-1]
-        coordinates = " ".join(layout.CONFIG_COORDS)
+        coordinates = " ".join(self.config_coords)
         created = writing.create(
             file["output"], layout.OUTPUT["text"], sizes, coordinates=coordinates, width=width
         )
@@ -158,7 +164,9 @@ class Structure:
     def _put_index(self, group: Any, sizes: Mapping[str, int]) -> None:
         names = [r.name for r in self.references]
         writing.put_index(group, sizes, config=[self.label], repeat=np.arange(self.repeats), reference=names)
-        writing.put_config_coords(group, sizes, self.coords)
+        values = {**self.coords, **{f"backend_{name}": value for name, value in self.settings.items()}}
+        for name, variable in self.config_coords.items():
+            writing.put(group, variable, sizes, [values[name]])
 
     def _create_phase(
         self, group: Any, phase: str, small: Mapping[str, Any] | None, wide: Mapping[str, Any] | None
@@ -171,7 +179,7 @@ class Structure:
             own = np.isin(axis, union(self.plan[phase][index :: len(self.references)]))
             region[index, own] = layout.region_of(reference, axis[own])
         writing.put(group, layout.REGION, sizes, region)
-        coordinates = " ".join([*layout.CONFIG_COORDS, "region"])
+        coordinates = " ".join([*self.config_coords, "region"])
         by_producer = coordinates
         if self.producers:
             writing.put(group, layout.PRODUCER, sizes, [producer.name for producer in self.producers])
@@ -179,7 +187,7 @@ class Structure:
                 own_name = name.removeprefix("producer_")
                 values = [producer.coords[own_name] for producer in self.producers]
                 writing.put(group, variable, sizes, values)
-            by_producer = " ".join([*layout.CONFIG_COORDS, *layout.PRODUCER_COORDS, "region"])
+            by_producer = " ".join([*self.config_coords, *layout.PRODUCER_COORDS, "region"])
         for name, variable in self.variables(phase).items():
             told = by_producer if "producer" in variable.dims else coordinates
             if name != self.wide:

@@ -8,7 +8,7 @@ and not ``captured``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -121,7 +121,7 @@ def combine_phase(parts: Datasets) -> xr.Dataset:
     table = {**layout.PHASE, **layout.FIRST}
     fills = {name: False if row.dtype == "bool" else row.fill for name, row in table.items()}
     aligned = []
-    for part in parts.values():
+    for part in _with_all_settings(parts):
         small = part.drop_vars(["region", *layout.WIDE], errors="ignore")
         small = small.assign(
             {name: values.chunk() for name, values in small.data_vars.items()}
@@ -171,7 +171,7 @@ def combine_output(parts: Datasets) -> xr.Dataset:
     tokens = max(part.sizes["output_token"] for part in parts.values())
     fills = {"token_id": -1, "eos_index": -1, "text": ""}
     index = {"repeat": np.arange(repeats, dtype=np.int32)}
-    return _concat([_fit(part, index, {"output_token": tokens}, fills) for part in parts.values()])
+    return _concat([_fit(part, index, {"output_token": tokens}, fills) for part in _with_all_settings(parts)])
 
 
 def combine_provenance(parts: Datasets) -> xr.Dataset:
@@ -189,6 +189,19 @@ def combine_provenance(parts: Datasets) -> xr.Dataset:
                 part[name] = xr.DataArray(np.array([""], object), dims=("config",), attrs=attrs)
         aligned.append(part[names])
     return _concat(aligned)
+
+
+def _with_all_settings(parts: Datasets) -> Iterator[xr.Dataset]:
+    """Give every run the settings of all backends; one that its own does not have is an empty text."""
+    found = {
+        name: xr.Variable("config", np.array([""], object), coord.attrs)
+        for part in parts.values()
+        for name, coord in part.coords.items()
+        if coord.dims == ("config",) and str(name).startswith("backend_")
+    }
+    for part in parts.values():
+        lacking = {name: empty for name, empty in found.items() if name not in part.coords}
+        yield part.assign_coords(lacking)
 
 
 def _fit(

@@ -6,7 +6,7 @@ it, so that a variable is described in one place only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -142,6 +142,20 @@ CONFIG_COORDS = _table(
         "simulated", ("config",), "bool", "1", "whether the kernel is a numerical model of a GPU kernel"
     ),
 )
+
+
+def settings(names: Iterable[str]) -> dict[str, Variable]:
+    """Return the coordinates of a backend's options, ``backend_<option>``, as text.
+
+    They differ from backend to backend; a config whose backend has no such option holds an empty text.
+    """
+    return _table(
+        *(
+            Variable(f"backend_{name}", ("config",), "str", "1", f"backend.{name} as the engine settled it")
+            for name in names
+        )
+    )
+
 
 REGION = Variable(
     "region",

@@ -154,12 +154,6 @@ def put_index(group: Any, sizes: Mapping[str, int], **labels: Any) -> None:
         put(group, layout.INDEX[name], sizes, values)
 
 
-def put_config_coords(group: Any, sizes: Mapping[str, int], coords: Mapping[str, Any]) -> None:
-    """Write the coordinates on config of a file of one config."""
-    for name, variable in layout.CONFIG_COORDS.items():
-        put(group, variable, sizes, [coords[name]])
-
-
 def put_references(file: Any, references: Sequence[layout.ReferenceLike]) -> None:
     """Write the group ``/references``."""
     group = file.createGroup("references")

@@ -281,43 +281,153 @@ def test_a_model_that_the_engine_refuses_says_what_to_change(tiny_models: dict[s
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(ON_GPU, reason="Marlin loads on a GPU")
+on_a_cpu = pytest.mark.skipif(ON_GPU, reason="a GPU runs the kernels themselves")
+
+
+@on_a_cpu
 @pytest.mark.parametrize(
-    ("name", "quant"),
-    [("awq", Quant("awq_marlin", "awq", "marlin")), ("gptq", Quant("gptq_marlin", "gptq", "marlin"))],
+    ("kernel", "format", "dtype"),
+    [
+        ("marlin", "awq", "bfloat16"),
+        ("machete", "gptq", "bfloat16"),
+        ("awq_gemm", "awq", "float16"),
+        ("exllama", "gptq", "float16"),
+    ],
 )
-def test_a_kernel_that_this_device_lacks_is_an_error_and_no_other_kernel(
-    tiny_models: dict[str, Path], name: str, quant: Quant
+def test_on_a_cpu_int4_layers_are_computed_by_the_numerical_model(
+    tiny_models: dict[str, Path], kernel: str, format: str, dtype: str
 ) -> None:
-    with pytest.raises(QdxError) as caught:
-        require(quant, start(tiny_models, "bfloat16", quant).observe())
-    print(caught.value)
-    assert "marlin" in str(caught.value) and "\n" not in str(caught.value)
+    from qdx.backends.transformers import TransformersBackend
+
+    quant = Quant("q", format, kernel)
+    backend = start(tiny_models, dtype, quant)
+    try:
+        facts = backend.observe()
+        require(quant, facts)
+        assert facts.simulated and facts.sm_count == 132
+        assert facts.quantized == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
+        assert {facts.kernel[layer] for layer in facts.quantized} == {f"model:{kernel}"}
+        assert facts.kernel["lm_head"] == "dense"
+        backend.reseed(0)
+        logits, _, tokens = _one_pass(backend, PROMPTS, 4)
+        backend.reseed(0)
+        again, _, _ = _one_pass(backend, PROMPTS, 4)
+        assert all(torch.equal(row, again[key]) for key, row in logits.items())
+    finally:
+        stop()
+    other = TransformersBackend(
+        resolve(str(tiny_models[format]), format=format), quant, dtype, 0, threads=1, sm_count=132
+    )
+    rows: Any = Rows(PROMPTS)
+    other.prefill(PROMPTS, rows)
+    assert other.generate(PROMPTS, 4, rows) == tokens
+    for key, row in rows.logits.items():  # the same kernels on unmerged layers, and another attention
+        spread = float(row.float().std())
+        distance = float((row.float() - logits[key].float()).std())
+        assert distance < 40 * torch.finfo(getattr(torch, dtype)).eps * spread, key
 
 
-def _sweep(folder: Path, *overrides: str) -> Path:
-    fixed = [
-        "backend=vllm",
-        "quant=none",
-        "model=local",
-        "backend.gpu_memory_utilization=0.3",
-        "batch_size=2",
-    ]
-    done = subprocess.run(
+@on_a_cpu
+@pytest.mark.parametrize(
+    ("quant", "dtype", "said"),
+    [
+        (
+            Quant("gptq", "gptq", "exllama"),
+            "bfloat16",
+            "exllama does not take torch.bfloat16: set model.dtype",
+        ),
+        (Quant("awq", "awq", "awq_gemm"), "float32", "awq_gemm does not take torch.float32: set model.dtype"),
+    ],
+)
+def test_a_kernel_that_does_not_take_the_dtype_is_an_error_and_no_other_kernel(
+    tiny_models: dict[str, Path], quant: Quant, dtype: str, said: str
+) -> None:
+    with pytest.raises(QdxError, match=said) as caught:
+        start(tiny_models, dtype, quant)
+    assert "\n" not in str(caught.value)
+
+
+def _qdx(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    fixed = ["backend.gpu_memory_utilization=0.3", "batch_size=2"]
+    return subprocess.run(
         [sys.executable, "-m", "qdx", "-m", *fixed, *overrides, f"hydra.sweep.dir={folder}"],
-        cwd=ROOT,
+        cwd=folder.parent,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
+
+
+def _sweep(folder: Path, *overrides: str) -> Path:
+    done = _qdx(folder, "backend=vllm", *overrides)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder
+
+
+DYING = """
+import os, torch, qdx
+from qdx.backends.vllm import VllmBackend
+
+@qdx.register("backend", "dying")
+class Dying(VllmBackend):
+    def __init__(self, checkpoint, quant, dtype, seed=0, how: str = "not", gpu_memory_utilization: float = 1):
+        super().__init__(
+            checkpoint, quant, dtype, seed, max_model_len=512, gpu_memory_utilization=gpu_memory_utilization
+        )
+        steps = 0
+
+        def fail(*_, **__):
+            nonlocal steps
+            steps += 1
+            if steps == 40 and how == "oom":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            if steps == 40 and how == "abort":
+                os.abort()
+
+        def install(worker):
+            worker.model_runner.get_model().register_forward_pre_hook(fail)
+
+        self._engine.collective_rpc(install)
+"""
+
+
+def test_a_job_whose_engine_fills_the_device_or_dies_keeps_its_rows_and_the_sweep_goes_on(
+    tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    import qdx
+
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "dying.py").write_text(DYING)
+    done = _qdx(
+        tmp_path / "out",
+        "backend=dying",
+        "backend.how=oom,abort,not",
+        f"model.checkpoint.none={tiny_models['none']}",
+        f"model.dtype={'float16' if ON_GPU else 'bfloat16'}",
+        *("quant=none", "model=local", "prompts=pydoc", "prompts.references=2", "prompts.snippet_tokens=24"),
+        *("generate.tokens=6", "repeats=6"),
+    )
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 1
+    assert "qdx: failed: none,backend.how=oom: " in said and "out of memory" in said
+    assert "lower backend.max_model_len" in said
+    assert "qdx: failed: none,backend.how=abort: " in said and "SIGABRT" in said
+    labels = [f"none,backend.how={how}" for how in ("oom", "abort", "not")]
+    for label in labels[:2]:
+        with qdx.open(tmp_path / "out" / label / "run.nc.part") as tree:
+            captured = tree["replay/captured"].values
+            assert 0 < captured.sum() < captured.size
+            assert np.isfinite(tree["replay/logit"].values[captured]).all()
+    with qdx.open(tmp_path / "out") as tree:
+        assert tree["replay"]["config"].values.tolist() == labels[2:]
 
 
 def test_a_run_checks_itself_and_another_process_replays_its_transcripts_bit_for_bit(
     tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
     model = [
+        "quant=none",
+        "model=local",
         f"model.checkpoint.none={tiny_models['none']}",
         f"model.dtype={'float16' if ON_GPU else 'bfloat16'}",
         "backend.max_model_len=512",
@@ -326,9 +436,9 @@ def test_a_run_checks_itself_and_another_process_replays_its_transcripts_bit_for
     proved = _sweep(tmp_path / "prover", *model, *prompts, "repeats=2", "capture=hidden")
     with xr.open_dataset(proved / "none" / "run.nc") as root:
         assert root.attrs["replay_exact"] == 1
-        assert root.attrs["vllm_max_model_len"] == "512"
     with xr.open_dataset(proved / "sweep.nc", group="prefill") as prefill:
         assert str(prefill.backend.values[0]) == "vllm"
+        assert str(prefill.backend_max_model_len.values[0]) == "512"
         hashes = prefill.row_hash.values
         assert prefill.captured.values.any() and (hashes[:, :1] == hashes).all()
     with xr.open_dataset(proved / "none" / "run.nc", group="decode") as decode:
@@ -344,3 +454,24 @@ def test_a_run_checks_itself_and_another_process_replays_its_transcripts_bit_for
     assert (one.row_hash.values == two.row_hash.values)[one.captured.values.astype(bool)].all()
     with xr.open_dataset(verified / "sweep.nc", group="prefill") as prefill:
         assert (prefill.first_rank.values == 0).all()
+
+
+@on_a_cpu
+def test_the_demo_checkpoints_repeat_as_their_kernels_do(tmp_path: Path) -> None:
+    import qdx
+
+    folder = _sweep(
+        tmp_path / "out",
+        *("quant=awq_marlin,gptq_marlin,gptq", "prompts=pydoc", "prompts.references=2", "repeats=2"),
+        *("prompts.snippet_tokens=24", "generate.tokens=4", "backend.max_model_len=512"),
+    )
+    assert "SIMULATED KERNELS" in (folder / "report.txt").read_text()
+    with qdx.open(folder / "sweep.nc") as tree:
+        for phase in ("prefill", "replay"):
+            rows = tree[phase].to_dataset()
+            kernels = ["model:marlin", "model:marlin", "model:exllama"]
+            assert rows["observed_kernel"].values.tolist() == kernels
+            for index, repeats in enumerate([True, True, phase == "prefill"]):
+                one = rows.isel(config=index)
+                hashes = one["row_hash"].values[:, one["captured"].values.all(0)]
+                assert hashes.size and bool((hashes[0] == hashes[1]).all()) == repeats

@@ -217,3 +217,19 @@ def test_appended_groups_come_back_and_are_never_written_twice(sweep, tmp_path) 
     with pytest.raises(QdxError, match="has a group metrics/kl/replay already"):
         append(path, "metrics/kl/replay", dataset)
     assert dataset["kl"].attrs["coarse"] is True  # the caller's object is not changed
+
+
+def test_settings_of_a_backend_are_coordinates_and_empty_where_another_has_none(tmp_path) -> None:
+    directory = tmp_path / "sweep"
+    labels = ["awq", "gptq"]
+    write_run(directory / "awq" / "run.nc", "awq", settings={"kv_cache_dtype": "fp8_e4m3", "threads": "2"})
+    write_run(directory / "gptq" / "run.nc", "gptq", settings={"threads": "é"})
+    (directory / "sweep.json").write_text(json.dumps({"labels": labels}))
+    tree = merged(directory)
+    for group in (*layout.PHASES, "output"):
+        coords = tree[group].to_dataset().coords
+        assert coords["backend_kv_cache_dtype"].values.tolist() == ["fp8_e4m3", ""], group
+        assert coords["backend_threads"].values.tolist() == ["2", "é"]
+        assert coords["backend_threads"].attrs["long_name"] == "backend.threads as the engine settled it"
+    opened = qdx.open(directory)["replay"]
+    assert opened["logit"].sel(config="awq").coords["backend_kv_cache_dtype"].item() == "fp8_e4m3"

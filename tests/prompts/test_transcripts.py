@@ -68,6 +68,9 @@ def test_a_sweep_folder_its_file_and_its_commitments_say_the_same(sweep: Path, t
     small = commit(sweep, tmp_path / "small.nc")
     hashes = {Transcripts(str(path)).file.sha256 for path in (sweep, sweep / "sweep.nc", small)}
     assert len(hashes) == 1
+    with qdx.open(sweep / "sweep.nc") as whole, qdx.open(small) as committed:
+        on_config = {name for name, c in whole["decode"].coords.items() if c.dims == ("config",)}
+        assert "observed_kernel" in on_config and on_config <= set(committed["decode"].coords)
 
 
 def test_the_hash_of_transcripts_changes_with_one_token(sweep: Path, tmp_path: Path) -> None:

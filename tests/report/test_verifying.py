@@ -92,10 +92,20 @@ def test_tables_hold_verdicts_and_counts(judged):
 
 def test_environment_names_what_differs_and_whose():
     producers, verifier = trees(NOISE, verifier_facts={"sm_count": 114, "backend_version": "2"})
-    kernels = {"observed_kernel": ("config", ["x", "y", "z"])}
+    kernels = {
+        "observed_kernel": ("config", ["x", "y", "z"]),
+        "backend_kv_cache_dtype": ("config", ["auto", "auto", "fp8"]),
+    }
     decode = producers["decode"].to_dataset().assign_coords(kernels)
     own = {k: v.to_dataset() for k, v in producers.children.items()} | {"decode": decode}
-    replay = verifier["replay"].to_dataset().assign_coords(observed_kernel=("config", ["x", "m", "z"]))
+    replay = (
+        verifier["replay"]
+        .to_dataset()
+        .assign_coords(
+            observed_kernel=("config", ["x", "m", "z"]),
+            backend_kv_cache_dtype=("config", ["auto", "fp8", "fp8"]),
+        )
+    )
     here = {k: v.to_dataset() for k, v in verifier.children.items()} | {"replay": replay}
     claims = {label: label for label in NOISE}
     section = environment_validation(xr.DataTree.from_dict(own), xr.DataTree.from_dict(here), claims)
@@ -103,6 +113,7 @@ def test_environment_names_what_differs_and_whose():
     assert "✗ engine version 1; here 2" in text
     assert "✓ kernel x, z (awq, g<b>ptq)" in text
     assert "✗ kernel y; here m (marlin)" in text
+    assert "✗ kv-cache dtype auto; here fp8 (marlin)" in text
     assert "→ SMs 132; here 114" in text
     assert "✓ dtype float32" in text
     assert not bool(section.result["agrees"].sel(producer="awq", fact="sm_count"))

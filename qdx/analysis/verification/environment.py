@@ -19,6 +19,13 @@ SOFTWARE: Mapping[str, str] = {
     "dtype": "dtype",
     "observed_kernel": "kernel",
     "batch_size": "batch size",
+    "backend_attention_backend": "attention",
+    "backend_kv_cache_dtype": "kv-cache dtype",
+    "backend_tensor_parallel_size": "tensor parallel",
+    "backend_pipeline_parallel_size": "pipeline parallel",
+    "backend_enforce_eager": "eager mode",
+    "backend_chunked_prefill": "chunked prefill",
+    "backend_max_num_batched_tokens": "step's token budget",
     "weights_sha256": "weights' sha256",
     "code_sha256": "qdx code",
 }

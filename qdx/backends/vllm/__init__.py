@@ -6,9 +6,10 @@ rows of logits and forces tokens, ``spill.py`` moves rows to host memory, ``hand
 recorder, ``kernels.py`` and ``facts.py`` read what was loaded, ``errors.py`` says what to change. Importing
 this package imports neither torch nor vLLM.
 
-Run: 0.20.2 on an H100 (while a logits processor still pinned the tokens), 0.32.0 on a CPU with dense models
-(``scripts/vllm_cpu_venv.sh``; every run of CI). The kernels of quantized layers in 0.22 – 0.33 and everything
-of the other versions are written from source, not run.
+Run: 0.20.2 on an H100 (while a logits processor still pinned the tokens), 0.32.0 on a CPU
+(``scripts/vllm_cpu_venv.sh``; every run of CI), where ``simulated.py`` registers the numerical models of the
+int4 kernels. The kernels of quantized layers in 0.22 – 0.33 on a GPU and everything of the other versions are
+written from source, not run.
 """
 
 from __future__ import annotations

@@ -82,7 +82,13 @@ class VllmBackend:
     ) -> None:
         self._version = versions.installed_version()
         adapter = versions.adapter(self._version)
-        request: Request = adapter.request(quant.format, quant.kernel, versions.parsed(self._version))
+        from qdx.backends.vllm import simulated  # torch, which composing does without
+
+        request: Request
+        if simulated.applies(quant.format, quant.kernel):
+            request = simulated.request(quant.format, quant.kernel)
+        else:
+            request = adapter.request(quant.format, quant.kernel, versions.parsed(self._version))
         self._max_tokens, self._max_seqs = max_num_batched_tokens, max_num_seqs
         self._chunked = chunked_prefill
         settings = {
@@ -110,7 +116,9 @@ class VllmBackend:
             from qdx.backends.vllm.facts import facts
 
             self._max_len = int(self._engine.llm_engine.vllm_config.model_config.max_model_len)
-            self._facts = facts(self._engine, self._version, checkpoint, request.remedy)
+            self._facts = facts(
+                self._engine, self._version, checkpoint, request.remedy, chunked_prefill=chunked_prefill
+            )
             self._engine.collective_rpc(tap.install)
 
     @staticmethod
@@ -169,7 +177,10 @@ class VllmBackend:
         self._hand_over(seen, batch, forced, recorder, prefill=False)
 
     def reseed(self, seed: int) -> None:
-        """Do nothing: what a real kernel leaves to chance is the GPU's, no generator's."""
+        """Start what numerical models draw anew; what a real kernel leaves to chance is the GPU's."""
+        from qdx.backends.vllm import simulated
+
+        simulated.GENERATOR.manual_seed(seed)
 
     def _run(
         self,

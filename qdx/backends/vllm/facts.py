@@ -7,13 +7,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from qdx.backends import Facts
-from qdx.backends.vllm import kernels
+from qdx.backends.vllm import kernels, simulated
 
 if TYPE_CHECKING:
     from qdx.models import Checkpoint
 
 
-def facts(engine: Any, version: str, checkpoint: Checkpoint, remedy: str) -> Facts:
+def facts(engine: Any, version: str, checkpoint: Checkpoint, remedy: str, *, chunked_prefill: bool) -> Facts:
     """Read the loaded model and the engine's config.
 
     Parameters
@@ -24,6 +24,8 @@ def facts(engine: Any, version: str, checkpoint: Checkpoint, remedy: str) -> Fac
     checkpoint : Checkpoint
     remedy : str
         What the kernel that was asked for needs.
+    chunked_prefill : bool
+        Whether a batch may exceed the budget of a step; qdx's own check, no setting of the engine.
     """
     from qdx.dataset.provenance import gpu_facts
 
@@ -32,8 +34,8 @@ def facts(engine: Any, version: str, checkpoint: Checkpoint, remedy: str) -> Fac
     for layer in next(layers for layers in engine.collective_rpc(kernels.on_worker) if layers):
         found.setdefault(layer.name, []).append(layer)
     gpu = gpu_facts()
+    models = any(simulated.normalized(layer.kernel) for layers in found.values() for layer in layers)
     environment = {key: os.environ[key] for key in sorted(os.environ) if key.startswith("VLLM_")}
-    observed = settings(config, next(filter(None, engine.collective_rpc(kernels.attention)), ""))
     return Facts(
         kernel_class={
             name: "+".join(layer.kernel_class for layer in layers) for name, layers in found.items()
@@ -54,12 +56,14 @@ def facts(engine: Any, version: str, checkpoint: Checkpoint, remedy: str) -> Fac
         engine_version=version,
         gpu=str(gpu["gpu"]),
         compute_capability=str(gpu["compute_capability"]),
-        sm_count=int(gpu["sm_count"]),
+        sm_count=simulated.SM_COUNT if models else int(gpu["sm_count"]),
         eos_token_ids=_eos_token_ids(checkpoint),
         remedy=_remedy(remedy, version, str(gpu["compute_capability"])),
-        settings=observed,
-        attrs={f"vllm_{key}": value for key, value in observed.items()}
-        | {"vllm_environment": json.dumps(environment)},
+        settings={
+            **settings(config, next(filter(None, engine.collective_rpc(kernels.attention)), "")),
+            "chunked_prefill": str(chunked_prefill),
+        },
+        attrs={"vllm_environment": json.dumps(environment)},
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from qdx.backends.vllm import simulated
+
 # A linear method that has no kernel object to ask runs this.
 BY_METHOD = {
     "UnquantizedLinearMethod": "dense",
@@ -58,6 +60,8 @@ def normalized(method: str, kernel: str) -> str:
         A class that is not known here keeps its own name, so that it can be recorded but never passes for
         another.
     """
+    if model := simulated.normalized(kernel):
+        return model
     return BY_KERNEL.get(kernel, kernel) if kernel else BY_METHOD.get(method, method)
 
 

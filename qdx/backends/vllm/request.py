@@ -19,8 +19,11 @@ class Request:
         Kernel classes for ``VLLM_DISABLED_KERNELS``.
     remedy : str
         What the kernel needs; part of the error when another one was loaded.
+    model : str
+        Kernel whose numerical model is registered with the engine; empty where the engine has the kernel.
     """
 
     engine: Mapping[str, Any] = field(default_factory=dict)
     disabled: tuple[str, ...] = ()
     remedy: str = ""
+    model: str = ""

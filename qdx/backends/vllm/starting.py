@@ -57,6 +57,10 @@ def start(
         from vllm import LLM
         from vllm.engine.arg_utils import EngineArgs
 
+        if request.model:
+            from qdx.backends.vllm import simulated
+
+            simulated.register(request.model)
     arguments = {
         "model": str(checkpoint.path),
         "dtype": dtype,
