@@ -82,7 +82,7 @@ def expand(tree: xr.DataTree, lm_head: Any) -> xr.DataTree:
             dask_gufunc_kwargs={"output_sizes": {"vocab": vocab}},
         )
         logit.attrs = {
-            "units": "logit",
+            "units": "nat",
             "long_name": "logits of the whole vocabulary, recomputed from hidden states",
             "recomputed": "hidden · lm_headᵀ in float32: near the recorded logits, never compared by hash",
         }

@@ -172,7 +172,8 @@ def load_prompts(experiment: Experiment, checkpoint: Checkpoint) -> Prompts:
         )
     references = source.load(tokenizer)
     check_references(references, who=str(node["_target_"]), tokens=tokens)
-    said = describe(references, getattr(source, "summary", None))
+    summary = getattr(source, "summary", None)
+    said = describe(references, summary, transcripts=isinstance(source, Transcripts))
     if not isinstance(source, Transcripts):
         return Prompts(references, said, tokenizer)
     said = f"{said}\n{source.describe(experiment.batch_size)}"

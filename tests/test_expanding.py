@@ -35,7 +35,7 @@ def test_logits_are_products_computed_when_they_are_read(tree: xr.DataTree) -> N
     with dask.config.set(scheduler=refuse):
         logit = qdx.expand(tree, WEIGHT)["replay/logit"]
     assert logit.chunks is not None and logit.dims[-1] == "vocab" and logit.dtype == np.float32
-    assert "never compared by hash" in logit.attrs["recomputed"] and logit.attrs["units"] == "logit"
+    assert "never compared by hash" in logit.attrs["recomputed"] and logit.attrs["units"] == "nat"
     expected = np.einsum("...h,vh->...v", tree["replay/hidden"].values.astype(float), WEIGHT.astype(float))
     np.testing.assert_allclose(logit.values, expected, rtol=1e-4, atol=1e-4)
     assert np.isnan(logit.values[1, 0, 2, 4]).all() and "logit" not in tree["replay"]

@@ -85,7 +85,7 @@ class Variable:
     dtype : str
         ``"str"`` (characters in the file), ``"bool"`` (int8 in the file, as xarray has it) or a numpy code.
     units : str
-        "1", "nat" or "logit".
+        "1" or "nat". Logits are in nat: less their logsumexp they are log-probabilities.
     long_name : str
     fill : int, float or str
         What stands where nothing was captured. Only floats carry it as ``_FillValue``: on an integer
@@ -170,7 +170,7 @@ PHASE = _table(
     Variable(
         "token_id", ROW_DIMS, "i4", "1", "id of the token that is at the position; -1 where not captured"
     ),
-    Variable("target_logit", ROW_DIMS, "f4", "logit", "logit of token_id"),
+    Variable("target_logit", ROW_DIMS, "f4", "nat", "logit of token_id"),
     Variable(
         "target_rank",
         ROW_DIMS,
@@ -192,14 +192,14 @@ PHASE = _table(
         "1",
         "multilinear hash of the bit patterns of all logits of the row, for equality",
     ),
-    Variable("sketch", (*ROW_DIMS, "component"), "f4", "logit", "random projection of the centred logits"),
+    Variable("sketch", (*ROW_DIMS, "component"), "f4", "nat", "random projection of the centred logits"),
     Variable("top_id", (*ROW_DIMS, "rank"), "i4", "1", "ids of the greatest logits; ties by lowest id"),
-    Variable("top_logit", (*ROW_DIMS, "rank"), "f4", "logit", "the greatest logits"),
+    Variable("top_logit", (*ROW_DIMS, "rank"), "f4", "nat", "the greatest logits"),
     Variable(
         "logit",
         (*ROW_DIMS, "vocab"),
         "f4",
-        "logit",
+        "nat",
         "logits of the whole vocabulary, exactly as the model's data type holds them",
     ),
 )
@@ -235,7 +235,7 @@ FIRST = _table(
         "first_logit",
         ("config", "repeat", "producer", "reference"),
         "f4",
-        "logit",
+        "nat",
         "logit of first_token_id in prefill's last row",
     ),
     Variable(

@@ -13,7 +13,7 @@ from qdx.kernels._base import scratch
 
 # Up to this many float32 partial sums are formed by one batched matmul; above it their memory traffic costs
 # more than the calls that it saves.
-_BATCHED_PARTIALS = 1 << 21
+_BATCHED_PARTIALS = 1 << 19
 
 
 @dataclass(frozen=True)

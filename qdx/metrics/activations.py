@@ -55,7 +55,8 @@ def projection(p: Tensor, q: Tensor, components: int = 16, seed: int = 0) -> Ten
     Computed as ‖(h − h′)R‖₂, so that small differences keep their digits. A published fingerprint is rounded
     to its own dtype first, which this leaves out.
 
-    Source: Activation-DiFR, in "DiFR: Inference Verification Despite Nondeterminism", 2025.
+    Source: Activation-DiFR, in Karvonen et al., "DiFR: Inference Verification Despite Nondeterminism", 2025,
+    where R is orthogonal; here its signs are independent, so that nothing has to be shipped.
     """
     if components < 1:
         raise QdxError(f"metric.projection.components={components}: must be at least 1")

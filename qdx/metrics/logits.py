@@ -12,7 +12,7 @@ from qdx.plugins import register
 
 
 @register(
-    "metric", "rms_logit", on="logit", units="logit", on_self=0.0, formula="√ mean_v ((a_v − ā) − (b_v − b̄))²"
+    "metric", "rms_logit", on="logit", units="nat", on_self=0.0, formula="√ mean_v ((a_v − ā) − (b_v − b̄))²"
 )
 def rms_logit(p: Tensor, q: Tensor) -> Tensor:
     """Root mean square difference of the logits, each row centred on its mean.
@@ -64,7 +64,7 @@ def rank(p: Tensor, q: Tensor) -> Tensor:
     "margin",
     on="logit",
     symmetric=False,
-    units="logit",
+    units="nat",
     on_self=0.0,
     coarse=False,
     formula="max_v b_v − b_x, x = argmax_v a_v",

@@ -159,7 +159,9 @@ def references_sha256(references: Sequence[Reference]) -> str:
     return digest.hexdigest()
 
 
-def describe(references: Sequence[Reference], summary: Summary | None = None) -> str:
+def describe(
+    references: Sequence[Reference], summary: Summary | None = None, *, transcripts: bool = False
+) -> str:
     """Return the lines of a report about its prompts.
 
     Parameters
@@ -168,6 +170,8 @@ def describe(references: Sequence[Reference], summary: Summary | None = None) ->
         At least one.
     summary : Summary, optional
         The source's ``summary`` after loading; without it, the lines about files and totals are left out.
+    transcripts : bool
+        Producers' transcripts are replayed, not the shared continuation.
 
     Returns
     -------
@@ -178,6 +182,9 @@ def describe(references: Sequence[Reference], summary: Summary | None = None) ->
     if summary is not None:
         lines += _file_lines(summary)
     lines += _length_lines(references)
+    if not transcripts:
+        tokens = _plural(len(references[0].continuation), "token")
+        lines += [f"shared continuation: {tokens} for each reference"]
     if summary is not None and not summary.has_template:
         lines += [
             "no chat template in the tokenizer: the text alone is the prompt, without prompts.instruction"
@@ -223,10 +230,7 @@ def _length_lines(references: Sequence[Reference]) -> list[str]:
         who = _plural(len(names), "reference") if len(shapes) == 1 else ", ".join(names)
         total = prefix + content + suffix
         lines += [f"{prefix} prefix + {content} snippet + {suffix} suffix = {total} tokens ({who})"]
-    return [
-        *lines,
-        f"shared continuation: {_plural(len(references[0].continuation), 'token')} for each reference",
-    ]
+    return lines
 
 
 def _provenance(reference: Reference) -> str:

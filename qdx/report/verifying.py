@@ -78,7 +78,7 @@ def _cross(phase: str, at: xr.Dataset) -> Figure:
         "".join(parts),
         max(left + len(configs) * width, WIDTH),
         bottom + 15 * len(legend),
-        Table(f"{title} [logit]", ["made by", *configs], rows),
+        Table(f"{title} [nat]", ["made by", *configs], rows),
     )
 
 

@@ -86,7 +86,7 @@ def test_every_variable_is_that_of_the_table_with_unit_and_meaning(run) -> None:
             assert dataset[name].dtype == np.dtype(expected.dtype if expected.dtype != "bool" else bool), name
     for group in GROUPS:
         for name, variable in tree[group].to_dataset().variables.items():
-            assert variable.attrs.get("units") in ("1", "nat", "logit"), (group, name)
+            assert variable.attrs.get("units") in ("1", "nat"), (group, name)
             assert len(variable.attrs.get("long_name", "")) > 5, (group, name)
 
 

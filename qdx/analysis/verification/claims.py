@@ -235,7 +235,7 @@ def _result(
     if data.prefill is not None:
         rows["prefill_compared"] = (data.prefill.compared_DCR, "prefill rows compared")
         rows["prefill_equal"] = (data.prefill.equal_DCR, "prefill rows that are bit-equal")
-    units = {"margin": "logit", "log_likelihood": "nat"}
+    units = {"margin": "nat", "log_likelihood": "nat"}
     result = xr.Dataset(
         {
             name: (each, values, {"units": units.get(name, "1"), "long_name": about})

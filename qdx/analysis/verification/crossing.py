@@ -52,7 +52,7 @@ def crossing(producer_tree: xr.DataTree, verifier_tree: xr.DataTree) -> Section:
                 dims,
                 mean_of_references(of_reference)[0],
                 {
-                    "units": "logit",
+                    "units": "nat",
                     "long_name": f"mean over references {about}",
                     "higher_means": "less alike",
                 },
@@ -60,7 +60,7 @@ def crossing(producer_tree: xr.DataTree, verifier_tree: xr.DataTree) -> Section:
             "reference_mean": (
                 (*dims, "reference"),
                 of_reference,
-                {"units": "logit", "long_name": f"mean over a reference's content rows {about}"},
+                {"units": "nat", "long_name": f"mean over a reference's content rows {about}"},
             ),
             "rows_compared": (
                 dims,
