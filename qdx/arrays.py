@@ -60,9 +60,7 @@ def margin(data: xr.Dataset) -> xr.DataArray:
     """
     greatest = _variable(data, "top_logit").isel(rank=0, drop=True).astype(np.float64)
     value = greatest - _variable(data, "target_logit")
-    return value.rename("margin").assign_attrs(
-        units="nat", long_name="greatest logit minus that of token_id"
-    )
+    return value.rename("margin").assign_attrs(units="nat", long_name="greatest logit minus that of token_id")
 
 
 def pairs(data: xr.Dataset, metric: Metric = "l2", **options: Any) -> xr.DataArray:

@@ -14,8 +14,10 @@ import netCDF4
 import numpy as np
 from hypothesis import strategies as st
 
+from qdx.commit import commit
 from qdx.dataset import merge
 from qdx.plugins import conf_dir
+from qdx.prompts import references_sha256
 from qdx.prompts.pdf import HANDBOOK
 from tests import tiny
 from tests.helpers import small_references, write_run, write_sweep
@@ -51,6 +53,7 @@ class Bases:
     pdfs: list[bytes]
     runs: list[Path]
     sweep: Path
+    transcripts: list[Path]
     models: dict[str, Path]
     legacy: list[dict[str, Any]]
 
@@ -66,8 +69,14 @@ class Bases:
         merge(sweep, sweep / "sweep.nc")
         plan = json.loads((sweep / "sweep.json").read_text())
         (sweep / "sweep.json").write_text(json.dumps(plan | QUICK))
+        stated = references_sha256(small_references(2))  # type: ignore[arg-type]
+        attrs = {"tokenizer_sha256": "t" * 64, "references_sha256": stated, "config": "", "seed": 0}
+        options = {"references": small_references(2), "repeats": 2, "attrs": attrs}
+        producers = write_sweep(folder / "producers", ["awq", "gptq"], **options)
+        merge(producers, producers / "sweep.nc")
+        transcripts = [producers / "sweep.nc", commit(producers)]
         legacy = [legacy_files.results(references=2), legacy_files.verification(references=2)]
-        return cls(folder, pdfs, runs, sweep, tiny.build(folder / "models"), legacy)
+        return cls(folder, pdfs, runs, sweep, transcripts, tiny.build(folder / "models"), legacy)
 
 
 def damaged(draw: Draw, data: bytes) -> bytes:
@@ -293,6 +302,11 @@ def sweep_file(draw: Draw, bases: Bases, folder: Path) -> Any:
     _hurt(draw, bases.sweep / "sweep.nc", folder / "sweep.nc")
 
 
+def transcripts(draw: Draw, bases: Bases, folder: Path) -> Any:
+    """What a stranger sends: a sweep's file or commitments."""
+    _hurt(draw, draw(st.sampled_from(bases.transcripts)), folder / "received.nc")
+
+
 def sweep_folder(draw: Draw, bases: Bases, folder: Path) -> Any:
     """A sweep with its list of labels, a status, its merged file or one run broken."""
     target = folder / "sweep"
@@ -365,6 +379,7 @@ MAKERS: dict[str, Callable[[Draw, Bases, Path], Any]] = {
     "run.nc": run_file,
     "run.nc rows": run_file,
     "sweep.nc": sweep_file,
+    "transcripts": transcripts,
     "sweep folder": sweep_folder,
     "report": report,
     "legacy": legacy,

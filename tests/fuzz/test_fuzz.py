@@ -43,6 +43,9 @@ def test_whole_inputs_are_accepted(bases: Bases, worker: Worker, tmp_path: Path)
         assert worker.ask("pdf", tmp_path) == ("accepted", "")
     for path in bases.runs:
         assert worker.ask("run.nc", path.parent) == worker.ask("run.nc rows", path.parent) == ("accepted", "")
+    for path in bases.transcripts:
+        (tmp_path / "received.nc").write_bytes(path.read_bytes())
+        assert worker.ask("transcripts", tmp_path) == ("accepted", "")
     for form, path in bases.models.items():
         (tmp_path / form).mkdir()
         (tmp_path / form / "model").symlink_to(path)

@@ -118,6 +118,18 @@ def rows(folder: Path, _: Any) -> None:
         reader.close()
 
 
+def transcripts(folder: Path, _: Any) -> None:
+    from qdx.prompts import Transcripts, check_references, describe
+    from tests.helpers import TOKENS, VOCAB
+
+    source = Transcripts(str(folder / "received.nc"))
+    source.require(tokenizer_sha256="t" * 64, vocab=VOCAB, tokens=TOKENS)
+    found = source.load(tokenizer())
+    check_references(found, who="transcripts", tokens=TOKENS)
+    describe(found, transcripts=True)
+    source.describe(1)
+
+
 def folder(path: Path, _: Any) -> None:
     import qdx
     from qdx.report import build
@@ -176,6 +188,7 @@ KINDS: dict[str, Callable[[Path, Any], None]] = {
     "run.nc": run_file,
     "run.nc rows": rows,
     "sweep.nc": sweep_file,
+    "transcripts": transcripts,
     "sweep folder": folder,
     "report": report,
     "legacy": legacy,
