@@ -52,9 +52,9 @@ class AwqGemm(KernelModel):
         check_weight(self.name, weight, in_multiple=BLOCK, out_multiple=64)
         super().__init__(weight.in_features, weight.out_features, bias)
         self._turns = -(-weight.in_features // (SPLITS * BLOCK))
-        padded = torch.zeros(
-            self._turns * SPLITS * BLOCK, weight.out_features
-        )  # products with 0 change no sum
+        rows = self._turns * SPLITS * BLOCK
+        # Products with 0 change no sum. An engine may have set another default dtype.
+        padded = torch.zeros(rows, weight.out_features, dtype=torch.float32)
         padded[: weight.in_features] = weight.dequantize()
         shape = (self._turns, SPLITS, BLOCK, weight.out_features)
         # Split by split: both paths read this one copy, the second with x in the same order.

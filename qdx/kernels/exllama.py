@@ -25,7 +25,7 @@ _CHAIN_ELEMENTS = 1 << 19
 def fma_is_fused() -> bool:
     """Whether float32 `torch.addcmul` rounds once on this machine, in vector body and tail alike."""
     numbers = torch.Generator().manual_seed(0)
-    a, b, c = (torch.randn(7, 37, generator=numbers) for _ in range(3))
+    a, b, c = (torch.randn(7, 37, generator=numbers, dtype=torch.float32) for _ in range(3))
     once = (a.double() + b.double() * c.double()).float()
     return bool(torch.equal(torch.addcmul(a, b, c), once))
 
@@ -115,7 +115,7 @@ class Exllama(KernelModel):
     def draw_orders(self, rows: int) -> Tensor:
         """Draw the order in which K blocks are added: int64 (row blocks, column blocks, K blocks)."""
         shape = (-(-rows // BLOCK_M), -(-self.out_features // BLOCK_N), self._blocks)
-        return torch.rand(shape, generator=self.generator).argsort(-1)
+        return torch.rand(shape, generator=self.generator, dtype=torch.float32).argsort(-1)
 
     def block_sums(self, x_MK: Tensor) -> Tensor:
         """Sum each 128-row block of K: float16 (rows, K blocks, out_features), work memory."""

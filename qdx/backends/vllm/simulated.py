@@ -5,7 +5,7 @@ kernel that is registered takes its place; attention, sampling and scheduling st
 q, k, v and gate, up, so that Marlin's stripes are cut as on the GPU. Read in 0.32.0:
 ``model_executor/kernels/linear`` (``register_linear_kernel``, ``choose_mp_linear_kernel``) and
 ``layers/quantization/auto_awq.py``, which hands over AWQ weights repacked: rows of K in order along the words
-of ``qweight``, columns in order along those of ``qzeros``.
+of ``qweight``, columns in order along those of ``qzeros``, which is transposed.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ def _linear_kernel(kernel: str) -> type:
             return True, None
 
         def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-            words_KN, scale_GN, zeros_GN = self._get_weight_params(layer)
+            words_KN, scale_GN, zeros_NG = self._get_weight_params(layer)
             scale_GN = scale_GN.data
-            q_KN = _unpacked(words_KN.data, 0)
+            q_KN = _unpacked(words_KN.data)
             size = q_KN.shape[0] if self.config.group_size == -1 else self.config.group_size
             if self.config.zero_points:
-                zero_GN = _unpacked(zeros_GN.data, 1)
+                zero_GN = _unpacked(zeros_NG.data).t().contiguous()
             else:
                 zero_GN = torch.full(scale_GN.shape, 8, dtype=torch.uint8)
             weight = QuantizedWeight(q_KN, zero_GN, scale_GN.half(), size, not self.config.zero_points)
@@ -96,8 +96,7 @@ def _linear_kernel(kernel: str) -> type:
     return Model
 
 
-def _unpacked(words: Tensor, dim: int) -> Tensor:
-    """Return the eight 4-bit values of every int32 word, in order along `dim`, as uint8."""
+def _unpacked(words: Tensor) -> Tensor:
+    """Return the eight 4-bit values of every int32 word, in order along the first axis, as uint8."""
     shifts = torch.arange(0, 32, 4, dtype=torch.int32)
-    nibbles = (words.unsqueeze(dim + 1) >> shifts.view(-1, *(1,) * (words.ndim - 1 - dim))) & 15
-    return nibbles.to(torch.uint8).flatten(dim, dim + 1)
+    return ((words[:, None] >> shifts[:, None]) & 15).to(torch.uint8).flatten(0, 1)
