@@ -164,12 +164,15 @@ def check_options(member: Callable[..., Any], prefix: str, node: Mapping[str, An
             known = ", ".join(options) or "(it has none)"
             raise QdxError(f"{prefix}.{key}: unknown option, one of {known}{nearest(key, options)}")
         default = options[key].default
+        if type(default) is int and options[key].annotation in (float, "float"):
+            default = float(default)
         if value == MISSING:
             raise QdxError(f"{prefix}.{key} is not set and has no default: add {prefix}.{key}=…")
         if default is not options[key].empty and not _fits(value, default):
             kind = "list" if isinstance(default, tuple) else type(default).__name__
             example = f"[{','.join(map(str, default))}]" if kind == "list" else default
-            raise QdxError(f"{prefix}.{key}={value}: must be a {kind}, such as {example}")
+            article = "an" if kind[0] in "aeiou" else "a"
+            raise QdxError(f"{prefix}.{key}={value}: must be {article} {kind}, such as {example}")
 
 
 def _fits(value: Any, default: Any) -> bool:

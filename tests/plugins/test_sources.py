@@ -38,15 +38,18 @@ def test_a_file_becomes_an_option_with_its_defaults(write: Write) -> None:
 
 
 def test_options_of_a_plug_in_are_composed_and_checked(write: Write) -> None:
-    write("mine.py", METRIC.format(name="summed", signature="p, q, scale: float = 2.5, whole: bool = False"))
-    (cfg,) = qdx.compose(["metric=[l2,summed]", "metric.summed.scale=2"])
+    signature = "p, q, scale: float = 2.5, whole: bool = False, power: float = 1, count: int = 2"
+    write("mine.py", METRIC.format(name="summed", signature=signature))
+    (cfg,) = qdx.compose(["metric=[l2,summed]", "metric.summed.scale=2", "metric.summed.power=0.5"])
     assert list(cfg.metric) == ["l2", "summed"] and cfg.metric.summed.scale == 2
     for override, message in {
         "metric=[l2,sumed]": "metric=sumed: unknown metric, one of .*summed.*did you mean 'summed'",
-        "metric.summed.scal=2": "scal: unknown key, one of scale, whole .did you mean 'scale'",
-        "+metric.summed.scal=2": "scal: unknown option, one of scale, whole .did you mean 'scale'",
+        "metric.summed.scal=2": "scal: unknown key, one of count, power, scale, whole .did you mean 'scale'",
+        "+metric.summed.scal=2": "scal: unknown option, one of scale, whole, .*did you mean 'scale'",
         "metric.summed.scale=much": "metric.summed.scale=much: must be a float, such as 2.5",
         "metric.summed.whole=1": "metric.summed.whole=1: must be a bool, such as False",
+        "metric.summed.power=much": "metric.summed.power=much: must be a float, such as 1.0",
+        "metric.summed.count=0.5": "metric.summed.count=0.5: must be an int, such as 2",
     }.items():
         with pytest.raises(QdxError, match=message):
             qdx.compose([*(["metric=[summed]"] if "." in override else []), override])
