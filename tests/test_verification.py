@@ -113,7 +113,7 @@ def test_the_report_is_made_again_without_the_producers_file(verified: Path) -> 
     done = qdx(str(verified), module="qdx.report", cwd=verified)
     (verified / "away.nc").rename(verified / "producers.nc")
     assert done.returncode == 1
-    assert "producers.nc is missing" in done.stdout
+    assert "producers.ncismissing" in "".join(done.stdout.split())  # lines break anywhere in a long path
     assert "Traceback" not in done.stderr
     assert qdx(str(verified), module="qdx.report", cwd=verified).returncode == 0
 
