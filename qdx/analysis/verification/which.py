@@ -300,7 +300,7 @@ def _text(result: xr.Dataset) -> list[str]:
         )
         if bits:
             rows[-1].append(_bits(result, producer, total))
-    columns, about = columns_of(configs, beside=len(configs))
+    columns, about = columns_of(configs, beside=len(configs) + 4)  # four hold more than a count
     columns += names[len(configs) :]
     head = ["made by", *(columns[i] for i in shown), "right (95 %)", "in set", "likeliest", "nearest"]
     head += ["bit-equal"] if bits else []

@@ -1,0 +1,49 @@
+"""Is a config that was never calibrated called unknown? ``python scripts/strangers.py PRODUCERS VERIFIER``.
+
+PRODUCERS and VERIFIER are sweep folders, the second made with ``prompts=transcripts`` of the first. Every config
+in turn is taken out of the calibration and of the answers, and the transcripts that it made are attributed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import xarray as xr
+
+import qdx
+from qdx.analysis.verification import attribution
+from qdx.analysis.verification.roc import wilson
+
+
+def without(tree: xr.DataTree, label: str) -> xr.DataTree:
+    """A verifier's sweep in which a config replayed nothing."""
+    groups = {}
+    for name in ("replay", "provenance", "references"):
+        data = tree[name].to_dataset()
+        kept = [one for one in data["config"].values if one != label] if "config" in data.dims else None
+        groups[name] = data if kept is None else data.sel(config=kept)
+    return xr.DataTree.from_dict(groups)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("producers", type=Path)
+    parser.add_argument("verifier", type=Path)
+    parser.add_argument("--alpha", type=float, default=0.05)
+    options = parser.parse_args()
+    with qdx.open(options.producers / "sweep.nc") as made, qdx.open(options.verifier / "sweep.nc") as tree:
+        for label in (str(value) for value in tree["replay"]["config"].values):
+            result = attribution(made, without(tree, label), options.alpha, draws=2).result
+            counts = result["confusion"].sel(producer=label)
+            total, unknown = int(counts.sum()), int(counts.sel(answer="unknown"))
+            low, high = wilson(unknown, total)
+            named = {str(a): int(counts.sel(answer=a)) for a in counts["answer"].values}
+            said = ", ".join(f"{name} {count}" for name, count in named.items() if count)
+            print(f"{label}: unknown {unknown} of {total} ({low:.1%}…{high:.1%} at 95 %): {said}")
+
+
+if __name__ == "__main__":
+    main()
