@@ -1,7 +1,7 @@
 """Is a config that was never calibrated called unknown? ``python scripts/strangers.py PRODUCERS VERIFIER``.
 
-PRODUCERS and VERIFIER are sweep folders, the second made with ``prompts=transcripts`` of the first. Every config
-in turn is taken out of the calibration and of the answers, and the transcripts that it made are attributed.
+PRODUCERS and VERIFIER are sweep folders, the second made with ``prompts=transcripts`` of the first. Every
+config in turn is taken out of the calibration and of the answers, and its transcripts are attributed.
 """
 
 from __future__ import annotations

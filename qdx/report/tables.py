@@ -233,7 +233,7 @@ def files(facts: Facts, found: Sequence[tuple[Path, int]]) -> Table:
     if runs:
         rows.append(
             [
-                f"{facts.directory}/<label>/run.nc ({plural(len(runs), 'file')}, with the full rows)",
+                f"{facts.directory}/<label>/run.nc ({plural(len(runs), 'file')}, all that was captured)",
                 size(sum(runs)),
             ]
         )

@@ -306,7 +306,7 @@ def results(facts: Facts, tree: xr.DataTree | None, files: Sequence[tuple[Path, 
     if runs:
         total = size(sum(count for _, count in runs))
         lines.append(
-            f"  {total}  {facts.directory}/<label>/run.nc ({plural(len(runs), 'file')}, with the full rows)"
+            f"  {total}  {facts.directory}/<label>/run.nc ({plural(len(runs), 'file')}, all that was captured)"
         )
     if resume_command(facts):
         lines += ["", "  Resume this sweep (finished configs are kept):", f"    {resume_command(facts)}"]
