@@ -304,10 +304,8 @@ def results(facts: Facts, tree: xr.DataTree | None, files: Sequence[tuple[Path, 
     runs = [(path, count) for path, count in files if path.name == "run.nc"]
     lines = [f"  {size(count)}  {path}" for path, count in files if path.name != "run.nc"]
     if runs:
-        total, about = (
-            size(sum(count for _, count in runs)),
-            f"{plural(len(runs), 'file')}, all that was captured",
-        )
+        total = size(sum(count for _, count in runs))
+        about = f"{plural(len(runs), 'file')}, all that was captured"
         lines.append(f"  {total}  {facts.directory}/<label>/run.nc ({about})")
     if resume_command(facts):
         lines += ["", "  Resume this sweep (finished configs are kept):", f"    {resume_command(facts)}"]
