@@ -37,7 +37,7 @@ class DatasetAccessor:
         return arrays.logprob(self._data, of)
 
     def margin(self) -> xr.DataArray:
-        """Greatest logit minus the target's, in logits."""
+        """Greatest logit minus the target's, in nat."""
         return arrays.margin(self._data)
 
     def pairs(self, metric: Metric = "l2", **options: Any) -> xr.DataArray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,15 @@ PHASE_TITLES = {
 REGIONS = ("content", "template")
 TEMPLATE = ("prefix", "suffix")
 ENVIRONMENT = ("compute_capability", "sm_count", "backend", "backend_version", "batch_size")
+SETTINGS = {  # coordinates of an engine's settings that decide what it computes, and their titles
+    "backend_attention_backend": "attention",
+    "backend_kv_cache_dtype": "kv-cache dtype",
+    "backend_tensor_parallel_size": "tensor parallel",
+    "backend_pipeline_parallel_size": "pipeline parallel",
+    "backend_enforce_eager": "eager mode",
+    "backend_chunked_prefill": "chunked prefill",
+    "backend_max_num_batched_tokens": "step's token budget",
+}
 
 
 class View:
@@ -69,6 +79,10 @@ class View:
         if name not in stored:
             return [""] * len(self.configs)
         return [str(v) for v in stored[name].sel(config=self.configs).values]
+
+    def _stated(self, name: str, label: str) -> str:
+        stored = self.group("provenance") if "provenance" in self.tree.children else xr.Dataset()
+        return stated(self.group(self.phases[0]), stored, name, label)
 
     def measured(self, metric: str, phase: str) -> xr.Dataset | None:
         """``/metrics/<metric>/<phase>``, or None when it is not there."""
@@ -184,16 +198,62 @@ class View:
     def environments(self) -> tuple[list[str], list[int]]:
         """Environment classes (as text) and the class of each config.
 
-        Rows are comparable exactly only where compute capability, SM count, engine version and batching are
-        the same; on a CPU where the processor, its threads and, of modelled kernels, the SM count that they
-        divide the work by are.
+        Rows are comparable exactly only where compute capability, SM count, engine version and settings, and
+        batching are the same; on a CPU where the processor, its threads and, of modelled kernels, the SM
+        count that they divide the work by are.
         """
         columns = {name: self.of_config(name) for name in (*ENVIRONMENT, "simulated")}
         columns |= {name: self.provenance(name) for name in ("cpu", "threads")}
         rows = zip(*columns.values(), strict=True)
         described = [_environment(dict(zip(columns, row, strict=True))) for row in rows]
+        by_config = [settings_of(partial(self._stated, label=label)) for label in self.configs]
+        for title, values in zip(SETTINGS.values(), zip(*by_config, strict=True), strict=True):
+            if len(set(values)) > 1:
+                described = [
+                    f"{said}, {title} {value or 'not stated'}"
+                    for said, value in zip(described, values, strict=True)
+                ]
         classes = list(dict.fromkeys(described))
         return classes, [classes.index(d) for d in described]
+
+
+def stated(rows: xr.Dataset, stored: xr.Dataset, name: str, label: str) -> str:
+    """A fact of a config as text: its coordinate, else the root attribute of its run, else "".
+
+    Parameters
+    ----------
+    rows : xarray.Dataset
+        A phase.
+    stored : xarray.Dataset
+        ``/provenance``; the first files have settings of vLLM there, as ``vllm_<option>``.
+    name : str
+    label : str
+        Of the config.
+    """
+    if name in rows.coords:
+        column = rows[name]
+        if value := str(column.sel(config=label).values if "config" in column.dims else column.values):
+            return value
+    older = f"vllm_{name.removeprefix('backend_')}"
+    for key in (name, older):
+        if key in stored:
+            value = str(stored[key].sel(config=label).values)
+            return {"1": "True", "0": "False"}.get(value, value) if key == "vllm_enforce_eager" else value
+    return ""
+
+
+def settings_of(of: Callable[[str], str]) -> tuple[str, ...]:
+    """The values of `SETTINGS`; a step's budget decides only where it may cut a prefill.
+
+    Parameters
+    ----------
+    of : callable
+        The text of a fact by its name.
+    """
+    values = {name: of(name) for name in SETTINGS}
+    if values["backend_chunked_prefill"] != "True":
+        values["backend_max_num_batched_tokens"] = ""
+    return tuple(values.values())
 
 
 def _by_producer(data: xr.Dataset) -> bool:

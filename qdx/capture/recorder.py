@@ -259,7 +259,9 @@ class Recorder:
         known = at < len(wanted)
         known[known] = wanted[at[known]] == positions[known]
         if not known.all() or seen[at].any() or len(np.unique(at)) < len(at):
-            raise ValueError(f"{phase}, {self._said(key)}: positions {positions} twice or not wanted")
+            raise ValueError(
+                f"{phase}, {self._said(key)}: positions {positions.tolist()} twice or not wanted"
+            )
         seen[at] = True
         if targets is None:
             targets = torch.full((len(positions),), -1, dtype=torch.int64)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from qdx.dataset import folder
+from qdx.dataset import folder, layout
 from qdx.dataset.folder import Sweep
 from qdx.dataset.layout import (
     CONFIG_COORDS,
@@ -47,6 +47,7 @@ TABLES: Mapping[str, Mapping[str, Variable]] = {
 }
 KINDS = {"f": "f", "i": "iu", "u": "u", "b": "b"}  # of a dtype in a table to those that it may be in a file
 NEEDED = (*INDEX, "captured", "token_id")  # of a phase, in every file
+SETTING = "backend_"  # begins the name of a setting's coordinate
 ROWS = ("target_logit", "target_rank", "logsumexp", "row_hash", "sketch", "top_id", "top_logit")
 OF_RUN = {
     **{f"/{phase}": (*NEEDED, *CONFIG_COORDS, REGION.name, *ROWS) for phase in PHASES},
@@ -123,7 +124,7 @@ def check(path: Path, groups: Mapping[str, xr.Dataset]) -> None:
         for name, variable in dataset.variables.items():
             _check_text(path, f"{group}/{name}", variable)
         needed = OF_RUN.get(group, ()) if of_run else NEEDED if group.strip("/") in PHASES else ()
-        for name, wanted in TABLES.get(group, {}).items():
+        for name, wanted in {**TABLES.get(group, {}), **_settings(group, dataset)}.items():
             if name in dataset.variables:
                 _check_variable(path, f"{group}/{name}", wanted, dataset[name])
             elif name in needed and name not in absent:
@@ -131,6 +132,14 @@ def check(path: Path, groups: Mapping[str, xr.Dataset]) -> None:
     for phase in PHASES:
         if f"/{phase}" in groups:
             _check_index(path, phase, groups[f"/{phase}"])
+
+
+def _settings(group: str, dataset: xr.Dataset) -> dict[str, Variable]:
+    """What the settings of a backend that a group has must be."""
+    if group.strip("/") not in (*PHASES, "output"):
+        return {}
+    found = [str(name) for name in dataset.variables if str(name).startswith(SETTING)]
+    return layout.settings(name.removeprefix(SETTING) for name in found if name not in CONFIG_COORDS)
 
 
 def _check_run(path: Path, groups: Mapping[str, xr.Dataset]) -> None:

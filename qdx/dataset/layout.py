@@ -147,14 +147,25 @@ CONFIG_COORDS = _table(
 def settings(names: Iterable[str]) -> dict[str, Variable]:
     """Return the coordinates of a backend's options, ``backend_<option>``, as text.
 
-    They differ from backend to backend; a config whose backend has no such option holds an empty text.
+    They differ from backend to backend; a config whose backend has no such option, or whose file is older,
+    holds an empty text.
+
+    Raises
+    ------
+    ValueError
+        For an option whose coordinate is one of `CONFIG_COORDS`: ``version``.
     """
-    return _table(
+    found = _table(
         *(
             Variable(f"backend_{name}", ("config",), "str", "1", f"backend.{name} as the engine settled it")
             for name in names
         )
     )
+    if taken := found.keys() & CONFIG_COORDS.keys():
+        raise ValueError(
+            f"a backend's settings cannot be called {sorted(taken)}: coordinates of all backends"
+        )
+    return found
 
 
 REGION = Variable(

@@ -299,10 +299,11 @@ class _Reader:
     def _producers(self, names: Sequence[str], tokens_CRT: NDArray[np.int64]) -> list[Producer]:
         from qdx.dataset.layout import CONFIG_COORDS, Producer
 
-        columns = {
-            name: np.broadcast_to(self._tree["decode"].to_dataset()[name].values, len(names))
-            for name in CONFIG_COORDS
-        }
+        decode = self._tree["decode"].to_dataset()
+        # What the report will say of the producers: text that cannot be read is found before the replay.
+        for stated in (decode.coords.to_dataset(), self._tree["provenance"].to_dataset()):
+            stated.load()
+        columns = {name: np.broadcast_to(decode[name].values, len(names)) for name in CONFIG_COORDS}
         found = []
         for c, name in enumerate(names):
             coords: dict[str, Any] = {}

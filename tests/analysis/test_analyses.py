@@ -288,6 +288,21 @@ def test_the_processor_and_its_threads_tell_environment_classes_apart_on_a_cpu_o
     assert analysis.classes(gpu).result.environment_class.values.tolist() == [0, 0]
 
 
+def test_settings_of_an_engine_tell_environment_classes_apart():
+    gpu = {"compute_capability": ["9.0"] * 2, "sm_count": [132] * 2, "backend": ["vllm"] * 2}
+    attention = sweep(blank(), **gpu, backend_attention_backend=["FLASH_ATTN", "FLASHINFER"])
+    section = analysis.classes(attention)
+    assert section.result.environment_class.values.tolist() == [0, 1]
+    assert "batch 1, attention FLASHINFER: c1" in section.text[""]
+    budget = {"backend_max_num_batched_tokens": ["4096", "16384"]}
+    for chunked, classes in (
+        ("False", [0, 0]),
+        ("True", [0, 1]),
+    ):  # a budget that cuts nothing decides nothing
+        tree = sweep(blank(), **gpu, **budget, backend_chunked_prefill=[chunked] * 2)
+        assert analysis.classes(tree).result.environment_class.values.tolist() == classes
+
+
 def test_a_mean_over_references_is_not_called_a_mean_of_rows():
     rows = blank(configs=2, references=3)
     rows["tokens"][1, :, 0, 2:] += 50  # of reference 0 two rows are left, of the others five

@@ -11,6 +11,7 @@ import xarray as xr
 
 import qdx
 from qdx.analysis.verification import attribution, attribution_by_distance, verify
+from qdx.analysis.view import stated
 from qdx.errors import QdxError
 from tests.analysis.replaying import trees
 from tests.legacy import files
@@ -97,6 +98,27 @@ def test_exact_test_needs_one_environment_and_repeats():
     assert verify(producers, verifier).result["exact"].values[0, 0] == "other environment class"
     producers, verifier = trees(NOISE, repeats=1)
     assert verify(producers, verifier).result["exact"].values[0, 0] == "the verifier ran once"
+
+
+@pytest.mark.parametrize("theirs", ["FLASHINFER", ""])
+def test_nothing_is_refuted_across_engine_settings_that_differ_or_are_not_stated(theirs):
+    same = {"backend_attention_backend": "FLASH_ATTN", "backend_max_num_batched_tokens": "4096"}
+    other = {**same, "backend_max_num_batched_tokens": "8192"}  # which cuts nothing
+    for facts, exact in ((other, ""), ({"backend_attention_backend": theirs}, "other environment class")):
+        producers, verifier = trees(NOISE, producer_facts=facts, verifier_facts=same)
+        result = verify(producers, verifier, claims={"marlin": "awq"}).result
+        assert result["exact"].sel(producer="marlin", config="awq").item() == exact
+        verdict = result["verdict"].sel(producer="marlin").item()
+        assert (verdict == "refuted") == (exact == "")
+
+
+def test_settings_in_files_of_the_first_version_are_found():
+    stored = {"vllm_kv_cache_dtype": "auto", "vllm_enforce_eager": "1"}
+    provenance = xr.Dataset({k: ("config", [v]) for k, v in stored.items()}, {"config": ["awq"]})
+    rows = xr.Dataset(coords={"config": ["awq"], "backend_kv_cache_dtype": ("config", [""])})
+    assert stated(rows, provenance, "backend_kv_cache_dtype", "awq") == "auto"
+    assert stated(rows, provenance, "backend_enforce_eager", "awq") == "True"
+    assert stated(rows, provenance, "backend_attention_backend", "awq") == ""
 
 
 def test_calibration_of_other_machines_gives_no_p():

@@ -233,3 +233,8 @@ def test_settings_of_a_backend_are_coordinates_and_empty_where_another_has_none(
         assert coords["backend_threads"].attrs["long_name"] == "backend.threads as the engine settled it"
     opened = qdx.open(directory)["replay"]
     assert opened["logit"].sel(config="awq").coords["backend_kv_cache_dtype"].item() == "fp8_e4m3"
+
+
+def test_a_setting_cannot_take_the_place_of_a_coordinate(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"settings .*\['backend_version'\]"):
+        write_run(tmp_path / "run.nc", "awq", settings={"version": "fast-path"})

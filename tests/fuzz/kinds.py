@@ -72,6 +72,7 @@ class Bases:
         stated = references_sha256(small_references(2))  # type: ignore[arg-type]
         attrs = {"tokenizer_sha256": "t" * 64, "references_sha256": stated, "config": "", "seed": 0}
         options = {"references": small_references(2), "repeats": 2, "attrs": attrs}
+        options |= {"settings": {"kv_cache_dtype": "auto", "threads": "1"}}
         producers = write_sweep(folder / "producers", ["awq", "gptq"], **options)
         merge(producers, producers / "sweep.nc")
         transcripts = [producers / "sweep.nc", commit(producers)]

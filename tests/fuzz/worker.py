@@ -119,6 +119,8 @@ def rows(folder: Path, _: Any) -> None:
 
 
 def transcripts(folder: Path, _: Any) -> None:
+    import qdx
+    from qdx.analysis.verification.environment import facts_of
     from qdx.prompts import Transcripts, check_references, describe
     from tests.helpers import TOKENS, VOCAB
 
@@ -128,6 +130,9 @@ def transcripts(folder: Path, _: Any) -> None:
     check_references(found, who="transcripts", tokens=TOKENS)
     describe(found, transcripts=True)
     source.describe(1)
+    with qdx.open(source.file.path) as tree:
+        for label in tree["decode"]["config"].values:
+            facts_of(tree, "decode", str(label))
 
 
 def folder(path: Path, _: Any) -> None:

@@ -31,7 +31,10 @@ def attrs() -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_sweep(tmp_path_factory.mktemp("made") / "s", LABELS, repeats=2, attrs=attrs())
+    settings = {"kv_cache_dtype": "auto", "threads": "1"}
+    folder = write_sweep(
+        tmp_path_factory.mktemp("made") / "s", LABELS, repeats=2, attrs=attrs(), settings=settings
+    )
     merge(folder, folder / "sweep.nc")
     return folder
 
@@ -69,8 +72,8 @@ def test_a_sweep_folder_its_file_and_its_commitments_say_the_same(sweep: Path, t
     hashes = {Transcripts(str(path)).file.sha256 for path in (sweep, sweep / "sweep.nc", small)}
     assert len(hashes) == 1
     with qdx.open(sweep / "sweep.nc") as whole, qdx.open(small) as committed:
-        on_config = {name for name, c in whole["decode"].coords.items() if c.dims == ("config",)}
-        assert "observed_kernel" in on_config and on_config <= set(committed["decode"].coords)
+        for name in ("observed_kernel", "backend_kv_cache_dtype", "backend_threads"):
+            assert committed["decode"][name].values.tolist() == whole["decode"][name].values.tolist(), name
 
 
 def test_the_hash_of_transcripts_changes_with_one_token(sweep: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import xarray as xr
 
 from qdx.analysis.layout import clip, plural, wrap
 from qdx.analysis.section import Section
+from qdx.analysis.view import SETTINGS, stated
 
 SOFTWARE: Mapping[str, str] = {
     "backend": "engine",
@@ -19,13 +20,7 @@ SOFTWARE: Mapping[str, str] = {
     "dtype": "dtype",
     "observed_kernel": "kernel",
     "batch_size": "batch size",
-    "backend_attention_backend": "attention",
-    "backend_kv_cache_dtype": "kv-cache dtype",
-    "backend_tensor_parallel_size": "tensor parallel",
-    "backend_pipeline_parallel_size": "pipeline parallel",
-    "backend_enforce_eager": "eager mode",
-    "backend_chunked_prefill": "chunked prefill",
-    "backend_max_num_batched_tokens": "step's token budget",
+    **SETTINGS,
     "weights_sha256": "weights' sha256",
     "code_sha256": "qdx code",
 }
@@ -43,16 +38,7 @@ def facts_of(tree: xr.DataTree, phase: str, label: str) -> dict[str, str]:
     """Every fact of a config as text, "" where the file does not state it."""
     rows = tree[phase].to_dataset()
     stored = tree["provenance"].to_dataset() if "provenance" in tree.children else xr.Dataset()
-    found = {}
-    for name in (*SOFTWARE, *HARDWARE):
-        value = ""
-        if name in rows.coords:
-            column = rows[name]
-            value = str(column.sel(config=label).values if "config" in column.dims else column.values)
-        elif name in stored:
-            value = str(stored[name].sel(config=label).values)
-        found[name] = value
-    return found
+    return {name: stated(rows, stored, name, label) for name in (*SOFTWARE, *HARDWARE)}
 
 
 def environment_validation(
@@ -154,8 +140,8 @@ def _text(result: xr.Dataset) -> str:
     width = max(map(len, [*SOFTWARE.values(), *HARDWARE.values()]))
     said = [
         wrap(
-            "Producer's record against this machine's, for the claimed config. ✗ on engine, kernel, batch or "
-            "weights: rows of an honest producer may differ.",
+            "Producer's record against this machine's, for the claimed config. ✗ on engine, its settings, "
+            "kernel, batch or weights: rows of an honest producer may differ.",
             "  ",
         )
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from qdx.analysis.numerics import Bools, Floats, Ints
 from qdx.analysis.verification.compared import NO_ROWS, Compared, marks, own_repeats, prefill
 from qdx.analysis.verification.exact import pooled, repeating
 from qdx.analysis.verification.likelihood import Calibration, energy, row_mean, ulp_floor
-from qdx.analysis.view import ENVIRONMENT
+from qdx.analysis.view import ENVIRONMENT, SETTINGS, settings_of, stated
 from qdx.errors import QdxError
 
 SHARED = {"tokenizer_sha256": "tokenizer", "vocab": "vocabulary size", "sketch_seed": "seed of the sketches"}
@@ -118,7 +119,7 @@ class Replays:
 
     @property
     def margin_DCR(self) -> Floats:
-        """Mean margin of a transcript's tokens, in logits; 0: all are greedy here.
+        """Mean margin of a transcript's tokens, in nat; 0: all are greedy here.
 
         The score of Token-DiFR at temperature 0 (Karvonen et al. 2025): a greedy producer publishes tokens
         only, and the verifier's own logits say how far each was from being chosen.
@@ -373,25 +374,22 @@ def _decode(
 
 
 def _environment(tree: xr.DataTree, dataset: xr.Dataset, labels: Sequence[str]) -> list[tuple[str, ...]]:
-    """Environment class of each config: `ENVIRONMENT`, and on a CPU the processor and its threads."""
+    """Environment class of each config: `ENVIRONMENT`, on a CPU its processor and threads, and `SETTINGS`.
+
+    A setting that one side does not state makes two classes: nothing is refuted by what is not known.
+    """
     stored = tree["provenance"].to_dataset() if "provenance" in tree.children else xr.Dataset()
-
-    def of(name: str, label: str) -> str:
-        if name in dataset.coords:
-            column = dataset[name]
-            return str(column.sel(config=label).values if "config" in column.dims else column.values)
-        return str(stored[name].sel(config=label).values) if name in stored else ""
-
     found = []
     for label in labels:
-        facts = tuple(of(name, label) for name in ENVIRONMENT)
+        of = partial(stated, dataset, stored, label=label)
+        facts = tuple(of(name) for name in ENVIRONMENT)
         on_cpu = facts[ENVIRONMENT.index("compute_capability")] in ("", "cpu", "0", "none")
-        found.append((*facts, *(of(name, label) if on_cpu else "" for name in PROCESSOR)))
+        found.append((*facts, *(of(name) if on_cpu else "" for name in PROCESSOR), *settings_of(of)))
     return found
 
 
 def _hardware(environment: tuple[str, ...]) -> tuple[str, ...]:
     """The part of an environment class that is the machine's: not the engine's, nor the batch."""
-    names = (*ENVIRONMENT, *PROCESSOR)
+    names = (*ENVIRONMENT, *PROCESSOR, *SETTINGS)
     machine = ("compute_capability", "sm_count", *MACHINE)
     return tuple(value for name, value in zip(names, environment, strict=True) if name in machine)

@@ -115,11 +115,11 @@ def _assumed(data: Replays, evidence: Evidence, alpha: float) -> list[str]:
     said = [
         f"Level {alpha:.0%} over all claims together (Holm). {plural(len(data.references), 'reference')}, up "
         f"to {plural(max(tokens, rows), 'token')} of each.",
-        "Exact test: the rows' bits are equal. Valid where compute capability, SMs, engine, version and "
-        "batch are one (on a CPU: processor, threads, torch and qdx's code) and the config's repeats here "
-        "are bit-equal. If k of R references differ and none of n reruns did, p = C(R,k)/C(R+n,k) (Fisher), "
-        "reruns taken as independent. Equal rows confirm a claim up to configs that were not replayed and "
-        "are equal too.",
+        "Exact test: the rows' bits are equal. Valid where compute capability, SMs, engine with version and "
+        "settings, and batch are one (on a CPU: processor, threads, torch and qdx's code) and the config's "
+        "repeats here are bit-equal. If k of R references differ and none of n reruns did, "
+        "p = C(R,k)/C(R+n,k) (Fisher), reruns taken as independent. Equal rows confirm a claim up to configs "
+        "that were not replayed and are equal too.",
         "In brackets: 95 % upper bound of the rate at which an honest reference mismatches.",
         "p of distances: conformal, from the sketches' profile. Margin p: from the tokens alone, assumes a "
         "greedy producer. Without a calibration of known transcripts (verify.calibration) a verdict by "

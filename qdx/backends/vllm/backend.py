@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qdx.backends import Facts
+from qdx.backends.choosing import gpus
 from qdx.backends.vllm import versions
 from qdx.backends.vllm.errors import explained, out_of_memory_explained
 from qdx.backends.vllm.starting import start
@@ -86,6 +88,7 @@ class VllmBackend:
 
         request: Request
         if simulated.applies(quant.format, quant.kernel):
+            simulated.require(enforce_eager, tensor_parallel_size * pipeline_parallel_size)
             request = simulated.request(quant.format, quant.kernel)
         else:
             request = adapter.request(quant.format, quant.kernel, versions.parsed(self._version))
@@ -123,8 +126,13 @@ class VllmBackend:
 
     @staticmethod
     def identity(**_: Any) -> dict[str, Any]:
-        """Return the engine's version: a resumed sweep does not take a run of another one for this one."""
-        return {"engine_version": versions.installed_version()}
+        """Return the engine's version and, of a CPU, the threads: they decide where sums are split."""
+        found: dict[str, Any] = {"engine_version": versions.installed_version()}
+        if not gpus():
+            found["threads"] = os.environ.get("OMP_NUM_THREADS") or os.cpu_count()
+            if bound := os.environ.get("VLLM_CPU_OMP_THREADS_BIND"):
+                found["omp_threads_bind"] = bound
+        return found
 
     def observe(self) -> Facts:
         """Return the kernel of every layer type of the loaded model, as read from its classes."""

@@ -34,6 +34,8 @@ def facts(engine: Any, version: str, checkpoint: Checkpoint, remedy: str, *, chu
     for layer in next(layers for layers in engine.collective_rpc(kernels.on_worker) if layers):
         found.setdefault(layer.name, []).append(layer)
     gpu = gpu_facts()
+    on_cpu = config.device_config.device_type == "cpu"
+    threads = {"threads": str(next(iter(engine.collective_rpc(_threads))))} if on_cpu else {}
     models = any(simulated.normalized(layer.kernel) for layers in found.values() for layer in layers)
     environment = {key: os.environ[key] for key in sorted(os.environ) if key.startswith("VLLM_")}
     return Facts(
@@ -62,8 +64,9 @@ def facts(engine: Any, version: str, checkpoint: Checkpoint, remedy: str, *, chu
         settings={
             **settings(config, next(filter(None, engine.collective_rpc(kernels.attention)), "")),
             "chunked_prefill": str(chunked_prefill),
-        },
-        attrs={"vllm_environment": json.dumps(environment)},
+        }
+        | threads,
+        attrs={"vllm_environment": json.dumps(environment)} | threads,
     )
 
 
@@ -91,6 +94,12 @@ def settings(config: Any, attention_backend: str) -> dict[str, str]:
         "async_scheduling": bool(getattr(scheduler, "async_scheduling", False)),
     }
     return {key: str(value) for key, value in observed.items()}
+
+
+def _threads(_worker: Any) -> int:
+    import torch
+
+    return int(torch.get_num_threads())
 
 
 def _remedy(remedy: str, version: str, capability: str) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from qdx.backends import SIMULATED
 from qdx.backends.vllm.request import Request
+from qdx.errors import QdxError
 from qdx.kernels import KERNELS, QuantizedWeight, make
 
 SM_COUNT = 132  # H100, H200
@@ -39,13 +40,34 @@ def request(format: str, kernel: str) -> Request:
     return Request(engine={"quantization": format}, disabled=(OWN,), remedy=remedy, model=kernel)
 
 
+def require(eager: bool, workers: int) -> None:
+    """Refuse settings under which a model would compute something else, or would not be found.
+
+    Raises
+    ------
+    QdxError
+    """
+    if not eager:
+        raise QdxError(
+            "backend.enforce_eager=false: on a CPU the kernels are numerical models, which choose their path "
+            "by the number of rows; a compiled graph keeps the first one: set backend.enforce_eager=true"
+        )
+    if workers > 1:
+        raise QdxError(
+            f"{workers} workers: on a CPU the kernels are numerical models, which live in the engine's own "
+            "process: set backend.tensor_parallel_size=1 and backend.pipeline_parallel_size=1"
+        )
+
+
 def register(kernel: str) -> None:
-    """Make the engine choose the numerical model of this kernel, and no other, for what it loads next."""
+    """Make the engine choose the numerical model of this kernel for what it loads next; of "", none."""
     global _wanted
+    _wanted = kernel
+    if not kernel:
+        return
     from vllm.model_executor.kernels.linear import register_linear_kernel
     from vllm.platforms.interface import PlatformEnum
 
-    _wanted = kernel
     if kernel not in _registered:
         _registered[kernel] = _linear_kernel(kernel)
         register_linear_kernel(_registered[kernel], PlatformEnum.CPU, "mp")

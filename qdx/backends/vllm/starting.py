@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from qdx.backends.vllm.errors import explained
@@ -57,10 +58,9 @@ def start(
         from vllm import LLM
         from vllm.engine.arg_utils import EngineArgs
 
-        if request.model:
-            from qdx.backends.vllm import simulated
+        from qdx.backends.vllm import simulated
 
-            simulated.register(request.model)
+        simulated.register(request.model)
     arguments = {
         "model": str(checkpoint.path),
         "dtype": dtype,
@@ -86,9 +86,12 @@ def prepare_environment(disabled: tuple[str, ...], attention_backend: str | None
     """Set the variables that vLLM reads when it is imported; what the user disabled stays disabled."""
     os.environ.update(ENVIRONMENT)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    names = [name for name in os.environ.get("VLLM_DISABLED_KERNELS", "").split(",") if name]
-    names += [name for name in disabled if name not in names]
-    if names:
-        os.environ["VLLM_DISABLED_KERNELS"] = ",".join(names)
+    # What an earlier engine of this process had disabled is its own affair.
+    os.environ["VLLM_DISABLED_KERNELS"] = ",".join(dict.fromkeys((*_disabled_by_user(), *disabled)))
     if attention_backend is not None:
         os.environ["VLLM_ATTENTION_BACKEND"] = attention_backend  # versions before 0.12 know nothing else
+
+
+@cache
+def _disabled_by_user() -> tuple[str, ...]:
+    return tuple(name for name in os.environ.get("VLLM_DISABLED_KERNELS", "").split(",") if name)
