@@ -133,7 +133,7 @@ def test_impossible_values_name_the_key_the_value_and_the_choices(overrides: lis
         (["metric=[topk_overlap]", "metric.topk_overlap.kk=3"], "metric.topk_overlap.kk: unknown key"),
         (
             ["metric=[topk_overlap]", "metric.topk_overlap.k=many"],
-            "metric.topk_overlap.k=many: must be a int",
+            "metric.topk_overlap.k=many: must be an int",
         ),
         (["quant"], "is no override: write key=value"),
         (["repeats=2,0"], "repeats=0: must be at least 1"),
