@@ -11,7 +11,7 @@ import torch
 
 from qdx.backends import Facts, OnePass, require
 from qdx.backends.selfcheck import Listener, replays_exactly
-from qdx.backends.vllm import VllmBackend, by_backend, by_name
+from qdx.backends.vllm import VllmBackend, by_backend, by_name, simulated, starting
 from qdx.backends.vllm import tap as tapping
 from qdx.backends.vllm.errors import advice, explained, out_of_memory_explained
 from qdx.backends.vllm.facts import settings
@@ -429,8 +429,12 @@ def test_kernels_that_the_user_disabled_stay_disabled(monkeypatch: pytest.Monkey
     for name in ("VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL"):
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("VLLM_DISABLED_KERNELS", "ConchLinearKernel")
+    starting._disabled_by_user.cache_clear()
     prepare_environment(("MacheteLinearKernel", "ConchLinearKernel"), None)
     assert os.environ["VLLM_DISABLED_KERNELS"] == "ConchLinearKernel,MacheteLinearKernel"
+    prepare_environment((), None)  # the next engine of this process: what the first one had is over
+    assert os.environ["VLLM_DISABLED_KERNELS"] == "ConchLinearKernel"
+    starting._disabled_by_user.cache_clear()
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
 
 
@@ -440,11 +444,34 @@ def test_numbers_of_a_version_end_at_its_first_letter() -> None:
 
 def test_a_run_of_another_vllm_would_be_kept_on_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     from qdx.backends import identity
-    from qdx.backends.vllm import versions
+    from qdx.backends.vllm import backend, versions
 
     node = {"_target_": "qdx.backends.vllm.VllmBackend", "enforce_eager": True}
+    monkeypatch.setattr(backend, "gpus", lambda: 1)
     found = []
     for version in ("0.20.2", "0.25.1"):
         monkeypatch.setattr(versions, "installed_version", lambda version=version: version)
         found.append(identity(node))
     assert found == [{"engine_version": "0.20.2"}, {"engine_version": "0.25.1"}]
+    monkeypatch.setattr(backend, "gpus", lambda: 0)
+    for threads in ("1", "2"):  # of a CPU they decide where sums are split
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        assert identity(node)["threads"] == threads
+
+
+def test_a_numerical_model_runs_eagerly_and_in_one_process() -> None:
+    simulated.require(True, 1)
+    with pytest.raises(QdxError, match=r"backend\.enforce_eager=false: .*: set backend\.enforce_eager=true"):
+        simulated.require(False, 1)
+    with pytest.raises(QdxError, match=r"2 workers: .*set backend\.tensor_parallel_size=1"):
+        simulated.require(True, 2)
+    assert simulated.normalized("MarlinModel") == "model:marlin"
+    assert simulated.normalized("MarlinLinearKernel") == ""
+
+
+def test_four_bits_of_a_word_come_back_in_order() -> None:
+    values = torch.arange(16, dtype=torch.int32).reshape(16, 1).repeat(1, 3)
+    words = torch.zeros(2, 3, dtype=torch.int32)
+    for k in range(16):
+        words[k // 8] |= values[k] << (4 * (k % 8))
+    assert torch.equal(simulated._unpacked(words), values.to(torch.uint8))
