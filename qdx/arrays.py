@@ -6,6 +6,7 @@ All of them are lazy where their input is: a variable in dask chunks gives a res
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import xarray as xr
 
 from qdx.errors import QdxError, nearest
 from qdx.expanding import hidden_of
-from qdx.plugins import find, keywords_of, plugin_of
+from qdx.plugins import find, plugin_of
 
 Metric = str | Callable[..., Any]
 ROW = ("reference", "position")
@@ -34,7 +35,7 @@ def logprob(data: xr.Dataset, of: Literal["target", "top", "vocab"] = "target") 
     Returns
     -------
     xarray.DataArray
-        float64 (config, repeat, reference, position), nats; NaN where not captured.
+        float64 (config, repeat, reference, position), nat; NaN where not captured.
     """
     variables = {"target": "target_logit", "top": "top_logit", "vocab": "logit"}
     variable = variables.get(of)
@@ -56,7 +57,7 @@ def margin(data: xr.Dataset) -> xr.DataArray:
     Returns
     -------
     xarray.DataArray
-        float64 (config, repeat, reference, position), logits, ≥ 0; NaN where not captured.
+        float64 (config, repeat, reference, position), nat, ≥ 0; NaN where not captured.
     """
     greatest = _variable(data, "top_logit").isel(rank=0, drop=True).astype(np.float64)
     value = greatest - _variable(data, "target_logit")
@@ -84,7 +85,8 @@ def pairs(data: xr.Dataset, metric: Metric = "l2", **options: Any) -> xr.DataArr
     Raises
     ------
     QdxError
-        For an unknown metric, for free decode, or without the rows.
+        For an unknown metric, for free decode, without the rows, or when the metric raises or returns
+        anything but one float64 a row (for chunked input when the result is computed).
     """
     one = data.isel(repeat=0, drop=True)
     return _distance(one, one.rename(config="config_b"), data, metric, options)
@@ -177,22 +179,25 @@ def _distance(
     else:
         inputs = [hidden_of(x) if on == "hidden" else _variable(x, "logit") for x in (a, b)]
     cores = [[core]] * len(inputs)
+    wide = len(inputs)
     if set(record.meta["needs"]) & {"target", "position"}:
         inputs += [_variable(a, "token_id"), whole["position"]]
         cores += [[], []]
-    present = a["captured"].reset_coords(drop=True) & b["captured"].reset_coords(drop=True)
+    # As in a sweep, a row with an infinite or NaN sum has no distance to anything.
+    inputs += [x["captured"] & np.isfinite(_variable(x, "logsumexp")) for x in (a, b)]
     # Without coordinates beside the index: xarray would compute chunked ones to see whether they agree.
     inputs = [x.reset_coords(drop=True) for x in inputs]
+    inputs[-2:] = [inputs[-2] & inputs[-1]]
     inputs = [x.chunk({core: -1}) if x.chunks is not None and core in x.dims else x for x in inputs]
     value: xr.DataArray = xr.apply_ufunc(
-        lambda *rows: _rows(rows[: cores.count([core])], rows[cores.count([core]) :], function, options),
+        lambda *rows: _rows(rows[:wide], rows[wide:-1], rows[-1], partial(function, **options)),
         *inputs,
-        input_core_dims=cores,
+        input_core_dims=[*cores, []],
         dask="parallelized",
         output_dtypes=[np.float64],
         keep_attrs=False,
     )
-    value = value.where(present & np.isfinite(value)).rename(record.name)
+    value = value.where(np.isfinite(value)).rename(record.name)
     stated = {key: record.meta[key] for key in ("units", "higher_means", "formula")}
     order = [name for name in ("config", "config_b", "repeat_pair", *ROW) if name in value.dims]
     summary = (function.__doc__ or record.name).strip().splitlines()[0].rstrip(".")
@@ -204,30 +209,37 @@ def _distance(
 def _rows(
     rows: tuple[np.ndarray[Any, Any], ...],
     beside: tuple[np.ndarray[Any, Any], ...],
+    present: np.ndarray[Any, Any],
     function: Callable[..., Any],
-    options: dict[str, Any],
 ) -> Any:
     """Call a metric on blocks (…, position, core) that broadcast, a matrix (position, core) at a time.
 
-    `beside` is empty, or token ids (…, position) and positions (position,).
+    `beside` is empty, or token ids (…, position) and positions (position,); `present` (…, position) says
+    which rows to measure. The metric is held to its contract as in a sweep.
     """
     import torch
 
-    meta = plugin_of(function).meta
+    from qdx.analysis.measuring import Measure
+
+    measure = Measure.of(plugin_of(function).name, function)
     shape = np.broadcast_shapes(*(block.shape[:-1] for block in rows))
     blocks = [np.broadcast_to(block, (*shape, block.shape[-1])) for block in rows]
     numbers = [np.broadcast_to(block, shape) for block in beside]
-    value = np.empty(shape, np.float64)
+    value = np.full(shape, np.nan)
     for index in np.ndindex(shape[:-1]):
-        p, q = (torch.from_numpy(np.array(block[index], np.float64)) for block in blocks[:2])
-        ids = [torch.from_numpy(np.array(block[index], np.int64)) for block in blocks[2:]]
-        if meta["on"] == "logprob":
+        matrices = [block[index] for block in blocks]
+        # A config without full rows has NaN in the place of those that others have.
+        kept = np.broadcast_to(present, shape)[index] & ~np.isnan(matrices[:2]).any((0, -1))
+        if not kept.any():
+            continue
+        p, q = (torch.from_numpy(matrix[kept].astype(np.float64)) for matrix in matrices[:2])
+        ids = [torch.from_numpy(matrix[kept].astype(np.int64)) for matrix in matrices[2:]]
+        if measure.on == "logprob":
             p, q = torch.log_softmax(p, -1), torch.log_softmax(q, -1)
         given = dict(zip(("p_id", "q_id"), ids, strict=False))
         for key, block in zip(("target", "position"), numbers, strict=False):
-            # A row that was not captured has target −1; what comes of it is masked afterwards.
-            given[key] = torch.from_numpy(np.array(block[index], np.int64)).clamp_min_(0)
-        if "prob" in meta["needs"]:
+            given[key] = torch.from_numpy(block[index][kept].astype(np.int64))
+        if "prob" in measure.needs:
             given |= {"p_prob": p.exp(), "q_prob": q.exp()}
-        value[index] = function(p, q, **{key: given[key] for key in keywords_of(meta)}, **options).numpy()
+        value[index][kept] = measure(p, q, **given)
     return value

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import dask
@@ -14,12 +18,14 @@ from scipy.special import log_softmax
 
 import qdx
 from qdx import arrays
+from qdx.accessor import DatasetAccessor, TreeAccessor
 from qdx.analysis.distances import compute, measure
 from qdx.dataset import merge
 from qdx.errors import QdxError
 from qdx.metrics import l2, total_variation
 from qdx.plugins import build
 from tests.helpers import write_sweep
+from tests.plugins.test_contract import BAD
 from tests.sweeping import SMALL, checkpoints
 from tests.sweeping import qdx as command
 
@@ -57,6 +63,22 @@ def test_the_public_api_is_five_functions_that_help_explains() -> None:
     for name in qdx.__all__:
         text = getattr(qdx, name).__doc__
         assert all(part in text for part in ("Parameters", "Returns", "Raises", "Examples")), name
+
+
+@pytest.mark.parametrize("accessor", [DatasetAccessor, TreeAccessor])
+@pytest.mark.parametrize("name", ["logprob", "margin", "pairs", "noise_floor", "against"])
+def test_help_of_an_accessor_states_its_parameters_and_no_others(accessor: type, name: str) -> None:
+    method = getattr(accessor, name)
+    text = inspect.getdoc(method) or ""
+    parameters = re.search(r"^Parameters\n-+\n(.*?)\n\n", text, re.MULTILINE | re.DOTALL)
+    documented = re.findall(r"^(\**\w+)", parameters[1], re.MULTILINE) if parameters else []
+    taken = [f"**{p.name}" if p.kind is p.VAR_KEYWORD else p.name for p in _parameters(method)]
+    assert documented == taken
+    assert "\nReturns\n-------\nxarray.DataArray\n    float64 (config, " in text
+
+
+def _parameters(method: Callable[..., object]) -> list[inspect.Parameter]:
+    return list(inspect.signature(method).parameters.values())[1:]
 
 
 @pytest.mark.parametrize("phase", ["prefill", "replay"])
@@ -113,6 +135,36 @@ def test_a_metric_may_be_a_plug_in_with_options_or_a_function(replay: xr.Dataset
     twice = replay.qdx.pairs("half_l1", scale=2.0)
     np.testing.assert_allclose(twice, 2 * replay.qdx.pairs(total_variation), rtol=1e-9, atol=1e-12)
     assert replay.qdx.pairs(l2).equals(replay.qdx.pairs("l2"))
+
+
+@pytest.mark.parametrize("chunks", [None, {"position": 2}])
+@pytest.mark.parametrize("case", BAD)
+def test_a_metric_is_held_to_its_contract_as_in_a_sweep(
+    replay: xr.Dataset, case: str, chunks: dict[str, int] | None
+) -> None:
+    function, message = BAD[case]
+    member = qdx.register("metric", "bad")(lambda p, q: function(p, q))
+    data = replay if chunks is None else replay.chunk(chunks)
+    message = message.replace(r"\(2, 50\)", r"\(\d+, \d+\)").replace(r"\(2,\)", r"\(\d+,\)")
+    for ask in (data.qdx.pairs, data.qdx.noise_floor, partial(data.qdx.against, "awq")):
+        with pytest.raises(QdxError, match=f"metric 'bad' {message}"):
+            ask(member).compute()
+
+
+def test_a_metric_sees_only_rows_that_both_have(replay: xr.Dataset) -> None:
+    @qdx.register("metric", "seen", on="logit")
+    def seen(p, q):  # type: ignore[no-untyped-def]
+        assert not (p.isnan().any() or q.isnan().any())
+        return (p - q).abs().sum(-1)
+
+    some = replay.load()
+    number = xr.DataArray(np.arange(some.sizes["position"]), dims="position")
+    some["captured"] &= number > 0
+    some["logit"] = some["logit"].where((some["config"] == "gptq") | (number > 1))
+    value = some.qdx.pairs(seen)
+    there = np.isfinite(value).any(["reference"]).values
+    assert not there[..., 0].any() and there[..., 2].all()
+    assert there[..., 1].tolist() == [[False, False], [False, True]]
 
 
 @pytest.mark.parametrize(
