@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 import xarray as xr
@@ -53,9 +54,15 @@ class DatasetAccessor:
         return arrays.against(self._data, config, metric, **options)
 
 
+def _without_data(text: str | None) -> str | None:
+    """Drop the entry `data`, and the section Parameters where it was the only one."""
+    one = re.sub(r"^( *)data : .*\n(?:\1 +.*\n)+", "", text or "", flags=re.MULTILINE)
+    return re.sub(r"^ *Parameters\n *-+\n\n", "", one, flags=re.MULTILINE) or None
+
+
 for _name in ("logprob", "margin", "pairs", "noise_floor", "against"):
     # One text for both: `help` shows the function's parameters, shapes and units.
-    getattr(DatasetAccessor, _name).__doc__ = getattr(arrays, _name).__doc__
+    getattr(DatasetAccessor, _name).__doc__ = _without_data(getattr(arrays, _name).__doc__)
 
 
 @xr.register_datatree_accessor("qdx")  # type: ignore[no-untyped-call]
@@ -74,11 +81,44 @@ class TreeAccessor:
     def logprob(
         self, of: Literal["target", "top", "vocab"] = "target", *, phase: str = "replay"
     ) -> xr.DataArray:
-        """Log-probabilities of a phase; see `qdx.arrays.logprob`."""
+        """Return natural log-probabilities of a phase, logit − logsumexp.
+
+        Parameters
+        ----------
+        of : {"target", "top", "vocab"}
+            Of ``token_id``, of the greatest logits (adds ``rank``), or of every token (adds ``vocab``; needs
+            full rows).
+        phase : {"replay", "prefill", "decode"}
+
+        Returns
+        -------
+        xarray.DataArray
+            float64 (config, repeat, reference, position), nat; NaN where not captured.
+
+        Raises
+        ------
+        QdxError
+            For an unknown `of`, without such a phase, or without full rows.
+        """
         return arrays.logprob(self._phase(phase), of)
 
     def margin(self, *, phase: str = "replay") -> xr.DataArray:
-        """Margins of a phase; see `qdx.arrays.margin`."""
+        """Return the greatest logit minus the target's, of a phase.
+
+        Parameters
+        ----------
+        phase : {"replay", "prefill", "decode"}
+
+        Returns
+        -------
+        xarray.DataArray
+            float64 (config, repeat, reference, position), nat, ≥ 0; NaN where not captured.
+
+        Raises
+        ------
+        QdxError
+            Without such a phase.
+        """
         return arrays.margin(self._phase(phase))
 
     def pairs(self, metric: str = "l2", phase: str = "replay") -> xr.DataArray:
@@ -93,7 +133,7 @@ class TreeAccessor:
         Returns
         -------
         xarray.DataArray
-            float64 (config, config_b, reference, position); NaN where not measured.
+            float64 (config, config_b, reference, position), in the metric's unit; NaN where not measured.
 
         Raises
         ------
@@ -103,11 +143,48 @@ class TreeAccessor:
         return self._stored(metric, phase)[metric]
 
     def noise_floor(self, metric: str = "l2", phase: str = "replay") -> xr.DataArray:
-        """Return stored distances between repeats, (config, repeat_pair, reference, position)."""
+        """Return stored distances between every two repeats of each config.
+
+        Parameters
+        ----------
+        metric : str
+            One that the sweep was run with (``metric=[…]``).
+        phase : {"replay", "prefill", "decode"}
+
+        Returns
+        -------
+        xarray.DataArray
+            float64 (config, repeat_pair, reference, position), in the metric's unit; NaN where not measured,
+            and ``repeat_pair`` is empty where nothing was run again.
+
+        Raises
+        ------
+        QdxError
+            When the sweep has no such metric or phase.
+        """
         return self._stored(metric, phase)["repeat_distance"]
 
     def against(self, config: str, metric: str = "l2", phase: str = "replay") -> xr.DataArray:
-        """Return stored distances from one config, (config, reference, position); see `pairs`."""
+        """Return stored distances of every config from one of them.
+
+        Parameters
+        ----------
+        config : str
+            Label of the config that takes the place of ``config_b``.
+        metric : str
+            One that the sweep was run with (``metric=[…]``).
+        phase : {"replay", "prefill", "decode"}
+
+        Returns
+        -------
+        xarray.DataArray
+            float64 (config, reference, position), in the metric's unit; NaN where not measured.
+
+        Raises
+        ------
+        QdxError
+            When the sweep has no such config, metric or phase.
+        """
         arrays.check_label(self._phase(phase), config)
         return self.pairs(metric, phase).sel(config_b=config, drop=True)
 
