@@ -19,8 +19,13 @@ def main() -> None:
     wrong, and nothing ran; 130, interrupted (Ctrl-C).
     """
     import hydra
+    from hydra.core.config_store import ConfigStore
 
     from qdx.sweep import job, stopped
+
+    # Hydra deep-copies its store, a singleton, for every group that --help lists: more than half of the time.
+    # It only reads from the copies, and `ConfigStore.load` copies what it gives.
+    ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
 
     full = bool(os.environ.get("HYDRA_FULL_ERROR"))
     if full:
