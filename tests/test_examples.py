@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import runpy
 import shutil
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from qdx.analysis.distances import compute
 from qdx.dataset import merge
+from qdx.errors import QdxError
 from qdx.plugins import build
 from tests.helpers import write_sweep
 
@@ -61,3 +63,17 @@ def test_custom_analysis_prints_a_line_a_pair(
     run("custom_analysis.py", monkeypatch, sweeps[0])
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("  awq ~ gptq: ") and -1 <= float(last.split(": ")[1]) <= 1
+
+
+@pytest.mark.parametrize(("references", "nearest"), [(9, 8), (0, 1)])
+def test_the_example_source_gives_as_many_references_as_asked_or_says_what_it_has(
+    monkeypatch: pytest.MonkeyPatch, references: int, nearest: int
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES / "qdx-example-plugin" / "src"))
+    source = importlib.import_module("qdx_example_plugin.prompts").Capitals
+    assert len(source(references=8).countries) == 8
+    message = (
+        f"prompts.references={references}: capitals has 1 to 8 questions: set prompts.references={nearest}"
+    )
+    with pytest.raises(QdxError, match=message):
+        source(references=references)
