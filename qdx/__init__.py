@@ -27,14 +27,20 @@ _LAZY = {
     "run": "qdx.api",
 }
 
+# What a plug-in makes its results of, `qdx.analysis.Section` and `qdx.prompts.Inline`, without an import of
+# numpy at every start.
+_MODULES = ("analysis", "backends", "prompts")
+
 __all__ = ["compose", "expand", "open", "register", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        from importlib import import_module
+    from importlib import import_module
 
+    if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
+    if name in _MODULES:
+        return import_module(f"qdx.{name}")
     raise AttributeError(f"module 'qdx' has no attribute {name!r}")
 
 

@@ -58,6 +58,14 @@ def test_importing_qdx_imports_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_a_plug_in_needs_no_import_but_qdx() -> None:
+    code = (
+        "import qdx; print(qdx.analysis.Section.__name__, qdx.prompts.Inline.__name__, qdx.backends.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "Section Inline qdx.backends\n"
+
+
 def test_the_public_api_is_five_functions_that_help_explains() -> None:
     assert qdx.__all__ == ["compose", "expand", "open", "register", "run"]
     for name in qdx.__all__:
