@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ import pytest
 import qdx
 from qdx.dataset import layout
 from tests.helpers import write_run
+from tests.programs import program
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +24,7 @@ def files(sweep, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ncdump():
-    program = shutil.which("ncdump")
-    assert program, "ncdump is needed: install the Debian package netcdf-bin"
-    return program
+    return program("ncdump", "netcdf-bin")
 
 
 READ = """

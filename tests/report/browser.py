@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-PROGRAM = shutil.which("chromium")
+from tests.programs import program
+
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-extensions --disable-dev-shm-usage "
@@ -25,10 +25,10 @@ class Browser:
     def __init__(self) -> None:
         import websocket
 
-        assert PROGRAM, "chromium is not installed: apt-get install chromium"
+        chromium = program("chromium", "chromium")
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._process = subprocess.Popen(
-            [PROGRAM, *FLAGS.split(), f"--user-data-dir={self._folder.name}", "about:blank"],
+            [chromium, *FLAGS.split(), f"--user-data-dir={self._folder.name}", "about:blank"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
