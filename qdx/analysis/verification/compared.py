@@ -16,7 +16,6 @@ from qdx.analysis.view import View, masks
 
 ORDER = ("config", "repeat", "reference", "position")
 NO_ROWS = "the verifier kept no full rows to make commitments of (capture=full, and run.nc beside the report)"
-Marks = NDArray[np.uint64]  # (…, word): equal where rows are
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,8 @@ def likelihood_p(energy_CT: Floats, floor_T: Floats, calibration: Calibration) -
     one counting as the claimed config's in the turns of the calibration. That makes the scores exchangeable
     under the claim, so the level is exact; scaling the calibration by itself alone would not be.
 
+    No verdict uses it: ``benchmarks/calibration.py`` compares it with `profile.profile_p`, which they use.
+
     Parameters
     ----------
     energy_CT : array (config, token)
