@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import xarray as xr
 import yaml
 from torch import Tensor
 
 import qdx
 from qdx.analysis.measuring import Measure
 from qdx.errors import QdxError
-from qdx.plugins import build, check, conf_dir, node_of, register
+from qdx.plugins import build, check, conf_dir, find, node_of, register
 from qdx.report import build as report
 from tests.helpers import write_sweep
 from tests.plugins.conftest import Write
@@ -90,6 +91,24 @@ def test_the_code_of_what_did_not_ship_is_recorded_and_reported(write: Write, tm
     assert f"metric own: own.py, sha256 {own}" in told and f"analysis ties: ties.py, sha256 {other}" in told
 
 
+def test_the_example_of_an_analysis_counts_near_ties(tmp_path: Path) -> None:
+    logit_CDRPK = [[[[[2.0, 1.95], [2.0, 1.0], [2.0, 2.0], [5.0, 5.0]]]]]
+    axes = ("config", "repeat", "reference", "position")
+    captured = (axes, [[[[True, True, True, False]]]])
+    data = xr.Dataset(
+        {"top_logit": ((*axes, "rank"), logit_CDRPK), "captured": captured}, {"config": ["awq"]}
+    )
+    section = find("analysis", "ties")(xr.DataTree.from_dict({"replay": data}))
+    assert float(section.result["share"].sel(config="awq")) == pytest.approx(2 / 3)
+    assert section.text == {"replay": "  awq: 66.7%"}
+
+
+def test_an_example_in_plugins_has_fewer_than_15_lines_and_says_what_it_is() -> None:
+    for path in (conf_dir().parent / "plugins").glob("*.py"):
+        text = path.read_text()
+        assert len(text.splitlines()) < 15 and text.count('"""') == 2, path
+
+
 SHIPPED = [
     (kind, path)
     for kind in ("metric", "analysis", "backend", "prompts")
@@ -134,4 +153,8 @@ def test_help_and_config_import_neither_torch_nor_vllm_and_are_quick(write: Writ
         assert done.returncode == 0, done.stderr
         assert done.stderr == "[]\n"
         assert "half_l1" in done.stdout and "arithmetic" in done.stdout
+        if arguments == ["--help"]:
+            for group in ("hydra/launcher", "hydra/sweeper"):
+                shipped = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+                assert f"\n{group}: {', '.join(shipped)} (" in done.stdout
         assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
