@@ -134,7 +134,7 @@ def compose(overrides: Sequence[str] = ()) -> list[DictConfig]:
     except QdxError:
         raise
     except Exception as error:
-        message = explain(error, conf_dir())
+        message = explain(error, conf_dir(), overrides)
         if message is None:
             raise
         raise QdxError(message) from error

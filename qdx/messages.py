@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from qdx.errors import QdxError, nearest
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
-def explain(error: Exception, conf: Path) -> str | None:
+def explain(error: Exception, conf: Path, overrides: Sequence[str] | None = None) -> str | None:
     """Return one line for an error of composing a config or of the disk, or None when it is another kind.
 
     Parameters
@@ -23,6 +26,8 @@ def explain(error: Exception, conf: Path) -> str | None:
         What Hydra raised.
     conf : Path
         The folder of the config groups.
+    overrides : sequence of str, optional
+        That were composed. Default: this process's command line.
     """
     from hydra.errors import HydraException, OverrideParseException
 
@@ -30,9 +35,12 @@ def explain(error: Exception, conf: Path) -> str | None:
         assert isinstance(error, OSError)
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}: free some space, or choose another hydra.sweep.dir"
+    text = str(error)
+    if isinstance(error, ValueError) and text.startswith("Config group override must be"):  # Hydra's
+        given = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-")]
+        return _no_name(given if overrides is None else overrides, conf)
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
-    text = str(error)
     if isinstance(error, OverrideParseException):
         rule = (
             "write key=value without spaces after commas, and quote a value with spaces or signs, key='a b'"
@@ -40,12 +48,17 @@ def explain(error: Exception, conf: Path) -> str | None:
         return f"{error.override!r} is no override: {rule}"
     if match := re.search(r"Could not (?:find|load) '([^']+)'", text):
         return _unknown_option(match[1], conf)
-    if match := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(match[1], conf)
+    cause = error.__cause__
+    if (
+        "Could not override" in text
+        and isinstance(cause, ConfigAttributeError | ConfigKeyError)
+        and isinstance(cause.parent_node, DictConfig)
+    ):
+        return _unknown_key(str(cause.key), cause.parent_node, conf)
     # Hydra's and OmegaConf's own first line says what is wrong; the cause says where.
     lines = [text.splitlines()[0]]
-    if isinstance(error.__cause__, OmegaConfBaseException) and str(error.__cause__) not in text:
-        lines.append(str(error.__cause__).splitlines()[0])
+    if isinstance(cause, OmegaConfBaseException) and str(cause) not in text:
+        lines.append(str(cause).splitlines()[0])
     return ": ".join(line.rstrip(".:") for line in lines if line)
 
 
@@ -71,37 +84,72 @@ def _unknown_option(name: str, conf: Path) -> str:
 
 def _plugin_nodes(group: str) -> dict[str, DictConfig]:
     """Return the nodes that plug-ins have added to a group, by name."""
-    from hydra.core.config_store import ConfigStore
+    from hydra.core.config_store import ConfigNode, ConfigStore
 
     added = ConfigStore.instance().repo.get(group, {})
-    return (
-        {name.removesuffix(".yaml"): entry.node for name, entry in added.items()}
-        if isinstance(added, dict)
-        else {}
-    )
+    if not isinstance(added, dict):
+        return {}
+    return {
+        name.removesuffix(".yaml"): entry.node
+        for name, entry in added.items()
+        if isinstance(entry, ConfigNode)  # another group below this one is a dict
+    }
 
 
-def _unknown_key(key: str, conf: Path) -> str:
-    parent, _, name = key.rpartition(".")
-    choices = _keys(parent, conf)
-    if not choices:
-        return f"{key}: unknown key; `python -m qdx --cfg job` prints all of them"
-    return f"{key}: unknown key, one of {', '.join(choices)}{nearest(name, choices)}"
-
-
-def _keys(parent: str, conf: Path) -> list[str]:
-    """Return the keys below `parent` in any option of its group, or at the top level."""
+def _unknown_key(key: str, node: DictConfig, conf: Path) -> str:
+    """Say which keys a node of the composed config has instead, and whether another option has this one."""
+    parent = str(node._get_full_key(None) or "")
+    full = f"{parent}.{key}" if parent else key
     if not parent:
-        top = OmegaConf.load(conf / "config.yaml")
-        assert isinstance(top, DictConfig)
         groups = [path.name for path in conf.iterdir() if path.is_dir()]
-        return sorted({*groups, *(str(key) for key in top)} - {"defaults", "hydra"})
-    first, _, rest = parent.partition(".")
-    files = sorted((conf / first).glob("*.yaml")) or [conf / "config.yaml"]
-    found: set[str] = set()
-    for node in (*map(OmegaConf.load, files), *_plugin_nodes(first).values()):
-        whole = files[0].parent == conf
-        inner = OmegaConf.select(node, parent if whole else rest) if rest or whole else node
-        if isinstance(inner, DictConfig):
-            found |= {str(key) for key in inner}
-    return sorted(found - {"_target_", "name", "defaults"})
+        return _without(full, key, {*groups, *map(str, node)} - {"hydra"})
+    if parent in ("metric", "analysis"):
+        return _not_chosen(parent, key, list(map(str, node)), conf)
+    said = _without(full, key, {str(name) for name in node} - {"_target_", "name"})
+    group, _, inner = parent.partition(".")
+    others = [name for name, other in _options(group, conf).items() if key in _keys(other, inner)]
+    return f"{said}; only {group}={' or '.join(others)} has it" if others else said
+
+
+def _without(full: str, key: str, choices: set[str]) -> str:
+    known = f"one of {', '.join(sorted(choices))}" if choices else "there is none"
+    return f"{full}: unknown key, {known}{nearest(key, choices)}"
+
+
+def _not_chosen(group: str, name: str, chosen: list[str], conf: Path) -> str:
+    options = _options(group, conf)
+    if name in options:
+        return f"{group}.{name}: not chosen: add it to {group}, '{group}=[{','.join([*chosen, name])}]'"
+    choices = sorted(options)
+    return f"{group}.{name}: unknown {group}, one of {', '.join(choices)}{nearest(name, choices)}"
+
+
+def _options(group: str, conf: Path) -> dict[str, Any]:
+    """Return the nodes of a group's options by name, as their files have them."""
+    shipped = {path.stem: OmegaConf.load(path) for path in sorted((conf / group).glob("*.yaml"))}
+    return {**shipped, **_plugin_nodes(group)}
+
+
+def _keys(option: Any, inner: str) -> set[str]:
+    node = OmegaConf.select(option, inner) if inner else option
+    return {str(key) for key in node} if isinstance(node, DictConfig) else set()
+
+
+def _no_name(overrides: Sequence[str], conf: Path) -> str:
+    """Say which override gives a group something that names no option, such as null or a number."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ValueType
+
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        group = override.key_or_group
+        if not (conf / group).is_dir() or override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+            continue
+        values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+        if not all(isinstance(value, str | list) for value in values):
+            options = list(_options(group, conf))
+            example = (
+                f"'{group}=[{options[0]}]'" if group in ("metric", "analysis") else f"{group}={options[0]}"
+            )
+            said = f"is no name of an option, one of {', '.join(options)}"
+            return f"{override.input_line}: {said}: write {example}"
+    return "a config group was given something that names no option: write group=option, such as quant=awq"

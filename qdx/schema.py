@@ -7,11 +7,14 @@ an error that names the key, the value and the choices.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Union
+from dataclasses import MISSING, dataclass, field, fields
+from types import NoneType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qdx.errors import QdxError, nearest
@@ -48,6 +51,11 @@ def _one_of(key: str, value: str, choices: Iterable[str]) -> None:
 def _at_least(key: str, value: int, least: int) -> None:
     if value < least:
         raise QdxError(f"{key}={value}: must be at least {least}")
+
+
+def names_folder(label: object) -> bool:
+    """Whether a label is the name of a folder inside the sweep's, not a path such as ``../x``."""
+    return isinstance(label, str) and label not in ("", ".", "..") and not set(label) & set("/\\\0")
 
 
 @dataclass
@@ -221,6 +229,10 @@ class Report:
 
     def __post_init__(self) -> None:
         _at_least("report.memory", self.memory, 1)
+        if not self.formats:
+            raise QdxError(
+                f"report.formats=[]: no report would be written: choose one of {', '.join(REPORT_FORMATS)}"
+            )
         for name in self.formats:
             _one_of("report.formats", name, REPORT_FORMATS)
         names = [] if isinstance(self.figures, bool) else self.figures
@@ -244,6 +256,11 @@ class Settings:
     analysis: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not names_folder(self.label):
+            raise QdxError(
+                f"label={self.label!r}: must name a folder in the sweep's: leave label out, or give it a "
+                "name without / and \\"
+            )
         _at_least("repeats", self.repeats, 1)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("seed", self.seed, 0)
@@ -270,6 +287,12 @@ class Experiment(Settings):
             raise QdxError(
                 f"quant={self.quant.name}: backend=transformers has no kernel for format "
                 f"{self.quant.format}, only for {', '.join(MODELLED_FORMATS)}: use backend=vllm on a GPU"
+            )
+        if isinstance(self.backend, TransformersBackend) and self.quant.kernel == "any":
+            modelled = [kernel for kernel in FORMAT_KERNELS[self.quant.format] if kernel != "any"]
+            raise QdxError(
+                f"quant.kernel=any: backend=transformers models one kernel: choose quant.kernel="
+                f"{' or '.join(modelled)}, or backend=vllm on a GPU"
             )
         allowed = KERNEL_DTYPES.get(self.quant.kernel, DTYPES)
         if self.model.dtype not in allowed:
@@ -301,21 +324,57 @@ BY_TARGET: Mapping[str, type] = {
 
 
 def _checked(schema: type, node: Any, key: str) -> Any:
-    """Return `node` as a `schema` object; errors name the full key and the nearest known one."""
+    """Return `node` as a `schema` object; errors name the full key, its value and what it may be."""
     known = [f.name for f in fields(schema)]
-    for name in node:
+    if not isinstance(node, DictConfig):
+        examples = ", ".join(f"{key}.{name}=…" for name in known if name not in ("_target_", "name"))
+        raise QdxError(f"{key}={_shown(node)}: it holds keys of its own: set one of them, {examples}")
+    for name in map(str, node):
         if name not in known:
-            full = f"{key}.{name}" if key else str(name)
-            raise QdxError(f"{full}: unknown key, one of {', '.join(known)}{nearest(str(name), known)}")
+            full = f"{key}.{name}" if key else name
+            raise QdxError(f"{full}: unknown key, one of {', '.join(known)}{nearest(name, known)}")
+    for f in fields(schema):
+        needed = f.default is MISSING and f.default_factory is MISSING
+        if OmegaConf.is_missing(node, f.name) or (needed and f.name not in node):
+            full = f"{key}.{f.name}" if key else f.name
+            raise QdxError(f"{full} is not set and has no default: add {full}=…")
     try:
         # Resolved first: an interpolation looks for its key in the whole config.
         plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
     except OmegaConfBaseException as error:
-        inner = getattr(error, "full_key", "") or ""
-        full = inner if inner.startswith(f"{key}.") else ".".join(part for part in (key, inner) if part)
-        first = str(error.msg if error.msg else error).splitlines()[0]
-        raise QdxError(f"{full}: {first}") from error
+        inner = (error.full_key or "").removeprefix(f"{key}.")
+        name = re.split(r"[.\[]", inner)[0]
+        full = ".".join(part for part in (key, name) if part)
+        if name not in known or name not in node:
+            first = str(error.msg if error.msg else error).splitlines()[0]
+            raise QdxError(f"{full}: {first}") from error
+        default = next(f.default_factory for f in fields(schema) if f.name == name)
+        limit = _kind(get_type_hints(schema)[name], None if default is MISSING else default())
+        raise QdxError(f"{full}={_shown(node[name])}: must be {limit}") from error
+
+
+def _shown(value: Any) -> str:
+    """A value as the command line takes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | ListConfig):
+        return f"[{','.join(map(_shown, value))}]"
+    return str(value)
+
+
+def _kind(hint: Any, example: Any = None) -> str:
+    """Say what a type in the classes above means to somebody who writes a config."""
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+    if hint in plain:
+        return plain[hint]
+    if get_origin(hint) is list:
+        return f"a list in brackets, such as '{_shown(example or ['a', 'b'])}'"
+    if get_origin(hint) is dict:
+        return "a mapping, such as '{name: value}'"
+    return " or ".join(_kind(choice) for choice in get_args(hint))
 
 
 def validate(cfg: DictConfig) -> Experiment:
@@ -349,8 +408,10 @@ def validate(cfg: DictConfig) -> Experiment:
         ("report", Report),
         ("verify", Verify),
     ):
-        parts[name] = _checked(schema, cfg[name], name)
+        parts[name] = _checked(schema, cfg.get(name), name)
     for name in ("backend", "prompts"):
+        if not isinstance(cfg.get(name), DictConfig):
+            raise QdxError(f"{name}={_shown(cfg.get(name))}: must be the name of an option, {name}=…")
         target = str(cfg[name].get("_target_"))
         parts[name] = (
             _checked(BY_TARGET[target], cfg[name], name)
@@ -375,7 +436,8 @@ def label(swept: list[str], root: DictConfig) -> str:
     Returns
     -------
     str
-        Usable as a folder name: ``/`` and other separators become ``_``.
+        Usable as a folder name: ``/`` and other separators become ``_``, and the start of a hash then keeps
+        apart what only differs in those.
     """
     parts = [str(root.quant.name)]
     for key in sorted(swept):
@@ -388,7 +450,8 @@ def label(swept: list[str], root: DictConfig) -> str:
             value = value.get("name", "+".join(str(name) for name in value))
         parts.append(f"{key}=" + str(value))
     text = ",".join(parts)
-    return "".join("_" if c in '/\\:*?"<>|\n\t ' else c for c in text)
+    name = "".join("_" if c in '/\\:*?"<>|\n\t ' else c for c in text)
+    return name if name == text else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def _choice(root: DictConfig, group: str) -> str | None:

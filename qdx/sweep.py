@@ -29,12 +29,13 @@ from qdx import job as job_process
 from qdx import launching, plugins
 from qdx.backends.choosing import AUTO, explanation
 from qdx.dataset.folder import PLAN
-from qdx.errors import QdxError
+from qdx.errors import QdxError, nearest
 from qdx.locking import locked
 from qdx.messages import explain, of_disk
 from qdx.process import FULL_ERROR, spawn
 from qdx.schema import validate
 
+SUBDIR = "${label}"  # hydra.sweep.subdir in conf/config.yaml
 DEFAULTS = {"metric": "l2", "analysis": "effects"}
 # The folder of the sweep whose jobs the launcher has, what is measured when they are done (nodes of the
 # user's config, not of a file in the folder), and whether jobs run in other processes. Not in `Sweep`, which
@@ -134,9 +135,18 @@ def start(config: DictConfig) -> None:
         when another sweep runs in the folder.
     """
     launching.require(config.hydra.launcher)
+    folders: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    subdir = folders["subdir"]
+    if subdir != SUBDIR:
+        raise QdxError(
+            f"hydra.sweep.subdir={subdir}: a job's folder has the name of its label: remove it, or name the "
+            "folder with label=…"
+        )
     swept, jobs = expand(config)
     if config.hydra.runtime.choices.get("backend") == AUTO:
         print(explanation(), flush=True)
+    if not config.hydra.overrides.task:
+        print(_what_is_run(jobs), flush=True)
     directory = Path(config.hydra.sweep.dir).absolute()
     with flag_override(config, ["readonly", "struct"], False):
         if swept:
@@ -145,12 +155,14 @@ def start(config: DictConfig) -> None:
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(directory))}")
         config.hydra.sweep.dir = str(directory)
     first: Any = OmegaConf.to_container(jobs[0], resolve=True)
+    labels = [str(cfg.label) for cfg in jobs]
+    _check_names(first, [*labels, *_earlier(directory / PLAN)["labels"]])
     manifest = {
         "metrics": first["metric"],
         "analyses": first["analysis"],
         "report": first["report"],
         "verify": first["verify"],
-        "labels": [str(cfg.label) for cfg in jobs],
+        "labels": labels,
         "plugin_folders": [str(folder) for folder in plugins.folders()],
     }
     composed = [OmegaConf.to_yaml(cfg, resolve=True) for cfg in jobs]
@@ -173,6 +185,17 @@ def start(config: DictConfig) -> None:
     global _running
     chosen = {"metrics": first["metric"], "analyses": first["analysis"]}
     _running = directory, chosen, launching.parallel(config.hydra.launcher)
+
+
+def _what_is_run(jobs: Sequence[DictConfig]) -> str:
+    """Say in one line what runs when nothing was configured, and how to compare configs."""
+    cfg = jobs[0]
+    labels = ", ".join(str(job.label) for job in jobs)
+    return (
+        f"nothing configured: config {labels}, model={cfg.model.name}, repeats={cfg.repeats}, "
+        f"generate.tokens={cfg.generate.tokens}; four configs: python -m qdx -m "
+        f"quant=awq,awq_marlin,gptq,gptq_marlin"
+    )
 
 
 def expand(config: DictConfig) -> tuple[list[str], list[DictConfig]]:
@@ -206,7 +229,9 @@ def expand(config: DictConfig) -> tuple[list[str], list[DictConfig]]:
     for overrides in batch:
         cfg = loader.load_sweep_config(config, [*overrides, f"swept=[{','.join(swept)}]"])
         with flag_override(cfg, ["readonly", "struct"], False):
-            cfg.label = str(cfg.label)  # while the choices of groups that leave no node are known
+            cfg.label = (
+                None if cfg.label is None else str(cfg.label)
+            )  # while the choices of groups that leave no node are known
             del cfg["hydra"]
         _settle(cfg, overrides)
         label = validate(cfg).label
@@ -238,7 +263,7 @@ def _expand(config: DictConfig, loader: Any) -> tuple[list[str], list[list[str]]
 def _check_plugins(cfg: DictConfig) -> None:
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     for kind in ("metric", "analysis"):
-        if not plain.get(kind):
+        if not isinstance(plain.get(kind), dict) or not plain[kind]:
             raise QdxError(f"{kind}=[]: choose at least one, such as {kind}=[{DEFAULTS[kind]}]")
         for name, node in plain[kind].items():
             plugins.check(kind, str(name), node)
@@ -246,10 +271,30 @@ def _check_plugins(cfg: DictConfig) -> None:
         plugins.check(kind, str(plain[kind]["name"]), plain[kind])
 
 
+def _check_names(chosen: Mapping[str, Any], labels: Sequence[str]) -> None:
+    """Refuse analyses that name a metric or a config which the sweep will not have when they run."""
+    metrics = list(chosen["metric"])
+    for name, options in chosen["analysis"].items():
+        if not str(options["_target_"]).startswith("qdx.analysis."):
+            continue  # a plug-in's options may mean something else
+        for metric in options.get("metrics") or []:
+            if metric not in metrics:
+                raise QdxError(
+                    f"analysis.{name}.metrics={metric}: not measured in this sweep, only "
+                    f"{', '.join(metrics)}{nearest(str(metric), metrics)}: add it to metric"
+                )
+        baseline = options.get("baseline")
+        if baseline is not None and baseline not in labels:
+            raise QdxError(
+                f"analysis.{name}.baseline={baseline}: no config of this sweep, one of "
+                f"{', '.join(labels)}{nearest(str(baseline), labels)}: add it to the sweep"
+            )
+
+
 def _write_manifest(directory: Path, manifest: dict[str, Any]) -> str:
     """Write what the sweep consists of, with earlier sweeps of the folder; return how to resume it."""
     path = directory / PLAN
-    earlier = _earlier(path) if path.exists() else {"labels": [], "resume": ""}
+    earlier = _earlier(path)
     labels = [*earlier["labels"], *(name for name in manifest["labels"] if name not in earlier["labels"])]
     arguments = [a for a in sys.argv[1:] if not a.startswith("hydra.sweep.dir=")]
     resume = shlex.join(["python", "-m", "qdx", *arguments, f"hydra.sweep.dir={quoted(str(directory))}"])
@@ -277,6 +322,8 @@ def _write_manifest(directory: Path, manifest: dict[str, Any]) -> str:
 
 def _earlier(path: Path) -> dict[str, Any]:
     """Return the labels of the folder's earlier sweeps, and how to resume them."""
+    if not path.exists():
+        return {"labels": [], "resume": ""}
     from qdx.dataset.checking import scan
     from qdx.report.facts import own_command
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,24 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from qdx.errors import QdxError
+from qdx.launching import parallel, require
 from qdx.plugins import conf_dir
 from qdx.schema import Experiment, validate
 from qdx.sweep import quoted
 from tests.sweeping import environment, qdx
 
-GROUPS = ["model", "quant", "backend", "prompts", "capture", "metric", "analysis", "experiment"]
+GROUPS = [
+    "model",
+    "quant",
+    "backend",
+    "prompts",
+    "capture",
+    "metric",
+    "analysis",
+    "experiment",
+    "hydra/launcher",
+    "hydra/sweeper",
+]
 OPTIONS = [(g, file.stem) for g in GROUPS for file in sorted((conf_dir() / g).glob("*.yaml"))]
 
 
@@ -37,6 +50,8 @@ def composed(*overrides: str) -> Experiment:
 
 def test_every_group_has_options() -> None:
     assert {g for g, _ in OPTIONS} == set(GROUPS)
+    files = conf_dir().rglob("*/*.yaml")
+    assert {file.parent.relative_to(conf_dir()).as_posix() for file in files} == set(GROUPS)
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -51,6 +66,16 @@ def test_every_yaml_composes_and_passes_the_schema(group: str, option: str) -> N
     value = f"[{option}]" if group in ("metric", "analysis") else option
     experiment = composed(f"{group}={value}", *extra)
     assert experiment.label == experiment.quant.name
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "hydra/launcher"])
+def test_every_launcher_is_one_that_can_be_imported(option: str) -> None:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("config", overrides=[f"hydra/launcher={option}"], return_hydra_config=True)
+    launcher = cfg.hydra.launcher
+    pytest.importorskip(".".join(str(launcher._target_).split(".")[:2]))  # hydra_plugins.hydra_…_launcher
+    require(launcher)
+    assert parallel(launcher)
 
 
 def test_quant_files_state_their_format_and_kernel() -> None:
@@ -91,14 +116,14 @@ def test_quick_and_seed_are_the_documented_sizes() -> None:
     ("overrides", "message"),
     [
         (["repeats=0"], "repeats=0: must be at least 1"),
-        (["repeats=many"], "repeats: Value 'many'"),
+        (["repeats=many"], "repeats=many: must be a whole number"),
         (["batch_size=-1"], "batch_size=-1"),
         (["generate.tokens=1"], "generate.tokens=1: must be at least 2"),
         (["repeat_scope=engin"], "repeat_scope=engin: not one of engine, process (did you mean 'engine'?)"),
         (["capture.prefill_positions=most"], "must be a number from 0, or all"),
         (["capture.mode=half"], "capture.mode=half: not one of full, topk"),
         (["prompts.references=0"], "prompts.references=0: must be at least 1"),
-        (["prompts.references=four"], "prompts.references: Value 'four'"),
+        (["prompts.references=four"], "prompts.references=four: must be a whole number"),
         (
             ["quant.kernel=marlyn"],
             "quant.kernel=marlyn: not one of awq_gemm, marlin, machete, any (did you mean 'marlin'?)",
@@ -112,7 +137,7 @@ def test_quick_and_seed_are_the_documented_sizes() -> None:
         (["+prompts.snippet=3"], "prompts.snippet: unknown key"),
         (["+sed=3"], "sed: unknown key"),
         (["backend.threads=0"], "backend.threads=0: must be at least 1"),
-        (["prompts=text"], "prompts.path"),
+        (["prompts=text"], "prompts.path is not set and has no default: add prompts.path=…"),
     ],
 )
 def test_impossible_values_name_the_key_the_value_and_the_choices(overrides: list[str], message: str) -> None:
@@ -187,7 +212,14 @@ def test_labels_are_unique_and_fit_a_file_name() -> None:
     experiment = composed("swept=[quant,batch_size,model]", "batch_size=4", "quant=gptq")
     assert experiment.label == "gptq,batch_size=4,model=smollm2"
     experiment = composed("swept=[prompts.path]", "prompts.path=/tmp/a b.pdf")
-    assert experiment.label == "awq,prompts.path=_tmp_a_b.pdf"
+    assert re.fullmatch(r"awq,prompts\.path=_tmp_a_b\.pdf-[0-9a-f]{6}", experiment.label)
+
+
+def test_two_paths_that_differ_in_a_separator_have_two_labels() -> None:
+    found = {
+        composed("swept=[prompts.path]", f"prompts.path='{path}'").label for path in ("a/b", "a b", "a_b")
+    }
+    assert len(found) == 3 and "awq,prompts.path=a_b" in found
 
 
 def test_a_configs_hash_material_is_plain_yaml() -> None:

@@ -63,7 +63,8 @@ COMMAND_LINES = {
     ),
     "a folder instead of files": (["prompts.path=/tmp"], "/tmp is a folder", "/tmp/*.pdf"),
     "a text file as a PDF": (["prompts.path=/etc/hostname"], "hostname: not a PDF", "use prompts=text"),
-    "text prompts without a path": (["prompts=text"], "prompts.path", "path"),
+    "text prompts without a path": (["prompts=text"], "prompts.path is not set", "add prompts.path="),
+    "transcripts without a path": (["prompts=transcripts"], "prompts.path is not set", "add prompts.path="),
     "a glob that matches nothing": (
         ["prompts=text", "prompts.path='*.nothing'"],
         "no file matches",
@@ -79,7 +80,82 @@ COMMAND_LINES = {
         "too short",
         "lower prompts.snippet_tokens to at most",
     ),
-    "a fraction of a repeat": (["repeats=2.5"], "repeats: Value '2.5'", "Integer"),
+    "a fraction of a repeat": (["repeats=2.5"], "repeats=2.5", "must be a whole number"),
+    "a number in words": (["repeats=three"], "repeats=three", "must be a whole number"),
+    "a number left out": (["repeats=null"], "repeats=null", "must be a whole number"),
+    "a group left out": (["model=null"], "model=null", "one of local"),
+    "no metric, as null": (["-m", "metric=null"], "metric=null", "write 'metric=["),
+    "a number for a choice of several": (["-m", "model=smollm2,3"], "model=smollm2,3", "one of local"),
+    "a number for what has keys": (["generate=3"], "generate=3", "set one of them, generate.tokens="),
+    "an option for what has keys": (["report=html"], "report=html", "report.formats="),
+    "a mapping of metrics": (["metric={l2: 1}"], "metric.l2=1", "'metric=[l2]'"),
+    "a format without brackets": (["report.formats=pdf"], "report.formats=pdf", "in brackets"),
+    "no format of the report": (["report.formats=[]"], "report.formats=[]", "one of txt, html, md"),
+    "a key of nobody's": (["+foo=1"], "foo: unknown key", "one of label, repeats"),
+    "a key of another backend": (
+        ["backend=transformers", "backend.max_model_len=100"],
+        "backend.max_model_len: unknown key, one of sm_count, threads;",
+        "only backend=vllm has it",
+    ),
+    "a key of other prompts": (
+        ["prompts.texts=[x]"],
+        "prompts.texts: unknown key",
+        "only prompts=inline has it",
+    ),
+    "a key of several other prompts": (
+        ["prompts=pydoc", "prompts.path=a"],
+        "prompts.path: unknown key",
+        "only prompts=pdf or text or transcripts has it",
+    ),
+    "an option of a metric that is not chosen": (
+        ["metric.topk_overlap.k=5"],
+        "metric.topk_overlap: not chosen",
+        "'metric=[l2,kl,js,top1,topk_overlap]'",
+    ),
+    "an option of a metric that there is not": (
+        ["metric.l3.k=1"],
+        "metric.l3: unknown metric, one of ",
+        "did you mean 'l2'",
+    ),
+    "an option of a misspelt analysis": (
+        ["analysis.effect.template=true"],
+        "analysis.effect: unknown analysis, one of classes",
+        "did you mean 'effects'",
+    ),
+    "a misspelt key of Hydra's": (["hydra.job.nam=x"], "hydra.job.nam: unknown key", "one of chdir"),
+    "a label that is a path": (["label=a/b"], "label='a/b'", "a name without /"),
+    "a label outside the sweep": (["label=.."], "label='..'", "leave label out"),
+    "an empty label": (["label=''"], "label=''", "leave label out"),
+    "a label of null": (["label=null"], "label=null", "must be text"),
+    "folders by another name": (["hydra.sweep.subdir=x"], "hydra.sweep.subdir=x", "remove it"),
+    "any kernel where one is modelled": (
+        ["backend=transformers", "quant.kernel=any"],
+        "quant.kernel=any",
+        "awq_gemm or marlin or machete, or backend=vllm",
+    ),
+    "a level above 1": (["analysis.pairs.level=5"], "analysis.pairs.level=5", "above 0 and below 1"),
+    "a level of null": (["analysis.cost.level=null"], "analysis.cost.level=", "above 0 and below 1"),
+    "fewer draws than none": (["analysis.pairs.draws=-3"], "analysis.pairs.draws=-3", "at least 1"),
+    "fewer words than none": (
+        ["analysis.consistency.words=-1"],
+        "analysis.consistency.words=-1",
+        "at least 0",
+    ),
+    "an unknown phase": (
+        ["analysis.snr.phases=[foo]"],
+        "analysis.snr.phases=foo",
+        "one of prefill, replay, decode",
+    ),
+    "a baseline that is not in the sweep": (
+        ["-m", "quant=none,awq", "analysis.cost.baseline=non"],
+        "analysis.cost.baseline=non: no config of this sweep, one of none, awq",
+        "did you mean 'none'",
+    ),
+    "an analysis of a metric that is not measured": (
+        ["metric=[l2]", "+analysis.pairs.metrics=[kl]"],
+        "analysis.pairs.metrics=kl",
+        "add it to metric",
+    ),
     "one token, so no decode step": (["generate.tokens=1"], "generate.tokens=1", "at least 2"),
     "a kernel that cannot read the format": (
         ["quant=gptq", "quant.kernel=awq_gemm"],
@@ -163,11 +239,12 @@ def test_opening_what_is_no_result_is_named(tmp_path: Path, name: str, content: 
         package.open(tmp_path / name)
 
 
-def test_a_file_of_another_version_says_which(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [0, 99])
+def test_a_file_of_another_version_says_which_and_what_reads_it(tmp_path: Path, version: int) -> None:
     path = tmp_path / "run.nc"
     with netCDF4.Dataset(path, "w") as file:
-        file.setncatts({"kind": "run", "schema_version": 99, "status": "complete"})
-    with pytest.raises(QdxError, match="99"):
+        file.setncatts({"kind": "run", "schema_version": version, "status": "complete"})
+    with pytest.raises(QdxError, match=f"schema version {version}, this qdx reads 1: use the qdx that wrote"):
         package.open(path)
 
 

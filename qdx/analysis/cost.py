@@ -10,6 +10,7 @@ import xarray as xr
 
 from qdx.analysis.layout import NOT_MEASURED, figure, percent, plural, table, wrap
 from qdx.analysis.numerics import FEWEST_REFERENCES, Bools, Floats
+from qdx.analysis.options import check
 from qdx.analysis.section import Section
 from qdx.analysis.verification.roc import wilson
 from qdx.analysis.view import PHASE_TITLES, View
@@ -49,7 +50,7 @@ class Rows:
         return np.asarray(100 * np.exp(base) * np.expm1(own - base))  # tiny changes of large p stay exact
 
 
-@register("analysis", "cost", title="Cost of quantization")
+@register("analysis", "cost", title="Cost of quantization", check=check)
 def cost(
     tree: xr.DataTree, baseline: str | None = None, level: float = 0.95, draws: int = 4000, seed: int = 0
 ) -> Section:

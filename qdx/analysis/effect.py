@@ -9,6 +9,7 @@ import xarray as xr
 
 from qdx.analysis.layout import distance_cells, figure, legend, matrix, plural, wrap
 from qdx.analysis.numerics import Floats, mean_of_references
+from qdx.analysis.options import check
 from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, REGIONS, View, describe_metric, select_metrics
 from qdx.plugins import register
@@ -16,7 +17,7 @@ from qdx.plugins import register
 MOST_CONFIGS = 8  # above, matrices of single references stay in the result
 
 
-@register("analysis", "effects", title="Effects")
+@register("analysis", "effects", title="Effects", check=check)
 def effects(
     tree: xr.DataTree, metrics: Sequence[str] | None = None, references_shown: int = 4, template: bool = False
 ) -> Section:

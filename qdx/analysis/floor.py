@@ -10,6 +10,7 @@ import xarray as xr
 
 from qdx.analysis.layout import clip, figure, legend, letters, needs_letters, percent, plural, table, wrap
 from qdx.analysis.numerics import first_difference, masked_mean, mean_of_references, mismatch_bound
+from qdx.analysis.options import check
 from qdx.analysis.section import Section
 from qdx.analysis.view import REGIONS, View, select_metrics
 from qdx.plugins import register
@@ -17,7 +18,7 @@ from qdx.plugins import register
 MOST_PAIRS = 6  # repeat pairs that get a column of their own
 
 
-@register("analysis", "noise_floor", title="Reproducibility check")
+@register("analysis", "noise_floor", title="Reproducibility check", check=check)
 def noise_floor(
     tree: xr.DataTree, template: bool = False, metrics: Sequence[str] | None = None, level: float = 0.95
 ) -> Section:

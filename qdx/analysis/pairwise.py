@@ -16,6 +16,7 @@ from qdx.analysis.numerics import (
     median_of_references,
     pair_type,
 )
+from qdx.analysis.options import check
 from qdx.analysis.section import Section
 from qdx.analysis.view import View, select_metrics
 from qdx.plugins import register
@@ -23,7 +24,7 @@ from qdx.plugins import register
 FEWEST_TO_GROUP = 6  # so few pairs are read one by one
 
 
-@register("analysis", "pairs", title="Pairwise summary")
+@register("analysis", "pairs", title="Pairwise summary", check=check)
 def pairs(
     tree: xr.DataTree,
     metrics: Sequence[str] | None = None,

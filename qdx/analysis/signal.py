@@ -10,6 +10,7 @@ import xarray as xr
 from qdx.analysis.equality import REPEATS, repeat_state
 from qdx.analysis.layout import DIAGONAL, NOT_MEASURED, legend, matrix, plural, wrap
 from qdx.analysis.numerics import masked_mean, mean_of_references, signal_to_noise
+from qdx.analysis.options import check
 from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View, select_metrics
 from qdx.plugins import register
@@ -21,7 +22,7 @@ ZERO_FLOOR_MEANS = (
 )
 
 
-@register("analysis", "snr", title="Signal to noise")
+@register("analysis", "snr", title="Signal to noise", check=check)
 def snr(
     tree: xr.DataTree, metrics: Sequence[str] | None = None, phases: Sequence[str] = ("prefill", "replay")
 ) -> Section:
@@ -149,8 +150,10 @@ def _text(
 ) -> str:
     if len(view.configs) == 1:
         return "  one config: no pair"
-    if not names or not phases:
-        return "  not measured: no metric here is a distance between rows of prefill or replay"
+    if not names:
+        return "  not measured: no metric here is a distance"
+    if not phases:
+        return "  not measured: the sweep has no rows of the phases that were asked for (analysis.snr.phases)"
     if not np.isfinite(result["floor"].values).any():
         return wrap("Not measured: no config was run again, so there is no noise floor (repeats=3).", "  ")
     metric = names[0]

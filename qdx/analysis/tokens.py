@@ -7,12 +7,13 @@ import xarray as xr
 
 from qdx.analysis.layout import DIAGONAL, NOT_MEASURED, legend, matrix, percent, plural, wrap
 from qdx.analysis.numerics import Ints, compared_tokens, first_difference, masked_mean
+from qdx.analysis.options import check
 from qdx.analysis.section import Section
 from qdx.analysis.view import View
 from qdx.plugins import register
 
 
-@register("analysis", "consistency", title="Token consistency")
+@register("analysis", "consistency", title="Token consistency", check=check)
 def consistency(tree: xr.DataTree, words: int = 12) -> Section:
     """Compare the generated tokens and texts of every pair of configs, first repeat of each.
 

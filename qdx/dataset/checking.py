@@ -34,6 +34,7 @@ from qdx.dataset.layout import (
     Variable,
 )
 from qdx.errors import QdxError
+from qdx.schema import names_folder
 
 REPLAYED = {PRODUCER.name: PRODUCER, **PRODUCER_COORDS, **FIRST}  # of transcripts
 TABLES: Mapping[str, Mapping[str, Variable]] = {
@@ -203,7 +204,7 @@ def check_label(path: Path, label: object) -> None:
     ------
     QdxError
     """
-    if not isinstance(label, str) or not label or label in (".", "..") or set(label) & set("/\\\0"):
+    if not names_folder(label):
         raise QdxError(f"{path} is damaged: config {label!r} is no name of a folder")
 
 

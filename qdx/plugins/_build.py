@@ -65,6 +65,8 @@ def check(kind: str, name: str, node: Mapping[str, Any]) -> None:
         When the target cannot be imported, is of another kind or breaks its kind's contract, or an option is
         unknown or of the wrong type.
     """
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise QdxError(f"{kind}.{name}={node}: is no set of options: choose it by name, '{kind}=[{name}]'")
     member = build({"_target_": node["_target_"]}).func  # type: ignore[attr-defined]
     record = plugin_of(member)
     if record.kind != kind:

@@ -154,7 +154,8 @@ def check_options(member: Callable[..., Any], prefix: str, node: Mapping[str, An
     Raises
     ------
     QdxError
-        When an option is unknown, missing or of another type than its default.
+        When an option is unknown, missing, of another type than its default, or not what the member's own
+        ``check`` lets pass.
     """
     options = options_of(member)
     for key, value in node.items():
@@ -173,6 +174,11 @@ def check_options(member: Callable[..., Any], prefix: str, node: Mapping[str, An
             example = f"[{','.join(map(str, default))}]" if kind == "list" else default
             article = "an" if kind[0] in "aeiou" else "a"
             raise QdxError(f"{prefix}.{key}={value}: must be {article} {kind}, such as {example}")
+    if own := plugin_of(member).meta.get("check"):
+        try:
+            own({key: value for key, value in node.items() if key in options})
+        except QdxError as error:
+            raise QdxError(f"{prefix}.{error}") from error
 
 
 def _fits(value: Any, default: Any) -> bool:

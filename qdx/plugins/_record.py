@@ -57,7 +57,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 HIGHER_MEANS = ("less alike", "more alike")
 META: Mapping[str, tuple[str, ...]] = {
     "metric": (*METRIC_META, "on_self", "nan_when"),
-    "analysis": ("title",),
+    "analysis": ("title", "check"),
     "backend": (),
     "prompts": (),
 }
@@ -93,7 +93,8 @@ def register(kind: str, name: str, **meta: Any) -> Callable[[T], T]:
         ``higher_means`` ("less alike" or "more alike"), ``formula`` (one line), ``coarse`` (whether it means
         something on rows that were coarsened to shared ids and a tail; with "target" it does not),
         ``on_self`` (its value for two equal rows) and ``nan_when`` (when the metric itself answers NaN). For
-        an analysis: ``title``.
+        an analysis: ``title``, and ``check``, a function of a mapping of its options that raises a `QdxError`
+        beginning with ``option=value`` for what it could not use: it is called before anything runs.
 
     Returns
     -------

@@ -148,8 +148,8 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """
     from omegaconf import OmegaConf, flag_override
 
-    if str(OmegaConf.select(cfg, "prompts._target_")) != TARGET:
-        return
+    if str(OmegaConf.select(cfg, "prompts._target_")) != TARGET or OmegaConf.is_missing(cfg.prompts, "path"):
+        return  # the check of the config says what is missing
     given = {text.partition("=")[0].lstrip("+") for text in overrides}
     file = Transcripts(cfg.prompts.path).file
     sizes = Counter(int(producer.coords["batch_size"]) for producer in file.producers)
