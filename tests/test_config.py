@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from qdx import sweep
 from qdx.errors import QdxError
 from qdx.launching import parallel, require
 from qdx.plugins import conf_dir
@@ -220,6 +223,25 @@ def test_two_paths_that_differ_in_a_separator_have_two_labels() -> None:
         composed("swept=[prompts.path]", f"prompts.path='{path}'").label for path in ("a/b", "a b", "a_b")
     }
     assert len(found) == 3 and "awq,prompts.path=a_b" in found
+
+
+@pytest.mark.parametrize("overrides", [[], ["repeats=2"]])
+def test_what_runs_is_said_when_nothing_is_configured(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweep, "spawn", lambda request: {"error": "no preparation here"})
+    with initialize_config_dir(str(conf_dir()), job_name="qdx", version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        config = hydra.compose_config("config", overrides, RunMode.MULTIRUN, with_log_configuration=False)
+        with pytest.raises(SystemExit):
+            sweep.start(config)
+    said = capsys.readouterr().out
+    line = (
+        "nothing configured: config awq, model=smollm2, repeats=3, generate.tokens=16; "
+        "four configs: python -m qdx -m quant=awq,awq_marlin,gptq,gptq_marlin\n"
+    )
+    assert (line in said) == (not overrides)
 
 
 def test_a_configs_hash_material_is_plain_yaml() -> None:

@@ -413,6 +413,15 @@ def test_a_metric_of_likeness_has_no_signal_to_noise():
     assert section.result.sizes["metric"] == 0 and "no metric here is a distance" in section.text[""]
 
 
+def test_phases_that_the_sweep_lacks_are_what_signal_to_noise_names():
+    tree = sweep(noisy())
+    if "decode" in tree.children:
+        tree = tree.drop_nodes("decode")
+    section = analysis.snr(tree, phases=["decode"])
+    said = section.text[""]
+    assert "no rows of the phases that were asked for" in said and "distance" not in said
+
+
 def test_without_reruns_there_is_no_ratio():
     section = analysis.snr(sweep(four() | {k: v[:, :1] for k, v in four().items()}))
     assert np.isnan(section.result.ratio.values).all() and not section.result.exact.values.any()

@@ -15,7 +15,7 @@ from torch import Tensor
 import qdx
 from qdx.analysis.measuring import Measure
 from qdx.errors import QdxError
-from qdx.plugins import build, check, conf_dir, find, node_of, register
+from qdx.plugins import build, check, conf_dir, find, from_file, node_of, register
 from qdx.report import build as report
 from tests.helpers import write_sweep
 from tests.plugins.conftest import Write
@@ -127,6 +127,34 @@ def test_a_shipped_member_passes_the_checks_of_a_plug_in(kind: str, path: Path) 
     made = node_of(member, node["_target_"])
     if kind in ("metric", "analysis"):  # others state defaults of their own
         assert made == node
+
+
+SHARES = """
+import qdx
+from qdx.analysis import Section
+from qdx.errors import QdxError
+
+def positive(options):
+    if options["share"] <= 0:
+        raise QdxError(f"share={options['share']}: must be above 0")
+
+@qdx.register("analysis", "shares", check=positive)
+def shares(tree, share: float = 0.5):
+    return Section("shares", "Shares", tree["replay"].to_dataset())
+"""
+
+
+def test_a_report_refuses_a_value_that_an_analysis_cannot_use(tmp_path: Path) -> None:
+    stored = {"pairs": {"_target_": "qdx.analysis.pairs", "level": 5}}
+    with pytest.raises(QdxError, match=r"sweep.json: analysis.pairs.level=5: must be above 0 and below 1"):
+        from_file("analysis", stored, tmp_path / "sweep.json")
+
+
+def test_the_check_of_a_plug_ins_own_options_is_called(write: Write) -> None:
+    write("shares.py", SHARES)
+    assert qdx.compose(["analysis=[shares]", "analysis.shares.share=0.1"])
+    with pytest.raises(QdxError, match=r"^analysis.shares.share=-1: must be above 0$"):
+        qdx.compose(["analysis=[shares]", "analysis.shares.share=-1"])
 
 
 def test_help_and_config_import_neither_torch_nor_vllm_and_are_quick(write: Write) -> None:
