@@ -192,9 +192,8 @@ def test_a_launcher_is_asked_for_the_backends_gpus(launcher: str, overrides: lis
 def test_every_launcher_file_names_a_class_that_is_there(launcher: str) -> None:
     needs(launcher.partition("_")[0])
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        node = compose(
-            "config", overrides=[f"hydra/launcher={launcher}"], return_hydra_config=True
-        ).hydra.launcher
+        overrides = [f"hydra/launcher={launcher}", "backend=transformers"]
+        node = compose("config", overrides=overrides, return_hydra_config=True).hydra.launcher
     require(node)
     module, _, name = node._target_.rpartition(".")
     assert isinstance(getattr(importlib.import_module(module), name), type)
