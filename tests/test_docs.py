@@ -62,11 +62,15 @@ def tools(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]
     """A folder with a ``python`` that makes every sweep small, and the script ``qdx``."""
     folder = tmp_path_factory.mktemp("tools")
     own = [key for key in SMALL if not key.startswith("backend.")]  # a page may choose another backend
-    small = shlex.join([*own, *checkpoints(tiny_models)])
+    models = checkpoints(tiny_models)
+    of_transcripts = shlex.join(["repeats=2", "report.formats=[txt]", *models])  # which state their lengths
     (folder / "python").write_text(
         "#!/bin/bash\n"
-        f'if [ "$1 $2" = "-m qdx" ]; then exec {sys.executable} "$@" {small}; fi\n'
-        f'exec {sys.executable} "$@"\n'
+        'case "$*" in\n'
+        f'  "-m qdx "*prompts=transcripts*) exec {sys.executable} "$@" {of_transcripts} ;;\n'
+        f'  "-m qdx "*) exec {sys.executable} "$@" {shlex.join([*own, *models])} ;;\n'
+        f'  *) exec {sys.executable} "$@" ;;\n'
+        "esac\n"
     )
     (folder / "qdx").write_text(f"#!{sys.executable}\nfrom qdx.__main__ import main\n\nmain()\n")
     for file in folder.iterdir():
