@@ -80,10 +80,6 @@ class View:
             return [""] * len(self.configs)
         return [str(v) for v in stored[name].sel(config=self.configs).values]
 
-    def _stated(self, name: str, label: str) -> str:
-        stored = self.group("provenance") if "provenance" in self.tree.children else xr.Dataset()
-        return stated(self.group(self.phases[0]), stored, name, label)
-
     def measured(self, metric: str, phase: str) -> xr.Dataset | None:
         """``/metrics/<metric>/<phase>``, or None when it is not there."""
         path = f"metrics/{metric}/{phase}"
@@ -206,7 +202,9 @@ class View:
         columns |= {name: self.provenance(name) for name in ("cpu", "threads")}
         rows = zip(*columns.values(), strict=True)
         described = [_environment(dict(zip(columns, row, strict=True))) for row in rows]
-        by_config = [settings_of(partial(self._stated, label=label)) for label in self.configs]
+        phase = self.group(self.phases[0])
+        stored = self.group("provenance") if "provenance" in self.tree.children else xr.Dataset()
+        by_config = [settings_of(partial(stated, phase, stored, label=label)) for label in self.configs]
         for title, values in zip(SETTINGS.values(), zip(*by_config, strict=True), strict=True):
             if len(set(values)) > 1:
                 described = [

@@ -40,7 +40,7 @@ class Structure:
     wide: str  # which full rows are kept: "logit", "hidden" or ""
     hidden: int
     plan: Plan
-    coords: Mapping[str, Any]
+    coords: dict[str, Any]
     producers: Sequence[layout.Producer] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
 
@@ -164,7 +164,7 @@ class Structure:
     def _put_index(self, group: Any, sizes: Mapping[str, int]) -> None:
         names = [r.name for r in self.references]
         writing.put_index(group, sizes, config=[self.label], repeat=np.arange(self.repeats), reference=names)
-        values = {**self.coords, **{f"backend_{name}": value for name, value in self.settings.items()}}
+        values = self.coords | {f"{layout.SETTING}{name}": value for name, value in self.settings.items()}
         for name, variable in self.config_coords.items():
             writing.put(group, variable, sizes, [values[name]])
 

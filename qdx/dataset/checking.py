@@ -48,7 +48,6 @@ TABLES: Mapping[str, Mapping[str, Variable]] = {
 }
 KINDS = {"f": "f", "i": "iu", "u": "u", "b": "b"}  # of a dtype in a table to those that it may be in a file
 NEEDED = (*INDEX, "captured", "token_id")  # of a phase, in every file
-SETTING = "backend_"  # begins the name of a setting's coordinate
 ROWS = ("target_logit", "target_rank", "logsumexp", "row_hash", "sketch", "top_id", "top_logit")
 OF_RUN = {
     **{f"/{phase}": (*NEEDED, *CONFIG_COORDS, REGION.name, *ROWS) for phase in PHASES},
@@ -139,8 +138,8 @@ def _settings(group: str, dataset: xr.Dataset) -> dict[str, Variable]:
     """What the settings of a backend that a group has must be."""
     if group.strip("/") not in (*PHASES, "output"):
         return {}
-    found = [str(name) for name in dataset.variables if str(name).startswith(SETTING)]
-    return layout.settings(name.removeprefix(SETTING) for name in found if name not in CONFIG_COORDS)
+    found = layout.setting_names(dataset.variables)
+    return layout.settings(name.removeprefix(layout.SETTING) for name in found)
 
 
 def _check_run(path: Path, groups: Mapping[str, xr.Dataset]) -> None:

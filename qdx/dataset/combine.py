@@ -194,10 +194,9 @@ def combine_provenance(parts: Datasets) -> xr.Dataset:
 def _with_all_settings(parts: Datasets) -> Iterator[xr.Dataset]:
     """Give every run the settings of all backends; one that its own does not have is an empty text."""
     found = {
-        name: xr.Variable("config", np.array([""], object), coord.attrs)
+        name: xr.Variable("config", np.array([""], object), part[name].attrs)
         for part in parts.values()
-        for name, coord in part.coords.items()
-        if coord.dims == ("config",) and str(name).startswith("backend_")
+        for name in layout.setting_names(part.coords)
     }
     for part in parts.values():
         lacking = {name: empty for name, empty in found.items() if name not in part.coords}

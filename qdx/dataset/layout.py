@@ -144,6 +144,14 @@ CONFIG_COORDS = _table(
 )
 
 
+SETTING = "backend_"  # begins the name of the coordinate of a backend's option
+
+
+def setting_names(variables: Iterable[object]) -> list[str]:
+    """Return which names of variables are coordinates of a backend's options."""
+    return [name for name in map(str, variables) if name.startswith(SETTING) and name not in CONFIG_COORDS]
+
+
 def settings(names: Iterable[str]) -> dict[str, Variable]:
     """Return the coordinates of a backend's options, ``backend_<option>``, as text.
 
@@ -157,7 +165,7 @@ def settings(names: Iterable[str]) -> dict[str, Variable]:
     """
     found = _table(
         *(
-            Variable(f"backend_{name}", ("config",), "str", "1", f"backend.{name} as the engine settled it")
+            Variable(f"{SETTING}{name}", ("config",), "str", "1", f"backend.{name} as the engine settled it")
             for name in names
         )
     )

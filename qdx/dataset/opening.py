@@ -21,6 +21,7 @@ from qdx.dataset.layout import (
     REGION,
     SCHEMA_VERSION,
     WIDE,
+    setting_names,
 )
 from qdx.errors import QdxError
 
@@ -135,7 +136,7 @@ def _open_sweep(directory: Path) -> xr.DataTree:
     labels = [str(label) for phase in phases[:1] for label in tree[phase].to_dataset()["config"].values]
     runs = {label: directory / label / folder.RUN for label in labels}
     for phase in phases:
-        settings = [str(name) for name in tree[phase].coords if str(name).startswith("backend_")]
+        settings = setting_names(tree[phase].coords)
         parts = {label: _open_rows(run, phase, settings) for label, run in runs.items() if run.exists()}
         with blaming(runs[label] for label in parts):
             tree[phase] = tree[phase].assign(combine_rows(parts, tree[phase].to_dataset()))
