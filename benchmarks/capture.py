@@ -12,10 +12,10 @@ slow:
 - ``graphs``: with compiled and captured graphs
 
 In an engine every way takes its turn in each round, with the references one at a time (batch 1) and all
-together. ``plain`` is before qdx has wrapped anything, ``closed`` with a wrapped model that keeps nothing,
-``drop`` with a hook that does its bookkeeping and keeps no row. ``engine`` is the time of the engine's calls;
-``drain`` is what follows them: hash, sketch, top-k and the rest, and writing the file. Positions are the
-default ones: the last 64 prompt rows, the first output and every decode row.
+together (``--batches`` names others). ``plain`` is before qdx has wrapped anything, ``closed`` with a wrapped
+model that keeps nothing, ``drop`` with a hook that does its bookkeeping and keeps no row. ``engine`` is the
+time of the engine's calls; ``drain`` is what follows them: hash, sketch, top-k and the rest, and writing the
+file. Positions are the default ones: the last 64 prompt rows, the first output and every decode row.
 """
 
 from __future__ import annotations
@@ -245,9 +245,9 @@ def measure(arguments: argparse.Namespace, engine: str) -> dict[str, Any]:
         bench = Bench(arguments, engine)
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        for batch in sorted({1, arguments.references}):
+        for batch in arguments.batches or sorted({1, arguments.references}):
             ways = bench.ways(batch, Path(name))
-            if engine != "backend" or batch > 1:
+            if engine != "backend" or batch != arguments.references:
                 ways = {label: way for label, way in ways.items() if label not in SLOW}
             times: dict[str, list[tuple[float, float]]] = {label: [] for label in ways}
             for turn in range(arguments.rounds + 1):
@@ -289,6 +289,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8067)
     parser.add_argument("--new", type=int, default=100)
     parser.add_argument("--references", type=int, default=4)
+    parser.add_argument("--batches", type=lambda text: [int(part) for part in text.split(",")])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--engines", default=",".join(ENGINES), help="which engines, separated by commas")
     parser.add_argument("--json", type=Path, help="write the tables here, too")

@@ -1,24 +1,32 @@
 """How near the numerical models of `qdx.kernels` come to vLLM's real kernels: same inputs, same weights.
 
-    python benchmarks/kernel_fidelity.py [--rows 1,8,49,…] [--shapes 768x1280,…] [--save outputs.npz]
+    python benchmarks/kernel_fidelity.py [--rows 1,8,49,…] [--shapes 768x1280,…]  # on a GPU: both
+    python benchmarks/kernel_fidelity.py --record real.npz                        # on a GPU: real ones only
+    python benchmarks/kernel_fidelity.py --recorded real.npz                      # anywhere: models against them
 
-Needs a GPU of compute capability 9.0 and vLLM 0.20.2 (its ops are called as its linear methods call them).
-The models run on the CPU. For every real kernel, shape and number of rows it prints, for each model of a
-kernel that reads the same weights: the share of bit-equal outputs, the largest distance in ULPs of float16
-and the mean absolute difference; the last column names the model with the smallest mean difference.
-``repeat`` is the real kernel against itself.
+The real kernels need a GPU of compute capability 9.0 and vLLM 0.20.2 (its ops are called as its linear
+methods call them). The models run on the CPU. For every real kernel, shape and number of rows it prints, for
+each model of a kernel that reads the same weights: the share of bit-equal outputs, the largest distance in
+ULPs of float16 and the mean absolute difference; the last column names the model with the smallest mean
+difference. ``repeat`` is the real kernel against itself, and ``own noise`` its mean absolute difference from
+itself. Compared are 8 of every 64 columns, and of more than 256 rows every 32nd: a few of every tile.
+``--launches`` prints which CUDA kernels were launched, with their grids, instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-from collections.abc import Callable
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qdx.kernels import QuantizedWeight, make
@@ -123,56 +131,130 @@ def compare(real: Tensor, other: Tensor) -> tuple[float, int, float]:
     )
 
 
+def sample(y: Tensor) -> Tensor:
+    """Pick 8 of every 64 columns, and of more than 256 rows every 32nd."""
+    columns = torch.arange(y.shape[1])
+    return (y if len(y) <= 256 else y[::32])[:, columns // 8 % 8 == 0]
+
+
+Case = tuple[str, str, int]  # shape, form of the weights, rows
+
+
+def cases(arguments: argparse.Namespace) -> Iterator[tuple[Case, QuantizedWeight]]:
+    """Yield what is multiplied."""
+    for size in arguments.shapes.split(","):
+        in_features, out_features = map(int, size.split("x"))
+        for symmetric in (False, True):
+            weight = weight_of(in_features, out_features, symmetric)
+            for rows in map(int, arguments.rows.split(",")):
+                yield (size, "gptq" if symmetric else "awq", rows), weight
+
+
+def record(arguments: argparse.Namespace) -> dict[str, NDArray[Any]]:
+    """Run the real kernels twice on every case; return both outputs by name, and what the machine is."""
+    import vllm
+
+    machine = torch.cuda.get_device_properties(0)
+    what = {
+        "gpu": machine.name,
+        "sm_count": machine.multi_processor_count,
+        "torch": str(torch.__version__),
+        "vllm": vllm.__version__,
+    }
+    found = {"what": np.array(json.dumps(what))}
+    for case, weight in cases(arguments):
+        x = input_of(case[2], weight.in_features).cuda()
+        for name, kernel in real_kernels(weight).items():
+            y, again = (sample(kernel(x).cpu()) for _ in range(2))
+            key = "/".join(map(str, (*case, name)))
+            found[key] = y.numpy()
+            if not torch.equal(y, again):
+                found[f"{key}/again"] = again.numpy()
+    return found
+
+
+def launches(arguments: argparse.Namespace) -> None:
+    """Print the CUDA kernels behind every case, with their grids."""
+    from torch.profiler import ProfilerActivity, profile
+
+    for case, weight in cases(arguments):
+        x = input_of(case[2], weight.in_features).cuda()
+        for name, kernel in real_kernels(weight).items():
+            kernel(x)
+            torch.cuda.synchronize()
+            with profile(activities=[ProfilerActivity.CUDA]) as trace:
+                kernel(x)
+                torch.cuda.synchronize()
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "trace.json"
+                trace.export_chrome_trace(str(file))
+                events = json.loads(file.read_text())["traceEvents"]
+            for event in events:
+                if event.get("cat") == "kernel":
+                    facts = event["args"]
+                    print(*case, name, "grid", facts["grid"], "block", facts["block"], event["name"][:160])
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rows", default=",".join(map(str, ROWS)))
     parser.add_argument("--shapes", default=",".join(f"{k}x{n}" for k, n in DEMO + LARGE))
-    parser.add_argument("--save", help="npz file for the real kernels' outputs of up to 256 rows")
+    parser.add_argument("--record", type=Path, help="write the real kernels' outputs here, and stop")
+    parser.add_argument("--recorded", type=Path, help="take the real kernels' outputs from here")
+    parser.add_argument("--launches", action="store_true", help="print the CUDA kernels, and stop")
     arguments = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    saved: dict[str, Any] = {}
-    sm_count = torch.cuda.get_device_properties(0).multi_processor_count
-    print(
-        f"{torch.cuda.get_device_name()}, {sm_count} SMs; share bit-equal / largest ULPs / mean |difference|"
-    )
-    agreed = total = 0
-    for size in arguments.shapes.split(","):
-        in_features, out_features = map(int, size.split("x"))
-        for symmetric in (False, True):
-            weight = weight_of(in_features, out_features, symmetric)
-            real = real_kernels(weight)
+    if arguments.launches:
+        return launches(arguments)
+    if arguments.recorded:
+        with np.load(arguments.recorded) as file:
+            real = dict(file)
+    else:
+        real = record(arguments)
+    if arguments.record:
+        return np.savez_compressed(arguments.record, **real)
+    what = json.loads(str(real["what"]))
+    print(", ".join(f"{key} {value}" for key, value in what.items()))
+    print("share bit-equal / largest ULPs / mean |difference|")
+    agreed: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    before: QuantizedWeight | None = None
+    for case, weight in cases(arguments):
+        symmetric = case[1] == "gptq"
+        if weight is not before:
+            before = weight
             generator = torch.Generator().manual_seed(0)
+            dense = weight.dequantize().t().contiguous()
             models = {
                 name: make(
                     name,
-                    weight.dequantize().t().contiguous() if name == "dense" else weight,
-                    sm_count=sm_count,
+                    dense if name == "dense" else weight,
+                    sm_count=what["sm_count"],
                     generator=generator,
                 )
                 for name in MODELS[symmetric]
             }
-            form = "gptq" if symmetric else "awq"
-            for rows in map(int, arguments.rows.split(",")):
-                x = input_of(rows, in_features)
-                modelled = {name: model(x).clone() for name, model in models.items()}
-                for name, kernel in real.items():
-                    y = kernel(x.cuda()).cpu()
-                    again = kernel(x.cuda()).cpu()
-                    found = {other: compare(y, value) for other, value in modelled.items()}
-                    nearest = min(found, key=lambda other: found[other][2])
-                    agreed, total = agreed + (nearest == name), total + 1
-                    cells = "  ".join(f"{k} {s:.4f}/{u}/{d:.1e}" for k, (s, u, d) in found.items())
-                    print(
-                        f"{size:>11} {form:4} {rows:4} rows  {name:8}  repeat {compare(y, again)[0]:.4f}  "
-                        f"{cells}  nearest: {nearest}{'' if nearest == name else '  <-- not its own'}",
-                        flush=True,
-                    )
-                    if arguments.save and rows <= 256 and (in_features < 4096 or rows <= 51):
-                        saved[f"{size}/{form}/{rows}/{name}"] = y.numpy()
-    print(f"{agreed} of {total}: the real kernel's nearest model is its own")
-    if arguments.save:
-        np.savez_compressed(Path(arguments.save), **saved)
+        x = input_of(case[2], weight.in_features)
+        modelled = {name: sample(model(x)).clone() for name, model in models.items()}
+        names = {"marlin", "machete", "exllama" if symmetric else "awq_gemm"}
+        for name in sorted(names):
+            key = "/".join(map(str, (*case, name)))
+            y = torch.from_numpy(real[key])
+            again = compare(y, torch.from_numpy(real.get(f"{key}/again", real[key])))
+            found = {other: compare(y, value) for other, value in modelled.items()}
+            nearest = min(found, key=lambda other: found[other][2])
+            agreed[name] += nearest == name
+            total[name] += 1
+            cells = "  ".join(f"{k} {s:.4f}/{u}/{d:.1e}" for k, (s, u, d) in found.items())
+            print(
+                f"{case[0]:>11} {case[1]:4} {case[2]:4} rows  {name:8}  repeat {again[0]:.4f}  "
+                f"own noise {again[2]:.1e}  {cells}  nearest: {nearest}"
+                f"{'' if nearest == name else '  <-- not its own'}",
+                flush=True,
+            )
+    for name in sorted(total):
+        print(f"{name}: nearest to its own model in {agreed[name]} of {total[name]} cases")
 
 
 if __name__ == "__main__":

@@ -110,6 +110,7 @@ class VllmBackend:
     max_num_batched_tokens: int = 16384
     max_num_seqs: int = 64
     gpu_memory_utilization: float = 0.85
+    kv_cache_memory_bytes: int | None = None
     enforce_eager: bool = True
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
@@ -128,6 +129,8 @@ class VllmBackend:
             "pipeline_parallel_size",
         ):
             _at_least(f"backend.{name}", getattr(self, name), 1)
+        if self.kv_cache_memory_bytes is not None:
+            _at_least("backend.kv_cache_memory_bytes", self.kv_cache_memory_bytes, 1)
         if not 0 < self.gpu_memory_utilization <= 1:
             raise QdxError(
                 f"backend.gpu_memory_utilization={self.gpu_memory_utilization}: must be above 0, at most 1"

@@ -46,6 +46,9 @@ class VllmBackend:
         Most references that run together.
     gpu_memory_utilization : float
         Share of the GPU's memory that the engine takes; the rows that are captured need some of the rest.
+    kv_cache_memory_bytes : int, optional
+        Size of the key-value cache. None: what `gpu_memory_utilization` leaves, which vLLM measures, wrongly
+        where several jobs share a GPU; give it there.
     enforce_eager : bool
         Run without compiled and captured graphs.
     tensor_parallel_size, pipeline_parallel_size : int
@@ -74,6 +77,7 @@ class VllmBackend:
         max_num_batched_tokens: int = 16384,
         max_num_seqs: int = 64,
         gpu_memory_utilization: float = 0.85,
+        kv_cache_memory_bytes: int | None = None,
         enforce_eager: bool = True,
         tensor_parallel_size: int = 1,
         pipeline_parallel_size: int = 1,
@@ -99,6 +103,7 @@ class VllmBackend:
             "max_num_batched_tokens": max_num_batched_tokens,
             "max_num_seqs": max_num_seqs,
             "gpu_memory_utilization": gpu_memory_utilization,
+            "kv_cache_memory_bytes": kv_cache_memory_bytes,
             "enforce_eager": enforce_eager,
             "tensor_parallel_size": tensor_parallel_size,
             "pipeline_parallel_size": pipeline_parallel_size,
