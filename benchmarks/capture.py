@@ -247,6 +247,8 @@ def measure(arguments: argparse.Namespace, engine: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         for batch in arguments.batches or sorted({1, arguments.references}):
             ways = bench.ways(batch, Path(name))
+            if arguments.ways:
+                ways = {label: ways[label] for label in ("plain", *arguments.ways)}
             if engine != "backend" or batch != arguments.references:
                 ways = {label: way for label, way in ways.items() if label not in SLOW}
             times: dict[str, list[tuple[float, float]]] = {label: [] for label in ways}
@@ -290,6 +292,11 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=100)
     parser.add_argument("--references", type=int, default=4)
     parser.add_argument("--batches", type=lambda text: [int(part) for part in text.split(",")])
+    parser.add_argument(
+        "--ways",
+        type=lambda text: text.split(";"),
+        help='what to measure beside plain, separated by semicolons: "hook, full;logprobs=-1"',
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--engines", default=",".join(ENGINES), help="which engines, separated by commas")
     parser.add_argument("--json", type=Path, help="write the tables here, too")
