@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import lru_cache
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
 
 from qdx.kernels._base import scratch
 
-# Up to this many float32 partial sums are formed by one batched matmul; above it their memory traffic costs
-# more than the calls that it saves.
-_BATCHED_PARTIALS = 1 << 19
+# MKL sums up to 384 rows of K before it adds them to what is there, and adds a longer run piece by piece.
+_LONGEST_RUN = 256
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,11 @@ def accumulate(
     weight_LKN : Tensor
         float32 (shares, K / shares, out_features).
     parts : sequence of Region
-        Cover of the output; their cuts count K, not K / shares.
+        Cover of the output, as `regions` makes it; their cuts count K, not K / shares, and are multiples of
+        32 times the number of accumulators.
     accumulators : sequence of sequence of int
-        Shares that each accumulator sums; a slice is the first plus the second, then plus the third, ….
+        Shares that each of the A accumulators sums, A apart; a slice is the first plus the second, then plus
+        the third, ….
     last_first : bool
         Add slices from the end of K to its beginning.
 
@@ -112,38 +114,20 @@ def accumulate(
     Tensor
         float32 (rows, out_features), work memory.
     """
-    shares, rows, _ = x_LMK.shape
-    out_MN = scratch("sum", rows, weight_LKN.shape[-1])
-    gathered: dict[tuple[tuple[int, int], ...], Tensor] = {}
-    for part in parts:
-        bounds = [[_bound(cut, share, shares) for share in range(shares)] for cut in part.cuts]
-        spans = list(pairwise(bounds))
-        if last_first:
-            spans.reverse()
-        even = len({stop - start for span in spans for start, stop in zip(*span, strict=True)}) == 1
-        row_slice = slice(*part.rows)
-        x_part = x_LMK[:, row_slice]
-        target_MN, part_LKN = out_MN[row_slice], weight_LKN
-        whole = part.columns == ((0, out_MN.shape[1]),)
-        if not whole:  # side by side they are one matmul
-            width = sum(stop - start for start, stop in part.columns)
-            if part.columns not in gathered:  # row tiles share their column runs, not their cuts
-                runs = [weight_LKN[:, :, start:stop] for start, stop in part.columns]
-                memory = scratch(f"columns {len(gathered)}", *weight_LKN.shape[:2], width)
-                gathered[part.columns] = torch.cat(runs, 2, out=memory)
-            part_LKN = gathered[part.columns]
-            target_MN = scratch("target", x_part.shape[1], width)
-        partials = shares * len(spans) * target_MN.numel()
-        if even and shares * len(spans) > 1 and partials <= _BATCHED_PARTIALS:
-            _batched(x_part, part_LKN, len(spans), accumulators, last_first, target_MN)
-        else:
-            _sliced(x_part, part_LKN, spans, accumulators, target_MN)
-        if not whole:
-            at = 0
-            for start, stop in part.columns:
-                out_MN[row_slice, start:stop] = target_MN[:, at : at + stop - start]
-                at += stop - start
-    return out_MN
+    slices = _even_slices(parts[0].cuts, x_LMK.shape[0]) if len(parts) == 1 else 0
+    if not slices:
+        return _sweep(x_LMK, weight_LKN, parts, [group[0] for group in accumulators], last_first)
+    sum_slices = _vector_slices if x_LMK.shape[1] == 1 else _matrix_slices
+    slice_SMN = sum_slices(x_LMK, weight_LKN, slices, accumulators)
+    first, *rest = slice_SMN.unbind(0)[:: -1 if last_first else 1]
+    return _add(first, rest)
+
+
+def _add(sum_MN: Tensor, terms: Sequence[Tensor]) -> Tensor:
+    """Add to `sum_MN` one term after the other."""
+    for term_MN in terms:
+        sum_MN.add_(term_MN)
+    return sum_MN
 
 
 def _bound(cut: int, share: int, shares: int) -> int:
@@ -151,66 +135,121 @@ def _bound(cut: int, share: int, shares: int) -> int:
     return 32 * -(-(cut // 32 - share) // shares)
 
 
-def _sliced(
-    x_LMK: Tensor,
-    weight_LKN: Tensor,
-    spans: Sequence[tuple[list[int], list[int]]],
-    accumulators: Sequence[Sequence[int]],
-    target_MN: Tensor,
-) -> None:
-    """One matmul for each share of each slice."""
-    slice_MN = scratch("slice", *target_MN.shape)
-    for index, (starts, stops) in enumerate(spans):
-        into_MN = slice_MN if index else target_MN
-        for turn, shares in enumerate(accumulators):
-            alone = turn > 0 and len(shares) > 1
-            mine_MN = scratch("accumulator", *target_MN.shape) if alone else into_MN
-            for step, share in enumerate(shares):
-                rows_K = slice(starts[share], stops[share])
-                factors = (x_LMK[share, :, rows_K], weight_LKN[share, rows_K])
-                if step == 0 and (alone or turn == 0):
-                    torch.mm(*factors, out=mine_MN)
-                else:
-                    mine_MN.addmm_(*factors)
-            if alone:
-                into_MN.add_(mine_MN)
-        if index:
-            target_MN.add_(slice_MN)
+@lru_cache(maxsize=512)
+def _even_slices(cuts: tuple[int, ...], shares: int) -> int:
+    """Return the number of slices if each has as many rows of each share, else 0."""
+    bounds = [[_bound(cut, share, shares) for share in range(shares)] for cut in cuts]
+    lengths = {stop - start for span in pairwise(bounds) for start, stop in zip(*span, strict=True)}
+    return len(cuts) - 1 if len(lengths) == 1 else 0
 
 
-def _batched(
-    x_LMK: Tensor,
-    weight_LKN: Tensor,
-    slices: int,
-    accumulators: Sequence[Sequence[int]],
-    last_first: bool,
-    target_MN: Tensor,
-) -> None:
-    """All shares of all slices in one batched matmul, for few rows."""
+def _vector_slices(
+    x_LMK: Tensor, weight_LKN: Tensor, slices: int, accumulators: Sequence[Sequence[int]]
+) -> Tensor:
+    """Sum each slice of a single row: all shares of all slices in one batched product.
+
+    Not as `_matrix_slices` does it: where BLAS adds a vector's product to what is there, it adds every term
+    on its own, so that one accumulator would begin with the other's sum.
+    """
     shares, rows, length = x_LMK.shape
-    step = length // slices
-    columns = weight_LKN.shape[-1]
-    x_LSMK = x_LMK.view(shares, rows, slices, step).transpose(1, 2)
-    if rows > 1:
-        x_LSMK = scratch("batched_x", shares, slices, rows, step).copy_(x_LSMK)
+    step, columns = length // slices, weight_LKN.shape[-1]
     partial_LSMN = scratch("partial", shares, slices, rows, columns)
     torch.bmm(
-        x_LSMK.reshape(shares * slices, rows, step),
+        x_LMK.view(shares * slices, rows, step),
         weight_LKN.view(shares * slices, step, columns),
         out=partial_LSMN.view(shares * slices, rows, columns),
     )
-    total_SMN = partial_LSMN[accumulators[0][0]]
+    partials = partial_LSMN.unbind(0)
+    first, *rest = [
+        _add(partials[group[0]], [partials[share] for share in group[1:]]) for group in accumulators
+    ]
+    return _add(first, rest)
+
+
+def _matrix_slices(
+    x_LMK: Tensor, weight_LKN: Tensor, slices: int, accumulators: Sequence[Sequence[int]]
+) -> Tensor:
+    """Sum each slice of several rows: a batched matmul for each share, which BLAS adds once it is summed."""
+    shares, rows, length = x_LMK.shape
+    step, columns = length // slices, weight_LKN.shape[-1]
+    x_by_share = x_LMK.view(shares, rows, slices, step).transpose(1, 2).unbind(0)
+    weight_by_share = weight_LKN.view(shares, slices, step, columns).unbind(0)
+    total_SMN = scratch("total", slices, rows, columns)
     for turn, group in enumerate(accumulators):
-        mine_SMN = partial_LSMN[group[0]]
-        for share in group[1:]:
-            mine_SMN.add_(partial_LSMN[share])
-        if turn:
+        apart = turn > 0 and (len(group) > 1 or step > _LONGEST_RUN)
+        mine_SMN = scratch("accumulator", slices, rows, columns) if apart else total_SMN
+        for share in group:
+            if share == group[0] and (apart or turn == 0):
+                torch.bmm(x_by_share[share], weight_by_share[share], out=mine_SMN)
+            else:
+                mine_SMN.baddbmm_(x_by_share[share], weight_by_share[share])
+        if apart:
             total_SMN.add_(mine_SMN)
-    order = range(slices - 1, -1, -1) if last_first else range(slices)
-    first, *rest = order
+    return total_SMN
+
+
+def _sweep(
+    x_LMK: Tensor, weight_LKN: Tensor, parts: Sequence[Region], order: Sequence[int], last_first: bool
+) -> Tensor:
+    """Walk down K, all columns at once; where a region is cut, put its slice aside and begin it anew.
+
+    256 rows of a 768 x 1536 product, which stripes cut into 20 regions, take twice as long as uncut on two
+    threads; with a matmul for each slice of each region they took three times as long.
+    """
+    shares, rows, _ = x_LMK.shape
+    columns = weight_LKN.shape[-1]
+    turns = range(0, shares, len(order))
+    sum_MN = scratch("sum", rows, columns)
+    for (top, bottom), group in groupby(parts, lambda part: part.rows):
+        band = list(group)  # rows few enough for the cache
+        held_AMN = scratch("held", len(order), bottom - top, columns)
+        most = max(len(part.cuts) for part in band) - 2
+        aside_SMN = scratch("aside", most, bottom - top, columns)  # counted from the last slice but one
+        for part in band:
+            for aside in _columns(aside_SMN[len(part.cuts) - 2 :], part):
+                aside.zero_()
+        for start, stop in pairwise(sorted({cut for part in band for cut in part.cuts})):
+            for turn in turns:
+                now = slice(turn, turn + len(order))
+                rows_K = slice(_bound(start, turn, shares), _bound(stop, turn, shares))
+                factors = x_LMK[now, top:bottom, rows_K], weight_LKN[now, rows_K]
+                if start == turn == 0:
+                    torch.bmm(*factors, out=held_AMN)
+                else:
+                    held_AMN.baddbmm_(*factors)
+            for part in band:
+                if stop in part.cuts[1:-1]:
+                    place = len(part.cuts) - 2 - part.cuts.index(stop)
+                    for held, aside in zip(
+                        _columns(held_AMN, part), _columns(aside_SMN[place], part), strict=True
+                    ):
+                        _sum_accumulators(held, order, aside)
+                        held.zero_()
+        band_MN = sum_MN[top:bottom]
+        _sum_accumulators(held_AMN, order, band_MN)
+        asides = aside_SMN.unbind(0)
+        if last_first:
+            _add(band_MN, asides)
+        elif asides:
+            band_MN.add_(_add(asides[-1], asides[-2::-1]))
+    return sum_MN
+
+
+def _columns(memory: Tensor, part: Region) -> list[Tensor]:
+    """Views of a region's columns: one where its runs are alike and evenly spaced, as stripes leave them."""
+    starts = [start for start, _ in part.columns]
+    widths = {stop - start for start, stop in part.columns}
+    steps = {after - before for before, after in pairwise(starts)}
+    if len(widths) == len(steps) == 1:
+        return [memory[..., starts[0] : part.columns[-1][1]].unfold(-1, widths.pop(), steps.pop())]
+    return [memory[..., start:stop] for start, stop in part.columns]
+
+
+def _sum_accumulators(held_A: Tensor, order: Sequence[int], out: Tensor) -> None:
+    """Write the sum of the accumulators."""
+    first, *rest = [held_A[index] for index in order]
     if not rest:
-        target_MN.copy_(total_SMN[first])
+        out.copy_(first)
         return
-    torch.add(total_SMN[first], total_SMN[rest[0]], out=target_MN)
-    for index in rest[1:]:
-        target_MN.add_(total_SMN[index])
+    torch.add(first, rest[0], out=out)
+    _add(out, rest[1:])

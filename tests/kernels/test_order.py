@@ -12,6 +12,7 @@ from qdx.kernels import QuantizedWeight, make
 from qdx.kernels.exllama import Exllama
 from qdx.kernels.machete import stream_k
 from qdx.kernels.marlin import stripes
+from qdx.kernels.partition import Region, accumulate
 
 from .builders import inputs, weights
 
@@ -208,4 +209,62 @@ def test_machete_adds_in_another_order_than_the_scalar_steps() -> None:
             backwards = backwards + value
         assert (y_MN[row].numpy() == np.float16(total)).all()
         told_apart += np.float16(total) != np.float16(backwards)
+    assert told_apart
+
+
+@pytest.mark.parametrize("last_first", [True, False])
+@pytest.mark.parametrize("accumulators", [((0,),), ((1, 3), (0, 2)), ((2,), (3,), (1,), (0,))])
+def test_regions_are_added_in_another_order_than_the_scalar_steps(
+    accumulators: tuple[tuple[int, ...], ...], last_first: bool
+) -> None:
+    """One product an accumulator; rows and columns cut at different places, into one slice to four."""
+    in_features, columns = 512, 192
+    two, three, four = (0, 256, 512), (0, 128, 384, 512), (0, 128, 256, 384, 512)
+    even, odd, rest = ((0, 32), (64, 96)), ((32, 64), (96, 128)), ((128, 144), (150, 192), (144, 150))
+    parts = [
+        *(Region((0, 1), *part) for part in ((even, three), (odd, two), (rest, four))),
+        *(Region((1, 4), *part) for part in ((even, three), (odd, four), (rest, (0, 512)))),
+        Region((4, 5), ((0, 192),), (0, 512)),
+    ]
+    shares, warps = sum(map(len, accumulators)), len(accumulators)
+    numbers = torch.Generator().manual_seed(1)
+    x_MK = torch.randn(5, in_features, generator=numbers) * 10.0 ** torch.randint(
+        -4, 5, (5, in_features), generator=numbers
+    )
+    x_MK[4, 128:] = 0  # so that this row, cut nowhere, has one product an accumulator as well
+    weight_KN = torch.zeros(in_features, columns)
+    for runs, starts in ((even, three[:-1]), (odd, two[:-1]), (rest, (0,))):
+        for start, stop in runs:
+            for k in starts:
+                weight_KN[k : k + 32 * warps : 32, start:stop] = 1
+    sum_MN = accumulate(
+        x_MK.view(5, -1, shares, 32).permute(2, 0, 1, 3).reshape(shares, 5, -1),
+        weight_KN.view(-1, shares, 32, columns).transpose(0, 1).reshape(shares, -1, columns),
+        parts,
+        accumulators=accumulators,
+        last_first=last_first,
+    )
+    told_apart = 0
+    for part in parts:
+        for row in range(*part.rows):
+            for column in (at for run in part.columns for at in range(*run)):
+                products_K = (x_MK[row] * weight_KN[:, column]).numpy()
+                slices = []
+                for start, stop in pairwise(part.cuts):
+                    # Block after block of 32 rows to its accumulator, the blocks' shares taking turns.
+                    sums = [
+                        products_K[start:stop].reshape(-1, warps, 32)[:, group[0] % warps].sum()
+                        for group in accumulators
+                    ]
+                    total = sums[0]
+                    for term in sums[1:]:
+                        total = total + term
+                    slices.append(total)
+                ordered = slices[::-1] if last_first else slices
+                total = ordered[0]
+                for term in ordered[1:]:
+                    total = total + term
+                assert total.dtype == np.float32
+                assert sum_MN[row, column].item() == total
+                told_apart += total != np.float32(products_K.astype(np.float64).sum())
     assert told_apart
