@@ -17,6 +17,11 @@ BLOCK_N = 512
 BLOCK_M = 8
 OCTET = 8
 STEP_K = 16
+# Where cuBLAS cuts K: (in-features, out-features): (first row, last row, parts). Read from the grids that it
+# launched on an H100 (torch 2.11, CUDA 13; docs/results). Its choice is a heuristic, so other shapes are not
+# guessed: they are computed uncut.
+SPLITS = {(768, 768): (51, 64, 4), (1536, 768): (51, 256, 5), (12288, 4096): (51, 64, 8)}
+SPLIT_STEPS = 4  # parts of K are whole tiles of 64 rows
 # Half products of this many elements at a time stay in a core's second-level cache.
 _CHAIN_ELEMENTS = 1 << 19
 
@@ -52,7 +57,8 @@ class Exllama(KernelModel):
       from `generator` for every call, block of 8 rows and block of 512 columns, the grid of the source; so
       are the low bits of the result.
     - More rows: weights are reconstructed in fp16, and the matmul keeps its sums in fp16: one rounding for
-      every 16 rows of K, the depth of a tensor core's instruction. Nothing is left to chance.
+      every 16 rows of K, the depth of a tensor core's instruction. Where cuBLAS is known to cut K (`SPLITS`),
+      the parts' fp16 sums are added in fp16, the first part first. Nothing is left to chance.
 
     The half FMA is computed in float32 and then rounded to fp16, which differs from one rounding only where
     the exact sum needs more than 24 bits and lies next to a tie.
@@ -182,9 +188,20 @@ class Exllama(KernelModel):
         weight_TRN, x_TMR = weight_TRN.view(steps, STEP_K, columns), x_TMR.view(steps, rows, STEP_K)
         sum_MN = scratch("sum", rows, columns)
         y_MN = torch.empty(rows, columns, dtype=torch.float16)
-        torch.mm(x_TMR[0], weight_TRN[0], out=sum_MN)
-        for step in range(1, steps):
+        total_MN: Tensor | None = None
+        for part in self._parts(rows, steps):
+            torch.mm(x_TMR[part.start], weight_TRN[part.start], out=sum_MN)
+            for step in part[1:]:
+                y_MN.copy_(sum_MN)
+                sum_MN.copy_(y_MN)
+                sum_MN.addmm_(x_TMR[step], weight_TRN[step])
             y_MN.copy_(sum_MN)
-            sum_MN.copy_(y_MN)
-            sum_MN.addmm_(x_TMR[step], weight_TRN[step])
-        return y_MN.copy_(sum_MN)
+            total_MN = y_MN.clone() if total_MN is None else total_MN.add_(y_MN)
+        assert total_MN is not None
+        return total_MN
+
+    def _parts(self, rows: int, steps: int) -> list[range]:
+        """Return the steps of K that are summed together."""
+        first, last, parts = SPLITS.get((self.in_features, self.out_features), (1, 0, 1))
+        each = -(-steps // (parts * SPLIT_STEPS)) * SPLIT_STEPS if first <= rows <= last else steps
+        return [range(at, min(at + each, steps)) for at in range(0, steps, each)]
