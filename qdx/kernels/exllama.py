@@ -55,7 +55,9 @@ class Exllama(KernelModel):
       float32 FMA. Each block's sum is rounded to fp16 and added to the output by an fp16 atomic: one
       rounding a block, in the order in which the thread blocks happen to finish. Here that order is drawn
       from `generator` for every call, block of 8 rows and block of 512 columns, the grid of the source; so
-      are the low bits of the result.
+      are the low bits of the result. Thread blocks are launched K block after K block, so a small grid
+      finishes in any order, and a large one in about the order of K: each is late by up to as many thread
+      blocks as there are SMs (the spread that fits outputs recorded on an H100 best, docs/results).
     - More rows: weights are reconstructed in fp16, and the matmul keeps its sums in fp16: one rounding for
       every 16 rows of K, the depth of a tensor core's instruction. Where cuBLAS is known to cut K (`SPLITS`),
       the parts' fp16 sums are added in fp16, the first part first. Nothing is left to chance.
@@ -69,8 +71,8 @@ class Exllama(KernelModel):
         Symmetric, in-features divisible by 32, out-features by 8, group size 32, 64, 128 or in-features.
     bias : Tensor, optional
         (out_features,); added to the fp16 result.
-    sm_count
-        Not used.
+    sm_count : int
+        Streaming multiprocessors of the modelled GPU: how far the order of the atomics strays from that of K.
     generator : torch.Generator, optional
         Source of the order of the atomics; torch's global one if None.
     """
@@ -94,7 +96,7 @@ class Exllama(KernelModel):
             )
         check_weight(self.name, weight, in_multiple=32, out_multiple=8)
         super().__init__(weight.in_features, weight.out_features, bias)
-        self.generator = generator
+        self.generator, self._sm_count = generator, sm_count
         columns = weight.out_features
         self._blocks = -(-weight.in_features // BLOCK_K)
         padded = torch.zeros(self._blocks * BLOCK_K, columns, dtype=torch.float16)
@@ -121,7 +123,9 @@ class Exllama(KernelModel):
     def draw_orders(self, rows: int) -> Tensor:
         """Draw the order in which K blocks are added: int64 (row blocks, column blocks, K blocks)."""
         shape = (-(-rows // BLOCK_M), -(-self.out_features // BLOCK_N), self._blocks)
-        return torch.rand(shape, generator=self.generator, dtype=torch.float32).argsort(-1)
+        late = self._sm_count / (shape[0] * shape[1])
+        drawn = torch.rand(shape, generator=self.generator, dtype=torch.float32)
+        return (torch.arange(self._blocks) + drawn * late).argsort(-1)
 
     def block_sums(self, x_MK: Tensor) -> Tensor:
         """Sum each 128-row block of K: float16 (rows, K blocks, out_features), work memory."""
