@@ -193,7 +193,7 @@ def configurations(view: View) -> str:
         "batch": view.of_config("batch_size"),
     }
     differs = [
-        plain_kernel(a) != plain_kernel(b) and bool(a)
+        plain_kernel(a) != plain_kernel(b) and a not in ("", "any")
         for a, b in zip(columns["requested"], columns["observed"], strict=True)
     ]
     columns["observed"] = [k + (" !" if d else "") for k, d in zip(columns["observed"], differs, strict=True)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -407,8 +408,8 @@ def test_a_batch_that_does_not_fit_a_step_is_refused_with_the_number_to_set() ->
 @pytest.mark.parametrize(
     ("said", "remedy"),
     [
-        ("CUDA out of memory. Tried to allocate 20.00 GiB", "backend.gpu_memory_utilization"),
-        ("No available memory for the cache blocks", "backend.gpu_memory_utilization"),
+        ("CUDA out of memory. Tried to allocate 20.00 GiB", "lower backend.max_model_len"),
+        ("No available memory for the cache blocks", "raise backend.gpu_memory_utilization"),
         ("torch.bfloat16 is not supported for quantization method awq", "model.dtype=float16"),
         ("Failed to find a kernel that can implement the WNA16 linear layer", "quant.kernel=any"),
         ("Failed to infer device type", "backend=transformers"),
@@ -419,6 +420,22 @@ def test_what_the_engine_says_comes_with_what_to_change(said: str, remedy: str) 
         raise ValueError(said)
     assert said in str(caught.value) and remedy in str(caught.value)
     assert advice(ValueError("something else")) == ""
+
+
+@pytest.mark.parametrize(("cuda", "there"), [(True, 0), (True, 1), (False, 0)])
+def test_an_engine_for_cuda_without_a_gpu_says_so(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, there: int
+) -> None:
+    platform = ModuleType("vllm.platforms")
+    platform.current_platform = SimpleNamespace(is_cuda=lambda: cuda)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+    monkeypatch.setitem(sys.modules, "vllm.platforms", platform)
+    monkeypatch.setattr(starting, "gpus", lambda: there)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    if there or not cuda:
+        return starting._require_device("0.20.2")
+    with pytest.raises(QdxError, match=r"CUDA_VISIBLE_DEVICES=''.*backend=transformers"):
+        starting._require_device("0.20.2")
 
 
 def test_kernels_that_the_user_disabled_stay_disabled(monkeypatch: pytest.MonkeyPatch) -> None:

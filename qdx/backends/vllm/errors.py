@@ -37,13 +37,12 @@ def advice(error: BaseException) -> str:
     text = f"{type(error).__name__} {error}".lower()
     for signs, remedy in (
         (
-            (
-                "out of memory",
-                "outofmemory",
-                "no available memory",
-                "free memory on device",
-                "kv cache is needed",
-            ),
+            ("no available memory", "kv cache is needed"),
+            "raise backend.gpu_memory_utilization, lower backend.max_model_len or "
+            "backend.max_num_batched_tokens, or use a larger GPU",
+        ),
+        (
+            ("out of memory", "outofmemory", "free memory on device"),
             "lower backend.max_model_len, backend.gpu_memory_utilization or capture.prefill_positions, "
             "or use a larger GPU",
         ),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from qdx.backends.choosing import gpus
 from qdx.backends.vllm.errors import explained
 from qdx.errors import QdxError
 
@@ -60,6 +61,7 @@ def start(
 
         from qdx.backends.vllm import simulated
 
+        _require_device(version)
         simulated.register(request.model)
     arguments = {
         "model": str(checkpoint.path),
@@ -80,6 +82,19 @@ def start(
         raise QdxError(f"vLLM {version} has no engine argument {unknown[0]}: pip install vllm==0.20.2")
     with explained(f"vLLM {version} did not load {checkpoint.source}"):
         return LLM(**{name: value for name, value in arguments.items() if value is not None})
+
+
+def _require_device(version: str) -> None:
+    """Stop when this build of vLLM runs on CUDA and the process may use no GPU; vLLM says it obscurely."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cuda() and not gpus():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        raise QdxError(
+            f"vLLM {version} runs on CUDA and no GPU is visible"
+            + ("" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible!r})")
+            + ": make one visible, or use backend=transformers"
+        )
 
 
 def prepare_environment(disabled: tuple[str, ...], attention_backend: str | None) -> None:
