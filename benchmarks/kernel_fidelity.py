@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -134,6 +135,12 @@ def compare(real: Tensor, other: Tensor, expected: Tensor | None = None) -> tupl
     )
 
 
+def path(kernel: str, rows: int) -> str:
+    """Say which of its two ways a kernel goes."""
+    most = {"exllama": 50, "awq_gemm": 255}.get(kernel)
+    return "" if most is None else f", {'up to' if rows <= most else 'over'} {most} rows"
+
+
 def drawn(model: Kernel, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return an output of a model, and the mean of 16 if it draws: one draw would count its noise twice."""
     first, second = (sample(model(x)).clone() for _ in range(2))
@@ -232,7 +239,7 @@ def main() -> None:
     print(", ".join(f"{key} {value}" for key, value in what.items()))
     print("share bit-equal / largest ULPs / mean |difference|")
     agreed: Counter[str] = Counter()
-    total: Counter[str] = Counter()
+    shares: dict[str, list[float]] = {}
     before: QuantizedWeight | None = None
     for case, weight in cases(arguments):
         symmetric = case[1] == "gptq"
@@ -258,8 +265,9 @@ def main() -> None:
             again = compare(y, torch.from_numpy(real.get(f"{key}/again", real[key])))
             found = {other: compare(y, *value) for other, value in modelled.items()}
             nearest = min(found, key=lambda other: (found[other][2], other != name))  # its own, if tied
-            agreed[name] += nearest == name
-            total[name] += 1
+            group = f"{name}, {case[1]} weights{path(name, case[2])}"
+            agreed[group] += nearest == name
+            shares.setdefault(group, []).append(found[name][0])
             cells = "  ".join(f"{k} {s:.4f}/{u}/{d:.1e}" for k, (s, u, d) in found.items())
             print(
                 f"{case[0]:>11} {case[1]:4} {case[2]:4} rows  {name:8}  repeat {again[0]:.4f}  "
@@ -267,8 +275,12 @@ def main() -> None:
                 f"{'' if nearest == name else '  <-- not its own'}",
                 flush=True,
             )
-    for name in sorted(total):
-        print(f"{name}: nearest to its own model in {agreed[name]} of {total[name]} cases")
+    print("\nthe real kernel's own model: how often it is the nearest, and its share of bit-equal outputs")
+    for group, values in sorted(shares.items()):
+        print(
+            f"{group:36} nearest in {agreed[group]:2} of {len(values):2}   "
+            f"median {statistics.median(values):.4f}   least {min(values):.4f}"
+        )
 
 
 if __name__ == "__main__":

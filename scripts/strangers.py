@@ -7,6 +7,7 @@ config in turn is taken out of the calibration and of the answers, and its trans
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import xarray as xr
@@ -26,6 +27,18 @@ def without(tree: xr.DataTree, label: str) -> xr.DataTree:
     return xr.DataTree.from_dict(groups)
 
 
+def lines(made: xr.DataTree, verifier: xr.DataTree, alpha: float) -> Iterator[str]:
+    """Judge each config's transcripts without it."""
+    for label in (str(value) for value in verifier["replay"]["config"].values):
+        result = attribution(made, without(verifier, label), alpha, draws=2).result
+        counts = result["confusion"].sel(producer=label)
+        total, unknown = int(counts.sum()), int(counts.sel(answer="unknown"))
+        low, high = wilson(unknown, total)
+        named = {str(a): int(counts.sel(answer=a)) for a in counts["answer"].values}
+        said = ", ".join(f"{name} {count}" for name, count in named.items() if count)
+        yield f"{label}: unknown {unknown} of {total} ({low:.1%}…{high:.1%} at 95 %): {said}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -35,14 +48,8 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, default=0.05)
     options = parser.parse_args()
     with qdx.open(options.producers / "sweep.nc") as made, qdx.open(options.verifier / "sweep.nc") as tree:
-        for label in (str(value) for value in tree["replay"]["config"].values):
-            result = attribution(made, without(tree, label), options.alpha, draws=2).result
-            counts = result["confusion"].sel(producer=label)
-            total, unknown = int(counts.sum()), int(counts.sel(answer="unknown"))
-            low, high = wilson(unknown, total)
-            named = {str(a): int(counts.sel(answer=a)) for a in counts["answer"].values}
-            said = ", ".join(f"{name} {count}" for name, count in named.items() if count)
-            print(f"{label}: unknown {unknown} of {total} ({low:.1%}…{high:.1%} at 95 %): {said}")
+        for line in lines(made, tree, options.alpha):
+            print(line)
 
 
 if __name__ == "__main__":

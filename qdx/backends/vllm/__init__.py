@@ -6,9 +6,9 @@ rows of logits and forces tokens, ``spill.py`` moves rows to host memory, ``hand
 recorder, ``kernels.py`` and ``facts.py`` read what was loaded, ``errors.py`` says what to change. Importing
 this package imports neither torch nor vLLM.
 
-Run: 0.20.2 on an H100 (while a logits processor still pinned the tokens), 0.32.0 on a CPU
-(``scripts/vllm_cpu_venv.sh``; every run of CI), where ``simulated.py`` registers the numerical models of the
-int4 kernels. The kernels of quantized layers in 0.22 – 0.33 on a GPU and everything of the other versions are
+Run: 0.20.2 on an H100 (docs/results), 0.25.1 there (started, kernels loaded as asked, transcripts replayed;
+its rows were not compared), 0.32.0 on a CPU (``scripts/vllm_cpu_venv.sh``; every run of CI), where
+``simulated.py`` registers the numerical models of the int4 kernels. Everything of the other versions is
 written from source, not run.
 """
 
