@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 
 import qdx as package
+from qdx.analysis.verification.verdicts import record_differs
 from qdx.capture import row_hash
 from tests.prompts.test_transcripts import Groups, rewritten
 from tests.sweeping import SMALL, checkpoints, qdx
@@ -157,6 +158,12 @@ def test_a_false_claim_is_refuted(produced: Path, tmp_path: Path, tiny_models: d
     assert float(result["p_test_holm"].sel(producer="awq")) <= 0.05
     # the record was forged too, so the environment says nothing
     assert bool(environment["agrees"].all())
+
+
+def test_a_numerical_model_bears_its_kernels_name() -> None:
+    real, model = {"observed_kernel": "marlin"}, {"observed_kernel": "model:marlin"}
+    assert record_differs(real, model) == "" == record_differs(model, real)
+    assert record_differs(real, {"observed_kernel": "model:machete"}) == "kernel (marlin; here model:machete)"
 
 
 def test_a_label_over_another_configs_record_is_seen_in_the_record(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qdx.analysis.layout import plural
-from qdx.analysis.numerics import Floats, mismatch_bound
+from qdx.analysis.numerics import Floats, mismatch_bound, plain_kernel
 from qdx.analysis.verification.compared import Compared
 from qdx.analysis.verification.exact import equality_p, why_not_exact
 from qdx.analysis.verification.gather import Replays
@@ -123,11 +123,16 @@ class Evidence:
 
 
 def record_differs(producer: Mapping[str, str], config: Mapping[str, str]) -> str:
-    """Say what of a producer's record is not the replayed config's; "" where all agrees or is unknown."""
+    """Say what of a producer's record is not the replayed config's; "" where all agrees or is unknown.
+
+    A numerical model of a kernel bears the kernel's name: its rows are other ones, and no other config's.
+    """
     return ", ".join(
         f"{noun} ({_short(producer[name])}; here {_short(config[name])})"
         for name, noun in DEMANDED.items()
-        if producer.get(name) and config.get(name) and producer[name] != config[name]
+        if producer.get(name)
+        and config.get(name)
+        and plain_kernel(producer[name]) != plain_kernel(config[name])
     )
 
 
