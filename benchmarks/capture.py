@@ -248,8 +248,11 @@ def measure(arguments: argparse.Namespace, engine: str) -> dict[str, Any]:
         for batch in arguments.batches or sorted({1, arguments.references}):
             ways = bench.ways(batch, Path(name))
             if arguments.ways:
+                unknown = [label for label in arguments.ways if label not in ways]
+                if unknown:
+                    raise SystemExit(f"--ways: no {unknown[0]!r}, only {'; '.join(ways)}")
                 ways = {label: ways[label] for label in ("plain", *arguments.ways)}
-            if engine != "backend" or batch != arguments.references:
+            if not arguments.ways and (engine != "backend" or batch != arguments.references):
                 ways = {label: way for label, way in ways.items() if label not in SLOW}
             times: dict[str, list[tuple[float, float]]] = {label: [] for label in ways}
             for turn in range(arguments.rounds + 1):
@@ -294,7 +297,7 @@ def main() -> None:
     parser.add_argument("--batches", type=lambda text: [int(part) for part in text.split(",")])
     parser.add_argument(
         "--ways",
-        type=lambda text: text.split(";"),
+        type=lambda text: [part.strip() for part in text.split(";")],
         help='what to measure beside plain, separated by semicolons: "hook, full;logprobs=-1"',
     )
     parser.add_argument("--rounds", type=int, default=5)

@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qdx.kernels import QuantizedWeight, make
+from qdx.kernels import QuantizedWeight, awq_gemm, exllama, make
 from qdx.models import awq, gptq
 from qdx.models.quantize import round_to_nearest
 
@@ -135,9 +135,9 @@ def compare(real: Tensor, other: Tensor, expected: Tensor | None = None) -> tupl
     )
 
 
-def path(kernel: str, rows: int) -> str:
+def branch(kernel: str, rows: int) -> str:
     """Say which of its two ways a kernel goes."""
-    most = {"exllama": 50, "awq_gemm": 255}.get(kernel)
+    most = {"exllama": exllama.MOST_ROWS, "awq_gemm": awq_gemm.DEQUANTIZE_FROM_ROWS - 1}.get(kernel)
     return "" if most is None else f", {'up to' if rows <= most else 'over'} {most} rows"
 
 
@@ -258,14 +258,15 @@ def main() -> None:
             }
         x = input_of(case[2], weight.in_features)
         modelled = {name: drawn(model, x) for name, model in models.items()}
-        names = {"marlin", "machete", "exllama" if symmetric else "awq_gemm"}
-        for name in sorted(names):
+        for name in sorted(set(models) - {"dense"}):
             key = "/".join(map(str, (*case, name)))
+            if key not in real:
+                parser.error(f"{arguments.recorded} lacks {key}: name what it has by --shapes and --rows")
             y = torch.from_numpy(real[key])
             again = compare(y, torch.from_numpy(real.get(f"{key}/again", real[key])))
             found = {other: compare(y, *value) for other, value in modelled.items()}
             nearest = min(found, key=lambda other: (found[other][2], other != name))  # its own, if tied
-            group = f"{name}, {case[1]} weights{path(name, case[2])}"
+            group = f"{name}, {case[1]} weights{branch(name, case[2])}"
             agreed[group] += nearest == name
             shares.setdefault(group, []).append(found[name][0])
             cells = "  ".join(f"{k} {s:.4f}/{u}/{d:.1e}" for k, (s, u, d) in found.items())

@@ -1,4 +1,4 @@
-"""Which config made each row, judged by a second run of the same engine: ``python scripts/reruns.py SWEEP``.
+"""Which config made each row, judged by a second repeat: ``python scripts/reruns.py SWEEP``.
 
 SWEEP is a folder or file of an ordinary sweep with two repeats or more. All configs replay the same shared
 continuations there, so the first repeat of each stands for a transcript and the second ones of all for the
@@ -21,6 +21,9 @@ from qdx.analysis.verification import attribution
 
 def as_verified(tree: xr.DataTree) -> tuple[xr.DataTree, xr.DataTree]:
     """Split a sweep into producers (first repeat) and a verifier (second repeat)."""
+    repeats = tree["replay"].sizes["repeat"]
+    if repeats < 2:
+        raise SystemExit(f"the sweep has {repeats} repeat, 2 are needed: run it with repeats=2")
     phases = {name: tree[name].to_dataset() for name in ("prefill", "replay")}
     shared = {name: tree[name].to_dataset() for name in ("references", "provenance")}
     made = {"prefill": phases["prefill"].isel(repeat=[0]), "decode": phases["replay"].isel(repeat=[0])}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from tests.prompts.test_transcripts import Groups, rewritten
 from tests.sweeping import SMALL, checkpoints, qdx
 
 CONFIGS = ["awq", "awq_marlin", "gptq"]
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 THREE = [*(a for a in SMALL if not a.startswith("prompts.references")), "prompts.references=3"]
 HERE = ["repeats=2", "backend.threads=1", "metric=[l2]"]
 
@@ -67,6 +70,29 @@ def test_honest_claims_are_confirmed_on_the_same_machine(verified: Path) -> None
     assert "\n    ✗" not in report
     page = (verified / "report.html").read_text()
     assert "<h1>3 claims: 2 confirmed, 1 confirmed in prefill.</h1>" in page
+
+
+def test_a_second_repeat_names_the_configs_of_an_ordinary_sweep(produced: Path, tmp_path: Path) -> None:
+    def reruns(sweep: Path, *more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(SCRIPTS / "reruns.py"), str(sweep), "--draws", "2", *more]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    said = reruns(produced)
+    assert said.returncode == 0, said.stderr
+    rows = {line.split()[0]: line.split() for line in said.stdout.splitlines() if line.startswith("  ")}
+    for label, equal in (("awq", "3/3"), ("awq_marlin", "3/3"), ("gptq", "0/3")):
+        assert rows[label][-2:] == ["3/3", equal]  # nearest, bit-equal
+    left_out = reruns(produced, "--strangers").stdout.splitlines()
+    assert [line.split(":")[0] for line in left_out] == list(CONFIGS)
+
+    def once(groups: Groups) -> None:
+        for name, data in groups.items():
+            if "repeat" in data.dims:
+                groups[name] = data.isel(repeat=[0])
+
+    refused = reruns(rewritten(produced / "sweep.nc", tmp_path / "once.nc", once))
+    assert refused.returncode == 1
+    assert refused.stderr.strip() == "the sweep has 1 repeat, 2 are needed: run it with repeats=2"
 
 
 def test_replay_gives_the_rows_of_the_generation_back(produced: Path, verified: Path) -> None:

@@ -164,6 +164,11 @@ def plain_kernel(name: str) -> str:
     return name.removeprefix("model:")
 
 
+def another_kernel(requested: str, observed: str) -> bool:
+    """Whether a kernel was asked for and another one loaded; ``any`` asks for none."""
+    return requested not in ("", "any") and plain_kernel(requested) != plain_kernel(observed)
+
+
 def pair_type(format_a: str, format_b: str, kernel_a: str, kernel_b: str) -> str:
     """Name what two configs differ in; dense weights (format none) are a type of their own."""
     if (format_a == "none") != (format_b == "none"):

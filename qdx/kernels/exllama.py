@@ -17,10 +17,13 @@ BLOCK_N = 512
 BLOCK_M = 8
 OCTET = 8
 STEP_K = 16
-# Where cuBLAS cuts K: (in-features, out-features): (first row, last row, parts). Read from the grids that it
-# launched on an H100 (torch 2.11, CUDA 13; docs/results). Its choice is a heuristic, so other shapes are not
-# guessed: they are computed uncut.
+# Where cuBLAS cuts K: (in-features, out-features): (first row, last row, parts), read from its grids on an
+# H100 (torch 2.11, CUDA 13; docs/results) at 51, 256 and 2048 rows. Assumed: one choice for 51 – 64 rows,
+# which fill one tile, and between 51 and 256 rows where both ends agree. It is a heuristic of cuBLAS's, so
+# nothing is guessed for other shapes, row counts and GPUs: they are computed uncut. vLLM has 768 x 768 in
+# o_proj alone; a model with its query projection apart, as the transformers backend has it, meets it there.
 SPLITS = {(768, 768): (51, 64, 4), (1536, 768): (51, 256, 5), (12288, 4096): (51, 64, 8)}
+SPLITS_SM_COUNT = 132
 SPLIT_STEPS = 4  # parts of K are whole tiles of 64 rows
 # Half products of this many elements at a time stay in a core's second-level cache.
 _CHAIN_ELEMENTS = 1 << 19
@@ -57,7 +60,8 @@ class Exllama(KernelModel):
       from `generator` for every call, block of 8 rows and block of 512 columns, the grid of the source; so
       are the low bits of the result. Thread blocks are launched K block after K block, so a small grid
       finishes in any order, and a large one in about the order of K: each is late by up to as many thread
-      blocks as there are SMs (the spread that fits outputs recorded on an H100 best, docs/results).
+      blocks as there are SMs. That spread is a choice: outputs recorded on an H100 lie between no lateness
+      and two thread blocks an SM.
     - More rows: weights are reconstructed in fp16, and the matmul keeps its sums in fp16: one rounding for
       every 16 rows of K, the depth of a tensor core's instruction. Where cuBLAS is known to cut K (`SPLITS`),
       the parts' fp16 sums are added in fp16, the first part first. Nothing is left to chance.
@@ -72,7 +76,8 @@ class Exllama(KernelModel):
     bias : Tensor, optional
         (out_features,); added to the fp16 result.
     sm_count : int
-        Streaming multiprocessors of the modelled GPU: how far the order of the atomics strays from that of K.
+        Streaming multiprocessors of the modelled GPU: how far the order of the atomics strays from that of K,
+        and whether `SPLITS` was read on such a GPU.
     generator : torch.Generator, optional
         Source of the order of the atomics; torch's global one if None.
     """
@@ -96,7 +101,7 @@ class Exllama(KernelModel):
             )
         check_weight(self.name, weight, in_multiple=32, out_multiple=8)
         super().__init__(weight.in_features, weight.out_features, bias)
-        self.generator, self._sm_count = generator, sm_count
+        self.generator, self.sm_count = generator, sm_count
         columns = weight.out_features
         self._blocks = -(-weight.in_features // BLOCK_K)
         padded = torch.zeros(self._blocks * BLOCK_K, columns, dtype=torch.float16)
@@ -123,7 +128,7 @@ class Exllama(KernelModel):
     def draw_orders(self, rows: int) -> Tensor:
         """Draw the order in which K blocks are added: int64 (row blocks, column blocks, K blocks)."""
         shape = (-(-rows // BLOCK_M), -(-self.out_features // BLOCK_N), self._blocks)
-        late = self._sm_count / (shape[0] * shape[1])
+        late = self.sm_count / (shape[0] * shape[1])
         drawn = torch.rand(shape, generator=self.generator, dtype=torch.float32)
         return (torch.arange(self._blocks) + drawn * late).argsort(-1)
 
@@ -207,5 +212,6 @@ class Exllama(KernelModel):
     def _parts(self, rows: int, steps: int) -> list[range]:
         """Return the steps of K that are summed together."""
         first, last, parts = SPLITS.get((self.in_features, self.out_features), (1, 0, 1))
-        each = -(-steps // (parts * SPLIT_STEPS)) * SPLIT_STEPS if first <= rows <= last else steps
+        cut = first <= rows <= last and self.sm_count == SPLITS_SM_COUNT
+        each = -(-steps // (parts * SPLIT_STEPS)) * SPLIT_STEPS if cut else steps
         return [range(at, min(at + each, steps)) for at in range(0, steps, each)]

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from qdx.kernels._base import scratch
 
-# MKL sums up to 384 rows of K before it adds them to what is there, and adds a longer run piece by piece.
+# MKL sums up to 384 rows of K before it adds them to what is there, and adds a longer run piece by piece,
+# which would join two accumulators. Runs come in powers of two here; another BLAS that adds earlier joins
+# them in the last bits, no more.
 _LONGEST_RUN = 256
 
 
@@ -114,6 +116,8 @@ def accumulate(
     Tensor
         float32 (rows, out_features), work memory.
     """
+    if any(share % len(accumulators) != group[0] for group in accumulators for share in group):
+        raise ValueError(f"each accumulator takes every {len(accumulators)}th share, got {accumulators}")
     slices = _even_slices(parts[0].cuts, x_LMK.shape[0]) if len(parts) == 1 else 0
     if not slices:
         return _sweep(x_LMK, weight_LKN, parts, [group[0] for group in accumulators], last_first)
@@ -201,7 +205,7 @@ def _sweep(
     turns = range(0, shares, len(order))
     sum_MN = scratch("sum", rows, columns)
     for (top, bottom), group in groupby(parts, lambda part: part.rows):
-        band = list(group)  # rows few enough for the cache
+        band = list(group)
         held_AMN = scratch("held", len(order), bottom - top, columns)
         most = max(len(part.cuts) for part in band) - 2
         aside_SMN = scratch("aside", most, bottom - top, columns)  # counted from the last slice but one

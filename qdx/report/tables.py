@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from qdx.analysis.layout import percent, plural
-from qdx.analysis.numerics import plain_kernel
+from qdx.analysis.numerics import another_kernel
 from qdx.analysis.section import Section
 from qdx.analysis.verification.environment import lines as environment_lines
 from qdx.analysis.view import View
@@ -39,7 +39,7 @@ def at_a_glance(view: View, sections: Sequence[Section]) -> Table:
     rows = []
     for c, config in enumerate(view.configs):
         row = [config, *(column[c] for column in columns)]
-        if row[2] and plain_kernel(row[2]) != plain_kernel(row[3]):
+        if another_kernel(row[2], row[3]):
             row[3] += " (≠ requested)"
         if result is not None:
             row.append(_repeats([str(v) for v in result["repeats"].values[:, c]], view.phases))

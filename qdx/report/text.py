@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from qdx.analysis.layout import WIDTH, clip, legend, letters, needs_letters, plural, table, wrap
-from qdx.analysis.numerics import plain_kernel
+from qdx.analysis.numerics import another_kernel
 from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
 from qdx.errors import printable
@@ -192,10 +192,7 @@ def configurations(view: View) -> str:
         "dtype": view.of_config("dtype"),
         "batch": view.of_config("batch_size"),
     }
-    differs = [
-        plain_kernel(a) != plain_kernel(b) and a not in ("", "any")
-        for a, b in zip(columns["requested"], columns["observed"], strict=True)
-    ]
+    differs = [another_kernel(a, b) for a, b in zip(columns["requested"], columns["observed"], strict=True)]
     columns["observed"] = [k + (" !" if d else "") for k, d in zip(columns["observed"], differs, strict=True)]
     short = letters(len(view.configs)) if needs_letters(view.configs) else [""] * len(view.configs)
     rows = [

@@ -6,7 +6,7 @@
 # (python -m compileall) and unset PYTHONDONTWRITEBYTECODE.
 set -euo pipefail
 out=$(mkdir -p "$1" && cd "$1" && pwd)
-made=${2:-$1}; here=$(cd "$(dirname "$0")" && pwd)
+made=$(cd "${2:-$1}" && pwd); here=$(cd "$(dirname "$0")" && pwd)
 common=(quant=awq,awq_marlin,awq_machete,gptq,gptq_marlin,gptq_machete backend=vllm capture=topk capture.prefill_positions=8
   backend.max_num_batched_tokens=4096 'report.formats=[txt]' hydra/launcher=joblib hydra.launcher.n_jobs="${JOBS:-6}")
 declare -A model=(
@@ -21,6 +21,7 @@ for name in demo shape; do
     python3 -m qdx -m "${common[@]}" "${options[@]}" prompts=pydoc prompts.references=100 prompts.snippet_tokens=64 generate.tokens=16 \
       repeats=2 batch_size=20 hydra.sweep.dir="$out/$name/made"
     python3 "$here/../reruns.py" "$out/$name/made" >"$out/$name/reruns.txt"
+    python3 "$here/../reruns.py" "$out/$name/made" --strangers >"$out/$name/reruns_strangers.txt"
   fi
   python3 -m qdx -m "${common[@]}" "${options[@]}" prompts=transcripts prompts.path="$made/$name/made/sweep.nc" repeats=1 hydra.sweep.dir="$verifier"
   python3 "$here/../strangers.py" "$made/$name/made" "$verifier" >"$verifier/strangers.txt"

@@ -8,6 +8,7 @@ stays dense.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
@@ -22,11 +23,15 @@ GROUP = 128
 
 
 def integers(weight_NK: Tensor, bits: int, group: int) -> dict[str, Tensor]:
-    """Round to symmetric integers and pack them along K, the lowest nibble or byte first."""
+    """Round to symmetric integers and pack them along K, the lowest nibble or byte first.
+
+    The scale is positive, as compressed-tensors writes it; `qdx.models.quantize` lets it be negative.
+    """
     rows, columns = weight_NK.shape
     largest = 2 ** (bits - 1)
     parts = weight_NK.float().view(rows, columns // group, group)
     scale = (parts.abs().amax(-1, keepdim=True) / (largest - 0.5)).half()
+    scale[scale == 0] = 1.0  # a group of zeros, as widening leaves them
     q = (parts / scale.float()).round().clamp(-largest, largest - 1).to(torch.int64) + largest
     per_word = 32 // bits
     words = (q.view(rows, -1, per_word) << (bits * torch.arange(per_word))).sum(-1)
@@ -105,8 +110,14 @@ def write_bitsandbytes(dense: Path, out: Path) -> None:
 
 def main() -> None:
     """Write all formats that this machine can."""
-    dense, out = map(Path, sys.argv[1:3])
-    out.mkdir(parents=True, exist_ok=True)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dense", type=Path, help="folder with one model.safetensors")
+    parser.add_argument("out", type=Path, help="a new folder")
+    options = parser.parse_args()
+    dense, out = options.dense, options.out
+    out.mkdir(parents=True)
     for name in ("w4a16", "w8a16", "fp8"):
         write(dense, out, name)
     if torch.cuda.is_available():

@@ -22,6 +22,20 @@ def test_the_mismatch_bound_is_clopper_pearsons_for_no_mismatch(reruns, level):
     assert (1 - numerics.mismatch_bound(reruns, level)) ** reruns == pytest.approx(1 - level)
 
 
+@pytest.mark.parametrize(
+    ("requested", "observed", "other"),
+    [
+        ("marlin", "marlin", False),
+        ("marlin", "model:marlin", False),
+        ("marlin", "machete", True),
+        ("any", "machete", False),
+        ("", "machete", False),
+    ],
+)
+def test_any_asks_for_no_kernel_and_a_model_is_of_its_kernel(requested, observed, other):
+    assert numerics.another_kernel(requested, observed) is other
+
+
 def test_no_rerun_bounds_nothing():
     assert math.isnan(numerics.mismatch_bound(0))
 

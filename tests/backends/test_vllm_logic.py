@@ -409,7 +409,7 @@ def test_a_batch_that_does_not_fit_a_step_is_refused_with_the_number_to_set() ->
     ("said", "remedy"),
     [
         ("CUDA out of memory. Tried to allocate 20.00 GiB", "lower backend.max_model_len"),
-        ("No available memory for the cache blocks", "raise backend.gpu_memory_utilization"),
+        ("No available memory for the cache blocks", "raise backend.kv_cache_memory_bytes"),
         ("torch.bfloat16 is not supported for quantization method awq", "model.dtype=float16"),
         ("Failed to find a kernel that can implement the WNA16 linear layer", "quant.kernel=any"),
         ("Failed to infer device type", "backend=transformers"),
@@ -430,7 +430,7 @@ def test_an_engine_for_cuda_without_a_gpu_says_so(
     platform.current_platform = SimpleNamespace(is_cuda=lambda: cuda)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
     monkeypatch.setitem(sys.modules, "vllm.platforms", platform)
-    monkeypatch.setattr(starting, "gpus", lambda: there)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     if there or not cuda:
         return starting._require_device("0.20.2")

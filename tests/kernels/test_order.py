@@ -75,6 +75,33 @@ def test_exllama_rounds_elsewhere_than_the_scalar_steps(in_features: int, group_
             assert y_MN[row, column].item() == expected
 
 
+@pytest.mark.parametrize("sm_count", [1, 40, 10**6])
+def test_exllama_adds_blocks_as_late_as_the_grid_lets_them(sm_count: int) -> None:
+    weight = weights(1280, 1024, 128, symmetric=True)
+    layer = make("exllama", weight, sm_count=sm_count, generator=torch.Generator().manual_seed(5))
+    assert isinstance(layer, Exllama)
+    order_RCB = layer.draw_orders(17)  # 3 blocks of rows, 2 of columns
+    late = sm_count / 6
+    assert order_RCB.shape == (3, 2, 10)
+    assert torch.equal(order_RCB.sort(-1).values, torch.arange(10).expand(3, 2, 10))
+    if late < 1:
+        assert torch.equal(order_RCB, torch.arange(10).expand(3, 2, 10))
+    else:
+        assert not torch.equal(order_RCB, torch.arange(10).expand(3, 2, 10))
+    # a block comes before another one only if it is at most `late` behind it in K
+    for order in order_RCB.view(-1, 10).tolist():
+        assert all(later > earlier - late for at, later in enumerate(order) for earlier in order[:at])
+
+
+def test_exllama_cuts_a_matmul_only_where_that_was_seen() -> None:
+    for rows, sm_count, expected in ((60, 132, 4), (65, 132, 1), (60, 108, 1)):
+        layer = make("exllama", weights(768, 768, 128, symmetric=True), sm_count=sm_count)
+        assert isinstance(layer, Exllama)
+        parts = layer._parts(rows, 768 // 16)
+        assert len(parts) == expected
+        assert [step for part in parts for step in part] == list(range(48))
+
+
 def test_exllama_forward_draws_another_order_than_it_shows() -> None:
     weight = weights(512, 64, 128, symmetric=True)
     layer = make("exllama", weight, generator=torch.Generator().manual_seed(5))

@@ -38,8 +38,8 @@ def advice(error: BaseException) -> str:
     for signs, remedy in (
         (
             ("no available memory", "kv cache is needed"),
-            "raise backend.gpu_memory_utilization, lower backend.max_model_len or "
-            "backend.max_num_batched_tokens, or use a larger GPU",
+            "raise backend.kv_cache_memory_bytes where it is set, else backend.gpu_memory_utilization; "
+            "or lower backend.max_model_len or backend.max_num_batched_tokens, or use a larger GPU",
         ),
         (
             ("out of memory", "outofmemory", "free memory on device"),

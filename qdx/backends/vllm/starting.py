@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from qdx.backends.choosing import gpus
 from qdx.backends.vllm.errors import explained
 from qdx.errors import QdxError
 
@@ -86,9 +85,11 @@ def start(
 
 def _require_device(version: str) -> None:
     """Stop when this build of vLLM runs on CUDA and the process may use no GPU; vLLM says it obscurely."""
+    import torch
     from vllm.platforms import current_platform
 
-    if current_platform.is_cuda() and not gpus():
+    # torch counts without initializing CUDA, which workers that are forked afterwards could not use
+    if current_platform.is_cuda() and not torch.cuda.device_count():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         raise QdxError(
             f"vLLM {version} runs on CUDA and no GPU is visible"

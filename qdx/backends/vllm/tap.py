@@ -147,7 +147,8 @@ class Tap:
             if position <= self._reached.get(item, -1):
                 raise QdxError(
                     f"the engine ran out of key-value cache and began reference {item} of the batch again at "
-                    f"position {position}: lower batch_size or raise backend.gpu_memory_utilization"
+                    f"position {position}: lower batch_size, or raise backend.kv_cache_memory_bytes where it "
+                    "is set, else backend.gpu_memory_utilization"
                 )
             self._reached[item] = position
 
