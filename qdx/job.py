@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qdx.dataset.folder import STATUS
 from qdx.errors import QdxError
-from qdx.process import FULL_ERROR, serve, spawn
+from qdx.process import FULL_ERROR, interrupted, serve, spawn
 
 
 def run(
@@ -84,6 +84,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
+        if interrupted():
+            sys.exit(130)
         expected = isinstance(error, QdxError) and not os.environ.get(FULL_ERROR)
         message = str(error) if isinstance(error, QdxError) else f"{type(error).__name__}: {error}"
         if request["do"] == "run":

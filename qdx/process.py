@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 # What a user's HYDRA_FULL_ERROR=1 becomes for the children: the parent sets that variable for Hydra's sake in
@@ -21,6 +22,7 @@ from typing import Any
 FULL_ERROR = "QDX_FULL_ERROR"
 
 
+_interrupted = threading.Event()
 CLOSING_S = 20  # a child that was interrupted has this long to close its file
 
 
@@ -77,7 +79,19 @@ def serve() -> dict[str, Any]:
         line += byte
     threading.Thread(target=_watch, daemon=True).start()
     request: dict[str, Any] = json.loads(line)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     return request
+
+
+def interrupted() -> bool:
+    """Whether Ctrl-C came: compiled code that it hits may raise another exception in its place."""
+    return _interrupted.is_set()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _interrupted.set()
+    signal.default_int_handler(number, frame)
 
 
 def _watch() -> None:

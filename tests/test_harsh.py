@@ -183,6 +183,38 @@ def test_ctrl_c_ends_cleanly_and_leaves_the_unfinished_run_marked(
     assert package.open(out)["replay"].sizes["repeat"] == 2 and not list(out.rglob("*.part"))
 
 
+STUBBORN = """
+import time, qdx
+from qdx.backends.transformers import TransformersBackend
+
+@qdx.register("backend", "stubborn")
+class Stubborn(TransformersBackend):
+    def __init__(self, checkpoint, quant, dtype, seed=0):
+        print("waiting", flush=True)
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            raise ValueError("a library made something else of it") from None
+"""
+
+
+def test_ctrl_c_is_one_also_where_a_library_raises_something_else(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "stubborn.py").write_text(STUBBORN)
+    small = [s for s in SMALL if not s.startswith("backend")]
+    log = tmp_path / "log"
+    arguments = ["-m", "backend=stubborn", "quant=awq", *small, *checkpoints(tiny_models)]
+    process = started(*arguments, "hydra.sweep.dir=out", cwd=tmp_path, log=log)
+    until(lambda: "waiting" in log.read_text(), process, log)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait() == 130
+    said = log.read_text()
+    assert "Traceback" not in said and "something else" not in said, said
+    assert said.splitlines()[-1].startswith("qdx: interrupted"), said
+
+
 ODD = "a b 'ö' $x 文,=[1]"
 
 
