@@ -158,17 +158,13 @@ def sample(y: Tensor) -> Tensor:
     return (y if len(y) <= 256 else y[::32])[:, columns // 8 % 8 == 0]
 
 
-Case = tuple[str, str, int]  # shape, form of the weights, rows
-
-
-def cases(arguments: argparse.Namespace) -> Iterator[tuple[Case, QuantizedWeight]]:
-    """Yield what is multiplied."""
+def weights(arguments: argparse.Namespace) -> Iterator[tuple[str, QuantizedWeight, list[int]]]:
+    """Yield what is multiplied: the shape and form of its name, the weight, and the numbers of rows."""
     for size in arguments.shapes.split(","):
         in_features, out_features = map(int, size.split("x"))
-        for symmetric in (False, True):
-            weight = weight_of(in_features, out_features, symmetric)
-            for rows in map(int, arguments.rows.split(",")):
-                yield (size, "gptq" if symmetric else "awq", rows), weight
+        for form in ("awq", "gptq"):
+            weight = weight_of(in_features, out_features, symmetric=form == "gptq")
+            yield f"{size}/{form}", weight, [int(rows) for rows in arguments.rows.split(",")]
 
 
 def record(arguments: argparse.Namespace) -> dict[str, NDArray[Any]]:
@@ -183,14 +179,14 @@ def record(arguments: argparse.Namespace) -> dict[str, NDArray[Any]]:
         "vllm": vllm.__version__,
     }
     found = {"what": np.array(json.dumps(what))}
-    for case, weight in cases(arguments):
-        x = input_of(case[2], weight.in_features).cuda()
+    for case, weight, all_rows in weights(arguments):
         for name, kernel in real_kernels(weight).items():
-            y, again = (sample(kernel(x).cpu()) for _ in range(2))
-            key = "/".join(map(str, (*case, name)))
-            found[key] = y.numpy()
-            if not torch.equal(y, again):
-                found[f"{key}/again"] = again.numpy()
+            for rows in all_rows:
+                x = input_of(rows, weight.in_features).cuda()
+                y, again = (sample(kernel(x).cpu()) for _ in range(2))
+                found[f"{case}/{rows}/{name}"] = y.numpy()
+                if not torch.equal(y, again):
+                    found[f"{case}/{rows}/{name}/again"] = again.numpy()
     return found
 
 
@@ -198,22 +194,23 @@ def launches(arguments: argparse.Namespace) -> None:
     """Print the CUDA kernels behind every case, with their grids."""
     from torch.profiler import ProfilerActivity, profile
 
-    for case, weight in cases(arguments):
-        x = input_of(case[2], weight.in_features).cuda()
+    for case, weight, all_rows in weights(arguments):
         for name, kernel in real_kernels(weight).items():
-            kernel(x)
-            torch.cuda.synchronize()
-            with profile(activities=[ProfilerActivity.CUDA]) as trace:
+            for rows in all_rows:
+                x = input_of(rows, weight.in_features).cuda()
                 kernel(x)
                 torch.cuda.synchronize()
-            with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / "trace.json"
-                trace.export_chrome_trace(str(file))
-                events = json.loads(file.read_text())["traceEvents"]
-            for event in events:
-                if event.get("cat") == "kernel":
-                    facts = event["args"]
-                    print(*case, name, "grid", facts["grid"], "block", facts["block"], event["name"][:160])
+                with profile(activities=[ProfilerActivity.CUDA]) as trace:
+                    kernel(x)
+                    torch.cuda.synchronize()
+                with tempfile.TemporaryDirectory() as folder:
+                    file = Path(folder) / "trace.json"
+                    trace.export_chrome_trace(str(file))
+                    events = json.loads(file.read_text())["traceEvents"]
+                for event in events:
+                    if event.get("cat") == "kernel":
+                        grid, block = (event["args"][key] for key in ("grid", "block"))
+                        print(*case.split("/"), rows, name, "grid", grid, "block", block, event["name"][:160])
 
 
 def main() -> None:
@@ -240,42 +237,38 @@ def main() -> None:
     print("share bit-equal / largest ULPs / mean |difference|")
     agreed: Counter[str] = Counter()
     shares: dict[str, list[float]] = {}
-    before: QuantizedWeight | None = None
-    for case, weight in cases(arguments):
-        symmetric = case[1] == "gptq"
-        if weight is not before:
-            before = weight
-            generator = torch.Generator().manual_seed(0)
-            dense = weight.dequantize().t().contiguous()
-            models = {
-                name: make(
-                    name,
-                    dense if name == "dense" else weight,
-                    sm_count=what["sm_count"],
-                    generator=generator,
-                )
-                for name in MODELS[symmetric]
-            }
-        x = input_of(case[2], weight.in_features)
-        modelled = {name: drawn(model, x) for name, model in models.items()}
-        for name in sorted(set(models) - {"dense"}):
-            key = "/".join(map(str, (*case, name)))
-            if key not in real:
-                parser.error(f"{arguments.recorded} lacks {key}: name what it has by --shapes and --rows")
-            y = torch.from_numpy(real[key])
-            again = compare(y, torch.from_numpy(real.get(f"{key}/again", real[key])))
-            found = {other: compare(y, *value) for other, value in modelled.items()}
-            nearest = min(found, key=lambda other: (found[other][2], other != name))  # its own, if tied
-            group = f"{name}, {case[1]} weights{branch(name, case[2])}"
-            agreed[group] += nearest == name
-            shares.setdefault(group, []).append(found[name][0])
-            cells = "  ".join(f"{k} {s:.4f}/{u}/{d:.1e}" for k, (s, u, d) in found.items())
-            print(
-                f"{case[0]:>11} {case[1]:4} {case[2]:4} rows  {name:8}  repeat {again[0]:.4f}  "
-                f"own noise {again[2]:.1e}  {cells}  nearest: {nearest}"
-                f"{'' if nearest == name else '  <-- not its own'}",
-                flush=True,
+    for case, weight, all_rows in weights(arguments):
+        size, form = case.split("/")
+        generator = torch.Generator().manual_seed(0)
+        dense = weight.dequantize().t().contiguous()
+        models = {
+            name: make(
+                name, dense if name == "dense" else weight, sm_count=what["sm_count"], generator=generator
             )
+            for name in MODELS[weight.symmetric]
+        }
+        for rows in all_rows:
+            x = input_of(rows, weight.in_features)
+            modelled = {name: drawn(model, x) for name, model in models.items()}
+            for name in sorted(set(models) - {"dense"}):
+                key = f"{case}/{rows}/{name}"
+                if key not in real:
+                    parser.error(f"{arguments.recorded} lacks {key}: name what it has by --shapes and --rows")
+                y = torch.from_numpy(real[key])
+                again = compare(y, torch.from_numpy(real.get(f"{key}/again", real[key])))
+                found = {other: compare(y, *value) for other, value in modelled.items()}
+                # its own, if tied
+                nearest = min(found, key=lambda other: (found[other][2], other != name))
+                group = f"{name}, {form} weights{branch(name, rows)}"
+                agreed[group] += nearest == name
+                shares.setdefault(group, []).append(found[name][0])
+                cells = "  ".join(f"{k} {s:.4f}/{u}/{d:.1e}" for k, (s, u, d) in found.items())
+                print(
+                    f"{size:>11} {form:4} {rows:4} rows  {name:8}  repeat {again[0]:.4f}  "
+                    f"own noise {again[2]:.1e}  {cells}  nearest: {nearest}"
+                    f"{'' if nearest == name else '  <-- not its own'}",
+                    flush=True,
+                )
     print("\nthe real kernel's own model: how often it is the nearest, and its share of bit-equal outputs")
     for group, values in sorted(shares.items()):
         print(
