@@ -252,7 +252,7 @@ def measure(arguments: argparse.Namespace, engine: str) -> dict[str, Any]:
                 if unknown:
                     raise SystemExit(f"--ways: no {unknown[0]!r}, only {'; '.join(ways)}")
                 ways = {label: ways[label] for label in ("plain", *arguments.ways)}
-            if not arguments.ways and (engine != "backend" or batch != arguments.references):
+            elif engine != "backend" or batch != arguments.references:
                 ways = {label: way for label, way in ways.items() if label not in SLOW}
             times: dict[str, list[tuple[float, float]]] = {label: [] for label in ways}
             for turn in range(arguments.rounds + 1):

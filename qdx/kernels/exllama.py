@@ -196,16 +196,16 @@ class Exllama(KernelModel):
         x_TMR.copy_(x_MK.view(rows, steps, 2, 4, 2).permute(1, 0, 3, 4, 2))
         weight_TRN, x_TMR = weight_TRN.view(steps, STEP_K, columns), x_TMR.view(steps, rows, STEP_K)
         sum_MN = scratch("sum", rows, columns)
-        y_MN = torch.empty(rows, columns, dtype=torch.float16)
         total_MN: Tensor | None = None
         for part in self._parts(rows, steps):
+            y_MN = torch.empty(rows, columns, dtype=torch.float16)
             torch.mm(x_TMR[part.start], weight_TRN[part.start], out=sum_MN)
             for step in part[1:]:
                 y_MN.copy_(sum_MN)
                 sum_MN.copy_(y_MN)
                 sum_MN.addmm_(x_TMR[step], weight_TRN[step])
             y_MN.copy_(sum_MN)
-            total_MN = y_MN.clone() if total_MN is None else total_MN.add_(y_MN)
+            total_MN = y_MN if total_MN is None else total_MN.add_(y_MN)
         assert total_MN is not None
         return total_MN
 
