@@ -28,8 +28,11 @@ def without(tree: xr.DataTree, label: str) -> xr.DataTree:
 
 
 def lines(made: xr.DataTree, verifier: xr.DataTree, alpha: float) -> Iterator[str]:
-    """Judge each config's transcripts without it."""
+    """Judge each config's transcripts without it; what was replayed with and made none is only an answer."""
+    producers = {str(value) for value in verifier["replay"]["producer"].values}
     for label in (str(value) for value in verifier["replay"]["config"].values):
+        if label not in producers:
+            continue
         result = attribution(made, without(verifier, label), alpha, draws=2).result
         counts = result["confusion"].sel(producer=label)
         total, unknown = int(counts.sum()), int(counts.sel(answer="unknown"))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 CALL_ELEMENTS = 2**16
 GPU_CALL_ELEMENTS = 2**24  # a GPU needs a few million to be busy for longer than a kernel's launch
 TEMPORARIES = 6  # tensors of its rows' size that a metric makes, at most, and those it is given a copy of
+CHUNK = 8  # full rows are written, and read best, by so many positions
 
 
 class Broken:
@@ -57,14 +58,16 @@ def present(phase: PhaseRows, reference: int) -> Ints:
 class Limits:
     """How much is done at once, and where."""
 
-    positions: int
+    positions: int | None  # None: a chunk's; on a GPU as many as the memory holds
     memory: int  # bytes
     device: torch.device
 
     @property
     def call_elements(self) -> int:
         """Elements of one tensor that a metric gets at once."""
-        return CALL_ELEMENTS if self.device.type == "cpu" else GPU_CALL_ELEMENTS
+        if self.device.type == "cpu":
+            return CALL_ELEMENTS
+        return min(GPU_CALL_ELEMENTS, self.memory // (2 * TEMPORARIES * 8))  # half of it is for the rows
 
     def block(self, sources: int, width: int, kinds: int) -> int:
         """Positions of `sources` sources whose rows of `width` elements, in `kinds` forms, fit in memory."""
@@ -72,7 +75,10 @@ class Limits:
         called = threads * TEMPORARIES * 8 * max(width, self.call_elements)
         # float32 of the block that is read while the one before is measured, and that one in float64.
         a_position = max(1, sources) * width * (4 + 8 * max(1, kinds))
-        return max(1, min(self.positions, (self.memory - called) // a_position))
+        fit = (self.memory - called) // a_position
+        fit -= fit % CHUNK if fit > CHUNK else 0
+        wanted = self.positions or (CHUNK if self.device.type == "cpu" else fit)
+        return max(1, min(wanted, fit))
 
 
 @dataclass(frozen=True)

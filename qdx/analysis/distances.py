@@ -51,7 +51,7 @@ def measure(
     *,
     progress: Callable[[int, int], None] | None = None,
     broken: dict[str, str] | None = None,
-    block_positions: int = 8,
+    block_positions: int | None = None,
     memory_mib: int = 512,
     device: str | None = None,
 ) -> Iterator[tuple[str, xr.Dataset]]:
@@ -70,8 +70,9 @@ def measure(
     broken : dict, optional
         Where a metric that raises or breaks its contract is noted, name → error, and measured no further: the
         groups of phases that it had been through stay. Without it that error is raised.
-    block_positions : int
-        Positions whose rows are in memory together; full rows are written, and read best, by eights.
+    block_positions : int, optional
+        Positions whose rows are in memory together. Default: eight, by which full rows are written; on a GPU,
+        which is idle between small blocks, as many eights as `memory_mib` holds.
     memory_mib : int
         Upper bound of what rows and metrics take in memory (of the GPU, where one is used), MiB: fewer
         positions are taken together where they would need more, but never less than one of all configs.

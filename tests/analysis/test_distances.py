@@ -16,6 +16,7 @@ from scipy import special, stats
 from scipy.spatial import distance
 
 import qdx.metrics
+from qdx.analysis.blocks import CHUNK, TEMPORARIES, Limits
 from qdx.analysis.coarse import LEAST_TAIL, coarsen, shared, with_tail
 from qdx.analysis.distances import compute, measure
 from qdx.analysis.measuring import PhaseRows
@@ -249,6 +250,19 @@ def test_the_size_of_a_block_changes_no_bit(full, measured, options):
                 np.testing.assert_array_equal(
                     again(name, phase)[variable].values, measured(name, phase)[variable].values
                 )
+
+
+@pytest.mark.parametrize("memory_mib", [64, 512, 4096])
+@pytest.mark.parametrize("configs", [2, 4, 16])
+def test_a_gpus_block_fills_the_memory_and_not_more(memory_mib, configs):
+    limits = Limits(None, memory_mib * 2**20, torch.device("cuda"))
+    width, kinds = 151936, 3
+    rows = limits.block(configs, width, kinds)
+    calls = 8 * TEMPORARIES * max(width, limits.call_elements)
+    taken = calls + rows * configs * width * (4 + 8 * kinds)
+    assert taken <= memory_mib * 2**20 or rows == 1
+    if memory_mib >= 512 and configs <= 4:  # what the report takes unless told otherwise
+        assert rows >= CHUNK and rows % CHUNK == 0 and limits.call_elements >= CHUNK * width
 
 
 def test_progress_ends_at_its_total(full):

@@ -59,7 +59,12 @@ def stop() -> None:
 
 
 def roundings(dtype: torch.dtype) -> float:
-    """Relative distance that some dozen roundings of activations leave, or orders of float32 sums."""
+    """Relative distance that some dozen roundings of activations leave, or orders of float32 sums.
+
+    On a GPU vLLM's float32 attention multiplies in TF32, 10 bits of mantissa (1.4e-3 was seen on an H100).
+    """
+    if ON_GPU and dtype == torch.float32:
+        return 6 * 2.0**-10
     return max(6 * torch.finfo(dtype).eps, 1e-5)
 
 
@@ -247,9 +252,8 @@ def test_prefill_in_chunks_loses_no_row_and_a_full_device_amid_it_is_one_line(
         with torch.inference_mode():
             expected = model(torch.tensor([prompt + tokens[item]])).logits[0]
         for position in range(1, len(prompt) + 4):
-            torch.testing.assert_close(
-                logits[item, position].cpu(), expected[position - 1], rtol=1e-4, atol=1e-3
-            )
+            mine, other = logits[item, position].cpu(), expected[position - 1]
+            assert float((mine - other).norm() / other.norm()) < roundings(mine.dtype)
     heard: Any = Listener([len(ids) for ids in PROMPTS])
     tokens = small_steps.prefill_generate(PROMPTS, 8, heard, lambda phase: None)
     assert replays_exactly(small_steps, PROMPTS, tokens, heard)
@@ -352,7 +356,7 @@ def _qdx(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "qdx", "-m", *fixed, *overrides, f"hydra.sweep.dir={folder}"],
         cwd=folder.parent,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         capture_output=True,
         text=True,
     )

@@ -411,6 +411,12 @@ def test_a_batch_that_does_not_fit_a_step_is_refused_with_the_number_to_set() ->
         ("CUDA out of memory. Tried to allocate 20.00 GiB", "lower backend.max_model_len"),
         ("No available memory for the cache blocks", "raise backend.kv_cache_memory_bytes"),
         ("torch.bfloat16 is not supported for quantization method awq", "model.dtype=float16"),
+        # 0.20.2 with kv_cache_dtype=fp8 and float16, on an H100
+        (
+            "For FP16/BF16 input, output must have the same dtype as inputs. For FP8 input, output must have "
+            "dtype BF16",
+            "model.dtype=bfloat16",
+        ),
         ("Failed to find a kernel that can implement the WNA16 linear layer", "quant.kernel=any"),
         ("Failed to infer device type", "backend=transformers"),
     ],

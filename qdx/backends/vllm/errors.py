@@ -46,6 +46,11 @@ def advice(error: BaseException) -> str:
             "lower backend.max_model_len, backend.gpu_memory_utilization or capture.prefill_positions, "
             "or use a larger GPU",
         ),
+        (
+            ("for fp8 input, output must have dtype bf16",),
+            "an fp8 KV cache needs model.dtype=bfloat16 in this attention backend: set that, or "
+            "backend.kv_cache_dtype=auto, or another backend.attention_backend",
+        ),
         (("is not supported for quantization", "dtype"), "set model.dtype=float16 or choose another kernel"),
         (
             ("no cuda", "cuda driver", "found no nvidia", "failed to infer device", "cuda is not available"),
