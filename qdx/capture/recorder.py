@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qdx.capture.derive import derive
+from qdx.capture.derive import derive, finite
 from qdx.capture.positions import CaptureSettings, plan
 from qdx.capture.sketching import Sketcher
 from qdx.capture.structure import Structure
@@ -371,7 +371,7 @@ class Recorder:
         wide_PW: Tensor,
     ) -> None:
         phase, at = key
-        finite_P = torch.isfinite(logits_PV).all(1)
+        finite_P = finite(logits_PV)
         if not bool(finite_P.all()):
             position = positions[int((~finite_P).nonzero()[0])]
             raise QdxError(

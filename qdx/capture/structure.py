@@ -10,7 +10,8 @@ takes the other's name when it is closed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from qdx.dataset.journal import Journal
 
 BLOCK_BYTES = 8 * 2**20  # that are copied at once
+_Block = tuple[tuple[int, ...], int, int]  # place of a stretch of rows, its first and its last position + 1
 
 
 @dataclass(frozen=True)
@@ -154,12 +156,19 @@ class Structure:
         variable.set_var_chunk_cache(max(2**20, 4 * math.prod(variable.chunking())))
         axis = self.axis(phase)
         step = max(1, BLOCK_BYTES // (4 * self.width))
-        for place, positions in self.places(phase):
-            for stretch, _ in writing.runs_of(np.searchsorted(axis, positions)):
-                for start in range(stretch.start, stretch.stop, step):
-                    stop = min(start + step, stretch.stop)
-                    rows_PV = journal.read(phase, (*place, start), stop - start)
-                    variable[(0, *place, slice(start, stop), slice(None))] = rows_PV
+        blocks = (
+            (place, start, min(start + step, stretch.stop))
+            for place, positions in self.places(phase)
+            for stretch, _ in writing.runs_of(np.searchsorted(axis, positions))
+            for start in range(stretch.start, stretch.stop, step)
+        )
+
+        def read(block: _Block) -> NDArray[np.float32]:
+            place, start, stop = block
+            return journal.read(phase, (*place, start), stop - start)
+
+        for (place, start, stop), rows_PV in _ahead(read, blocks):
+            variable[(0, *place, slice(start, stop), slice(None))] = rows_PV
 
     def _put_index(self, group: Any, sizes: Mapping[str, int]) -> None:
         names = [r.name for r in self.references]
@@ -229,3 +238,18 @@ def _blocks(variable: Any) -> Iterator[tuple[slice, ...]]:
                 slice(first, min(first + per_repeat, repeats)),
                 slice(start, min(start + per_inner, inner)),
             )
+
+
+def _ahead(
+    read: Callable[[_Block], NDArray[np.float32]], blocks: Iterable[_Block]
+) -> Iterator[tuple[_Block, NDArray[np.float32]]]:
+    """Read every block, in a thread of its own, while the caller compresses the one before it."""
+    with ThreadPoolExecutor(1, thread_name_prefix="qdx-journal") as pool:
+        before: tuple[_Block, Future[NDArray[np.float32]]] | None = None
+        for block in blocks:
+            coming = block, pool.submit(read, block)
+            if before is not None:
+                yield before[0], before[1].result()
+            before = coming
+        if before is not None:
+            yield before[0], before[1].result()

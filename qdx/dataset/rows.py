@@ -163,9 +163,14 @@ class RunReader:
         unique_U, inverse = np.unique(wanted[order], return_inverse=True)
         with reading(self.path), _lock:
             variable = _handle(self._key)[phase]["hidden" if hidden else "logit"]
-            rows_UV = np.empty((len(unique_U), variable.shape[-1]), np.float32)
-            for axis, values in runs_of(unique_U):
-                rows_UV[values] = variable[0, repeat, reference, axis, :]
+            rows_UV: NDArray[np.float32]
+            stretches = list(runs_of(unique_U))
+            if len(stretches) == 1:
+                rows_UV = variable[0, repeat, reference, stretches[0][0], :]
+            else:
+                rows_UV = np.empty((len(unique_U), variable.shape[-1]), np.float32)
+                for axis, values in stretches:
+                    rows_UV[values] = variable[0, repeat, reference, axis, :]
         if len(unique_U) == len(wanted) and np.array_equal(order, np.arange(len(wanted))):
             return rows_UV
         rows_PV = np.empty((len(wanted), rows_UV.shape[1]), np.float32)

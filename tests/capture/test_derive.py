@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 
 from qdx.capture import Sketcher, greedy, row_hash, top_k
-from qdx.capture.derive import derive
+from qdx.capture.derive import derive, finite
 
 FEW = st.lists(st.sampled_from([-3.0, -1.0, -0.0, 0.0, 0.5, 2.0, 7.0]), min_size=1, max_size=30)
 
@@ -59,3 +59,13 @@ def test_rank_of_a_tied_target_counts_strictly_greater_logits_only() -> None:
         for t in (3, 1, 4, 0)
     ]
     assert ranks == [1, 1, 0, 4]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_row_with_nan_or_infinity_is_not_finite_and_every_other_is(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    row_V = torch.tensor([0.0, -0.0, largest, -largest, torch.finfo(dtype).tiny, 1e-40], dtype=dtype)
+    odd = torch.tensor([float("nan"), float("-nan"), float("inf"), float("-inf")], dtype=dtype)
+    rows_PV = torch.stack([torch.cat([row_V, one[None]]) for one in [*odd, row_V[0]]])
+    assert finite(rows_PV).tolist() == [False] * 4 + [True]
+    assert finite(rows_PV[:, ::2]).tolist() == torch.isfinite(rows_PV[:, ::2]).all(1).tolist()

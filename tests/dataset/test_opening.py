@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 
 import qdx
-from qdx.dataset import layout
+from qdx.dataset import layout, opening
 from qdx.errors import QdxError
 from tests.helpers import CONFIGS, REPEATS, VOCAB, recorder, write_run
 
@@ -79,15 +79,16 @@ def test_opening_reads_no_array(sweep, monkeypatch) -> None:
     assert "config" in read  # the probe works
 
 
-def test_dask_chunks_are_the_chunks_of_the_file(tmp_path) -> None:
+def test_dask_chunks_are_whole_chunks_of_the_file(tmp_path, monkeypatch) -> None:
     vocab = 20_000
+    monkeypatch.setattr(opening, "_TOGETHER", 3 * 4 * vocab + 7)
     with recorder(tmp_path / "run.nc", repeats=1, vocab=vocab) as record:
         from tests.capture.test_recorder import any_bits, fill, torch
 
         fill(record, lambda positions: any_bits(torch.float16, len(positions), vocab))
         record.finish()
     rows = qdx.open(tmp_path)["prefill"]["logit"]
-    assert rows.data.chunksize == (1, 1, 1, 1, vocab)
+    assert rows.data.chunksize == (1, 1, 1, 3, vocab)
     with netCDF4.Dataset(tmp_path / "run.nc") as file:
         assert file["prefill"]["logit"].chunking() == [1, 1, 1, 1, vocab]
 
