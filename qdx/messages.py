@@ -36,7 +36,8 @@ def explain(error: Exception, conf: Path, overrides: Sequence[str] | None = None
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}: free some space, or choose another hydra.sweep.dir"
     text = str(error)
-    if isinstance(error, ValueError) and text.startswith("Config group override must be"):  # Hydra's
+    hydras = ("Config group override must be", "Config group override deletion value must be")
+    if isinstance(error, ValueError) and text.startswith(hydras):
         given = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-")]
         return _no_name(given if overrides is None else overrides, conf)
     if not isinstance(error, HydraException | OmegaConfBaseException):
@@ -151,5 +152,7 @@ def _no_name(overrides: Sequence[str], conf: Path) -> str:
                 f"'{group}=[{options[0]}]'" if group in ("metric", "analysis") else f"{group}={options[0]}"
             )
             said = f"is no name of an option, one of {', '.join(options)}"
+            if override.is_delete():
+                return f"{override.input_line}: {values[0]} {said}: write ~{group}"
             return f"{override.input_line}: {said}: write {example}"
     return "a config group was given something that names no option: write group=option, such as quant=awq"

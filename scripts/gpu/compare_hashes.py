@@ -1,10 +1,12 @@
-"""Are the rows of two sweeps bit-equal, kernel by kernel? For two cards, or two versions of vLLM.
+"""Are rows bit-equal? Of two sweeps (two cards, two versions of vLLM), or along the axes of one.
 
     python scripts/gpu/compare_hashes.py ONE/sweep.nc TWO/sweep.nc
+    python scripts/gpu/compare_hashes.py AXIS/sweep.nc
 
-Prints for every config that both have, and every phase, how many rows both captured after the same tokens and
-how many of them have equal hashes. Free generations are compared up to the row that predicts the first token
-that differs.
+Prints for every config that both sweeps have, and every phase, how many rows both captured after the same
+tokens and how many of them have equal hashes; of one sweep, the same for every two configs of one format that
+ran one kernel, and in how many rows a config's repeats agree. First repeats are compared. Free generations
+are compared up to the row that predicts the first token that differs.
 """
 
 from __future__ import annotations
@@ -26,21 +28,52 @@ def lines(one: str, two: str) -> list[str]:
             first, second = xr.align(
                 a.sel(config=label).isel(repeat=0), b.sel(config=label).isel(repeat=0), join="inner"
             )
-            both = (first.captured & second.captured).values
-            if phase == "decode":
-                both &= _shared(label, first, second, (one, two))
-            equal = (first.row_hash.values == second.row_hash.values) & both
+            equal, both = _counts(phase, (label, label), first, second, (one, two))
             kernels = f"{first.observed_kernel.item()} ~ {second.observed_kernel.item()}"
-            found.append(
-                f"{label!s:14} {phase:8} {int(equal.sum()):6} of {int(both.sum()):6} rows  {kernels}"
-            )
+            found.append(f"{label!s:14} {phase:8} {equal:6} of {both:6} rows  {kernels}")
     return found
 
 
-def _shared(label: object, first: xr.Dataset, second: xr.Dataset, paths: tuple[str, str]) -> np.ndarray:
+def within(path: str) -> list[str]:
+    """Return the table of one sweep."""
+    found = [_what(path)]
+    for phase in PHASES:
+        data = xr.open_dataset(path, group=phase)
+        kind = list(zip(data.format.values, data.observed_kernel.values, strict=True))
+        for i, label in enumerate(data.config.values):
+            own = data.sel(config=label)
+            kept = own.captured.values.all(0)
+            same = int(((own.row_hash.values == own.row_hash.values[:1]).all(0) & kept).sum())
+            found.append(f"{phase:8} {label}: {same} of {int(kept.sum())} rows equal in all repeats")
+            for j in [j for j in range(i + 1, len(kind)) if kind[j] == kind[i]]:
+                other = data.config.values[j]
+                sides = [data.sel(config=name).isel(repeat=0) for name in (label, other)]
+                equal, both = _counts(phase, (label, other), *sides, (path, path))
+                found.append(f"{phase:8} {label} ~ {other}: {equal} of {both} rows equal")
+    return found
+
+
+def _counts(
+    phase: str,
+    labels: tuple[object, object],
+    first: xr.Dataset,
+    second: xr.Dataset,
+    paths: tuple[str, str],
+) -> tuple[int, int]:
+    """Return how many rows are equal, and how many can be compared."""
+    both = (first.captured & second.captured).values
+    if phase == "decode":
+        both &= _shared(labels, first, second, paths)
+    equal = (first.row_hash.values == second.row_hash.values) & both
+    return int(equal.sum()), int(both.sum())
+
+
+def _shared(
+    labels: tuple[object, object], first: xr.Dataset, second: xr.Dataset, paths: tuple[str, str]
+) -> np.ndarray:
     """Return which decode rows come after the same tokens; the first one is prefill's to choose."""
     begun = []
-    for path in paths:
+    for label, path in zip(labels, paths, strict=True):
         data = xr.open_dataset(path, group="prefill").sel(config=label).isel(repeat=0)
         last = data.captured.values.cumsum(-1).argmax(-1)
         begun.append(np.take_along_axis(data.token_id.values, last[:, None], -1))
@@ -58,7 +91,10 @@ def _what(path: str) -> str:
 
 def main() -> None:
     """Print the table."""
-    print("\n".join(lines(*sys.argv[1:3])))
+    paths = sys.argv[1:]
+    if len(paths) not in (1, 2):
+        sys.exit(__doc__)
+    print("\n".join(within(*paths) if len(paths) == 1 else lines(*paths)))
 
 
 if __name__ == "__main__":
