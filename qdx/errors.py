@@ -34,7 +34,7 @@ def _acts(character: str) -> bool:
     return unicodedata.category(character) in ACTING and character not in "\u200c\u200d"
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
+def nearest(name: object, choices: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the choice most like `name`, or an empty string."""
-    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""

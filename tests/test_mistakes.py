@@ -90,6 +90,7 @@ COMMAND_LINES = {
     "a number for what has keys": (["generate=3"], "generate=3", "set one of them, generate.tokens="),
     "an option for what has keys": (["report=html"], "report=html", "report.formats="),
     "a mapping of metrics": (["metric={l2: 1}"], "metric.l2=1", "'metric=[l2]'"),
+    "a number for a format": (["report.formats=[1]"], "report.formats=1", "not one of txt, html, md"),
     "a format without brackets": (["report.formats=pdf"], "report.formats=pdf", "in brackets"),
     "no format of the report": (["report.formats=[]"], "report.formats=[]", "one of txt, html, md"),
     "a key of nobody's": (["+foo=1"], "foo: unknown key", "one of label, repeats"),

@@ -1,10 +1,12 @@
 """vLLM 0.22 – 0.33: a kernel is chosen by the engine argument ``linear_backend``.
 
-Run with 0.25.1 on an H100, where Marlin, Machete and exllama load as asked, and with 0.32.0 on a CPU, dense;
-numerical models stand in for the int4 kernels there (``simulated.py``). Read in 0.32.0: ``config/kernel.py``
-(the choices), ``model_executor/kernels/linear/__init__.py``, ``_filter_kernels_by_backend`` (a choice without
-a kernel only warns, so what was loaded is checked), ``layers/quantization/auto_awq.py`` and
-``auto_gptq.py``. GPTQ's own kernel is an ordinary choice there (``exllama``); AWQ's own went away in 0.24.
+Run with 0.25.1 on an H100, where Marlin, Machete and exllama load as asked and give 0.20.2's bits, and with
+0.32.0 on a CPU, dense; numerical models stand in for the int4 kernels there (``simulated.py``).
+
+Read in 0.32.0: ``config/kernel.py`` (the choices), ``model_executor/kernels/linear/__init__.py``,
+``_filter_kernels_by_backend`` (a choice without a kernel only warns, so what was loaded is checked),
+``layers/quantization/auto_awq.py`` and ``auto_gptq.py``. GPTQ's own kernel is an ordinary choice there
+(``exllama``); AWQ's own went away in 0.24.
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@ part of a compiled or captured graph:
   prompt is not all consumed yet (chunked prefill) predicts nothing and is left out. In a replay the sampler
   gets, in place of the rows that were kept, rows that leave the forced token alone possible. A
   ``LogitsProcessor`` could do that, too, but its mere presence makes vLLM copy every sampled token to the
-  host before the next step (``logitsprocs_need_output_token_ids``), in plain generation as well.
+  host before the next step (``logitsprocs_need_output_token_ids``), in plain generation as well. Nor does it
+  use the trace replay that vLLM has from 0.33 on: only the second model runner has that, whose batches are
+  laid out otherwise, so that one way to pin tokens serves every version.
 - ``runner._get_prompt_logprobs_dict``: once a step, with the hidden states of all scheduled tokens. The
   wanted prompt rows are picked from them and only those go through the output head; ``prompt_logprobs`` would
   compute the whole vocabulary for every token of the prompt, in float32, and a Python object for each.
