@@ -43,7 +43,11 @@ TABLES: Mapping[str, Mapping[str, Variable]] = {
         for phase in PHASES
     },
     "/references": {"reference": INDEX["reference"], **REFERENCES},
-    "/output": {name: INDEX[name] for name in ("config", "repeat", "reference")} | dict(OUTPUT),
+    "/output": {
+        **{name: INDEX[name] for name in ("config", "repeat", "reference")},
+        **CONFIG_COORDS,
+        **OUTPUT,
+    },
     "/provenance": {"config": INDEX["config"], LAYER_TYPE.name: LAYER_TYPE, **LAYERS},
 }
 KINDS = {"f": "f", "i": "iu", "u": "u", "b": "b"}  # of a dtype in a table to those that it may be in a file

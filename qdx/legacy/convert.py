@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,10 @@ def convert(file: str | Path, out: str | Path) -> list[str]:
 
 
 def _name(key: str) -> str:
-    """An attribute name that NetCDF takes: no slash, at most 256 bytes."""
-    return key.replace("/", "_").encode()[:250].decode(errors="ignore").strip()
+    """An attribute name that NetCDF takes: no slash, no control character, at most 256 bytes."""
+    return (
+        re.sub(r"[/\x00-\x1f\x7f]", "_", key).encode(errors="replace")[:250].decode(errors="ignore").strip()
+    )
 
 
 def _groups(results: Results) -> dict[str, xr.Dataset]:

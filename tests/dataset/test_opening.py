@@ -50,6 +50,15 @@ def test_a_sweep_that_is_not_merged_yet_opens_as_the_merged_one(sweep, tmp_path)
     assert sorted(qdx.open(directory)["replay"]["config"].values) == sorted(LABELS)
 
 
+@pytest.mark.parametrize("group", ["prefill", "output"])
+def test_a_run_without_one_of_its_configs_coordinates_is_named(sweep, tmp_path, group) -> None:
+    shutil.copytree(sweep / LABELS[0], tmp_path / "run")
+    with netCDF4.Dataset(tmp_path / "run" / "run.nc", "r+") as file:
+        file[group].renameVariable("simulated", "simulatet")
+    with pytest.raises(QdxError, match=f"run.nc is damaged: /{group} has no variable simulated"):
+        qdx.open(tmp_path / "run")
+
+
 def test_sweep_file_alone_opens_without_full_rows(sweep, tmp_path) -> None:
     shutil.copy(sweep / "sweep.nc", tmp_path)
     for path in (tmp_path, tmp_path / "sweep.nc"):

@@ -101,6 +101,7 @@ def test_noise_floors_environment_and_unknown_keys_are_kept(tmp_path):
     content = files.results()
     content["surprise"] = {"a": [1, math.inf]}
     content["metadata"]["remark"] = "x" * 100_000
+    content["\x10a/b\ud800"] = 3  # NetCDF takes no control character and no slash in a name, UTF-8 no half
     content["generations"]["awq"][0]["seconds"] = 1.5
     convert(write(tmp_path / "f.json", content), tmp_path / "out.nc")
     with qdx.open(tmp_path / "out.nc") as tree:
@@ -108,6 +109,7 @@ def test_noise_floors_environment_and_unknown_keys_are_kept(tmp_path):
         assert json.loads(attrs["legacy: surprise"]) == {"a": [1, math.inf]}
         assert attrs["legacy: metadata.remark"] == "x" * 100_000
         assert attrs["legacy: generations.awq[0].seconds"] == 1.5
+        assert attrs["legacy: _a_b?"] == 3
         assert json.loads(attrs["legacy: snr_analysis"]) == {"prefill": {"snr": math.inf}}
         noise = tree["analysis/legacy/decode"]["noise_floor"].sel(config=["awq", "gptq"]).values
         assert noise[0] == 0
