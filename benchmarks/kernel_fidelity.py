@@ -5,12 +5,14 @@
     python benchmarks/kernel_fidelity.py --recorded real.npz                      # anywhere: models and them
 
 The real kernels need a GPU of compute capability 9.0 and vLLM 0.20.2 (its ops are called as its linear
-methods call them). The models run on the CPU. For every real kernel, shape and number of rows it prints, for
-each model of a kernel that reads the same weights: the share of bit-equal outputs, the largest distance in
-ULPs of float16 and the mean absolute difference (of a model that draws, from its mean); the last column names
-the model with the smallest mean difference. ``repeat`` is the real kernel against itself, and ``own noise``
-its mean absolute difference from itself. Compared are 8 of every 64 columns, and of more than 256 rows every
-32nd: a few of every tile. ``--launches`` prints which CUDA kernels were launched, with their grids, instead.
+methods call them). The models run on the CPU, with the very sums of tensor cores where those are known
+(`KernelModel.exact`), or with ``--float32`` as they run in sweeps. For every real kernel, shape and number of
+rows it prints, for each model of a kernel that reads the same weights: the share of bit-equal outputs, the
+largest distance in ULPs of float16 and the mean absolute difference (of a model that draws, from its mean);
+the last column names the model with the smallest mean difference. ``repeat`` is the real kernel against
+itself, and ``own noise`` its mean absolute difference from itself. Compared are 8 of every 64 columns, and of
+more than 256 rows every 32nd: a few of every tile. ``--launches`` prints which CUDA kernels were launched,
+with their grids, instead.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qdx.kernels import QuantizedWeight, awq_gemm, exllama, make
+from qdx.kernels import KernelModel, QuantizedWeight, awq_gemm, exllama, make
 from qdx.models import awq, gptq
 from qdx.models.quantize import round_to_nearest
 
@@ -141,8 +143,15 @@ def branch(kernel: str, rows: int) -> str:
     return "" if most is None else f", {'up to' if rows <= most else 'over'} {most} rows"
 
 
-def drawn(model: Kernel, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return an output of a model, and the mean of 16 if it draws: one draw would count its noise twice."""
+def modelled(model: KernelModel, x: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
+    """Return the sampled outputs of a model, and the mean of 16 if it draws: one would count its noise twice.
+
+    `exact`: by the sums of the tensor cores where they are known.
+    """
+    if exact and model.exact_known:
+        rows, columns = sampled(len(x), model.out_features)
+        y = model.exact(x, rows, columns)
+        return y, y
     first, second = (sample(model(x)).clone() for _ in range(2))
     if torch.equal(first, second):
         return first, first
@@ -152,10 +161,16 @@ def drawn(model: Kernel, x: Tensor) -> tuple[Tensor, Tensor]:
     return first, total / 16
 
 
+def sampled(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Return the indices of 8 of every 64 columns, and of more than 256 rows every 32nd."""
+    n = torch.arange(columns)
+    return torch.arange(0, rows, 1 if rows <= 256 else 32), n[n // 8 % 8 == 0]
+
+
 def sample(y: Tensor) -> Tensor:
-    """Pick 8 of every 64 columns, and of more than 256 rows every 32nd."""
-    columns = torch.arange(y.shape[1])
-    return (y if len(y) <= 256 else y[::32])[:, columns // 8 % 8 == 0]
+    """Pick those outputs."""
+    rows, columns = sampled(*y.shape)
+    return y[rows[:, None], columns]
 
 
 def weights(arguments: argparse.Namespace) -> Iterator[tuple[str, QuantizedWeight, list[int]]]:
@@ -220,6 +235,9 @@ def main() -> None:
     parser.add_argument("--shapes", default=",".join(f"{k}x{n}" for k, n in DEMO + LARGE))
     parser.add_argument("--record", type=Path, help="write the real kernels' outputs here, and stop")
     parser.add_argument("--recorded", type=Path, help="take the real kernels' outputs from here")
+    parser.add_argument(
+        "--float32", action="store_true", help="models sum in float32, as backend=transformers does"
+    )
     parser.add_argument("--launches", action="store_true", help="print the CUDA kernels, and stop")
     arguments = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -234,7 +252,8 @@ def main() -> None:
         return np.savez_compressed(arguments.record, **real)
     what = json.loads(str(real["what"]))
     print(", ".join(f"{key} {value}" for key, value in what.items()))
-    print("share bit-equal / largest ULPs / mean |difference|")
+    how = "float32 sums" if arguments.float32 else "the sums of tensor cores, but exllama's"
+    print(f"models with {how}; share bit-equal / largest ULPs / mean |difference|")
     agreed: Counter[str] = Counter()
     shares: dict[str, list[float]] = {}
     for case, weight, all_rows in weights(arguments):
@@ -249,14 +268,16 @@ def main() -> None:
         }
         for rows in all_rows:
             x = input_of(rows, weight.in_features)
-            modelled = {name: drawn(model, x) for name, model in models.items()}
+            outputs = {
+                name: modelled(model, x, exact=not arguments.float32) for name, model in models.items()
+            }
             for name in sorted(set(models) - {"dense"}):
                 key = f"{case}/{rows}/{name}"
                 if key not in real:
                     parser.error(f"{arguments.recorded} lacks {key}: name what it has by --shapes and --rows")
                 y = torch.from_numpy(real[key])
                 again = compare(y, torch.from_numpy(real.get(f"{key}/again", real[key])))
-                found = {other: compare(y, *value) for other, value in modelled.items()}
+                found = {other: compare(y, *value) for other, value in outputs.items()}
                 # its own, if tied
                 nearest = min(found, key=lambda other: (found[other][2], other != name))
                 group = f"{name}, {form} weights{branch(name, rows)}"

@@ -1,8 +1,9 @@
 """Numerical models of the GPU matmul kernels, in torch on the CPU.
 
 Each module here is a linear layer that rounds where one of vLLM's kernels rounds and adds in the order in
-which it adds, as far as the public source tells; what happens inside one tensor core instruction is not
-modelled, nor is the order inside one float32 accumulator, which is the CPU's BLAS's.
+which it adds, as far as the public source tells. The order inside one float32 accumulator is the CPU's
+BLAS's, and what happens inside one tensor core instruction is left out; `KernelModel.exact` computes chosen
+outputs with both, bit for bit.
 """
 
 from __future__ import annotations

@@ -45,11 +45,14 @@ class KernelModel(torch.nn.Module):  # type: ignore[misc]  # mypy skips torch
         What a backend records as the observed kernel: ``model:<name>``.
     dtypes : tuple of torch.dtype
         Activation dtypes that the GPU kernel takes.
+    exact_known : bool
+        Whether `exact` knows the kernel's sums.
     """
 
     name: ClassVar[str]
     observed: ClassVar[str]
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float16, torch.bfloat16)
+    exact_known: ClassVar[bool] = True
 
     def __init__(self, in_features: int, out_features: int, bias: Tensor | None) -> None:
         super().__init__()
@@ -100,9 +103,46 @@ class KernelModel(torch.nn.Module):  # type: ignore[misc]  # mypy skips torch
         """Return (rows, out_features), bias added, in the dtype of `x_MK`."""
         raise NotImplementedError
 
-    def add_bias(self, y_MN: Tensor) -> Tensor:
+    def exact(self, x_MK: Tensor, rows: Tensor | None = None, columns: Tensor | None = None) -> Tensor:
+        """Return chosen outputs with the very sums of a Hopper GPU's tensor cores, bit for bit.
+
+        `forward` sums in float32 by the CPU's BLAS, which is a hundred times as fast and differs in the last
+        bits of a few outputs of a thousand.
+
+        Parameters
+        ----------
+        x_MK : Tensor
+            (rows, in_features), float16. The kernel chooses its path by the number of all rows.
+        rows, columns : Tensor, optional
+            int64 indices of the outputs that are wanted; all without them.
+
+        Returns
+        -------
+        Tensor
+            (len(rows), len(columns)), float16.
+
+        Raises
+        ------
+        QdxError
+            For another dtype, and for a kernel whose sums are not known bit for bit.
+        """
+        if not self.exact_known:
+            raise QdxError(f"kernel {self.name!r}: its sums are not known bit for bit: use forward")
+        if x_MK.dtype != torch.float16:
+            raise QdxError(f"kernel {self.name!r}: sums were measured with float16, got {x_MK.dtype}")
+        rows = torch.arange(len(x_MK)) if rows is None else rows
+        columns = torch.arange(self.out_features) if columns is None else columns
+        return self.multiply_exactly(x_MK, rows, columns)
+
+    def multiply_exactly(self, x_MK: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return what `exact` does, bias added."""
+        raise NotImplementedError
+
+    def add_bias(self, y_MN: Tensor, columns: Tensor | None = None) -> Tensor:
         """Add the bias to a rounded product, as an elementwise kernel does: one more rounding."""
-        return y_MN if self.bias is None else y_MN.add_(self.bias.to(y_MN.dtype))
+        if self.bias is None:
+            return y_MN
+        return y_MN.add_((self.bias if columns is None else self.bias[columns]).to(y_MN.dtype))
 
     def extra_repr(self) -> str:
         """Show the shape in ``print(model)``."""

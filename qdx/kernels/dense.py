@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qdx.errors import QdxError
+from qdx.kernels import tensor_core
 from qdx.kernels._base import KernelModel, scratch
 
 
@@ -45,3 +46,10 @@ class Dense(KernelModel):
         if self.bias is not None:
             sum_MN.add_(self.bias.to(torch.float32))
         return sum_MN.to(x_MK.dtype, copy=True)
+
+    def multiply_exactly(self, x_MK: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Sum as cuBLAS does where it does not cut K."""
+        sum_MN = tensor_core.chain(x_MK[rows].to(torch.float32), self._weight_KN[:, columns])
+        if self.bias is not None:
+            sum_MN.add_(self.bias[columns].to(torch.float32))
+        return sum_MN.to(x_MK.dtype)

@@ -85,6 +85,7 @@ class Exllama(KernelModel):
     name = "exllama"
     observed = "model:exllama"
     dtypes = (torch.float16,)
+    exact_known = False  # of few rows chance decides; how tensor cores round to fp16 sums was not found
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from qdx.kernels import tensor_core
 from qdx.kernels._base import KernelModel, check_weight, scratch
 from qdx.kernels.partition import Region, accumulate, regions
 from qdx.kernels.weights import QuantizedWeight
@@ -217,3 +218,12 @@ class Machete(KernelModel):
         x_LMK = scratch("x", 1, rows, self.in_features)
         x_LMK[0].copy_(x_MK)
         return self.add_bias(accumulate(x_LMK, self._weight_LKN, parts).to(x_MK.dtype))
+
+    def multiply_exactly(self, x_MK: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """One launch."""
+        if x_MK.dtype != self._dtype:
+            self._prepare(x_MK.dtype)
+        parts = stream_k(len(x_MK), self.in_features, self.out_features, self.sm_count)
+        x = x_MK.to(torch.float32)
+        sum_MN = tensor_core.sums(x, self._weight_LKN[0], parts, rows, columns)
+        return self.add_bias(sum_MN.to(x_MK.dtype), columns)

@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from qdx.kernels import tensor_core
 from qdx.kernels._base import KernelModel, check_weight, scratch
 from qdx.kernels.partition import Region, accumulate, regions
 from qdx.kernels.weights import QuantizedWeight
@@ -182,3 +183,30 @@ class Marlin(KernelModel):
         if self._per_column:
             y_MN.mul_(source.scale_GN[0].to(y_MN.dtype))
         return self.add_bias(y_MN)
+
+    def multiply_exactly(self, x_MK: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Launch by launch."""
+        if x_MK.dtype != self._dtype:
+            self._prepare(x_MK.dtype)
+        shape = (SHARES, -1, BLOCK, self.out_features)
+        weight_KN = self._weight_LKN.view(shape).transpose(0, 1).reshape(-1, self.out_features)
+        group_size = -1 if self._per_column else self._source.group_size
+        y_MN = x_MK.new_empty(len(rows), len(columns))
+        for first, count, tile_k, parts in stripes(
+            x_MK.shape[0], self.in_features, self.out_features, group_size, self.sm_count
+        ):
+            mine = (rows >= first) & (rows < first + count)
+            x = x_MK[first : first + count].to(torch.float32)
+            y_MN[mine] = tensor_core.sums(
+                x,
+                weight_KN,
+                parts,
+                rows[mine] - first,
+                columns,
+                shares=SHARES,
+                accumulators=_ACCUMULATORS[tile_k],
+                last_first=True,
+            ).to(y_MN.dtype)
+        if self._per_column:
+            y_MN.mul_(self._source.scale_GN[0, columns].to(y_MN.dtype))
+        return self.add_bias(y_MN, columns)

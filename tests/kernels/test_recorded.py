@@ -46,6 +46,14 @@ def test_a_model_gives_nearly_all_bits_of_its_kernel(
     assert equal > 0.99
 
 
+@pytest.mark.parametrize(("size", "form", "rows", "kernel"), [case for case in CASES if case[3] != "exllama"])
+def test_exact_outputs_are_the_kernels_bit_for_bit(
+    fidelity: ModuleType, size: str, form: str, rows: int, kernel: str
+) -> None:
+    real, model, x_MK = recorded(fidelity, size, form, rows, kernel)
+    assert torch.equal(model.exact(x_MK, *fidelity.sampled(rows, model.out_features)), real)
+
+
 @pytest.mark.parametrize("size", ["768x768", "1536x768"])
 def test_exllama_is_as_far_from_the_kernel_as_the_kernel_from_itself(fidelity: ModuleType, size: str) -> None:
     real, model, x_MK = recorded(fidelity, size, "gptq", 8, "exllama")
