@@ -72,27 +72,16 @@ def test_honest_claims_are_confirmed_on_the_same_machine(verified: Path) -> None
     assert "<h1>3 claims: 2 confirmed, 1 confirmed in prefill.</h1>" in page
 
 
-def test_a_second_repeat_names_the_configs_of_an_ordinary_sweep(produced: Path, tmp_path: Path) -> None:
-    def reruns(sweep: Path, *more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(SCRIPTS / "reruns.py"), str(sweep), "--draws", "2", *more]
-        return subprocess.run(command, capture_output=True, text=True)
-
-    said = reruns(produced)
+def test_every_config_in_turn_is_a_stranger(produced: Path, verified: Path) -> None:
+    command = [sys.executable, str(SCRIPTS / "strangers.py"), str(produced), str(verified), "--alpha", "0.4"]
+    said = subprocess.run(command, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
-    rows = {line.split()[0]: line.split() for line in said.stdout.splitlines() if line.startswith("  ")}
-    for label, equal in (("awq", "3/3"), ("awq_marlin", "3/3"), ("gptq", "0/3")):
-        assert rows[label][-2:] == ["3/3", equal]  # nearest, bit-equal
-    left_out = reruns(produced, "--strangers").stdout.splitlines()
-    assert [line.split(":")[0] for line in left_out] == list(CONFIGS)
-
-    def once(groups: Groups) -> None:
-        for name, data in groups.items():
-            if "repeat" in data.dims:
-                groups[name] = data.isel(repeat=[0])
-
-    refused = reruns(rewritten(produced / "sweep.nc", tmp_path / "once.nc", once))
-    assert refused.returncode == 1
-    assert refused.stderr.strip() == "the sweep has 1 repeat, 2 are needed: run it with repeats=2"
+    lines = said.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == list(CONFIGS)
+    for line in lines:
+        label, counts = line.split(":")[0], line.rpartition(": ")[2]
+        assert label not in counts.split()[::2]  # nobody is named who did not replay
+        assert sum(int(part.split()[1]) for part in counts.split(", ")) == 3
 
 
 def test_replay_gives_the_rows_of_the_generation_back(produced: Path, verified: Path) -> None:
