@@ -91,7 +91,7 @@ def sums(
     accumulators: Sequence[Sequence[int]] = ((0,),),
     last_first: bool = False,
 ) -> Tensor:
-    """Do what `qdx.kernels.partition.accumulate` does, bit for bit, for some outputs.
+    """Sum over K, slice by slice, as `qdx.kernels.partition.accumulate` does, with the sums of `chain`.
 
     Parameters
     ----------
