@@ -106,8 +106,8 @@ class KernelModel(torch.nn.Module):  # type: ignore[misc]  # mypy skips torch
     def exact(self, x_MK: Tensor, rows: Tensor | None = None, columns: Tensor | None = None) -> Tensor:
         """Return chosen outputs with the very sums of a Hopper GPU's tensor cores, bit for bit.
 
-        `forward` sums in float32 by the CPU's BLAS, which is two orders of magnitude faster and differs in the
-        last bits of a few outputs of a thousand.
+        `forward` sums in float32 by the CPU's BLAS, which is far faster and differs in the last bits of a few
+        outputs of a thousand.
 
         Parameters
         ----------
