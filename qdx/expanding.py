@@ -69,8 +69,8 @@ def expand(tree: xr.DataTree, lm_head: Any) -> xr.DataTree:
             raise QdxError(
                 f"expand: lm_head has {len(weight_VH)} rows, the recorded vocabulary {vocab}: use it"
             )
-        if hidden.chunks is None:
-            hidden = hidden.chunk({"config": 1, "repeat": 1, "reference": 1, "position": _POSITIONS})
+        # However the file is cut: a product is wider than its hidden states by the size of the vocabulary.
+        hidden = hidden.chunk({"config": 1, "repeat": 1, "reference": 1, "position": _POSITIONS})
         logit = xr.apply_ufunc(
             _product,
             hidden.chunk({"element": -1}),

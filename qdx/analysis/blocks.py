@@ -27,6 +27,7 @@ CALL_ELEMENTS = 2**16
 GPU_CALL_ELEMENTS = 2**24  # a GPU needs a few million to be busy for longer than a kernel's launch
 TEMPORARIES = 6  # tensors of its rows' size that a metric makes, at most, and those it is given a copy of
 CHUNK = 8  # full rows are written, and read best, by so many positions
+_MOST = 64  # on a GPU; also of hidden states, whose width `Limits.block` is not told
 
 
 class Broken:
@@ -77,7 +78,7 @@ class Limits:
         a_position = max(1, sources) * width * (4 + 8 * max(1, kinds))
         fit = (self.memory - called) // a_position
         fit -= fit % CHUNK if fit > CHUNK else 0
-        wanted = self.positions or (CHUNK if self.device.type == "cpu" else fit)
+        wanted = self.positions or (CHUNK if self.device.type == "cpu" else _MOST)
         return max(1, min(wanted, fit))
 
 

@@ -44,7 +44,9 @@ def within(path: str) -> list[str]:
             own = data.sel(config=label)
             kept = own.captured.values.all(0)
             same = int(((own.row_hash.values == own.row_hash.values[:1]).all(0) & kept).sum())
-            found.append(f"{phase:8} {label}: {same} of {int(kept.sum())} rows equal in all repeats")
+            repeats = own.sizes["repeat"]
+            said = f"{same} of {int(kept.sum())} rows equal in all {repeats} repeats"
+            found.append(f"{phase:8} {label}: {said if repeats > 1 else 'not run again'}")
             for j in [j for j in range(i + 1, len(kind)) if kind[j] == kind[i]]:
                 other = data.config.values[j]
                 sides = [data.sel(config=name).isel(repeat=0) for name in (label, other)]
