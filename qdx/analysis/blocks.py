@@ -27,7 +27,6 @@ CALL_ELEMENTS = 2**16
 GPU_CALL_ELEMENTS = 2**24  # a GPU needs a few million to be busy for longer than a kernel's launch
 TEMPORARIES = 6  # tensors of its rows' size that a metric makes, at most, and those it is given a copy of
 CHUNK = 8  # full rows are written, and read best, by so many positions
-_MOST = 64  # on a GPU; also of hidden states, whose width `Limits.block` is not told
 
 
 class Broken:
@@ -78,7 +77,7 @@ class Limits:
         a_position = max(1, sources) * width * (4 + 8 * max(1, kinds))
         fit = (self.memory - called) // a_position
         fit -= fit % CHUNK if fit > CHUNK else 0
-        wanted = self.positions or (CHUNK if self.device.type == "cpu" else _MOST)
+        wanted = self.positions or (CHUNK if self.device.type == "cpu" else fit)
         return max(1, min(wanted, fit))
 
 
@@ -120,7 +119,9 @@ def measure_full(
     with _workers(limits.device) as pool:
         for reference in range(len(phase.length_R)):
             needed = _needed(jobs, reference)
-            width = max((readers[config].vocab for config, _, hidden in needed if not hidden), default=1)
+            width = max(
+                (readers[config].width(phase.name, hidden=hidden) for config, _, hidden in needed), default=1
+            )
             size = limits.block(len(needed), width, len(kinds))
             there = present(phase, reference)
             for start in range(0, len(there), size):
@@ -132,23 +133,36 @@ def measure_full(
                 }
                 for before in running:
                     before.result()
-                running.clear()
-                convert = partial(_converted, phase, reference, kinds, limits.device)
-                rows = dict(zip(read, pool.map(convert, read, read.values()), strict=True))
-                read.clear()
-                for job in jobs:
-                    index = block[job.todo_RP[reference, block]]
-                    if not len(index):
-                        continue
-                    a, b = (rows[(*source, job.hidden)] for source in (job.pair.a, job.pair.b))
-                    step = max(1, limits.call_elements // a.width)
-                    running += [
-                        pool.submit(_measure_rows, phase, job, reference, index[at : at + step], a, b, broken)
-                        for at in range(0, len(index), step)
-                    ]
+                running.clear()  # and with it the rows of the block before
+                running += _begin(phase, jobs, reference, block, read, kinds, limits, pool, broken)
                 yield len(block)
         for last in running:
             last.result()
+
+
+def _begin(
+    phase: PhaseRows,
+    jobs: Sequence[_Job],
+    reference: int,
+    block: Ints,
+    read: dict[_Key, tuple[Ints, NDArray[np.float32]]],
+    kinds: Set[str],
+    limits: Limits,
+    pool: ThreadPoolExecutor,
+    broken: Broken,
+) -> Iterator[Future[None]]:
+    """Convert what was read of a block, and have its pairs measured; only they hold its rows."""
+    convert = partial(_converted, phase, reference, kinds, limits.device)
+    rows = dict(zip(read, pool.map(convert, read, read.values()), strict=True))
+    read.clear()
+    for job in jobs:
+        index = block[job.todo_RP[reference, block]]
+        if not len(index):
+            continue
+        a, b = (rows[(*source, job.hidden)] for source in (job.pair.a, job.pair.b))
+        step = max(1, limits.call_elements // a.width)
+        for at in range(0, len(index), step):
+            yield pool.submit(_measure_rows, phase, job, reference, index[at : at + step], a, b, broken)
 
 
 @contextmanager

@@ -123,6 +123,11 @@ class RunReader:
                 )
         return self._phases[name]
 
+    def width(self, phase: str, *, hidden: bool = False) -> int:
+        """Return the values of a full row, or of a hidden state, of a phase that has them."""
+        with reading(self.path), _lock:
+            return int(_handle(self._key)[phase]["hidden" if hidden else "logit"].shape[-1])
+
     def rows(
         self,
         phase: str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+import weakref
 from decimal import Decimal, localcontext
 
 import netCDF4
@@ -16,6 +17,7 @@ from scipy import special, stats
 from scipy.spatial import distance
 
 import qdx.metrics
+from qdx.analysis import blocks
 from qdx.analysis.blocks import CHUNK, TEMPORARIES, Limits
 from qdx.analysis.coarse import LEAST_TAIL, coarsen, shared, with_tail
 from qdx.analysis.distances import compute, measure
@@ -263,6 +265,26 @@ def test_a_gpus_block_fills_the_memory_and_not_more(memory_mib, configs):
     assert taken <= memory_mib * 2**20 or rows == 1
     if memory_mib >= 512 and configs <= 4:  # what the report takes unless told otherwise
         assert rows >= CHUNK and rows % CHUNK == 0 and limits.call_elements >= CHUNK * width
+
+
+def test_the_rows_of_one_block_are_in_memory_at_a_time(full, monkeypatch):
+    threads = torch.get_num_threads()
+    plain, made = blocks._converted, []
+
+    def watched(phase, reference, kinds, device, key, read):
+        block = (phase.name, reference, tuple(read[0]))
+        assert all(of == block for of, rows in made if rows() is not None)
+        rows = plain(phase, reference, kinds, device, key, read)
+        made.append((block, weakref.ref(rows)))
+        return rows
+
+    monkeypatch.setattr(blocks, "_converted", watched)
+    torch.set_num_threads(1)  # of two workers one may be about to let go of what it measured
+    try:
+        found_in(full, shipped("l2"), block_positions=1)
+    finally:
+        torch.set_num_threads(threads)
+    assert len({block for block, _ in made}) > 10
 
 
 def test_progress_ends_at_its_total(full):
@@ -528,6 +550,22 @@ def test_a_metric_on_hidden_states_gets_the_rows_of_both_configs(kept):
         expected = np.where(captured[0], ((rows[0][0] - rows[0][1]) ** 2).sum(-1), np.nan)
         np.testing.assert_allclose(between.values[0, 0], expected, **CLOSE)
         assert (found("l2", phase)["repeat_distance"].values[0, 0][captured[0]] == 0).all()
+
+
+def test_a_block_of_hidden_states_is_as_large_as_they_are(kept, monkeypatch):
+    asked = []
+    plain = Limits.block
+
+    def watched(self, sources, width, kinds):
+        asked.append(width)
+        return plain(self, sources, width, kinds)
+
+    monkeypatch.setattr(Limits, "block", watched)
+    found_in(kept, shipped("projection"))
+    assert set(asked) == {24}
+    asked.clear()
+    found_in(kept, shipped("l2", "projection"))
+    assert set(asked) == {VOCAB}
 
 
 def test_hidden_states_of_two_lengths_are_refused(kept, tmp_path):
