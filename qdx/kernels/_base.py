@@ -107,7 +107,8 @@ class KernelModel(torch.nn.Module):  # type: ignore[misc]  # mypy skips torch
         """Return chosen outputs with the very sums of a Hopper GPU's tensor cores, bit for bit.
 
         `forward` sums in float32 by the CPU's BLAS, which is far faster and differs in the last bits of a few
-        outputs of a thousand.
+        outputs of a thousand. Compared with an H100's (docs/results); of a dense layer only where cuBLAS does
+        not cut K, which it does for few output tiles.
 
         Parameters
         ----------

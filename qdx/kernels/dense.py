@@ -48,7 +48,7 @@ class Dense(KernelModel):
         return sum_MN.to(x_MK.dtype, copy=True)
 
     def multiply_exactly(self, x_MK: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Sum as cuBLAS does where it does not cut K."""
+        """Sum as cuBLAS does where it does not cut K; compared with awq's matmul from 256 rows on alone."""
         sum_MN = tensor_core.chain(x_MK[rows].to(torch.float32), self._weight_KN[:, columns])
         if self.bias is not None:
             sum_MN.add_(self.bias[columns].to(torch.float32))

@@ -224,6 +224,6 @@ class Machete(KernelModel):
         if x_MK.dtype != self._dtype:
             self._prepare(x_MK.dtype)
         parts = stream_k(len(x_MK), self.in_features, self.out_features, self.sm_count)
-        x = x_MK.to(torch.float32)
-        sum_MN = tensor_core.sums(x, self._weight_LKN[0], parts, rows, columns)
+        weight_KN = self._weight_LKN[0][:, columns]
+        sum_MN = tensor_core.sums(x_MK[rows].to(torch.float32), weight_KN, parts, rows, columns)
         return self.add_bias(sum_MN.to(x_MK.dtype), columns)

@@ -188,17 +188,16 @@ class Marlin(KernelModel):
         """Launch by launch."""
         if x_MK.dtype != self._dtype:
             self._prepare(x_MK.dtype)
-        shape = (SHARES, -1, BLOCK, self.out_features)
-        weight_KN = self._weight_LKN.view(shape).transpose(0, 1).reshape(-1, self.out_features)
+        weight_LTBN = self._weight_LKN[:, :, columns].unflatten(1, (-1, BLOCK))
+        weight_KN = weight_LTBN.transpose(0, 1).reshape(-1, len(columns))
         group_size = -1 if self._per_column else self._source.group_size
         y_MN = x_MK.new_empty(len(rows), len(columns))
         for first, count, tile_k, parts in stripes(
             x_MK.shape[0], self.in_features, self.out_features, group_size, self.sm_count
         ):
             mine = (rows >= first) & (rows < first + count)
-            x = x_MK[first : first + count].to(torch.float32)
             y_MN[mine] = tensor_core.sums(
-                x,
+                x_MK[rows[mine]].to(torch.float32),
                 weight_KN,
                 parts,
                 rows[mine] - first,

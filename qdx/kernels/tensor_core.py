@@ -96,10 +96,11 @@ def sums(
     Parameters
     ----------
     x_MK, weight_KN : Tensor
-        As `chain` takes them, all of K in its own order.
+        As `chain` takes them: the wanted rows and columns, all of K in its own order.
     parts : sequence of Region
+        Of the whole output.
     rows, columns : Tensor
-        int64 indices of the wanted outputs.
+        Which rows and columns of it those are, int64.
     shares : int
         How many warps take turns, by 32 rows of K.
     accumulators : sequence of sequence of int
@@ -112,14 +113,14 @@ def sums(
     Tensor
         float32 (len(rows), len(columns)).
     """
-    found_MN = torch.empty(len(rows), len(columns))
+    found_MN = torch.empty(len(rows), len(columns), dtype=torch.float32)
     for part in parts:
         mine_M = ((rows >= part.rows[0]) & (rows < part.rows[1])).nonzero()[:, 0]
         inside = [(columns >= start) & (columns < stop) for start, stop in part.columns]
         mine_N = torch.stack(inside).any(0).nonzero()[:, 0]
         if not len(mine_M) or not len(mine_N):
             continue
-        x_part, weight_part = x_MK[rows[mine_M]], weight_KN[:, columns[mine_N]]
+        x_part, weight_part = x_MK[mine_M], weight_KN[:, mine_N]
         slices = []
         for start, stop in pairwise(part.cuts):
             block = torch.arange(start // _BLOCK, stop // _BLOCK)
