@@ -152,7 +152,5 @@ def _no_name(overrides: Sequence[str], conf: Path) -> str:
                 f"'{group}=[{options[0]}]'" if group in ("metric", "analysis") else f"{group}={options[0]}"
             )
             said = f"is no name of an option, one of {', '.join(options)}"
-            if override.is_delete():
-                return f"{override.input_line}: {values[0]} {said}: write ~{group}"
             return f"{override.input_line}: {said}: write {example}"
     return "a config group was given something that names no option: write group=option, such as quant=awq"

@@ -84,7 +84,7 @@ COMMAND_LINES = {
     "a number in words": (["repeats=three"], "repeats=three", "must be a whole number"),
     "a number left out": (["repeats=null"], "repeats=null", "must be a whole number"),
     "a group left out": (["model=null"], "model=null", "one of local"),
-    "a group taken out by a number": (["~model=4"], "~model=4", "write ~model"),
+    "a group taken out by a number": (["~model=4"], "~model=4", "write model=local"),
     "no metric, as null": (["-m", "metric=null"], "metric=null", "write 'metric=["),
     "a number for a choice of several": (["-m", "model=smollm2,3"], "model=smollm2,3", "one of local"),
     "a number for what has keys": (["generate=3"], "generate=3", "set one of them, generate.tokens="),
