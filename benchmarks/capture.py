@@ -120,7 +120,8 @@ class Bench:
             arguments.dtype,
             max_model_len=arguments.tokens + arguments.new + 8,
             max_num_batched_tokens=max(16384, arguments.references * arguments.tokens),
-            gpu_memory_utilization=0.8,
+            gpu_memory_utilization=arguments.gpu_memory_utilization,
+            kv_cache_memory_bytes=arguments.kv_cache_memory_bytes,
             **ENGINES[engine],
         )
         self.facts = self.backend.observe()
@@ -301,6 +302,10 @@ def main() -> None:
         help='what to measure beside plain, separated by semicolons: "hook, full;logprobs=-1"',
     )
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--gpu-memory-utilization", type=float, default=0.8)
+    parser.add_argument(
+        "--kv-cache-memory-bytes", type=int, help="size of the cache; by default what the share above leaves"
+    )
     parser.add_argument("--engines", default=",".join(ENGINES), help="which engines, separated by commas")
     parser.add_argument("--json", type=Path, help="write the tables here, too")
     parser.add_argument("--one", choices=tuple(ENGINES), help=argparse.SUPPRESS)

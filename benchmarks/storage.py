@@ -1,6 +1,6 @@
 """Bytes and speed of a stored logit, against `np.save` and one netCDF4 call of the same rows.
 
-    python benchmarks/storage.py [--run RUN.nc] [--rows 128] [--vocab 151936] [--rounds 7] [--folder DIR]
+    python benchmarks/storage.py [--run RUN.nc] [--rows 256] [--vocab 151936] [--rounds 7] [--folder DIR]
 
 Rows come from a run's replay and prefill (``--run``), or are made: logits of a language model are roughly a
 normal distribution (σ = 2.5 here) whose upper tail is heavier. Ways take turns within a round, so that
@@ -159,6 +159,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
     options = parser.parse_args()
+    if options.rows <= FEW:
+        parser.error(f"--rows {options.rows}: more than {FEW}")
     half_PV = recorded(options.run, options.rows) if options.run else made(options.rows, options.vocab)
     wide_PV = half_PV.astype(np.float32)
     torch_PV = torch.from_numpy(half_PV)
@@ -196,7 +198,9 @@ def main() -> None:
             reader.close()
             same("recorder", back_PV, wide_PV)
             del back_PV
-            note("recorder, rows", run, whole - deriving - fixed[-1], reading)
+            # The few rows' own time went with the fixed part: what is left is of the others.
+            rows_alone = (whole - deriving - fixed[-1]) * len(half_PV) / (len(half_PV) - FEW)
+            note("recorder, rows", run, rows_alone, reading)
             note("deriving", run, deriving, float("nan"))
             with qdx.open(run) as tree:
                 lazy = tree["prefill"]["logit"]
