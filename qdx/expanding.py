@@ -69,11 +69,10 @@ def expand(tree: xr.DataTree, lm_head: Any) -> xr.DataTree:
             raise QdxError(
                 f"expand: lm_head has {len(weight_VH)} rows, the recorded vocabulary {vocab}: use it"
             )
-        # However the file is cut: a product is wider than its hidden states by the size of the vocabulary.
-        hidden = hidden.chunk({"config": 1, "repeat": 1, "reference": 1, "position": _POSITIONS})
         logit = xr.apply_ufunc(
             _product,
-            hidden.chunk({"element": -1}),
+            # However the file is cut: a row of logits is many times as long as its hidden state.
+            hidden.chunk({"config": 1, "repeat": 1, "reference": 1, "position": _POSITIONS, "element": -1}),
             kwargs={"weight_VH": weight_VH[:vocab]},
             input_core_dims=[["element"]],
             output_core_dims=[["vocab"]],

@@ -81,7 +81,34 @@ def test_every_config_in_turn_is_a_stranger(produced: Path, verified: Path) -> N
     for line in lines:
         label, counts = line.split(":")[0], line.rpartition(": ")[2]
         assert label not in counts.split()[::2]  # nobody is named who did not replay
-        assert sum(int(part.split()[1]) for part in counts.split(", ")) == 3
+        assert sum(int(part.rsplit(" ", 1)[1]) for part in counts.split(", ")) == 3
+
+
+def compared(*paths: Path) -> list[str]:
+    command = [sys.executable, str(SCRIPTS / "gpu" / "compare_hashes.py"), *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [" ".join(line.split()) for line in done.stdout.splitlines()]
+
+
+def test_hashes_are_compared_between_sweeps_and_within_one(produced: Path, tmp_path: Path) -> None:
+    path = produced / "sweep.nc"
+    rows = int(package.open(path)["decode"]["captured"].sel(config="awq")[0].sum())
+    two = compared(path, path)
+    assert f"awq decode {rows} of {rows} rows model:awq_gemm ~ model:awq_gemm" in two
+    one = compared(path)
+    assert f"decode awq: {rows} of {rows} rows equal in all 2 repeats" in one
+    assert f"replay gptq: 0 of {rows} rows equal in all 2 repeats" in one  # exllama's atomics
+    assert not [line for line in one if "~" in line]  # three kernels
+
+    def once(groups: Groups) -> None:
+        for name, data in groups.items():
+            if "repeat" in data.dims:
+                groups[name] = data.isel(repeat=[0])
+
+    single = compared(rewritten(path, tmp_path / "once.nc", once))
+    assert "decode gptq: not run again" in single
+    assert not [line for line in single if "equal in all" in line]
 
 
 def test_replay_gives_the_rows_of_the_generation_back(produced: Path, verified: Path) -> None:

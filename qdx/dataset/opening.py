@@ -26,8 +26,8 @@ from qdx.dataset.layout import (
 )
 from qdx.errors import QdxError
 
-# Bytes of full rows in a dask chunk: by single rows of 600 KB dask's bookkeeping took half of the time that
-# reading takes, and its threads, waiting for each other at netCDF's lock, three times as long.
+# Bytes of full rows in a dask chunk: of single rows dask's bookkeeping, and its threads' waiting for each
+# other at netCDF's lock, take longer than reading them.
 _TOGETHER = 16 * 2**20
 
 
@@ -44,9 +44,9 @@ def open(path: str | Path) -> xr.DataTree:
     -------
     xarray.DataTree
         Groups and variables as the handbook lists them. Nothing is read but coordinates; full rows are dask
-        arrays of whole chunks of the file (a row each), up to 16 MiB of them together. Of a sweep folder it
-        has the groups of ``sweep.nc`` (of the runs that are there, where they are not merged yet) and the
-        full rows of every run.
+        arrays of whole chunks of the file (a row each), up to 16 MiB of them together (of an unfinished
+        run, single rows). Of a sweep folder it has the groups of ``sweep.nc`` (of the runs that are there,
+        where they are not merged yet) and the full rows of every run.
 
     Raises
     ------
