@@ -17,12 +17,18 @@ BLOCK_N = 512
 BLOCK_M = 8
 OCTET = 8
 STEP_K = 16
-# Where cuBLAS cuts K: (in-features, out-features): (first row, last row, parts), read from its grids on an
+# Where cuBLAS cuts K: (in-features, out-features): (first row, last row, parts)…, read from its grids on an
 # H100 (torch 2.11, CUDA 13; docs/results) at 51, 256 and 2048 rows. Assumed: one choice for 51 – 64 rows,
-# which fill one tile, and between 51 and 256 rows where both ends agree. It is a heuristic of cuBLAS's, so
-# nothing is guessed for other shapes, row counts and GPUs: they are computed uncut. vLLM has 768 x 768 in
-# o_proj alone; a model with its query projection apart, as the transformers backend has it, meets it there.
-SPLITS = {(768, 768): (51, 64, 4), (1536, 768): (51, 256, 5), (12288, 4096): (51, 64, 8)}
+# which fill one tile, and between 51 and 256 rows where both ends agree. 12288 x 4096 at 255 and 256 rows: 64
+# tiles on 128 thread blocks (segment_k_on), and the outputs recorded there are those of two halves. It is a
+# heuristic of cuBLAS's, so nothing is guessed for other shapes, row counts and GPUs: they are computed uncut.
+# vLLM has 768 x 768 in o_proj alone; a model with its query projection apart, as the transformers backend has
+# it, meets it there.
+SPLITS = {
+    (768, 768): ((51, 64, 4),),
+    (1536, 768): ((51, 256, 5),),
+    (12288, 4096): ((51, 64, 8), (255, 256, 2)),
+}
 SPLITS_SM_COUNT = 132
 SPLIT_STEPS = 4  # parts of K are whole tiles of 64 rows
 # Half products of this many elements at a time stay in a core's second-level cache.
@@ -212,7 +218,8 @@ class Exllama(KernelModel):
 
     def _parts(self, rows: int, steps: int) -> list[range]:
         """Return the steps of K that are summed together."""
-        first, last, parts = SPLITS.get((self.in_features, self.out_features), (1, 0, 1))
-        cut = first <= rows <= last and self.sm_count == SPLITS_SM_COUNT
+        known = SPLITS.get((self.in_features, self.out_features), ())
+        parts = next((parts for first, last, parts in known if first <= rows <= last), 1)
+        cut = parts > 1 and self.sm_count == SPLITS_SM_COUNT
         each = -(-steps // (parts * SPLIT_STEPS)) * SPLIT_STEPS if cut else steps
         return [range(at, min(at + each, steps)) for at in range(0, steps, each)]
