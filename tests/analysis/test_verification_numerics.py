@@ -165,11 +165,12 @@ def test_profile_p_by_hand():
     )
     rows = [[*known[v], judged[v]] for v in range(2)]
     rows.append([x - y for x, y in zip(*rows, strict=True)])
-    scores = [0.0] * 5
-    for row in rows:
+    scores = [-math.inf] * 5
+    for row, both_ways in zip(rows, (False, True, False), strict=True):
         middle = sorted(row)[2]
         spread = sorted(abs(x - middle) for x in row)[2]
-        scores = [max(s, abs(x - middle) / spread) for s, x in zip(scores, row, strict=True)]
+        deviations = [(x - middle) / spread for x in row]
+        scores = [max(s, abs(d) if both_ways else d) for s, d in zip(scores, deviations, strict=True)]
     assert p[0] == sum(s >= scores[4] - 1e-6 for s in scores) / 5
     assert p[0] not in (1 / 5, 1.0)
 

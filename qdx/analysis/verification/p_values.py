@@ -9,7 +9,8 @@ Sources
 V. Vovk, A. Gammerman, G. Shafer, *Algorithmic Learning in a Random World* (2005): conformal p. E. J. G.
 Pitman (1937) and F. Wilcoxon (1945): permutation and rank sum. R. A. Fisher (1922): the exact test. B.
 Phipson and G. Smyth (2010): (1 + c)/(1 + B). R. Marcus, E. Peritz, K. R. Gabriel (1976) and J. Goeman, A.
-Solari (2011): closed testing, and how many hypotheses are false. S. Holm (1979). C. Clopper, E. Pearson (1934).
+Solari (2011): closed testing, and how many hypotheses are false. S. Holm (1979). C. Clopper and E. Pearson
+(1934).
 """
 
 from __future__ import annotations
@@ -463,9 +464,7 @@ def clopper_pearson(k: int, n: int, coverage: float = 0.95) -> tuple[float, floa
 
 def _share_of_level(alpha: Fraction, claims: int, tests: int, judged: int) -> Fraction:
     if min(claims, tests, judged) < 1:
-        raise QdxError(
-            f"{claims} claims, {tests} tests and {judged} transcripts: each has to be 1 at least"
-        )
+        raise QdxError(f"{claims} claims, {tests} tests and {judged} transcripts: each has to be 1 at least")
     return alpha / (claims * tests)
 
 
@@ -514,8 +513,8 @@ def fitting_part(total: int) -> int:
 def split(keys: Sequence[str]) -> tuple[list[int], list[int]]:
     """Divide calibration references into those that fit centre and scale and those that test.
 
-    The division is fixed before any value is seen: it goes by the SHA-256 of each reference's key (the hash of
-    its token ids), not by its position or name, so that nobody chooses it.
+    The division is fixed before any value is seen: it goes by the SHA-256 of each reference's key (the hash
+    of its token ids), not by its position or name, so that nobody chooses it.
 
     Parameters
     ----------
