@@ -44,16 +44,18 @@ def trees(
     seed: int = 0,
     verifier_facts: Mapping[str, object] | None = None,
     producer_facts: Mapping[str, object] | None = None,
+    first_prompt: int = 0,
 ) -> tuple[xr.DataTree, xr.DataTree]:
     """A producers' sweep and a verifier's; `noise` maps every label to the standard deviation of its runs.
 
+    References are ref_0, ref_1, … whatever their prompts are; the first one's is the `first_prompt`-th.
     A token's margin under the verifier is 0 for its own config, and otherwise |normal|.
     """
     producers, configs = list(producers or noise), list(configs or noise)
     generator = np.random.default_rng(seed)
 
     def run(label: str, r: int) -> np.ndarray:
-        return row(label, r, tokens, noise[label], generator).astype(np.float32)
+        return row(label, first_prompt + r, tokens, noise[label], generator).astype(np.float32)
 
     own = np.array([[[run(d, r) for r in range(references)] for _ in range(repeats)] for d in producers])
     replay = np.array(
@@ -109,7 +111,14 @@ def trees(
         },
         {"config": producers, "repeat": np.arange(repeats), "reference": names},
     )
-    lengths = xr.Dataset({"length": ("reference", np.full(references, LENGTH))}, {"reference": names})
+    prompts = np.arange(references * LENGTH).reshape(references, LENGTH) + first_prompt * LENGTH
+    lengths = xr.Dataset(
+        {
+            "length": ("reference", np.full(references, LENGTH)),
+            "token_ids": (("reference", "token"), prompts.astype(np.int32)),
+        },
+        {"reference": names},
+    )
     return (
         xr.DataTree.from_dict({"/decode": decode, "/output": output, "/references": lengths}),
         xr.DataTree.from_dict({"/replay": replays, "/references": lengths}),

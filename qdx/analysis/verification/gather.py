@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,8 @@ class Replays:
     prefill : Compared or None
         The references' rows, which do not depend on the transcript.
     environment_D, environment_C : tuple of text for each
+    reference_keys : list of str
+        SHA-256 of each reference's token ids, in the order of `references`: two are the same when these are.
     """
 
     producers: list[str]
@@ -61,6 +64,7 @@ class Replays:
     prefill: Compared | None
     environment_D: list[tuple[str, ...]]
     environment_C: list[tuple[str, ...]]
+    reference_keys: list[str]
 
     @classmethod
     def of(cls, producer_tree: xr.DataTree, verifier_tree: xr.DataTree) -> Replays:
@@ -285,7 +289,15 @@ def _align(
         prefill(tree, verifier, producers, references),
         _environment(tree, own, producers),
         _environment(verifier, replay, configs),
+        _reference_keys(tree, references),
     )
+
+
+def _reference_keys(tree: xr.DataTree, references: list[str]) -> list[str]:
+    stored = tree["references"].to_dataset().sel(reference=references)
+    ids_RT = stored["token_ids"].transpose("reference", "token").values.astype("<i8")
+    lengths_R = stored["length"].values
+    return [sha256(ids_T[:n].tobytes()).hexdigest() for ids_T, n in zip(ids_RT, lengths_R, strict=True)]
 
 
 def _again(replay: xr.Dataset, captured_DCQRT: Bools) -> tuple[Floats, Floats]:
