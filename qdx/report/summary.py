@@ -20,7 +20,10 @@ SCHEMA_VERSION = 1
 LONG = {  # in sweep.nc; too long for a summary
     "effects": ("reference_mean", "rows", "not_measured"),
     "consistency": ("agreement_at", "prefix_agreement"),
-    "attribution": ("roc", "tpr_at", "tpr_at_low", "tpr_at_high"),
+    "attribution": (
+        "roc",
+        *(f"{name}{end}" for name in ("tpr_at", "margin_tpr_at") for end in ("", "_low", "_high")),
+    ),
     "crossing": ("reference_mean",),
 }
 
