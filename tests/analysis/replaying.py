@@ -87,6 +87,7 @@ def trees(
     own = np.array([[runs(d) for _ in range(repeats)] for d in producers])
     replay = np.array([[[runs(c) for _ in range(repeats)] for c in configs] for _ in producers])
     ids = np.random.default_rng(9).integers(0, 500, (len(producers), references, tokens + 1)).astype(np.int32)
+    ids[:, :, 0] = ids[:1, :, 0]  # prefill's row predicts one first token, whoever is judged
     position = np.arange(LENGTH + 1, LENGTH + 1 + tokens, dtype=np.int32)
     names = [f"ref_{r}" for r in range(references)]
     dims = ("config", "repeat", "reference", "position")
@@ -170,14 +171,13 @@ def trees(
 
     here = prefill(configs, verifier_facts)
     first = (len(configs), repeats, len(producers), references)
-    wrong = ~np.broadcast_to(equal[..., 0, 0, 0].T[:, None, :, None], first)
     fed = np.broadcast_to(ids[None, None, ..., 0], first)
     shape = here["row_hash"].shape
     here = here.assign(
         first_token_id=(("config", "repeat", "producer", "reference"), fed.copy()),
-        first_logit=(("config", "repeat", "producer", "reference"), (20.0 - wrong).astype(np.float32)),
+        first_logit=(("config", "repeat", "producer", "reference"), np.full(first, 20, np.float32)),
         top_logit=((*dims, "rank"), np.stack([np.full(shape, 20), np.full(shape, 10)], -1)),
-        top_id=((*dims, "rank"), np.full((*shape, 2), 500, np.int32)),
+        top_id=((*dims, "rank"), np.broadcast_to(ids[0, :, :1, None], (*shape, 2)).copy()),
     ).assign_coords(producer=producers)
     facts = {
         "sampling": greedy() if sampling is None else sampling,

@@ -375,7 +375,9 @@ def _keys(tree: xr.DataTree, references: Sequence[str]) -> list[str]:
 def _transcripts(tree: xr.DataTree, producers: list[str], references: list[str]) -> Ints:
     """Emitted ids of the first repeat, (producer, reference, output token); −1 after the end."""
     output = tree["output"].to_dataset()["token_id"].sel(config=producers, reference=references)
-    return np.asarray(output.transpose("config", "repeat", "reference", "output_token").values[:, 0], np.int64)
+    return np.asarray(
+        output.transpose("config", "repeat", "reference", "output_token").values[:, 0], np.int64
+    )
 
 
 def _emitted(tree: xr.DataTree, own: xr.Dataset, producers: list[str], references: list[str]) -> Ints:

@@ -9,6 +9,7 @@ import xarray as xr
 
 from qdx.analysis.layout import NOT_MEASURED, columns_of, percent, plural, table, wrap
 from qdx.analysis.verification.attribution import OTHER_ANSWERS
+from qdx.analysis.verification.conformal import attainable_level, fewest_references
 from qdx.analysis.verification.p_values import false_alarm_spread, level
 from qdx.analysis.verification.roc import TPR
 from qdx.analysis.verification.split import FPR, threshold_references
