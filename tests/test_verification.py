@@ -20,14 +20,14 @@ from tests.sweeping import SMALL, checkpoints, qdx
 
 CONFIGS = ["awq", "awq_marlin", "gptq"]
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-THREE = [*(a for a in SMALL if not a.startswith("prompts.references")), "prompts.references=3"]
-HERE = ["repeats=2", "backend.threads=1", "metric=[l2]"]
+FIVE = [*(a for a in SMALL if not a.startswith("prompts.references")), "prompts.references=5"]
+HERE = ["repeats=3", "backend.threads=1", "metric=[l2]"]
 
 
 @pytest.fixture(scope="module")
 def produced(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> Path:
     cwd = tmp_path_factory.mktemp("producers")
-    arguments = [f"quant={','.join(CONFIGS)}", *THREE, "metric=[l2]", *checkpoints(tiny_models)]
+    arguments = [f"quant={','.join(CONFIGS)}", *FIVE, "metric=[l2]", *checkpoints(tiny_models)]
     done = qdx("-m", *arguments, "hydra.sweep.dir=made", cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return cwd / "made"
