@@ -9,8 +9,8 @@ import xarray as xr
 
 from qdx.dataset.layout import SCHEMA_VERSION
 
-# Facts that runs state since schema version 2, and what they are called. What depends on the machine may be an
-# empty text in a file that states it: there is no cuBLAS on a CPU.
+# Facts that runs state since schema version 2, and what they are called. What depends on the machine may be
+# an empty text in a file that states it: there is no cuBLAS on a CPU.
 SINCE_2 = {
     "sampling": "sampling parameters",
     "cuda_runtime": "CUDA runtime",
@@ -25,7 +25,14 @@ SINCE_2 = {
     "batch_layout": "batch layout",
     "repeat_processes": "processes of the repeats",
 }
-NEVER_EMPTY = ("sampling", "cpu_capability", "kernel_environment", "torch_switches", "batch_layout", "repeat_processes")
+NEVER_EMPTY = (
+    "sampling",
+    "cpu_capability",
+    "kernel_environment",
+    "torch_switches",
+    "batch_layout",
+    "repeat_processes",
+)
 
 
 def versions(tree: xr.DataTree) -> dict[str, int]:
@@ -45,9 +52,7 @@ def versions(tree: xr.DataTree) -> dict[str, int]:
     """
     stored = _stored(tree)
     own = tree.attrs.get("schema_version", 0)
-    return {
-        label: _version(_text(stored, "schema_version", label) or str(own)) for label in _labels(stored)
-    }
+    return {label: _version(_text(stored, "schema_version", label) or str(own)) for label in _labels(stored)}
 
 
 def lacking(tree: xr.DataTree) -> list[str]:
