@@ -75,8 +75,8 @@ def _check_alike(stated: Sequence[Mapping[str, Any]]) -> None:
             first, here = (str(attrs.get(name, "")) for attrs in (stated[0], own))
             if here != first:
                 raise QdxError(
-                    f"repeat {repeat} ran with {name} {here or 'none'}, repeat 0 with {first or 'none'}: not one "
-                    "config: leave the installation as it is while a sweep runs, and run it again"
+                    f"repeat {repeat} ran with {name} {here or 'none'}, repeat 0 with {first or 'none'}: not "
+                    "one config: leave the installation as it is while a sweep runs, and run it again"
                 )
 
 

@@ -101,8 +101,8 @@ def _tree(path: Path, groups: dict[str, xr.Dataset]) -> xr.DataTree:
         raise QdxError(f"{path} is a NetCDF file that qdx did not write: it has no attribute schema_version")
     if not any(np.array_equal(version, known) for known in READABLE):
         raise QdxError(
-            f"{path} has schema version {version}, this qdx reads {' and '.join(map(str, READABLE))}: use the "
-            "qdx that wrote it"
+            f"{path} has schema version {version}, this qdx reads {' and '.join(map(str, READABLE))}: "
+            "use the qdx that wrote it"
         )
     with reading(path):
         check(path, groups)
