@@ -316,7 +316,7 @@ def _sums_reaching(value_RM: Ints, least: int) -> int:
     sums = 1
     for row in value_RM:
         sums = sum(sums << (int(value) * bits) for value in row)
-    return (sums >> (least * bits)) % ((1 << bits) - 1)
+    return int((sums >> (least * bits)) % ((1 << bits) - 1))
 
 
 def within_reference_false_share(score_RM: Floats, alpha: Fraction) -> int:
