@@ -150,7 +150,7 @@ def trial(law: Law, n: int, generator: np.random.Generator) -> tuple[np.ndarray,
             p[1, d, c] = conformal_p(distance[d, c, n], distance[c, c, :n])
         p[2, d], p[3, d] = likelihood_p(judged, floor_T, calibration), profile_p(judged, floor_T, calibration)
         misfits = token_misfits(judged, floor_T, calibration)
-        loglik[d, :, 0] = log_likelihood(misfits, law.components, 1.0)
+        loglik[d, :, 0] = log_likelihood(misfits, law.components)
     return p, best(-distance[:, :, n:])[:, 0], best(loglik)[:, 0]
 
 
