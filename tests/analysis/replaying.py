@@ -45,17 +45,20 @@ def trees(
     verifier_facts: Mapping[str, object] | None = None,
     producer_facts: Mapping[str, object] | None = None,
     first_prompt: int = 0,
+    alike: bool = False,
 ) -> tuple[xr.DataTree, xr.DataTree]:
     """A producers' sweep and a verifier's; `noise` maps every label to the standard deviation of its runs.
 
     References are ref_0, ref_1, … whatever their prompts are; the first one's is the `first_prompt`-th.
+    With `alike` all configs have one offset: labels name nothing then.
     A token's margin under the verifier is 0 for its own config, and otherwise |normal|.
     """
     producers, configs = list(producers or noise), list(configs or noise)
     generator = np.random.default_rng(seed)
 
     def run(label: str, r: int) -> np.ndarray:
-        return row(label, first_prompt + r, tokens, noise[label], generator).astype(np.float32)
+        own = "" if alike else label
+        return row(own, first_prompt + r, tokens, noise[label], generator).astype(np.float32)
 
     own = np.array([[[run(d, r) for r in range(references)] for _ in range(repeats)] for d in producers])
     replay = np.array(
@@ -83,7 +86,7 @@ def trees(
             **{k: ("config", [v] * len(producers)) for k, v in {**FACTS, **(producer_facts or {})}.items()},
         },
     )
-    equal = np.array([[d == c for c in configs] for d in producers])[:, :, None, None, None]
+    equal = np.array([[d == c or alike for c in configs] for d in producers])[:, :, None, None, None]
     margin = np.where(equal, 0.0, np.abs(generator.normal(0, 1, replay.shape[:-1])))
     facts = {**FACTS, **(verifier_facts or {})}
     replays = xr.Dataset(
