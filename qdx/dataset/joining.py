@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from qdx.dataset import layout, writing
+from qdx.dataset.arithmetic import ARITHMETIC
 from qdx.errors import QdxError
 
 BLOCK_BYTES = 64 * 2**20
+ALIKE = (*ARITHMETIC, "gpu", "compute_capability", "model_runner", "sampling")  # in all parts
 
 
 def join_repeats(parts: Sequence[Path], target: Path, attrs: Mapping[str, Any]) -> None:
@@ -25,11 +27,12 @@ def join_repeats(parts: Sequence[Path], target: Path, attrs: Mapping[str, Any]) 
         Written as ``<target>.part`` and renamed when whole.
     attrs : Mapping
         Root attributes that replace the parts' own: config, config hash, command line, …
+        ``repeat_processes`` counts the parts' processes, and ``replay_exact`` holds where it holds in all.
 
     Raises
     ------
     QdxError
-        When two repeats found other kernels, or the disk is full.
+        When two repeats found other kernels, libraries or switches, or the disk is full.
     """
     import netCDF4
 
@@ -46,9 +49,14 @@ def join_repeats(parts: Sequence[Path], target: Path, attrs: Mapping[str, Any]) 
                 raise QdxError(
                     f"repeat {repeat} loaded kernels {observed}, repeat 0 {kernels[0]}: not one config"
                 )
+        stated = [{name: file.getncattr(name) for name in file.ncattrs()} for file in files]
+        _check_alike(stated)
+        whole_run = {"repeat_processes": sum(int(own.get("repeat_processes", 1)) for own in stated)}
+        if all("replay_exact" in own for own in stated):
+            whole_run["replay_exact"] = min(int(own["replay_exact"]) for own in stated)
         with writing.disk_errors(part), netCDF4.Dataset(part, "w", format="NETCDF4") as joined:
             _copy_attributes(files[0], joined)
-            writing.set_attributes(joined, attrs)
+            writing.set_attributes(joined, {**attrs, **whole_run})
             for name in files[0].groups:
                 if name != "provenance":
                     _join_group([file.groups[name] for file in files], joined.createGroup(name))
@@ -58,6 +66,18 @@ def join_repeats(parts: Sequence[Path], target: Path, attrs: Mapping[str, Any]) 
         for file in files:
             file.close()
     part.replace(target)
+
+
+def _check_alike(stated: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse repeats whose processes computed with other libraries: they are not repeats of one config."""
+    for repeat, own in enumerate(stated):
+        for name in ALIKE:
+            first, here = (str(attrs.get(name, "")) for attrs in (stated[0], own))
+            if here != first:
+                raise QdxError(
+                    f"repeat {repeat} ran with {name} {here or 'none'}, repeat 0 with {first or 'none'}: not one "
+                    "config: leave the installation as it is while a sweep runs, and run it again"
+                )
 
 
 def _layers(group: Any) -> dict[str, tuple[str, str]]:

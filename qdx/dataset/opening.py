@@ -19,8 +19,8 @@ from qdx.dataset.layout import (
     PHASE,
     PHASES,
     PRODUCER_COORDS,
+    READABLE,
     REGION,
-    SCHEMA_VERSION,
     WIDE,
     setting_names,
 )
@@ -99,9 +99,10 @@ def _tree(path: Path, groups: dict[str, xr.Dataset]) -> xr.DataTree:
     version = groups["/"].attrs.get("schema_version")
     if version is None:
         raise QdxError(f"{path} is a NetCDF file that qdx did not write: it has no attribute schema_version")
-    if not np.array_equal(version, SCHEMA_VERSION):
+    if not any(np.array_equal(version, known) for known in READABLE):
         raise QdxError(
-            f"{path} has schema version {version}, this qdx reads {SCHEMA_VERSION}: use the qdx that wrote it"
+            f"{path} has schema version {version}, this qdx reads {' and '.join(map(str, READABLE))}: use the "
+            "qdx that wrote it"
         )
     with reading(path):
         check(path, groups)

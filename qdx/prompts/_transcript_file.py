@@ -45,6 +45,8 @@ class Transcripts:
     vocab : int
         Logits in a row.
     tokenizer_sha256 : str
+    lacking : tuple of str
+        Lines on what the file does not state; see `qdx.dataset.lacking`.
     """
 
     path: Path
@@ -52,6 +54,7 @@ class Transcripts:
     producers: list[Producer]
     vocab: int
     tokenizer_sha256: str
+    lacking: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -145,6 +148,8 @@ class _Reader:
 
     def transcripts(self) -> Transcripts:
         """Check everything and return it."""
+        from qdx.dataset.lacking import lacking
+
         self._check_kind()
         vocab = int(self._one_fact("vocab"))
         references = self._references(vocab)
@@ -157,6 +162,7 @@ class _Reader:
             self._producers(names, tokens_CRT),
             vocab,
             self._one_fact("tokenizer_sha256"),
+            tuple(clean(line) for line in lacking(self._tree)),
         )
 
     def _check_kind(self) -> None:

@@ -21,6 +21,7 @@ from qdx.analysis.verification.split import (
     fewest_to_split,
     split,
     threshold_references,
+    units_of_all,
 )
 from qdx.analysis.verification.which_text import SHOWS_BOTH, SHOWS_TPR, _not_said
 from tests.analysis.replaying import trees
@@ -99,7 +100,11 @@ def test_text_says_what_so_few_references_cannot_show():
 
 def test_too_few_references_are_not_split_and_show_ranks_only():
     section = attribution(*trees(NOISE, references=34), draws=20)
-    assert "No error rates: 34 different references, 35 are needed" in section.text[""]
+    said = " ".join(section.text[""].split())
+    assert (
+        "No error rates: 34 independent units in 34 references (one is what shares token ids, a batch or overlapping prompts), 35 are needed"
+        in said
+    )
     assert "identity" in section.text[""]
     assert "refuted" not in section.result
     assert section.result.attrs["held_out_references"] == 0
@@ -165,17 +170,41 @@ def test_rows_and_tokens_are_counted_apart():
 
 
 def test_the_split_goes_by_the_token_ids_and_not_by_order_or_name():
-    parts = split(KEYS, 0.05)
+    parts = split(KEYS, np.arange(100), 0.05)
     assert [len(x) for x in (parts.fit, parts.honest, parts.judged)] == [10, 40, 50]
     assert sorted([*parts.calibration, *parts.judged]) == list(range(100))
     mixed = np.random.default_rng(0).permutation(100)
-    again = split([KEYS[i] for i in mixed], 0.05)
+    again = split([KEYS[i] for i in mixed], np.arange(100), 0.05)
     assert {KEYS[i] for i in parts.judged} == {KEYS[mixed[i]] for i in again.judged}
     assert {KEYS[i] for i in parts.fit} == {KEYS[mixed[i]] for i in again.fit}
     assert sorted(parts.judged) != list(range(50, 100))
-    twice = split([*KEYS, *KEYS[:30]], 0.05)
-    assert twice.repeated == 30
+    twice = split([*KEYS, *KEYS[:30]], np.arange(130) % 100, 0.05)
+    assert twice.left_out == 30
     assert max([*twice.calibration, *twice.judged]) < 100
+    paired = split(KEYS, np.arange(100) // 2, 0.05)  # batches of two: one of each is used
+    assert paired.left_out == 50
+    assert len({i // 2 for i in [*paired.calibration, *paired.judged]}) == 50
+
+
+def test_units_of_several_producers_are_joined():
+    units = np.array([[0, 0, 1, 2, 3, 4], [0, 1, 1, 2, 3, 3]])
+    joined = units_of_all(units)
+    assert [sorted(np.flatnonzero(joined == u).tolist()) for u in np.unique(joined)] == [
+        [0, 1, 2],
+        [3],
+        [4, 5],
+    ]
+
+
+def test_references_of_one_batch_are_one_unit():
+    producers, verifier = trees(NOISE, references=80, producer_facts={"batch_size": 2})
+    section = attribution(producers, verifier, draws=20)
+    assert section.result.attrs["left_out_references"] == 40
+    assert section.result.attrs["calibration_references"] + section.result.attrs["held_out_references"] == 40
+    assert "40 references of one unit with another" in " ".join(section.text[""].split())
+    producers, verifier = trees(NOISE, references=80, producer_facts={"batch_size": 20})
+    said = " ".join(attribution(producers, verifier, draws=20).text[""].split())
+    assert "No error rates: 4 independent units in 80 references" in said
 
 
 @pytest.mark.parametrize(
@@ -183,11 +212,12 @@ def test_the_split_goes_by_the_token_ids_and_not_by_order_or_name():
 )
 def test_a_split_leaves_a_threshold_and_eight_judged_references(alpha, references):
     keys = [str(i) for i in range(references)]
-    parts = split(keys, alpha)
+    parts = split(keys, np.arange(references), alpha)
     assert len(parts.honest) >= threshold_references(alpha) == math.ceil(1 / level(alpha)) - 1
     assert len(parts.judged) >= 8
-    assert fewest_to_split(alpha) <= references
-    assert split(keys[: fewest_to_split(alpha) - 1], alpha) is None
+    fewest = fewest_to_split(alpha) - 1
+    assert fewest < references
+    assert split(keys[:fewest], np.arange(fewest), alpha) is None
     assert len(parts.calibration) <= max(calibration_references(0.01), calibration_references(alpha))
 
 
@@ -202,8 +232,8 @@ def test_a_separate_calibration_lacks_the_judged_prompts_whatever_their_names():
     result = attribution(*judged, draws=20, calibration=overlapping).result
     assert result.attrs["calibration_references"] == 50
     few = attribution(*judged, draws=20, calibration=trees(NOISE, references=30, seed=1, first_prompt=10))
-    assert "20 calibration references of other prompts than the judged" in " ".join(few.text[""].split())
-    assert beside(KEYS, KEYS, 0.05) is None
+    assert "20 calibration units of other prompts than the judged" in " ".join(few.text[""].split())
+    assert beside(KEYS, np.arange(100), KEYS, np.arange(100), 0.05) is None
 
 
 def test_transcripts_whose_rows_are_all_equal_are_never_unknown():
@@ -219,7 +249,7 @@ def test_transcripts_whose_rows_are_all_equal_are_never_unknown():
     section = attribution(producers, verifier, draws=20)
     assert section.result["bit_equal"].values.tolist() == [[0, 0], [0, 12]]
     data = Replays.of(producers, verifier)
-    parts = split(data.reference_keys, 0.05)
+    parts = split(data.reference_keys, np.arange(100), 0.05)
     p_DCR = Scores.of(data, data, parts).p_DCR
     there = np.isin(parts.judged, exact)
     assert there.sum() >= 3
@@ -230,11 +260,11 @@ def test_transcripts_whose_rows_are_all_equal_are_never_unknown():
     assert (p_DCR[1, 0, there] <= 0.05).all()
 
 
-def test_equal_rows_fit_needs_rows_that_were_compared():
+def test_equal_rows_fit_needs_every_row_that_the_verifier_has():
     p = np.array([[[0.01, 0.01, np.nan]]])
-    compared, equal = np.array([[[4, 0, 4]]]), np.array([[[4, 0, 4]]])
-    np.testing.assert_array_equal(equal_rows_fit(p, compared, equal), [[[1.0, 0.01, 1.0]]])
-    np.testing.assert_array_equal(equal_rows_fit(p, compared, equal - 1)[..., 0], [[0.01]])
+    expected, equal = np.array([[[4, 0, 4]]]), np.array([[[4, 0, 4]]])
+    np.testing.assert_array_equal(equal_rows_fit(p, equal, expected), [[[1.0, 0.01, 1.0]]])
+    np.testing.assert_array_equal(equal_rows_fit(p, equal - 1, expected)[..., 0], [[0.01]])
 
 
 @pytest.mark.parametrize(("n", "alpha"), [(19, 0.05), (40, 0.05), (99, 0.01), (100, 0.01)])
