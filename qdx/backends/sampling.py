@@ -27,7 +27,13 @@ PLAIN: dict[str, Any] = {
     "ignore_eos": True,
 }
 # Further parameters that change which tokens may come; they are stated where they are set.
-RESTRICTIONS = ("bad_words", "allowed_token_ids", "structured_outputs", "guided_decoding", "logits_processors")
+RESTRICTIONS = (
+    "bad_words",
+    "allowed_token_ids",
+    "structured_outputs",
+    "guided_decoding",
+    "logits_processors",
+)
 # The greatest logit survives every cut of the tail, and whether a generation goes on past its end changes no
 # token before it.
 _ANY = {"top_p": (0, 1), "top_k": (-1, 2**31), "min_p": (0, 1)}

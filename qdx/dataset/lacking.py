@@ -25,7 +25,14 @@ SINCE_2 = {
     "batch_layout": "batch layout",
     "repeat_processes": "processes of the repeats",
 }
-NEVER_EMPTY = ("sampling", "cpu_capability", "kernel_environment", "torch_switches", "batch_layout", "repeat_processes")
+NEVER_EMPTY = (
+    "sampling",
+    "cpu_capability",
+    "kernel_environment",
+    "torch_switches",
+    "batch_layout",
+    "repeat_processes",
+)
 
 
 def versions(tree: xr.DataTree) -> dict[str, int]:
@@ -45,9 +52,7 @@ def versions(tree: xr.DataTree) -> dict[str, int]:
     """
     stored = _stored(tree)
     own = tree.attrs.get("schema_version", 0)
-    return {
-        label: _version(_text(stored, "schema_version", label) or str(own)) for label in _labels(stored)
-    }
+    return {label: _version(_text(stored, "schema_version", label) or str(own)) for label in _labels(stored)}
 
 
 def lacking(tree: xr.DataTree) -> list[str]:

@@ -46,6 +46,8 @@ class Report:
         Label of a job, name of an analysis, ``metric <name>`` or name of a file to its error.
     missing : list of str
         Labels that left nothing.
+    verdict_status : int
+        Exit status that the verdicts of a verifier's sweep ask for: 0, 3 or 4.
     """
 
     text: str
@@ -53,6 +55,7 @@ class Report:
     paths: Mapping[str, Path]
     failed: Mapping[str, str]
     missing: list[str]
+    verdict_status: int = 0
 
 
 def build(
@@ -309,7 +312,15 @@ def _write(
     paths |= {f"{figures.FOLDER}/{path.name}": path for path in saved}
     problems = {f"metric {name}": error for name, error in facts.unmeasured.items()}
     failed = {**facts.failed, **facts.broken, **problems, **facts.unwritten}
-    return Report(text, summary, paths, failed, list(facts.missing))
+    return Report(text, summary, paths, failed, list(facts.missing), _verdict_status(sections))
+
+
+def _verdict_status(sections: list[Section]) -> int:
+    """The exit status that the verdicts ask for; 0 where nothing was judged."""
+    from qdx.analysis.verification.verdicts import exit_status
+
+    judged = [section.result["verdict"].values.tolist() for section in sections if section.name == "verify"]
+    return exit_status(judged[0]) if judged else 0
 
 
 def _stale(facts: Facts, suffix: str) -> str:

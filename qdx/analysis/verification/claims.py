@@ -105,7 +105,7 @@ def calibrating(data: Replays, calibration: Trees | Sequence[Trees] | None) -> l
     pairs = [calibration] if isinstance(calibration[0], xr.DataTree) else list(calibration)
     found = []
     for pair in pairs:
-        known = Replays.of(*pair)  # type: ignore[misc]
+        known = Replays.of(*pair)
         if known.components != data.components:
             raise QdxError(
                 f"calibration has sketches of {known.components} components, the judged of {data.components}: "

@@ -37,7 +37,16 @@ ON_CPU = {
 OF_A_MODEL = {"code_sha256": "qdx code", "sm_count": "modelled SMs"}
 COMPANIONS = {"references_sha256": "references of a batch"}
 RUNNER = {"model_runner": "model runner"}
-TITLES = {**EVERYWHERE, **ON_GPU, **ON_CPU, **OF_A_MODEL, **COMPANIONS, **RUNNER, **SETTINGS, "gpu or cpu": "device"}
+TITLES = {
+    **EVERYWHERE,
+    **ON_GPU,
+    **ON_CPU,
+    **OF_A_MODEL,
+    **COMPANIONS,
+    **RUNNER,
+    **SETTINGS,
+    "gpu or cpu": "device",
+}
 MACHINE = ("gpu or cpu", "compute_capability", "sm_count", "cpu", "threads", "cpu_capability")
 _ABSENT = ("", "0")
 

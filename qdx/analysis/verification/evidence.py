@@ -208,9 +208,7 @@ def _claim(data: Replays, known: Sequence[Replays], d: int, c: int, alpha: Fract
     )
 
 
-def _listed(
-    data: Replays, known: Sequence[Replays], d: int, c: int
-) -> tuple[list[_Listed], dict[str, str]]:
+def _listed(data: Replays, known: Sequence[Replays], d: int, c: int) -> tuple[list[_Listed], dict[str, str]]:
     """The tests that the files allow, and why they do not allow the others."""
     match = compare(data.class_D[d], data.class_C[c])
     tests, unlisted = list[_Listed](), dict[str, str]()
@@ -332,7 +330,9 @@ def _why_no_distances(data: Replays, d: int, c: int) -> str:
 def _why_no_text(greedy: bool | None) -> str:
     if greedy is None:
         return "the record does not state how its tokens were chosen"
-    return "the record states another decoding than plain greedy, and this version has no test of sampled output"
+    return (
+        "the record states another decoding than plain greedy, and this version has no test of sampled output"
+    )
 
 
 def _start_check(data: Replays, c: int) -> str:

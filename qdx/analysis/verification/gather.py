@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qdx.analysis.numerics import Bools, Floats, Ints
 from qdx.analysis.verification.compared import NO_ROWS, Compared, marks, own_repeats, prefill
-from qdx.analysis.verification.environment_class import class_of
+from qdx.analysis.verification.environment_class import MACHINE, class_of, compare
 from qdx.analysis.verification.exact import pooled, repeating
 from qdx.analysis.verification.likelihood import Calibration, energy, row_mean, ulp_floor
 from qdx.analysis.verification.units import spans_of, units_of
@@ -236,6 +236,33 @@ class Replays:
                         energy_CVNT[c, v] = self.energy_DCRT[d, self.configs.index(other)]
         return Calibration(energy_CVNT, floor_CNT, self.components)
 
+    def honest(self, score_DCR: Floats, configs: Sequence[str]) -> Floats:
+        """A score of honest pairs, (config, reference); NaN for a config that has none."""
+        null_CN = np.full((len(configs), len(self.references)), np.nan)
+        for c, label in enumerate(configs):
+            if label in self.producers and label in self.configs:
+                null_CN[c] = score_DCR[self.producers.index(label), self.configs.index(label)]
+        return null_CN
+
+
+def same_machines(data: Replays, known: Replays) -> Bools:
+    """Whether nothing speaks against config c's known transcripts as the null of producer d.
+
+    They were made in a class that does not contradict the producer's, and replayed in one that does not
+    contradict the verifier's now: (producer, config).
+    """
+    found = np.zeros((len(data.producers), len(data.configs)), bool)
+    for c, label in enumerate(data.configs):
+        if label not in known.producers or label not in known.configs:
+            continue
+        made = known.class_D[known.producers.index(label)]
+        replayed = compare(known.class_C[known.configs.index(label)], data.class_C[c])
+        for d, own in enumerate(data.class_D):
+            # Another config's engine settings are part of what is told apart; the machine's are not.
+            machine = [{name: side.get(name, "") for name in MACHINE} for side in (own, made)]
+            found[d, c] = not compare(*machine).differs and not replayed.differs
+    return found
+
 
 def key_of(token_ids: NDArray[Any]) -> str:
     """SHA-256 of a reference's token ids: what makes two references the same."""
@@ -348,7 +375,9 @@ def _keys(tree: xr.DataTree, references: Sequence[str]) -> list[str]:
 def _transcripts(tree: xr.DataTree, producers: list[str], references: list[str]) -> Ints:
     """Emitted ids of the first repeat, (producer, reference, output token); −1 after the end."""
     output = tree["output"].to_dataset()["token_id"].sel(config=producers, reference=references)
-    return np.asarray(output.transpose("config", "repeat", "reference", "output_token").values[:, 0], np.int64)
+    return np.asarray(
+        output.transpose("config", "repeat", "reference", "output_token").values[:, 0], np.int64
+    )
 
 
 def _emitted(tree: xr.DataTree, own: xr.Dataset, producers: list[str], references: list[str]) -> Ints:
@@ -395,15 +424,16 @@ def _energies(own: xr.Dataset, replay: xr.Dataset, here_DRT: Bools, captured_DCQ
     floor_DRT = np.full(here_DRT.shape, np.nan)
     between = np.full((producers, configs, references, members, members), np.nan)
     beside = np.full((producers, configs, references, members, configs), np.nan)
-    if "sketch" not in own:  # a file of commitments
-        return _Energies(energy_DCRT, floor_DRT, between, beside)
-    if own.sizes["component"] != replay.sizes["component"]:
+    sketched = "sketch" in own  # a file of commitments has none
+    if sketched and own.sizes["component"] != replay.sizes["component"]:
         raise QdxError(
             f"sketches of {own.sizes['component']} and {replay.sizes['component']} components cannot be "
             "compared: use one capture.components"
         )
     dtypes = [str(v) for v in np.broadcast_to(own["dtype"].values, (producers,))]
-    mine_DRTK = _own(own, "sketch", "component").astype(np.float64)
+    shape = (*here_DRT.shape, replay.sizes["component"])
+    mine_DRTK = _own(own, "sketch", "component").astype(np.float64) if sketched else np.zeros(shape)
+    here_DRT = here_DRT & sketched
     for d in range(producers):  # one producer's sketches in memory at a time
         theirs = replay["sketch"].isel(producer=d).transpose(*REPLAY[1:], "component")
         theirs_CQRTK = theirs.values.astype(np.float64)

@@ -116,7 +116,7 @@ def _lacking(data: Replays, evidence: Evidence) -> list[str]:
     """One line about files that lack facts of the class, and what can still be concluded."""
     from qdx.analysis.verification.environment_class import compare
 
-    names = []
+    names: list[str] = []
     for d, own in enumerate(data.class_D):
         c = data.configs.index(data.producers[d]) if data.producers[d] in data.configs else 0
         names += compare(own, data.class_C[c]).unstated

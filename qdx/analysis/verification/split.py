@@ -92,8 +92,8 @@ def split(keys: Sequence[str], unit_R: Ints, alpha: float) -> Split | None:
     Notes
     -----
     Units are sorted by the least SHA-256 of their references' keys, so that neither their order in the file
-    nor their names, which a producer may choose, decides. Whoever chooses the prompts can compute the split beforehand: it
-    measures error rates and is no defence against a liar.
+    nor their names, which a producer may choose, decides. Whoever chooses the prompts can compute the split
+    beforehand: it measures error rates and is no defence against a liar.
     """
     order, left_out = _order(keys, unit_R)
     needed = calibration_references(alpha)

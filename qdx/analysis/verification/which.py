@@ -25,7 +25,7 @@ from qdx.analysis.verification.gather import Replays
 from qdx.analysis.verification.held_out import calibrated_pairs, held_out
 from qdx.analysis.verification.likelihood import Calibration, row_mean
 from qdx.analysis.verification.split import beside, fewest_to_split, split, units_of_all
-from qdx.analysis.verification.which_text import headline, leave_one_out_text, section_text
+from qdx.analysis.verification.which_text import calibration_text, headline, leave_one_out_text, section_text
 from qdx.errors import QdxError
 
 ONE = {"units": "1"}
@@ -198,7 +198,7 @@ def attribution_by_distance(
     counts = judged.references_CR[judged.references_CR > 0]
     least = int(counts.min()) if counts.size else 0
     result.attrs = {"alpha": alpha, "references": len(references), "calibration_references": least}
-    text = leave_one_out_text(result)
+    text = [*calibration_text(least, alpha, True), *leave_one_out_text(result)]
     title = f"Which of N by {metric}, {phase}"
     return Section("attribution_by_distance", title, result, {phase: "\n".join(text)})
 

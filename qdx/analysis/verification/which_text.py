@@ -9,6 +9,7 @@ import xarray as xr
 
 from qdx.analysis.layout import NOT_MEASURED, columns_of, percent, plural, table, wrap
 from qdx.analysis.verification.attribution import OTHER_ANSWERS
+from qdx.analysis.verification.conformal import attainable_level, fewest_references
 from qdx.analysis.verification.p_values import false_alarm_spread, level
 from qdx.analysis.verification.roc import TPR
 from qdx.analysis.verification.split import FPR, threshold_references
@@ -272,3 +273,31 @@ def _bits(result: xr.Dataset, producer: str, total: int) -> str:
     others = [str(name) for name, count in counts.items() if count]
     said = NOT_MEASURED if own is None else f"{int(own)}/{total}"
     return said + (f" (and {', '.join(others)})" if others else "")
+
+
+def calibration_text(references: int, alpha: float, own_labels: bool) -> list[str]:
+    """Say what the p-values rest on, and when that is too little."""
+    source = (
+        "the judged producers' labels taken as true, every transcript judged by the other references "
+        "(a label that is wrong throughout cannot be found so: it shows error rates, no verdict rests on it)"
+        if own_labels
+        else "separate transcripts of known configs"
+    )
+    lines = [
+        f"Calibration: {plural(references, 'reference')} a config, from {source}. Assumed: the judged "
+        "transcript and the calibration are exchangeable (prompts of one kind, the same two environments)."
+    ]
+    if not references:
+        lines.append("No calibration: no p-value of distances, no verdict by them.")
+    elif references < fewest_references(alpha):
+        lines.append(
+            f"Too little calibration: at level {alpha:.0%} no claim can be rejected with fewer than "
+            f"{fewest_references(alpha)} references (smallest possible p here: 1/{references + 1}); every "
+            "calibrated config stays plausible."
+        )
+    else:
+        lines.append(
+            f"An honest claim on one transcript is rejected with probability at most {alpha:.0%} "
+            f"(attainable: {attainable_level(references, alpha):.2%})."
+        )
+    return [wrap(line, "  ") for line in lines]
