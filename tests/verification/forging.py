@@ -1,7 +1,7 @@
 """Writes producers' files that lie, consistent with everything that a reader of the file checks.
 
-A forger has an honest sweep, other checkpoints, and qdx itself: whatever she wants to publish as a row, she can
-have computed. A `Producer` says which text a transcript has, whose rows stand beside it and whose prefill
+A forger has an honest sweep, other checkpoints, and qdx itself: whatever she wants to publish as a row, she
+can have computed. A `Producer` says which text a transcript has, whose rows stand beside it and whose prefill
 before it, reference by reference; `forge` writes that as a ``sweep.nc`` and `commitments` as a file of
 commitments. An `Edit` then changes what the file states: facts, what was captured, labels, references.
 

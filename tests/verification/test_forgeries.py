@@ -33,7 +33,7 @@ class Case:
 
     producers: Sequence[Producer]
     expected: set[str]
-    calibration: bool = False
+    calibration: str = ""
     commitments: bool = False
     claims: Mapping[str, str] = field(default_factory=dict)
     configs: Sequence[str] = ()
@@ -65,10 +65,10 @@ ISSUE: Mapping[str, Callable[[], Case]] = {
         mixed("gptq", 7 / 8, "awq"), REFUTED
     ),
     "half of another format, with calibration": lambda: Case(
-        mixed("gptq", 0.5, "awq"), REFUTED, calibration=True
+        mixed("gptq", 0.5, "awq"), REFUTED, calibration="here"
     ),
     "seven of eight of another format, with calibration": lambda: Case(
-        mixed("gptq", 7 / 8, "awq"), REFUTED, calibration=True
+        mixed("gptq", 7 / 8, "awq"), REFUTED, calibration="here"
     ),
     "random text, rows are the claim's replay": lambda: Case(forged("awq", "random", "awq"), REFUTED),
     "all tokens but the first replaced, first rows captured": lambda: Case(
@@ -96,7 +96,7 @@ ISSUE: Mapping[str, Callable[[], Case]] = {
     "another machine, random text, replayed sketches with noise, calibration": lambda: Case(
         forged("awq", "random", "noisy:0.02:awq", state("awq", **forging.OTHER_CPU)),
         REFUTED,
-        calibration=True,
+        calibration="cpu",
     ),
     "bit-equal to another config than the label says": lambda: Case(
         forged("awq_marlin", "awq", "awq", state("awq_marlin", **forging.OTHER_CPU), prefill="awq")[:1],
@@ -125,7 +125,7 @@ FURTHER: Mapping[str, Callable[[], Case]] = {
         forged("gptq", "awq", "nan"), CAUGHT
     ),
     "sketches that are not numbers, with calibration": lambda: Case(
-        forged("gptq", "awq", "nan"), CAUGHT, calibration=True
+        forged("gptq", "awq", "nan"), CAUGHT, calibration="here"
     ),
     "sketches of the greatest numbers": lambda: Case(forged("gptq", "awq", "huge"), CAUGHT),
     "facts left out, text of another format": lambda: Case(
@@ -151,13 +151,13 @@ FURTHER: Mapping[str, Callable[[], Case]] = {
 HONEST: Mapping[str, Callable[[], Case]] = {
     "every row equal": lambda: Case([Producer("awq"), *BESIDE], {"confirmed"}),
     "every row equal, with calibration": lambda: Case(
-        [Producer("awq"), *BESIDE], {"confirmed"}, calibration=True
+        [Producer("awq"), *BESIDE], {"confirmed"}, calibration="here"
     ),
     "every commitment equal": lambda: Case([Producer("awq"), *BESIDE], {"confirmed"}, commitments=True),
     "a config that does not repeat": lambda: Case([Producer("gptq"), *BESIDE], FIT),
     # Every prompt set's first reference is ref_0: the calibration's are other prompts of the same names.
     "a config that does not repeat, with calibration": lambda: Case(
-        [Producer("gptq"), *BESIDE], FIT, calibration=True
+        [Producer("gptq"), *BESIDE], FIT, calibration="here"
     ),
     "another GPU stated, rows equal": lambda: Case(
         [Producer("awq", edits=[state("awq", **forging.OTHER_GPU)]), *BESIDE], {"confirmed"}

@@ -216,7 +216,7 @@ class World:
         texts: Mapping[str, Sequence[str]],
         references: Sequence[int] | None = None,
         configs: Sequence[str] = (),
-        calibration: bool = False,
+        calibration: str = "",
         claims: Mapping[str, str] | None = None,
         alpha: float = 0.05,
     ) -> Judged:
@@ -234,8 +234,9 @@ class World:
             Which of the judged references the file's are. Default: all, in order.
         configs : sequence of str, optional
             That the verifier tries. Default: all.
-        calibration : bool
-            Give the verifier the calibration.
+        calibration : str
+            The machine (of `forging.MACHINES`) that the calibration was made on, as its file states it; "":
+            there is none.
         """
         if target.exists():
             shutil.rmtree(target)
@@ -256,7 +257,7 @@ class World:
         (target / "sweep.json").write_text(json.dumps(plan))
         arguments = [str(target)]
         if calibration:
-            arguments += ["--calibration", str(self.folder / "known")]
+            arguments += ["--calibration", str(self._known(calibration))]
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             status = report(arguments)
@@ -265,6 +266,20 @@ class World:
         if not found:
             raise AssertionError(f"{target}: no verdict (status {status}): {said.getvalue()[-2000:]}")
         return Judged(found["verdict"], found["because"], status, target)
+
+    def _known(self, machine: str) -> Path:
+        """The folder of the calibration, whose producers state a machine."""
+        source, target = self.folder / "known", self.folder / f"known-{machine}"
+        if machine == "here":
+            return source
+        if not (target / "producers.nc").exists():
+            target.mkdir(exist_ok=True)
+            shutil.copyfile(source / "sweep.nc", target / "sweep.nc")
+            groups = forging.read(source / "producers.nc")
+            for label in self.size.configs:
+                forging.state(label, **forging.MACHINES[machine])(groups)
+            forging.write(groups, target / "part.nc").replace(target / "producers.nc")
+        return target
 
     def _replays(
         self,
