@@ -36,6 +36,7 @@ SHARES = (0.01, 0.1, 0.5, 0.9, 1.0)
 CHANGES = ("last", "tail", "one", "second", "moved")
 FILLED = ("garbage", "zeros", "nan", "huge")
 NOISES = ("0.005", "0.02", "0.2")
+DOES_NOT_REPEAT = ("gptq",)  # exllama's decode sums in an order that is new in every run
 TESTS = 4  # members that a verdict's list of tests has at most; for the limit of few false transcripts
 
 
@@ -141,7 +142,7 @@ def limit(made: Draw, false: int, world: World) -> str:
     # Of m judged and n others, k false ones lie above all others with this probability: the least p there is.
     n, m = world.size.known // 2, world.count
     least = 2 * comb(m, false) / comb(m + n, false)
-    if made.calibration and made.claim == "gptq" and 2 * TESTS * least > 0.05:
+    if made.calibration and made.claim in DOES_NOT_REPEAT and 2 * TESTS * least > 0.05:
         return "fewer false transcripts than the test finds"
     return ""
 

@@ -86,7 +86,11 @@ ISSUE: Mapping[str, Callable[[], Case]] = {
     ),
     "garbage rows, one template row of prefill, another CPU": lambda: Case(
         forged(
-            "awq", "random", "zeros", *drops("awq", "all but the template"), state("awq", **forging.OTHER_CPU)
+            "awq",
+            "random",
+            "zeros",
+            forging.drop("awq", "prefill", forging.template),
+            state("awq", **forging.OTHER_CPU),
         ),
         CAUGHT,
     ),
@@ -198,7 +202,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="module")
 def twins(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A model whose every greedy choice is an exact tie of two tokens."""
-    size = Size(configs=("awq",), others=(), changed=("awq",), references=4, twins=True)
+    size = Size(configs=("awq",), others=(), changed=("awq",), references=4, processes=1, twins=True)
     return World.build(tmp_path_factory.mktemp("twins"), size)
 
 

@@ -364,7 +364,7 @@ class World:
         file = self.folder / f"{name}.nc"
         forging.write(_of_texts(self.made, texts, chosen), file)
         paths = {form: models / form for form in ("none", "awq", "gptq")}
-        repeats = self.size.processes + (name == "bank")
+        repeats = self.size.processes + 1 if name == "bank" else 1
         arguments = [
             "-m",
             "prompts=transcripts",
