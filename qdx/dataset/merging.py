@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from qdx.dataset import folder
+from qdx.dataset import checksums, folder
 from qdx.dataset.combine import combine
 from qdx.dataset.encoding import PORTABLE
 from qdx.dataset.layout import CHUNK_LIMIT, PHASES, WIDE
@@ -50,10 +50,12 @@ def merge(directory: Path, target: Path) -> None:
     finally:
         for opened in trees.values():
             opened.close()
+    with disk_errors(target):
+        checksums.store(target)
 
 
 def append(path: Path, group: str, dataset: xr.Dataset) -> None:
-    """Add a group to a file, compressed with zlib.
+    """Add a group to a file, compressed with zlib; a file with checksums gets those of the group too.
 
     Parameters
     ----------
@@ -81,8 +83,11 @@ def append(path: Path, group: str, dataset: xr.Dataset) -> None:
     if present:
         raise QdxError(f"{path} has a group {group} already: merge again to replace it")
     plain = _plain(dataset)
+    before = checksums.load(path)  # writing cuts them off
     with disk_errors(path), dask.config.set(scheduler="synchronous"):  # netCDF writes one at a time anyway
         plain.to_netcdf(path, mode="a", group=group, engine="netcdf4", encoding=_encoding(plain))
+        if before is not None:
+            checksums.store(path, known=before.sums)
 
 
 def _plain(dataset: xr.Dataset) -> xr.Dataset:
