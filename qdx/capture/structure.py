@@ -145,7 +145,7 @@ class Structure:
             Path of a variable of full rows to the checksums of its rows: made of what is written, and not of
             what the file gives back.
         """
-        sums = {}
+        sums: dict[str, checksums.Sums] = {}
         for phase in self.phases:
             for name in self.variables(phase).keys() - {self.wide}:
                 for block in _blocks(source[phase][name]):
@@ -161,7 +161,7 @@ class Structure:
 
     def _copy_rows(self, journal: Journal, variable: Any, phase: str) -> checksums.Sums:
         empty = np.full((1, variable.shape[-1]), variable.getncattr("_FillValue"), np.float32)
-        sums = np.full(variable.shape[:-1], checksums.sums_of(empty, 1)[0])
+        sums: checksums.Sums = np.full(variable.shape[:-1], checksums.sums_of(empty, 1)[0])
         if not variable.size:
             return sums
         # netCDF would keep 64 MiB of such a variable in memory, and no row is read or written twice.
@@ -180,8 +180,9 @@ class Structure:
             return journal.read(phase, (*place, start), stop - start)
 
         for (place, start, stop), rows_PV in _ahead(read, blocks):
-            variable[(0, *place, slice(start, stop), slice(None))] = rows_PV
-            sums[(0, *place, slice(start, stop))] = checksums.sums_of(rows_PV, len(rows_PV))
+            at: Any = (0, *place, slice(start, stop))
+            variable[at] = rows_PV
+            sums[at] = checksums.sums_of(rows_PV, len(rows_PV))
         return sums
 
     def _put_index(self, group: Any, sizes: Mapping[str, int]) -> None:

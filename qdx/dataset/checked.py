@@ -1,4 +1,4 @@
-"""Reads values of a file and holds them against the file's checksums: `netCDF4` variables and `xarray` groups."""
+"""Reads a file's values, and holds them against its checksums: netCDF4 variables and groups for xarray."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ from xarray.backends import NetCDF4DataStore
 from xarray.backends.netCDF4_ import NetCDF4ArrayWrapper
 from xarray.core import indexing
 
-from qdx.dataset.checksums import Checksums, DamageError, damage, join, load, outer_axes, pieces, sums_of, walk
+from qdx.dataset.checksums import (
+    Checksums,
+    DamageError,
+    damage,
+    join,
+    load,
+    outer_axes,
+    pieces,
+    sums_of,
+    walk,
+)
 from qdx.dataset.layout import WIDE
 
 UNREADABLE = "cannot be read"
@@ -34,8 +44,8 @@ class Stored:
     dims : tuple of str
     shape : tuple of int
     fetch : callable
-        Takes a key for every axis and returns raw values, as netCDF4 does without masking, scaling and joining of
-        characters. It takes the lock that it needs.
+        Takes a key for every axis and returns raw values, as netCDF4 does without masking, scaling and
+        joining of characters. It takes the lock that it needs.
     checksums : Checksums or None
         Of the file; without them only what cannot be read at all is found.
     """
@@ -67,7 +77,7 @@ class Stored:
         Parameters
         ----------
         key : sequence
-            An integer, slice or sorted array of integers for each axis; a shorter one takes all of the others.
+            An integer, slice or sorted array of integers for each axis; axes that it lacks are taken whole.
 
         Raises
         ------
@@ -184,7 +194,7 @@ class _Array(NetCDF4ArrayWrapper):
 
     def _getitem(self, key: Any) -> Any:
         store: CheckedStore = self.datastore
-        variable = self.get_array()
+        variable = self.get_array()  # type: ignore[no-untyped-call]
         name = join(f"/{(store._group or '').strip('/')}", self.variable_name)
         dims, shape = variable.dimensions, variable.shape
         return Stored(Path(store._filename), name, dims, shape, super()._getitem, store.checksums).read(key)
@@ -198,13 +208,13 @@ class CheckedStore(NetCDF4DataStore):
     def open_store_variable(self, name: Any, var: Any) -> xr.Variable:
         """Return a variable of the group, unread."""
         plain = super().open_store_variable(name, var)
-        array = indexing.LazilyIndexedArray(_Array(name, self))
+        array = indexing.LazilyIndexedArray(_Array(name, self))  # type: ignore[no-untyped-call]
         return xr.Variable(plain.dims, array, plain.attrs, plain.encoding)
 
 
 def open_groups(
     path: Path, *, groups: Sequence[str] | None = None, drop_variables: Iterable[str] = ()
-) -> tuple[dict[str, xr.Dataset], Checksums | None]:
+) -> dict[str, xr.Dataset]:
     """Open a file's groups without reading arrays, as `xarray.open_groups` does.
 
     Parameters
@@ -216,21 +226,19 @@ def open_groups(
 
     Returns
     -------
-    groups : dict
-        By path. All share one open file.
-    checksums : Checksums or None
-        None of a file that has none: its values are unchecked.
+    dict
+        Groups by path. All share one open file.
 
     Raises
     ------
     DamageError
-        When groups, dimensions, attributes or an index are not what was written. Arrays raise it when they are
-        read.
+        When groups, dimensions, attributes or an index are not what was written. Arrays raise it when they
+        are read.
     OSError, RuntimeError
         When it is no NetCDF-4 file or not a whole one.
     """
     checksums = load(path)
-    root = CheckedStore.open(str(path))
+    root = CheckedStore.open(str(path))  # type: ignore[no-untyped-call]
     try:
         if checksums is not None:
             checksums.check_structure(path, root.ds)
@@ -242,4 +250,4 @@ def open_groups(
     except BaseException:
         root.close()
         raise
-    return found, checksums
+    return found

@@ -10,7 +10,6 @@ import codecs
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -237,4 +236,3 @@ def blaming(paths: Iterable[Path]) -> Iterator[None]:
         if said := find_damage(paths):
             raise QdxError(said) from error
         raise
-

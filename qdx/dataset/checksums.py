@@ -1,15 +1,15 @@
-"""Sums of everything that a file holds, kept behind the file's end, so that damage is found when it is read.
+"""Sums of everything that a file holds, kept behind its end, so that damage is found when it is read.
 
-Neither HDF5's chunks nor blosc carry a checksum. (HDF5's own filter, fletcher32, stands before blosc in netCDF's
-chain: it makes full rows 12 % larger and their reading 24 % slower, and is skipped when a bit of the chunk's
-index flips.) Here a sum is made of every block of *values*, such as a row of logits or a variable of one
-reference, and one of every group's and variable's dimensions and attributes. They stand after the last byte that
-HDF5 counts as its own: every reader ignores them, copying the file copies them, and whoever changes the file with
-HDF5 afterwards cuts them off, so that an edited file is unchecked and never called damaged.
+Neither HDF5's chunks nor blosc carry a checksum. (HDF5's own filter, fletcher32, stands before blosc in
+netCDF's chain: it makes full rows 12 % larger and their reading 24 % slower, and a flipped bit of the chunk's
+index can switch it off.) Here a sum is made of every block of *values*, such as a row of logits or a variable
+of one reference, and a digest of every group's and variable's dimensions and attributes. They stand after the
+last byte that HDF5 counts as its own: every reader ignores them, copying the file copies them, and whoever
+changes the file with HDF5 afterwards cuts them off: an edited file is unchecked, and not called damaged.
 
 The sum of a block is ``Σ a_i · word_i (mod 2^64)`` over its 64-bit words with odd ``a_i``, see
-`qdx.capture.hashing`: any change of one word is found with certainty, any other but one in 2^64. It protects from
-accidents and not from somebody who changes a value on purpose: she can make the sums anew.
+`qdx.capture.hashing`: any change of one word is found with certainty, any other but one in 2^64. It protects
+from accidents and not from somebody who changes a value on purpose: she can make the sums anew.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Checksums:
         DamageError
             Naming the first that differs.
         """
-        found = {name: group for name, group in walk(file)}
+        found = dict(walk(file))
         for name, digest in self.groups.items():
             if name not in found:
                 raise damage(path, f"group {name}", "is missing")

@@ -67,7 +67,7 @@ def join_repeats(parts: Sequence[Path], target: Path, attrs: Mapping[str, Any]) 
 
 
 def _known(sources: Sequence[checksums.Checksums | None]) -> dict[str, checksums.Sums]:
-    """Return the sums of all repeats' full rows, so that damage done since the parts were written is found."""
+    """Return the sums of all repeats' full rows: damage done since the parts were written is found."""
     whole = [source for source in sources if source is not None]
     names = [name for name in whole[0].sums if name.rpartition("/")[2] in layout.WIDE] if whole else []
     if len(whole) < len(sources):

@@ -102,7 +102,7 @@ def _warn(files: Iterable[Path]) -> None:
 def open_file(path: Path) -> xr.DataTree:
     """Open one NetCDF file; see `open`."""
     with reading(path):
-        groups, checksums = open_groups(path)
+        groups = open_groups(path)
     try:
         return _tree(path, groups)
     except BaseException:
@@ -172,7 +172,7 @@ def _open_rows(path: Path, phase: str, settings: Iterable[str]) -> xr.Dataset:
     small = (*PHASE, *FIRST, *CONFIG_COORDS, *PRODUCER_COORDS, *settings, REGION.name)
     others = [name for name in small if name not in WIDE]
     with reading(path):
-        groups, _ = open_groups(path, groups=[f"/{phase}"], drop_variables=others)
+        groups = open_groups(path, groups=[f"/{phase}"], drop_variables=others)
         return _lazy_rows(groups[f"/{phase}"])
 
 

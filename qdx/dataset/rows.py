@@ -34,7 +34,7 @@ def _key(path: Path) -> _Key:
 
 
 def _handle(key: _Key) -> tuple[Any, Checksums | None]:
-    """Return the open file and its checksums, closing the one that was used longest ago when there are too many."""
+    """Return the open file and its checksums; of too many, close the one that was used longest ago."""
     import netCDF4
 
     path = key[0]
