@@ -54,7 +54,7 @@ def end(path: Path) -> int:
 
 
 def change(path: Path, group: str, name: str, key, value) -> None:
-    """Change a value and leave the checksums as they were: what a flipped bit does to a chunk that is read."""
+    """Change a value and leave the checksums as they were, as a flipped bit does."""
     sums = path.read_bytes()[end(path) :]
     with netCDF4.Dataset(path, "r+") as file:
         variable = file[group][name]
@@ -102,7 +102,7 @@ def outcome(path: Path, name: str, before: bytes) -> str:
     """Read a variable as qdx does: found, or harmless when its values are those of before."""
     try:
         checksums = load(path)
-        group, _, own = name.rpartition("/")
+        group, _, _ = name.rpartition("/")
         with netCDF4.Dataset(path) as file:
             assert checksums is not None
             checksums.check_structure(path, file)
