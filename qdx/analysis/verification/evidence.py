@@ -129,7 +129,7 @@ class Calibrated:
 
 def sampling_of(data: Replays, d: int) -> bool | None:
     """Whether a producer states plain greedy decoding; None where its record does not say."""
-    if not data.sampling_D[d] and 0 < data.schema <= GREEDY_ONLY:
+    if not data.sampling_D[d] and 0 < data.schema_D[d] <= GREEDY_ONLY:
         return True  # a file of that version could hold nothing else
     return plain_greedy(data.sampling_D[d])
 
