@@ -14,7 +14,7 @@ import xarray as xr
 from omegaconf import OmegaConf
 
 import qdx as package
-from qdx.analysis.verification.verdicts import record_differs
+from qdx.analysis.verification.environment import record_differs
 from qdx.backends.sampling import plain_greedy
 from qdx.capture import row_hash
 from qdx.dataset.lacking import SINCE_2, lacking

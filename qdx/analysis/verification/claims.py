@@ -11,12 +11,12 @@ from qdx.analysis.numerics import Floats
 from qdx.analysis.section import Section
 from qdx.analysis.verification import said
 from qdx.analysis.verification.attribution import best
-from qdx.analysis.verification.environment import facts_of
+from qdx.analysis.verification.environment import record_differs
 from qdx.analysis.verification.evidence import Claim, sampling_of, weigh, weigh_pairs
 from qdx.analysis.verification.gather import Replays
 from qdx.analysis.verification.likelihood import log_likelihood, token_misfits
 from qdx.analysis.verification.p_values import level
-from qdx.analysis.verification.verdicts import Evidence, Verdict, decide, headline, record_differs
+from qdx.analysis.verification.verdicts import Evidence, Verdict, decide, headline
 from qdx.errors import QdxError
 
 Trees = tuple[xr.DataTree, xr.DataTree]
@@ -78,7 +78,7 @@ def verify(
         exact_alpha,
         bool(known),
         np.stack([(likeliest == c).sum(-1) for c in range(len(data.configs))], -1),
-        _others(producer_tree, verifier_tree, data, claimed),
+        _others(data, claimed),
     )
     decided = [decide(evidence, d, c, claimed[d]) for d, c in enumerate(at)]
     p_DC = weigh_pairs(data, known)
@@ -156,16 +156,12 @@ def _likelihood(data: Replays, known: Sequence[Replays]) -> Floats:
     return found
 
 
-def _others(
-    producer_tree: xr.DataTree, verifier_tree: xr.DataTree, data: Replays, claimed: Sequence[str]
-) -> list[list[str]]:
+def _others(data: Replays, claimed: Sequence[str]) -> list[list[str]]:
     """What of a producer's own record is not the config's; asked of a claim of its own label only."""
-    here = [facts_of(verifier_tree, "replay", c) for c in data.configs]
-    found = []
-    for label, claim in zip(data.producers, claimed, strict=True):
-        own = facts_of(producer_tree, "decode", label)
-        found.append([record_differs(own, facts) if claim == label else "" for facts in here])
-    return found
+    return [
+        [record_differs(own, here) if claim == label else "" for here in data.record_C]
+        for label, claim, own in zip(data.producers, claimed, data.record_D, strict=True)
+    ]
 
 
 def _result(

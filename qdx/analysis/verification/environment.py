@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from qdx.analysis.layout import clip, plural, wrap
+from qdx.analysis.numerics import plain_kernel
 from qdx.analysis.section import Section
 from qdx.analysis.view import SETTINGS, stated
 
@@ -42,6 +43,7 @@ HARDWARE: Mapping[str, str] = {
     "threads": "threads",
 }
 ABSENT = ("", "0")
+DEMANDED = {"weights_sha256": "weights", "dtype": "dtype", "observed_kernel": "kernel"}
 
 
 def facts_of(tree: xr.DataTree, phase: str, label: str) -> dict[str, str]:
@@ -49,6 +51,27 @@ def facts_of(tree: xr.DataTree, phase: str, label: str) -> dict[str, str]:
     rows = tree[phase].to_dataset()
     stored = tree["provenance"].to_dataset() if "provenance" in tree.children else xr.Dataset()
     return {name: stated(rows, stored, name, label) for name in (*SOFTWARE, *HARDWARE)}
+
+
+def record_differs(producer: Mapping[str, str], config: Mapping[str, str]) -> str:
+    """Say what of a producer's record is not the replayed config's; "" where all agrees or is unknown.
+
+    A kernel and its numerical model are one claim: that the rows are other ones is the environment's doing.
+    """
+
+    def same(name: str) -> bool:
+        one, two = producer[name], config[name]
+        return one == two or (name == "observed_kernel" and plain_kernel(one) == plain_kernel(two))
+
+    return ", ".join(
+        f"{noun} ({_short(producer[name])}; here {_short(config[name])})"
+        for name, noun in DEMANDED.items()
+        if producer.get(name) and config.get(name) and not same(name)
+    )
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= 32 else f"{value[:31]}…"
 
 
 def environment_validation(

@@ -13,6 +13,7 @@ import numpy as np
 from qdx.analysis.layout import plural
 from qdx.analysis.numerics import Floats, Ints
 from qdx.analysis.verification.compared import Compared
+from qdx.analysis.verification.environment import record_differs
 from qdx.analysis.verification.environment_class import MACHINE, TITLES, Match, compare
 from qdx.analysis.verification.gather import Replays
 from qdx.analysis.verification.likelihood import row_mean
@@ -372,6 +373,9 @@ def _calibrated(data: Replays, known: Sequence[Replays], d: int, c: int) -> list
         made = compare(data.class_D[d], one.class_D[one.producers.index(label)])
         if replayed.differs or made.differs:
             continue
+        records = (one.record_D[one.producers.index(label)], one.record_C[one.configs.index(label)])
+        if any(record_differs(record, data.record_C[c]) for record in records):
+            continue  # known transcripts of other weights or kernels under the same label
         judged = set(data.reference_keys)
         dropped = [i for i, key in enumerate(one.reference_keys) if key in judged]
         found.append(Calibrated(one, label, made, dropped))

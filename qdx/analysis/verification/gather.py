@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from qdx.analysis.numerics import Bools, Floats, Ints
 from qdx.analysis.verification.compared import NO_ROWS, Compared, marks, own_repeats, prefill
+from qdx.analysis.verification.environment import facts_of
 from qdx.analysis.verification.environment_class import MACHINE, class_of, compare
 from qdx.analysis.verification.exact import pooled, repeating
 from qdx.analysis.verification.likelihood import Calibration, energy, row_mean, ulp_floor
@@ -64,6 +65,8 @@ class Replays:
         The references' rows, which do not depend on the transcript.
     class_D, class_C : list of dict
         Environment classes, see `environment_class.class_of`.
+    record_D, record_C : list of dict
+        Every other fact that the records state, see `environment.facts_of`.
     processes_C : list of int
         Processes that the repeats of each config here ran in; 0 where the file does not say.
     repeats : int
@@ -93,6 +96,8 @@ class Replays:
     prefill: Compared | None
     class_D: list[dict[str, str]]
     class_C: list[dict[str, str]]
+    record_D: list[dict[str, str]]
+    record_C: list[dict[str, str]]
     processes_C: list[int]
     repeats: int
     sampling_D: list[str]
@@ -344,6 +349,8 @@ def _align(
         prefill=prefill(tree, verifier, producers, references),
         class_D=[class_of(tree, own, label) for label in producers],
         class_C=[class_of(verifier, replay, label) for label in configs],
+        record_D=[facts_of(tree, "decode", label) for label in producers],
+        record_C=[facts_of(verifier, "replay", label) for label in configs],
         processes_C=[_count(shown, "repeat_processes", label) for label in configs],
         repeats=replay.sizes["repeat"],
         sampling_D=[_text(stored, "sampling", label) for label in producers],

@@ -9,7 +9,6 @@ from fractions import Fraction
 import numpy as np
 
 from qdx.analysis.layout import plural
-from qdx.analysis.numerics import plain_kernel
 from qdx.analysis.verification.compared import Compared
 from qdx.analysis.verification.evidence import Claim, Test, counts_needed, sampling_of
 from qdx.analysis.verification.gather import Replays
@@ -26,7 +25,6 @@ KINDS: Mapping[str, str] = {
 }
 GOOD = ("confirmed", "confirmed in prefill", "confirmed in s drawn rows", "not refuted")
 BAD = ("other config", "refuted")
-DEMANDED = {"weights_sha256": "weights", "dtype": "dtype", "observed_kernel": "kernel"}
 
 
 @dataclass(frozen=True)
@@ -89,27 +87,6 @@ def exit_status(kinds: Sequence[str]) -> int:
     if any(kind in BAD for kind in kinds):
         return 3
     return 0 if all(kind in GOOD for kind in kinds) else 4
-
-
-def record_differs(producer: Mapping[str, str], config: Mapping[str, str]) -> str:
-    """Say what of a producer's record is not the replayed config's; "" where all agrees or is unknown.
-
-    A kernel and its numerical model are one claim: that the rows are other ones is the environment's doing.
-    """
-
-    def same(name: str) -> bool:
-        one, two = producer[name], config[name]
-        return one == two or (name == "observed_kernel" and plain_kernel(one) == plain_kernel(two))
-
-    return ", ".join(
-        f"{noun} ({_short(producer[name])}; here {_short(config[name])})"
-        for name, noun in DEMANDED.items()
-        if producer.get(name) and config.get(name) and not same(name)
-    )
-
-
-def _short(value: str) -> str:
-    return value if len(value) <= 32 else f"{value[:31]}…"
 
 
 def text_misfits(data: Replays, d: int, c: int) -> tuple[int, int]:
@@ -175,8 +152,12 @@ def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
         return Verdict("confirmed", "rows and text", f"{rows}{twins}; {_greedy_text(data, d, c)}")
     if too_little := _too_little(data, d, c):
         return Verdict("undecided", "coverage", f"too little is published: {too_little}; {rows}")
+    if not greedy:  # no test of its text: whoever has the weights can make rows that fit any text
+        return Verdict("undecided", "text", "; ".join(part for part in (blocked, rows) if part))
     strong = [test for test in tested.tests if _can_refute(evidence, tested, test)]
     noisy = [test for test in strong if test.name in ("distances", "text")]
+    if not any(test.name == "text" for test in noisy):
+        noisy = []  # rows that fit say nothing about a text that could not be tested
     open_decode = tested.test("decode rows") is None
     prefill = data.prefill is not None and bool(data.prefill.all_equal_DC[d, c])
     if prefill and open_decode and noisy and not blocked:
