@@ -13,6 +13,8 @@ import contextlib
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,8 +30,7 @@ from qdx.dataset.layout import CONFIG_COORDS
 from qdx.prompts._transcript_file import read as read_transcripts
 from qdx.report.__main__ import main as report
 from tests import tiny
-from tests.sweeping import checkpoints
-from tests.sweeping import qdx as command
+from tests.sweeping import checkpoints, environment
 from tests.verification import forging
 from tests.verification.forging import Groups
 
@@ -414,7 +415,15 @@ FEW = ("backend.threads=1", "metric=[l2]", "analysis=[classes]", "report.formats
 
 
 def _run_command(folder: Path, arguments: Sequence[str]) -> None:
-    done = command(*arguments, cwd=folder)
+    # No limit of time: a large world takes long, and a sweep that was stopped is taken up again.
+    done = subprocess.run(
+        [sys.executable, "-m", "qdx", *arguments],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        check=False,
+        env=environment(),
+    )
     # A verifier's exit status says its verdicts, and most texts are nobody's.
     if done.returncode not in (0, 3, 4):
         raise AssertionError(done.stdout[-3000:] + done.stderr[-3000:])
