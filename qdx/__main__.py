@@ -16,7 +16,8 @@ def main() -> None:
     Notes
     -----
     Exit status: 0, all there; 1, a job failed or the disk did not take the results; 2, the command line is
-    wrong, and nothing ran; 130, interrupted (Ctrl-C).
+    wrong, and nothing ran; 3 and 4, a verifier's sweep is all there, and a claim is refuted or another
+    config's (3), or is undecided (4); 130, interrupted (Ctrl-C).
     """
     import hydra
     from hydra.core.config_store import ConfigStore

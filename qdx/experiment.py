@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from qdx import backends, models, plugins
 from qdx.capture import CaptureSettings, Recorder
 from qdx.dataset import provenance, resume
+from qdx.dataset.arithmetic import ARITHMETIC, arithmetic
 from qdx.dataset.folder import RUN, STATUS
 from qdx.dataset.joining import join_repeats
 from qdx.errors import QdxError
@@ -42,10 +43,20 @@ DECISIVE = (
     "sm_count",
     "cuda_version",
     "driver_version",
+    *ARITHMETIC,
 )
+# What a process knows when its engine has started; of repeats in processes of their own, only they do.
+OBSERVED = ("sampling", "model_runner", "sm_count", "repeat_processes", *ARITHMETIC)
+IN_ORDER = "in order, batch_size"  # batch i holds the references i·batch_size … (i + 1)·batch_size − 1
 
 
-def run(cfg: DictConfig, directory: Path, command_line: str, progress: Progress) -> str:
+def run(
+    cfg: DictConfig,
+    directory: Path,
+    command_line: str,
+    progress: Progress,
+    hashed: Mapping[str, Any] | None = None,
+) -> str:
     """Run one config and write its ``run.nc``.
 
     Parameters
@@ -58,6 +69,8 @@ def run(cfg: DictConfig, directory: Path, command_line: str, progress: Progress)
         Stored with the results.
     progress : Progress
         Told what happens.
+    hashed : Mapping, optional
+        Hashes of the weight files that another process made; see `qdx.models.hash_weights`.
 
     Returns
     -------
@@ -72,18 +85,18 @@ def run(cfg: DictConfig, directory: Path, command_line: str, progress: Progress)
     experiment = validate(cfg)
     checkpoint = find_checkpoint(experiment)
     prompts = load_prompts(experiment, checkpoint)
-    identity = identify(cfg, checkpoint, prompts)
+    files = models.hash_weights(checkpoint.path, hashed)
+    identity = identify(cfg, checkpoint, prompts, files)
     target = directory / RUN
     if resume.is_complete(target, str(identity["config_hash"])):
         resume.discard_unfinished(target)
         return "complete already, kept"
     resume.set_aside(target)
     attrs = {**identity, "prompts": prompts.description, "command_line": command_line}
-    if experiment.repeat_scope == "process":
-        run_in_processes(cfg, experiment.repeats, directory, command_line, progress)
+    if experiment.repeat_scope == "process" and experiment.repeats > 1:
+        run_in_processes(cfg, experiment.repeats, directory, command_line, progress, files)
         parts = repeat_folders(directory, experiment.repeats)
-        # Whose SM count: of the GPU that the kernels are modelled after, which only the repeats know.
-        known = {name: value for name, value in attrs.items() if name != "sm_count"}
+        known = {name: value for name, value in attrs.items() if name not in OBSERVED}
         join_repeats([part / RUN for part in parts], target, known)
         for part in parts:
             shutil.rmtree(part)
@@ -98,6 +111,7 @@ def run(cfg: DictConfig, directory: Path, command_line: str, progress: Progress)
     )
     facts = backend.observe()
     backends.require(experiment.quant, facts)
+    attrs |= arithmetic()
     flow = Flow(backend, facts, experiment, prompts.references, progress)
     with open_recorder(target, experiment, facts, prompts, attrs) as recorder:
         if prompts.producers:
@@ -108,7 +122,12 @@ def run(cfg: DictConfig, directory: Path, command_line: str, progress: Progress)
 
 
 def run_in_processes(
-    cfg: DictConfig, repeats: int, directory: Path, command_line: str, progress: Progress
+    cfg: DictConfig,
+    repeats: int,
+    directory: Path,
+    command_line: str,
+    progress: Progress,
+    files: models.Hashed,
 ) -> None:
     """Run every repeat in a process of its own: a job of one repeat, with the seed that it would have had."""
     progress.start("repeats in fresh processes", repeats)
@@ -118,7 +137,7 @@ def run_in_processes(
         (folder / STATUS).unlink(missing_ok=True)
         one = OmegaConf.merge(cfg, {"repeats": 1, "repeat_scope": "engine", "seed": cfg.seed + repeat})
         request = {"do": "run", "config": OmegaConf.to_yaml(one, resolve=True), "directory": str(folder)}
-        if ended := spawn({**request, "command_line": command_line}):
+        if ended := spawn({**request, "command_line": command_line, "hashed": dict(files)}):
             status = folder / STATUS
             error = json.loads(status.read_text())["error"] if status.exists() else ended
             raise QdxError(f"repeat {repeat + 1} of {repeats}: {error}")
@@ -186,12 +205,22 @@ def options(node: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key != "name"}
 
 
-def identify(cfg: DictConfig, checkpoint: Checkpoint, prompts: Prompts) -> dict[str, Any]:
+def identify(
+    cfg: DictConfig, checkpoint: Checkpoint, prompts: Prompts, files: models.Hashed | None = None
+) -> dict[str, Any]:
     """Return the root attributes that are known before the model loads, with the hash of what makes an
     output.
 
-    The hash covers config, weights, references, transcripts, engine, GPU and code version; it leaves out
-    paths, labels and the launcher.
+    The hash covers config, weights, references, transcripts, engine, GPU, libraries, switches and code
+    version; it leaves out paths, labels and the launcher.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+    checkpoint : Checkpoint
+    prompts : Prompts
+    files : Mapping, optional
+        What `qdx.models.hash_weights` returned; the files are hashed without it.
     """
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     container: dict[str, Any] = dict(resolved)
@@ -202,7 +231,9 @@ def identify(cfg: DictConfig, checkpoint: Checkpoint, prompts: Prompts) -> dict[
         "model_revision": checkpoint.revision,
         "quantizer": checkpoint.quantizer,
         "derived_from": checkpoint.derived_from,
-        "weights_sha256": models.weights_sha256(checkpoint.path),
+        "weights_sha256": {
+            name: digest for name, (_, _, digest) in (files or models.hash_weights(checkpoint.path)).items()
+        },
         "tokenizer_sha256": models.tokenizer_sha256(checkpoint.path),
         "references_sha256": references_sha256(prompts.references),
         "transcripts_sha256": prompts.transcripts.file.sha256 if prompts.transcripts else "",
@@ -219,6 +250,8 @@ def identify(cfg: DictConfig, checkpoint: Checkpoint, prompts: Prompts) -> dict[
         **facts,
         "config": OmegaConf.to_yaml(cfg, resolve=True),
         "seed": container["seed"],
+        "batch_layout": IN_ORDER,
+        "repeat_processes": 1,
         "config_hash": provenance.config_hash(hashed, decisive),
     }
 
@@ -260,7 +293,9 @@ def open_recorder(
         layers={layer: (facts.kernel_class[layer], name) for layer, name in facts.kernel.items()},
         attrs={
             **attrs,
+            "model_runner": "",
             **facts.attrs,
+            "sampling": facts.sampling,
             "engine": facts.engine,
             "engine_version": facts.engine_version,
             "sm_count": facts.sm_count,

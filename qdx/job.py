@@ -80,7 +80,8 @@ def main() -> None:
             assert not isinstance(cfg, list)
             folder = Path(request["directory"])
             with Progress(str(cfg.label)) as progress:
-                progress.done(experiment.run(cfg, folder, request["command_line"], progress))
+                stated = request["command_line"], progress, request.get("hashed")
+                progress.done(experiment.run(cfg, folder, *stated))
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from qdx.errors import QdxError
 
@@ -21,13 +22,26 @@ class Verify:
     """How replayed transcripts are judged.
 
     ``claims`` maps a producer to the config that it claims to be, where that is not its own label;
-    ``calibration`` is the folder of an earlier verifier's sweep, of transcripts whose configs are known.
+    ``calibration`` is the folder of an earlier verifier's sweep, of transcripts whose configs are known, or a
+    list of such folders: other kernels, settings and cards of the config that is claimed.
     """
 
     alpha: float = 0.05
     claims: dict[str, str] | None = None
-    calibration: str | None = None
+    calibration: Any = None
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
             raise QdxError(f"verify.alpha={self.alpha}: must be above 0 and below 1")
+        if not all(isinstance(folder, str) and folder for folder in self.calibrations):
+            raise QdxError(
+                f"verify.calibration={self.calibration}: must be a folder, a list of folders in brackets, or "
+                "null"
+            )
+
+    @property
+    def calibrations(self) -> list[Any]:
+        """The folders of known transcripts."""
+        if self.calibration is None:
+            return []
+        return list(self.calibration) if isinstance(self.calibration, list | tuple) else [self.calibration]

@@ -371,3 +371,5 @@ def finish(directory: Path, chosen: Mapping[str, Any]) -> None:
         for name in built.missing:
             print(f"qdx: missing: {name}", file=sys.stderr)
         sys.exit(1)
+    if built.verdict_status:
+        sys.exit(built.verdict_status)

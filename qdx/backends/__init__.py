@@ -51,6 +51,9 @@ class Facts:
         What the kernel that was asked for needs and how it is chosen; part of `require`'s error.
     settings : Mapping of str to str
         Observed values of the backend's options, by the names that they have in the config.
+    sampling : str
+        How `Backend.generate` chooses a token, as `qdx.backends.sampling` states it; empty: not stated, and
+        then no verdict holds the generated tokens for plain greedy.
     attrs : Mapping
         What else the engine settled; becomes root attributes of the results.
     """
@@ -69,6 +72,7 @@ class Facts:
     eos_token_ids: frozenset[int] = frozenset()
     remedy: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
+    sampling: str = ""
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
     @property

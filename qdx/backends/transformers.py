@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from qdx.backends import ANY, Facts
+from qdx.backends import ANY, Facts, sampling
 from qdx.capture import Recorder, greedy
 from qdx.errors import QdxError
 from qdx.kernels import make
@@ -191,6 +191,7 @@ class TransformersBackend:
             hidden=int(self._model.config.get_text_config().hidden_size),
             eos_token_ids=self._eos_token_ids,
             settings={"threads": str(torch.get_num_threads())},
+            sampling=sampling.greedy(),  # the loop in `generate` takes `greedy` of the bare logits
         )
 
     @torch.inference_mode()

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from qdx.dataset import layout, writing
+from qdx.dataset import checksums, layout, writing
+from qdx.dataset.arithmetic import ARITHMETIC
+from qdx.dataset.checked import require
 from qdx.errors import QdxError
 
 BLOCK_BYTES = 64 * 2**20
+ALIKE = (*ARITHMETIC, "gpu", "compute_capability", "model_runner", "sampling")  # in all parts
 
 
 def join_repeats(parts: Sequence[Path], target: Path, attrs: Mapping[str, Any]) -> None:
@@ -25,15 +28,19 @@ def join_repeats(parts: Sequence[Path], target: Path, attrs: Mapping[str, Any]) 
         Written as ``<target>.part`` and renamed when whole.
     attrs : Mapping
         Root attributes that replace the parts' own: config, config hash, command line, …
+        ``repeat_processes`` counts the parts' processes, and ``replay_exact`` holds where it holds in all.
 
     Raises
     ------
     QdxError
-        When two repeats found other kernels, or the disk is full.
+        When two repeats found other kernels, libraries or switches, a part is damaged, or the disk is full.
     """
     import netCDF4
 
     part = target.with_name(f"{target.name}.part")
+    for path in parts:
+        require(path, rows=False)
+    sources = [checksums.load(path) for path in parts]
     files = [netCDF4.Dataset(path) for path in parts]
     try:
         for file in files:
@@ -46,9 +53,14 @@ def join_repeats(parts: Sequence[Path], target: Path, attrs: Mapping[str, Any]) 
                 raise QdxError(
                     f"repeat {repeat} loaded kernels {observed}, repeat 0 {kernels[0]}: not one config"
                 )
+        stated = [{name: file.getncattr(name) for name in file.ncattrs()} for file in files]
+        _check_alike(stated)
+        whole_run = {"repeat_processes": sum(int(own.get("repeat_processes", 1)) for own in stated)}
+        if all("replay_exact" in own for own in stated):
+            whole_run["replay_exact"] = min(int(own["replay_exact"]) for own in stated)
         with writing.disk_errors(part), netCDF4.Dataset(part, "w", format="NETCDF4") as joined:
             _copy_attributes(files[0], joined)
-            writing.set_attributes(joined, attrs)
+            writing.set_attributes(joined, {**attrs, **whole_run})
             for name in files[0].groups:
                 if name != "provenance":
                     _join_group([file.groups[name] for file in files], joined.createGroup(name))
@@ -57,7 +69,30 @@ def join_repeats(parts: Sequence[Path], target: Path, attrs: Mapping[str, Any]) 
     finally:
         for file in files:
             file.close()
+    with writing.disk_errors(part):
+        checksums.store(part, _known(sources))
     part.replace(target)
+
+
+def _check_alike(stated: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse repeats whose processes computed with other libraries: they are not repeats of one config."""
+    for repeat, own in enumerate(stated):
+        for name in ALIKE:
+            first, here = (str(attrs.get(name, "")) for attrs in (stated[0], own))
+            if here != first:
+                raise QdxError(
+                    f"repeat {repeat} ran with {name} {here or 'none'}, repeat 0 with {first or 'none'}: not "
+                    "one config: leave the installation as it is while a sweep runs, and run it again"
+                )
+
+
+def _known(sources: Sequence[checksums.Checksums | None]) -> dict[str, checksums.Sums]:
+    """Return the sums of all repeats' full rows: damage done since the parts were written is found."""
+    whole = [source for source in sources if source is not None]
+    names = [name for name in whole[0].sums if name.rpartition("/")[2] in layout.WIDE] if whole else []
+    if len(whole) < len(sources):
+        return {}
+    return {name: np.concatenate([source.sums[name] for source in whole], axis=1) for name in names}
 
 
 def _layers(group: Any) -> dict[str, tuple[str, str]]:

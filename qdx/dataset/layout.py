@@ -13,7 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-SCHEMA_VERSION = 1
+# 2: runs state sampling, libraries, switches and the processes of their repeats (`qdx.dataset.lacking`).
+SCHEMA_VERSION = 2
+READABLE = (1, 2)
 PHASES = ("prefill", "decode", "replay")
 REGIONS = ("prefix", "content", "suffix", "output")
 ROW_DIMS = ("config", "repeat", "reference", "position")

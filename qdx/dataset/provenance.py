@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import qdx
+from qdx.dataset.arithmetic import arithmetic
 
 # Packages whose code decides what is computed and kept.
 COMPUTING = ("backends", "capture", "kernels", "models", "prompts")
@@ -31,8 +32,8 @@ def stamp() -> dict[str, str | int]:
     -------
     dict
         qdx_version, time_utc, torch_version, python_version, host, platform, git_commit, code_sha256, cpu,
-        gpu, compute_capability, sm_count, cuda_version, driver_version. A fact that does not exist is "" (0
-        for sm_count).
+        gpu, compute_capability, sm_count, cuda_version, driver_version, and those of
+        `qdx.dataset.arithmetic`. A fact that does not exist is "" (0 for sm_count).
     """
     return {
         **software(),
@@ -44,6 +45,7 @@ def stamp() -> dict[str, str | int]:
         "code_sha256": code_sha256(),
         "cpu": cpu_name(),
         **gpu_facts(),
+        **arithmetic(),
     }
 
 

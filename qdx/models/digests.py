@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qdx.errors import QdxError
 from qdx.models.checkpoint import read_object
+
+Hashed = dict[str, tuple[int, int, str]]
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -43,13 +46,38 @@ def weight_files(path: Path) -> list[Path]:
     return files
 
 
-def weights_sha256(path: Path) -> dict[str, str]:
-    """Return the SHA-256 of every weight file of a checkpoint, by file name; files are streamed."""
-    digests = {}
+def hash_weights(path: Path, known: Mapping[str, Sequence[Any]] | None = None) -> Hashed:
+    """Return size, time and SHA-256 of every weight file of a checkpoint, by file name; files are streamed.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the checkpoint.
+    known : Mapping, optional
+        What this function returned before, in this process or another one of the same sweep. A file that
+        still has the size and the modification time of then is not read again.
+
+    Returns
+    -------
+    dict of str to (int, int, str)
+        Bytes, nanoseconds since 1970, hexadecimal digest.
+    """
+    hashed: Hashed = {}
     for file in weight_files(Path(path)):
-        with file.open("rb") as stream:
-            digests[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digests
+        state = file.stat()
+        before = tuple((known or {}).get(file.name, ()))
+        if before[:2] == (state.st_size, state.st_mtime_ns):
+            digest = str(before[2])
+        else:
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        hashed[file.name] = state.st_size, state.st_mtime_ns, digest
+    return hashed
+
+
+def weights_sha256(path: Path) -> dict[str, str]:
+    """Return the SHA-256 of every weight file of a checkpoint, by file name."""
+    return {name: digest for name, (_, _, digest) in hash_weights(path).items()}
 
 
 def tokenizer_sha256(path: Path) -> str:

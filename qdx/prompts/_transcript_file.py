@@ -45,6 +45,8 @@ class Transcripts:
     vocab : int
         Logits in a row.
     tokenizer_sha256 : str
+    lacking : tuple of str
+        Lines on what the file does not state; see `qdx.dataset.lacking`.
     """
 
     path: Path
@@ -52,6 +54,7 @@ class Transcripts:
     producers: list[Producer]
     vocab: int
     tokenizer_sha256: str
+    lacking: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -111,9 +114,15 @@ def read(path: Path) -> Transcripts:
         For a file that is truncated, of another schema version or no sweep's, lacks a group or a variable, is
         a verifier's, holds no transcript, or whose parts contradict each other. The message names the file
         and what is wrong.
+    DamageError
+        When any of its values is not what was written: what the report reads is found before the replay.
     """
+    from qdx.dataset.checked import require
+    from qdx.dataset.checksums import is_checked
     from qdx.dataset.opening import open_file
 
+    if is_checked(path):
+        require(path)
     try:
         tree = open_file(path)
     except QdxError:
@@ -145,6 +154,8 @@ class _Reader:
 
     def transcripts(self) -> Transcripts:
         """Check everything and return it."""
+        from qdx.dataset.lacking import lacking
+
         self._check_kind()
         vocab = int(self._one_fact("vocab"))
         references = self._references(vocab)
@@ -157,6 +168,7 @@ class _Reader:
             self._producers(names, tokens_CRT),
             vocab,
             self._one_fact("tokenizer_sha256"),
+            tuple(clean(line) for line in lacking(self._tree)),
         )
 
     def _check_kind(self) -> None:

@@ -102,6 +102,8 @@ class Transcripts:
 
     def describe(self, batch_size: int) -> str:
         """Say who produced what, and where this replay is batched otherwise."""
+        from qdx.dataset.checksums import UNCHECKED, is_checked
+
         lines = [f"transcripts of {len(self.producers)} producers, {self.file.tokens} tokens a reference:"]
         for producer in self.producers:
             at = producer.coords
@@ -110,6 +112,8 @@ class Transcripts:
                 f"  {producer.name}: {at['observed_kernel']}, {at['dtype']}, {at['backend']} "
                 f"{at['backend_version']}, {machine}, batch {at['batch_size']}"
             )
+        if not is_checked(self.file.path):
+            lines.append(f"NOTE: {self.file.path} is {UNCHECKED}")
         other = [p.name for p in self.producers if int(p.coords["batch_size"]) != batch_size]
         if other:
             sizes = ",".join(map(str, sorted({int(p.coords["batch_size"]) for p in self.producers})))
@@ -117,7 +121,7 @@ class Transcripts:
                 f"NOTE: batch_size={batch_size}, and {', '.join(other)} ran another: batches choose kernels, "
                 f"so those rows may differ for honest producers; batch_size={sizes} meets them all"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"NOTE: {line}" for line in self.file.lacking)])
 
 
 def _decoded(reference: Reference, tokenizer: Any) -> Reference:
@@ -131,8 +135,9 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Take from the file of transcripts what the command line leaves open, in place.
 
     ``generate.tokens`` is the transcripts' length; ``batch_size`` that of most producers (the smallest of
-    equally many), so that the decode kernels see the same number of rows. A config with other prompts is left
-    as it is.
+    equally many), so that the decode kernels see the same number of rows. ``repeat_scope`` is ``process``: an
+    engine may choose a kernel at each start, so only repeats that started anew say what an honest producer's
+    start could have given. A config with other prompts is left as it is.
 
     Parameters
     ----------
@@ -160,3 +165,5 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
             cfg.generate.tokens = file.tokens
         if "batch_size" not in given:
             cfg.batch_size = min(sizes, key=lambda size: (-sizes[size], size))
+        if "repeat_scope" not in given:
+            cfg.repeat_scope = "process"

@@ -20,7 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         0: everything is there. 1: a job failed or is missing, or a metric, an analysis or a page raised; the
         report names it.
-        2: no report.
+        2: no report. 3: a claim is refuted, or is another config's. 4: a claim is undecided, or its record is
+        not what was demanded.
     """
     parser = argparse.ArgumentParser(prog="python -m qdx.report", description=__doc__)
     parser.add_argument("directory", metavar="DIR", help="a sweep folder, with <label>/run.nc")
@@ -39,19 +40,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--calibration",
         metavar="DIR",
         type=Path,
-        help="of a verifier's sweep: an earlier one, of transcripts whose configs are known; it is copied",
+        action="append",
+        default=[],
+        help="of a verifier's sweep: an earlier one, of transcripts whose configs are known; it is copied "
+        "(more than once: sets of other kernels, settings and cards)",
     )
     chosen = parser.parse_args(arguments)
     formats = chosen.formats.split(",") if chosen.formats is not None else None
     figures = (chosen.figures == "all" or chosen.figures.split(",")) if chosen.figures is not None else None
     try:
-        if chosen.calibration is not None:
-            adopt_calibration(Path(chosen.directory), chosen.calibration)
+        for number, folder in enumerate(chosen.calibration, 1):
+            adopt_calibration(Path(chosen.directory), folder, number)
         report = build(chosen.directory, formats=formats, figures=figures, plugin_folders=chosen.plugins)
     except QdxError as error:
         print(f"qdx: error: {error}", file=sys.stderr)
         return 2
-    return 1 if report.failed or report.missing else 0
+    return 1 if report.failed or report.missing else report.verdict_status
 
 
 if __name__ == "__main__":

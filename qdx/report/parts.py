@@ -17,7 +17,10 @@ from qdx.report.pieces import grid, more, own, preformatted, table_of
 from qdx.report.texts import Said, side_by_side
 from qdx.report.verifier import RULE, is_verifier
 
-DRAWN: Mapping[str, tuple[str, ...]] = {"crossing": ("crossing_",), "attribution": ("roc_", "tokens_")}
+DRAWN: Mapping[str, tuple[str, ...]] = {
+    "crossing": ("crossing_",),
+    "attribution": ("roc_", "rows_", "tokens_"),
+}
 MOST_TEXTS = 8  # references whose texts are shown
 HOW_DISTANCES = (
     "Row: p; column: q. Content rows only: the snippet’s and those after the template. A brighter cell is a "
@@ -211,7 +214,7 @@ def verification(sections: Sequence[Section], figures: Figures) -> list[tuple[st
         "verify": lambda result: [tables.claims(result)],
         "environment_validation": tables.validation,
         "crossing": tables.crossing,
-        "attribution": lambda result: [tables.attribution(result)],
+        "attribution": tables.attribution,
     }
     by_name = {s.name: s for s in sections}
     found = []

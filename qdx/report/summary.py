@@ -16,11 +16,15 @@ from qdx.analysis.view import View
 from qdx.report.facts import Facts, next_command, report_command, resume_command
 from qdx.report.text import simulated_configs
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: `verdicts`
+VERDICT_SCHEMA = 1
 LONG = {  # in sweep.nc; too long for a summary
     "effects": ("reference_mean", "rows", "not_measured"),
     "consistency": ("agreement_at", "prefix_agreement"),
-    "attribution": ("roc", "tpr_at", "tpr_at_low", "tpr_at_high"),
+    "attribution": (
+        "roc",
+        *(f"{name}{end}" for name in ("tpr_at", "margin_tpr_at") for end in ("", "_low", "_high")),
+    ),
     "crossing": ("reference_mean",),
 }
 
@@ -51,6 +55,8 @@ def summarize(
         "analyses_failed": dict(facts.broken),
         "metrics_failed": dict(facts.unmeasured),
         "files_failed": dict(facts.unwritten),
+        "files_damaged": dict(facts.damaged),
+        "files_unchecked": dict(facts.unchecked),
         "files": {},
         "runs": {},
         "commands": {"resume": resume_command(facts), "report": report_command(facts)},
@@ -72,9 +78,49 @@ def summarize(
         summary["analyses"][section.name] = {str(n): nested(kept[n]) for n in kept.data_vars}
         if section.name == "verify":
             summary["verdict"] = section.result.attrs["headline"]
+            summary["verdicts"] = verdicts(section)
         if section.name == "pairs":
             summary["analyses"]["pairs"]["pair_type"] = nested(kept["pair_type"])
     return summary
+
+
+def verdicts(section: Section) -> dict[str, Any]:
+    """Collect what scripts read of a verifier's sweep; docs/verification.md documents it.
+
+    Returns
+    -------
+    dict
+        ``schema_version``, ``alpha``, ``exit_status`` and ``claims``, a list of one mapping a producer.
+    """
+    from qdx.analysis.verification.verdicts import exit_status
+
+    result = section.result
+    names = ("claim", "verdict", "concerns", "because", "plain_greedy", "answer", "false_at_least", "units")
+    found = []
+    for producer in [str(v) for v in result["producer"].values]:
+        one = result.sel(producer=producer)
+        tests = {
+            str(name): {
+                "p": _plain(one["test_p"].sel(test=name).item()),
+                "against": str(one["test_null"].sel(test=name).item()),
+            }
+            for name in one["test"].values
+        }
+        numbers = {"p": one["p_test"], "p_adjusted": one["p_test_holm"]}
+        found.append(
+            {
+                "producer": producer,
+                **{name: _plain(one[name].item()) for name in names},
+                **{name: _plain(value.item()) for name, value in numbers.items()},
+                "tests": tests,
+            }
+        )
+    return {
+        "schema_version": VERDICT_SCHEMA,
+        "alpha": float(result.attrs["alpha"]),
+        "exit_status": exit_status([one["verdict"] for one in found]),
+        "claims": found,
+    }
 
 
 def with_files(summary: Mapping[str, Any], files: Sequence[tuple[Path, int]]) -> dict[str, Any]:

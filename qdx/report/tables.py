@@ -212,18 +212,41 @@ def crossing(result: xr.Dataset) -> list[Table]:
     return found
 
 
-def attribution(result: xr.Dataset) -> Table:
-    """The confusion matrix, leave one reference out."""
-    names = [str(v) for v in result["answer"].values]
-    rows = []
-    for d, producer in enumerate(str(v) for v in result["producer"].values):
-        counts, total = result["confusion"].values[d], int(result["transcripts"].values[d])
-        right = names.index(producer if producer in result["config"].values else "unknown")
-        low, high = (float(result[end].values[d, right]) for end in ("rate_low", "rate_high"))
-        rate = f"{percent(counts[right] / total)} ({percent(low)} to {percent(high)})"
-        rows.append([producer, *(str(int(k)) for k in counts), rate])
-    said = "Transcripts by answer, each judged without its own reference; right: with Wilson’s 95 % interval"
-    return Table(said, ["made by", *names, "right"], rows)
+def attribution(result: xr.Dataset) -> list[Table]:
+    """Answers of held-out transcripts, and claims refuted; without a split the answers leave one out."""
+    names, held = [str(v) for v in result["answer"].values], "answers" in result
+    producers, configs = ([str(v) for v in result[dim].values] for dim in ("producer", "config"))
+    counts = result["answers" if held else "confusion"].values
+    rows = [[producer, *(str(int(k)) for k in counts[d])] for d, producer in enumerate(producers)]
+    if not held:
+        said = (
+            "Transcripts by answer, leave one reference out: how many sets leave the true config out is an "
+            "identity and no error rate"
+        )
+        return [Table(said, ["made by", *names], rows)]
+    for d, row in enumerate(rows):
+        row += [_rate(result, name, d) for name in ("wrong_names", "in_set")]
+    said = "Held-out transcripts by answer; wrong names and coverage with 95 % intervals (Clopper, Pearson)"
+    found = [Table(said, ["made by", *names, "wrong", "true config in set"], rows)]
+    for name, by in (("refuted", "their rows"), ("refuted_by_tokens", "their tokens alone")):
+        cells = [
+            [producer, *(_rate(result, name, d, c) for c in range(len(configs)))]
+            for d, producer in enumerate(producers)
+        ]
+        said = (
+            f"Held-out transcripts refuted by {by} at level {float(result.attrs['alpha']):g}, by claim; "
+            "under the own config: false alarms; 95 % (Clopper and Pearson)"
+        )
+        found.append(Table(said, ["made by", *configs], cells))
+    return found
+
+
+def _rate(result: xr.Dataset, name: str, *at: int) -> str:
+    """``k of n (low to high)``."""
+    of = int(result[f"{name}_of"].values[at])
+    low, high = (float(result[f"{name}_{end}"].values[at]) for end in ("low", "high"))
+    count = int(result[name].values[at])
+    return f"{count} of {of} ({percent(low)} to {percent(high)})" if of else NOT_MEASURED
 
 
 def files(facts: Facts, found: Sequence[tuple[Path, int]]) -> Table:

@@ -31,7 +31,12 @@ def is_verifier(tree: xr.DataTree) -> bool:
     return "replay" in tree.children and "producer" in tree["replay"].dims
 
 
-def adopt_calibration(directory: Path, folder: Path) -> None:
+def calibration_folder(directory: Path, number: int) -> Path:
+    """The folder of a set of known transcripts in a verifier's sweep; sets are numbered from 1."""
+    return directory / (CALIBRATION if number == 1 else f"{CALIBRATION}_{number}")
+
+
+def adopt_calibration(directory: Path, folder: Path, number: int = 1) -> None:
     """Copy what an earlier verification measured into a sweep folder, where every later report finds it.
 
     Parameters
@@ -40,6 +45,8 @@ def adopt_calibration(directory: Path, folder: Path) -> None:
         The verifier's sweep folder.
     folder : Path
         An earlier verifier's, whose producers ran the configs that their labels say.
+    number : int
+        Of the set, from 1.
 
     Raises
     ------
@@ -61,7 +68,7 @@ def adopt_calibration(directory: Path, folder: Path) -> None:
             raise QdxError(f"calibration {folder}: its {SWEEP} is no verifier's: /replay has no producer")
     finally:
         tree.close()
-    target = directory / CALIBRATION
+    target = calibration_folder(directory, number)
     if folder.resolve() == target.resolve():
         return
     target.mkdir(parents=True, exist_ok=True)
@@ -114,7 +121,7 @@ def judge(
 def _steps(
     producers: xr.DataTree,
     verifier: xr.DataTree,
-    known: tuple[xr.DataTree, xr.DataTree] | None,
+    known: list[tuple[xr.DataTree, xr.DataTree]],
     alpha: float,
     claims: dict[str, str],
 ) -> dict[str, Callable[[], Section]]:
@@ -123,17 +130,19 @@ def _steps(
     own = {str(label): str(label) for label in verifier["replay"].to_dataset()["producer"].values}
     steps: dict[str, Callable[[], Section]] = {
         "environment_validation": lambda: environment_validation(producers, verifier, {**own, **claims}),
-        "verify": lambda: verify(producers, verifier, alpha, claims, known),
+        "verify": lambda: verify(producers, verifier, alpha, claims, known or None),
         "crossing": lambda: crossing(producers, verifier),
     }
     if "sketch" in producers["decode"].to_dataset():  # commitments have no distances to attribute by
-        steps["attribution"] = lambda: attribution(producers, verifier, alpha, calibration=known)
+        steps["attribution"] = lambda: attribution(
+            producers, verifier, alpha, calibration=known[0] if known else None
+        )
     return steps
 
 
 def _trees(
     directory: Path, tree: xr.DataTree, stack: ExitStack
-) -> tuple[xr.DataTree, xr.DataTree, tuple[xr.DataTree, xr.DataTree] | None]:
+) -> tuple[xr.DataTree, xr.DataTree, list[tuple[xr.DataTree, xr.DataTree]]]:
     """The producers' tree, the verifier's, and those of the calibration."""
     from qdx.analysis.verification.commitments import attach
     from qdx.dataset.folder import SWEEP
@@ -154,6 +163,8 @@ def _trees(
 
     producers = opened(path)
     verifier = attach(tree, directory) if producers.attrs.get("kind") == "commitments" else tree
-    folder = directory / CALIBRATION
-    known = (opened(folder / COPY), opened(folder / SWEEP)) if folder.is_dir() else None
+    known, number = [], 1
+    while (folder := calibration_folder(directory, number)).is_dir():
+        known.append((opened(folder / COPY), opened(folder / SWEEP)))
+        number += 1
     return producers, verifier, known

@@ -29,8 +29,11 @@ from qdx.report.drawing import (
 
 MOST = 16  # figures of one kind
 HOW = {
-    "roc": "share of false claims found, by the share of honest ones that are rejected with them",
-    "tokens": "share of false claims found at 1 % false alarms, by the first tokens of a transcript",
+    "roc": "share of held-out false claims found, by the share of honest ones that are rejected with them",
+    "rows": "share of held-out false claims above the threshold of {level:.0%} false alarms that other "
+    "references made, by the first published rows of a transcript",
+    "tokens": "share of held-out false claims whose mean margin is above the threshold of {level:.0%} false "
+    "alarms that other references made, by the first tokens alone",
 }
 
 
@@ -86,8 +89,10 @@ def _separation(result: xr.Dataset) -> list[Figure]:
     """One drawing a producer: its transcripts claimed to be each other config's."""
     kinds = {
         "roc": ("roc", "false_positive_rate", "false alarms"),
-        "tokens": ("tpr_at", "tokens", "tokens"),
+        "rows": ("tpr_at", "rows", "published rows"),
+        "tokens": ("margin_tpr_at", "tokens", "tokens"),
     }
+    level = float(result.attrs.get("curve_level", np.nan))
     found = []
     for kind, (variable, axis, said) in kinds.items():
         if variable not in result:
@@ -98,12 +103,13 @@ def _separation(result: xr.Dataset) -> list[Figure]:
             if drawn:
                 lines_CX = at.sel(config=drawn).transpose("config", axis).values
                 x = np.asarray(result[axis].values, float)
-                found.append(_curves(kind, producer, drawn, x, lines_CX, said))
+                how = HOW[kind].format(level=level)
+                found.append(_curves(kind, how, producer, drawn, x, lines_CX, said))
     return found
 
 
 def _curves(
-    kind: str, producer: str, claimed: Sequence[str], x: Floats, lines_CX: Floats, axis: str
+    kind: str, how: str, producer: str, claimed: Sequence[str], x: Floats, lines_CX: Floats, axis: str
 ) -> Figure:
     """Shares of 0 to 1 over `x`, a line a claimed config."""
     left, top, width, height = 40.0, 18.0, WIDTH - 56, 130.0
@@ -136,15 +142,15 @@ def _curves(
     step = -(-len(x) // 32)
     rows = [[f"{v:.3g}", *(number(float(y)) for y in lines_CX[:, i])] for i, v in enumerate(x)][::step]
     more = len(claimed) - len(shown)
-    note = HOW[kind][:1].upper() + HOW[kind][1:] + (f"; {more} more in the table." if more else ".")
+    note = how[:1].upper() + how[1:] + (f"; {more} more in the table." if more else ".")
     title = f"made by {producer}"
     return Figure(
         f"{kind}_{''.join(c if c.isalnum() else '_' for c in producer)}",
         title,
         note,
-        f"Line chart, {title}: {HOW[kind]}. {BELOW}",
+        f"Line chart, {title}: {how}. {BELOW}",
         "".join(parts),
         WIDTH,
         top + height + 44 + 16 * len(shown),
-        Table(f"{title}: {HOW[kind]}", [axis, *claimed], rows),
+        Table(f"{title}: {how}", [axis, *claimed], rows),
     )

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qdx.analysis.numerics import Floats
+from qdx.analysis.numerics import Floats, Ints
 from qdx.analysis.verification.conformal import Answer, answer, conformal_p
 from qdx.analysis.verification.likelihood import (
     Calibration,
-    autocorrelation_weight,
     log_likelihood,
     token_misfits,
 )
@@ -31,15 +30,12 @@ class Judged:
     misfit_DCRT : array (producer, config, reference, token)
     references_CR : array (config, reference)
         Calibration references that p was made with.
-    weight_R : array (reference,)
-        w of `autocorrelation_weight`.
     """
 
     p_DCR: Floats
     log_likelihood_DCR: Floats
     misfit_DCRT: Floats
     references_CR: NDArray[np.int64]
-    weight_R: Floats
 
 
 def judge(
@@ -61,15 +57,24 @@ def judge(
     p_DCR = np.full((producers, configs, references), np.nan)
     loglik = p_DCR.copy()
     misfits = np.full((producers, configs, references, tokens), np.nan)
-    counts, weights = np.zeros((configs, references), np.int64), np.ones(references)
+    counts = np.zeros((configs, references), np.int64)
     for r, same in enumerate(same_reference_R):
         others = calibration if same < 0 else calibration.without(same)
-        counts[:, r], weights[r] = others.references_C, autocorrelation_weight(others)
+        counts[:, r] = others.references_C
         for d in range(producers):
             misfits[d, :, r] = token_misfits(energy_DCRT[d, :, r], floor_DRT[d, r], others)
             p_DCR[d, :, r] = profile_p(energy_DCRT[d, :, r], floor_DRT[d, r], others)
-            loglik[d, :, r] = log_likelihood(misfits[d, :, r], calibration.components, float(weights[r]))
-    return Judged(p_DCR, loglik, misfits, counts, weights)
+            loglik[d, :, r] = log_likelihood(misfits[d, :, r], calibration.components)
+    return Judged(p_DCR, loglik, misfits, counts)
+
+
+def equal_rows_fit(p_DCR: Floats, equal_DCR: Ints, expected_DCR: Ints) -> Floats:
+    """p, but 1 where every row that the verifier has is bit-equal to the producer's: always in the set.
+
+    Such a transcript cannot be nearer to the config, whatever distances other prompts gave, and greater p
+    can only make a set greater. Without calibration of the config (p is NaN) it is in the set all the same.
+    """
+    return np.where((expected_DCR > 0) & (equal_DCR == expected_DCR), 1.0, p_DCR)
 
 
 def judge_scores(score_DCR: Floats, null_CN: Floats, same_reference_R: Sequence[int]) -> Floats:

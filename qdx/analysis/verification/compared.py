@@ -35,6 +35,13 @@ class Compared:
         Of the producers' own repeats, and of each config's own here.
     missing : str
         Why no rows can be compared for equality; empty when they can.
+    content_DCR, content_equal_DCR : array (producer, config, reference)
+        The same of content rows alone. A template row is the same for every prompt of one length, so that it
+        says nothing about whose prompt it was computed from.
+    expected_DCR : array (producer, config, reference)
+        Content rows that the verifier captured: the producer's have to be there, all of them.
+    reruns_DC : array (producer, config)
+        References of this producer that the config reran here.
     """
 
     phase: str
@@ -43,7 +50,22 @@ class Compared:
     equal_DCR: Ints
     repeats_D: list[Repeating]
     repeats_C: list[Repeating]
-    missing: str = ""
+    missing: str
+    content_DCR: Ints
+    content_equal_DCR: Ints
+    expected_DCR: Ints
+    reruns_DC: Ints
+
+    @property
+    def covered_DC(self) -> Bools:
+        """Whether the producer published every row that the verifier has: (producer, config)."""
+        return np.asarray((self.content_DCR == self.expected_DCR).all(-1) & self.expected_DCR.any(-1))
+
+    @property
+    def all_equal_DC(self) -> Bools:
+        """Whether every row that the verifier has is published and bit-equal, template rows included."""
+        whole = (self.equal_DCR == self.compared_DCR).all(-1)
+        return np.asarray(self.covered_DC & whole & (self.content_equal_DCR == self.expected_DCR).all(-1))
 
 
 def marks(own: xr.Dataset, replay: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray] | None:
@@ -86,30 +108,39 @@ def prefill(
         return None
     own, here = (tree["prefill"].to_dataset() for tree in (producer_tree, verifier_tree))
     positions = np.intersect1d(own["position"].values, here["position"].values)
+    whole = here.sel(reference=references)
+    expected_CR = (_first(whole["captured"]).astype(bool) & _content(whole)[None]).sum(-1)
     own = own.sel(config=producers, reference=references, position=positions)
-    here = here.sel(reference=references, position=positions)
+    here = whole.sel(position=positions)
     configs = [str(label) for label in here["config"].values]
     both_DCRP = _first(own["captured"]).astype(bool)[:, None] & _first(here["captured"]).astype(bool)[None]
     shape = (len(producers), len(configs), len(references))
-    found, equal = marks(own, here), np.zeros(shape, np.int64)
+    found, equal_DCRP = marks(own, here), np.zeros((*shape, len(positions)), bool)
     if found is not None:
         same = (_first(found[0], "word")[:, None] == _first(found[1], "word")[None]).all(-1)
-        equal = (both_DCRP & same).sum(-1)
+        equal_DCRP = both_DCRP & same
+    # The verifier's own regions: the producer's would let her call a template row content.
+    content = _content(here) & both_DCRP
     distance = np.full(shape, np.nan)
     if "sketch" in own and "sketch" in here:
-        content = _content(here) & both_DCRP
         mine, theirs = (_first(side["sketch"], "component").astype(np.float64) for side in (own, here))
         difference = mine[:, None] - theirs[None]
         norm = np.sqrt(np.einsum("...k,...k->...", difference, difference))
         distance = row_mean(np.where(content, norm, np.nan))
+    comparable = found is not None
+    repeats_C = own_repeats(verifier_tree, "prefill", configs)
     return Compared(
         "prefill",
         distance,
-        both_DCRP.sum(-1) if found is not None else np.zeros(shape, np.int64),
-        equal,
+        both_DCRP.sum(-1) if comparable else np.zeros(shape, np.int64),
+        equal_DCRP.sum(-1),
         own_repeats(producer_tree, "prefill", producers),
-        own_repeats(verifier_tree, "prefill", configs),
-        "" if found is not None else NO_ROWS,
+        repeats_C,
+        "" if comparable else NO_ROWS,
+        content_DCR=content.sum(-1) if comparable else np.zeros(shape, np.int64),
+        content_equal_DCR=(content & equal_DCRP).sum(-1),
+        expected_DCR=np.broadcast_to(expected_CR[None], shape),
+        reruns_DC=np.broadcast_to([r.reruns for r in repeats_C], shape[:2]),
     )
 
 

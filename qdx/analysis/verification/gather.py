@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,54 +13,89 @@ from numpy.typing import NDArray
 
 from qdx.analysis.numerics import Bools, Floats, Ints
 from qdx.analysis.verification.compared import NO_ROWS, Compared, marks, own_repeats, prefill
+from qdx.analysis.verification.environment_class import MACHINE, class_of, compare
 from qdx.analysis.verification.exact import pooled, repeating
 from qdx.analysis.verification.likelihood import Calibration, energy, row_mean, ulp_floor
-from qdx.analysis.view import ENVIRONMENT, SETTINGS, settings_of, stated
+from qdx.analysis.verification.units import spans_of, units_of
 from qdx.errors import QdxError
 
 SHARED = {"tokenizer_sha256": "tokenizer", "vocab": "vocabulary size", "sketch_seed": "seed of the sketches"}
-# On a CPU the arithmetic is torch's and, of modelled kernels, this program's.
-MACHINE = ("cpu", "threads")
-PROCESSOR = (*MACHINE, "torch_version", "code_sha256")
 REPLAY = ("producer", "config", "repeat", "reference", "position")
+UNREAL = 1e250  # energy of a published row whose sketch is not finite: further off than any real one
 
 
 @dataclass(frozen=True)
 class Replays:
-    """Every producer's free generation and every config's replay of it, at the rows that both have.
+    """Every producer's free generation and every config's replay of it.
+
+    Energies and bit-equality are of rows that both sides have; margins, ties and choices are the verifier's
+    own, at every emitted token, whatever rows the producer published.
 
     Attributes
     ----------
     producers, configs, references : list of str
+    reference_keys : list of str
+        SHA-256 of each reference's token ids: two references are the same when these are.
+    units_DR : array (producer, reference)
+        Number of the unit that a transcript belongs to, see `units.units_of`.
     energy_DCRT : array (producer, config, reference, token)
         ‖r‖²/k of the sketches, NaN where a row is missing.
     floor_DRT : array (producer, reference, token)
     components : int
-    again_DCVRT : array (producer, config, replaying config, reference, token)
-        The energies of a config's second repeat here, as if it had been the producer.
-    again_floor_DCRT : array (producer, config, reference, token)
+    between_DCRMM : array (producer, config, reference, member, member)
+        Mean energies between the members of a config: 0 is the producer, 1 … Q are the repeats here.
+    beside_DCRMV : array (producer, config, reference, member, config)
+        Mean energies of those members against every config's first repeat.
     margin_DCRT : array (producer, config, reference, token)
-        Greatest logit here − the emitted token's; the first token, which prefill predicts, comes first.
+        Greatest logit here − the emitted token's; the first token, which prefill predicts, comes first. NaN
+        where there is no token.
+    tied_DCRT : array (producer, config, reference, token)
+        Whether several logits here are the greatest.
+    same_DCRT : array (producer, config, reference, token)
+        Whether the producer published the row that predicts the token and it is bit-equal to the one here.
+    choice_DCRMT : array (producer, config, reference, member, token)
+        Emitted token, then the greatest logit's id in every repeat here; −1 where unknown.
+    emitted_DR : array (producer, reference)
+        Tokens of each transcript.
     decode : Compared
         The rows behind the energies.
     prefill : Compared or None
         The references' rows, which do not depend on the transcript.
-    environment_D, environment_C : tuple of text for each
+    class_D, class_C : list of dict
+        Environment classes, see `environment_class.class_of`.
+    processes_C : list of int
+        Processes that the repeats of each config here ran in; 0 where the file does not say.
+    repeats : int
+        Of each config here.
+    sampling_D : list of str
+        What each producer states of its decoding; "" where it does not.
+    schema : int
+        Schema version of the producers' file; 0 where it has none.
     """
 
     producers: list[str]
     configs: list[str]
     references: list[str]
+    reference_keys: list[str]
+    units_DR: Ints
     energy_DCRT: Floats
     floor_DRT: Floats
     components: int
-    again_DCVRT: Floats
-    again_floor_DCRT: Floats
+    between_DCRMM: Floats
+    beside_DCRMV: Floats
     margin_DCRT: Floats
+    tied_DCRT: Bools
+    same_DCRT: Bools
+    choice_DCRMT: Ints
+    emitted_DR: Ints
     decode: Compared
     prefill: Compared | None
-    environment_D: list[tuple[str, ...]]
-    environment_C: list[tuple[str, ...]]
+    class_D: list[dict[str, str]]
+    class_C: list[dict[str, str]]
+    processes_C: list[int]
+    repeats: int
+    sampling_D: list[str]
+    schema: int
 
     @classmethod
     def of(cls, producer_tree: xr.DataTree, verifier_tree: xr.DataTree) -> Replays:
@@ -97,8 +132,7 @@ class Replays:
                     f"the producers' file lacks {name} {lacking[0]!r} that the verifier replayed; it has "
                     f"{', '.join(known[:8])}: give the file that was replayed"
                 )
-        shared = np.intersect1d(own["position"].values, replay["position"].values)
-        if not len(shared):
+        if not len(np.intersect1d(own["position"].values, replay["position"].values)):
             raise QdxError("transcripts and replays share no position: give the file that was replayed")
         committed = "commitment" in own
         names = ("captured", "token_id", "row_hash", "sketch")
@@ -112,10 +146,11 @@ class Replays:
                 raise QdxError(
                     f"the {tree} file has no {missing[0]}: only a sweep that qdx recorded can be judged"
                 )
-        positions = np.isin(own["position"].values, shared)
-        mine = own.sel(config=producers, reference=references).isel(position=positions)
-        theirs = replay.sel(position=mine["position"].values)
-        return _align(producer_tree, verifier_tree, mine, theirs, producers, references)
+        # The verifier's positions are those of every emitted token; the producer's rows are fitted to them.
+        kept = [name for name in (*names, "commitment") if name in own]
+        mine = own[kept].drop_vars("region", errors="ignore").sel(config=producers, reference=references)
+        mine = mine.reindex(position=replay["position"].values, fill_value=_FILL)
+        return _align(producer_tree, verifier_tree, mine, replay, producers, references)
 
     @property
     def margin_DCR(self) -> Floats:
@@ -128,29 +163,65 @@ class Replays:
 
     @property
     def tokens_DCR(self) -> Ints:
-        """Tokens judged by their margins."""
+        """Tokens judged by their margins: every emitted one that was replayed."""
         return np.asarray(np.isfinite(self.margin_DCRT).sum(-1), np.int64)
 
     @property
     def greedy_DCR(self) -> Ints:
-        """Those that are the greedy choice here."""
+        """Those that are the greedy choice here; a tie with the greatest logit passes."""
         return np.asarray((self.margin_DCRT == 0).sum(-1), np.int64)
+
+    @property
+    def ties_DCR(self) -> Ints:
+        """Those among the greedy ones that share the greatest logit with another id."""
+        return np.asarray(((self.margin_DCRT == 0) & self.tied_DCRT).sum(-1), np.int64)
+
+    @property
+    def misfit_DCRT(self) -> Bools:
+        """Tokens that are not greedy on a row that is bit-equal to the producer's.
+
+        Of a plain greedy producer there is none: the row that it published says another token.
+        """
+        return np.asarray(self.same_DCRT & (self.margin_DCRT > 0))
 
     @property
     def phases(self) -> list[Compared]:
         """Decode, then prefill where it was compared."""
         return [self.decode] if self.prefill is None else [self.decode, self.prefill]
 
-    def references_C(self, configs: Sequence[str]) -> Ints:
-        """Calibration references that this has of each of these configs: tokens that it judged itself."""
-        honest = self.honest(self.tokens_DCR.astype(float), configs)
-        energies = self.calibration(configs).references_C
-        return np.asarray(np.maximum(energies, (np.nan_to_num(honest) > 0).sum(-1)), np.int64)
-
     @property
     def honest_C(self) -> list[int]:
         """The producer that has the label of config c; −1: none."""
         return [self.producers.index(c) if c in self.producers else -1 for c in self.configs]
+
+    def own_processes(self, config: int) -> bool:
+        """Whether every repeat of a config here ran in a process of its own."""
+        return self.processes_C[config] >= self.repeats > 1
+
+    def text_scores(self) -> Floats:
+        """Score each text by its tokens that are not greedy here, ties excepted.
+
+        The result is over (producer, config, reference). Equal numbers of them are ordered by the mean margin m: the score is their number + m/(1 + m).
+        """
+        wrong = np.nansum((self.margin_DCRT > 0).astype(float), -1)
+        margin = np.where(np.isfinite(self.margin_DCR), self.margin_DCR, 0.0)
+        score = wrong + margin / (1 + margin)
+        return np.asarray(np.where((self.tokens_DCR == self.emitted_DR[:, None]), score, np.nan))
+
+    def text_members(self, d: int, c: int) -> Floats:
+        """Score the producer's text beside this machine's own choices on it: (reference, member).
+
+        A member's score is the number of its tokens that another member did not choose, over all others; a
+        token where a row here has several greatest logits counts for nobody. The rule is the same for every
+        member, so that an honest producer's place among the repeats is uniform.
+        """
+        choice_RMT = self.choice_DCRMT[d, c]
+        counted = (choice_RMT >= 0).all(1) & ~self.tied_DCRT[d, c]
+        differ = choice_RMT[:, :, None] != choice_RMT[:, None]
+        score = (differ & counted[:, None, None]).sum((2, 3)).astype(float)
+        known = self.tokens_DCR[d, c] == self.emitted_DR[d]
+        score[~known] = np.nan
+        return np.asarray(score)
 
     def calibration(self, configs: Sequence[str]) -> Calibration:
         """Transcripts of these configs replayed by these; NaN for one that is not both here."""
@@ -165,13 +236,6 @@ class Replays:
                         energy_CVNT[c, v] = self.energy_DCRT[d, self.configs.index(other)]
         return Calibration(energy_CVNT, floor_CNT, self.components)
 
-    def of_repeats(self, producer: int) -> Calibration:
-        """What honest configs of this very machine make of a producer's transcripts: their second repeats.
-
-        The right null only where the producer's environment class is this one.
-        """
-        return Calibration(self.again_DCVRT[producer], self.again_floor_DCRT[producer], self.components)
-
     def honest(self, score_DCR: Floats, configs: Sequence[str]) -> Floats:
         """A score of honest pairs, (config, reference); NaN for a config that has none."""
         null_CN = np.full((len(configs), len(self.references)), np.nan)
@@ -182,20 +246,30 @@ class Replays:
 
 
 def same_machines(data: Replays, known: Replays) -> Bools:
-    """Whether config c's calibration is the right null for producer d: (producer, config).
+    """Whether nothing speaks against config c's known transcripts as the null of producer d.
 
-    It was made on producer d's kind of machine (compute capability and SM count, or processor and threads;
-    the engine and batch are part of the claim) and replayed in the environment class in which c replays now.
+    They were made in a class that does not contradict the producer's, and replayed in one that does not
+    contradict the verifier's now: (producer, config).
     """
     found = np.zeros((len(data.producers), len(data.configs)), bool)
     for c, label in enumerate(data.configs):
         if label not in known.producers or label not in known.configs:
             continue
-        made = known.environment_D[known.producers.index(label)]
-        replayed = known.environment_C[known.configs.index(label)]
-        for d, environment in enumerate(data.environment_D):
-            found[d, c] = _hardware(environment) == _hardware(made) and data.environment_C[c] == replayed
+        made = known.class_D[known.producers.index(label)]
+        replayed = compare(known.class_C[known.configs.index(label)], data.class_C[c])
+        for d, own in enumerate(data.class_D):
+            # Another config's engine settings are part of what is told apart; the machine's are not.
+            machine = [{name: side.get(name, "") for name in MACHINE} for side in (own, made)]
+            found[d, c] = not compare(*machine).differs and not replayed.differs
     return found
+
+
+def key_of(token_ids: NDArray[Any]) -> str:
+    """SHA-256 of a reference's token ids: what makes two references the same."""
+    return hashlib.sha256(np.ascontiguousarray(token_ids, "<i4").tobytes()).hexdigest()
+
+
+_FILL = {"captured": False, "token_id": -1, "row_hash": 0, "commitment": 0}
 
 
 def _group(tree: xr.DataTree, name: str) -> xr.Dataset:
@@ -227,169 +301,292 @@ def _align(
     producers: list[str],
     references: list[str],
 ) -> Replays:
-    own = _with_tokens(tree, own)
-
-    def mine(name: str, *more: str) -> NDArray[Any]:
-        data = own[name].transpose("repeat", "config", "reference", "position", *more)
-        return np.asarray(data.values[0])
-
-    def theirs(name: str, *more: str) -> NDArray[Any]:
-        first = replay[name].isel(repeat=0).transpose("producer", "config", "reference", "position", *more)
-        return np.asarray(first.values)
-
-    here_DRT = mine("captured").astype(bool)
+    configs = [str(label) for label in replay["config"].values]
+    here_DRT = _own(own, "captured").astype(bool)
     captured_DCQRT = replay["captured"].transpose(*REPLAY).values.astype(bool)
     both_DCRT = here_DRT[:, None] & captured_DCQRT[:, :, 0]
-    tokens = theirs("token_id")
-    wrong = both_DCRT & (tokens != mine("token_id")[:, None])
+    output_DRT = _emitted(tree, own, producers, references)
+    _same_tokens(own, replay, output_DRT, captured_DCQRT[:, :, 0], producers)
+    energies = _energies(own, replay, here_DRT, captured_DCQRT)
+    found = marks(own, replay)
+    equal_DCRT = np.zeros_like(both_DCRT)
+    if found is not None:
+        order = (*REPLAY, "word")
+        mine, theirs = (data.transpose(*(d for d in order if d in data.dims)) for data in found)
+        equal_DCRT = both_DCRT & (mine.isel(repeat=0).values[:, None] == theirs.isel(repeat=0).values).all(-1)
+    first = _First.of(tree, verifier, producers, configs, references, replay.sizes["repeat"])
+    margin_DCRT, tied_DCRT = _margins(replay, captured_DCQRT[:, :, 0])
+    choice_DCRMT = _choices(replay, captured_DCQRT, output_DRT)
+    keys = _keys(tree, references)
+    batch = [str(v) for v in np.broadcast_to(own["batch_size"].values, (len(producers),))]
+    units = [units_of(keys, spans_of(tree, references), int(size or 1)) for size in batch]
+    stored = tree["provenance"].to_dataset() if "provenance" in tree.children else xr.Dataset()
+    shown = verifier["provenance"].to_dataset() if "provenance" in verifier.children else xr.Dataset()
+    return Replays(
+        producers=producers,
+        configs=configs,
+        references=references,
+        reference_keys=keys,
+        units_DR=np.array(units),
+        energy_DCRT=energies.energy_DCRT,
+        floor_DRT=energies.floor_DRT,
+        components=replay.sizes["component"],
+        between_DCRMM=energies.between_DCRMM,
+        beside_DCRMV=energies.beside_DCRMV,
+        margin_DCRT=np.concatenate([first.margin_DCR[..., None], margin_DCRT], -1),
+        tied_DCRT=np.concatenate([first.tied_DCR[..., None], tied_DCRT], -1),
+        same_DCRT=np.concatenate([first.same_DCR[..., None], equal_DCRT], -1),
+        choice_DCRMT=np.concatenate([first.choice_DCRM[..., None], choice_DCRMT], -1),
+        emitted_DR=(_transcripts(tree, producers, references) >= 0).sum(-1),
+        decode=_decode(tree, own, replay, found is not None, both_DCRT, equal_DCRT, energies),
+        prefill=prefill(tree, verifier, producers, references),
+        class_D=[class_of(tree, own, label) for label in producers],
+        class_C=[class_of(verifier, replay, label) for label in configs],
+        processes_C=[_count(shown, "repeat_processes", label) for label in configs],
+        repeats=replay.sizes["repeat"],
+        sampling_D=[_text(stored, "sampling", label) for label in producers],
+        schema=int(tree.attrs.get("schema_version", 0)),
+    )
+
+
+def _text(stored: xr.Dataset, name: str, label: str) -> str:
+    return str(stored[name].sel(config=label).values) if name in stored else ""
+
+
+def _count(stored: xr.Dataset, name: str, label: str) -> int:
+    text = _text(stored, name, label)
+    return int(text) if text.isdigit() else 0
+
+
+def _own(own: xr.Dataset, name: str, *more: str) -> NDArray[Any]:
+    """The producers' first repeat, (producer, reference, token, …)."""
+    return np.asarray(own[name].transpose("repeat", "config", "reference", "position", *more).values[0])
+
+
+def _keys(tree: xr.DataTree, references: Sequence[str]) -> list[str]:
+    stored = tree["references"].to_dataset()
+    if "token_ids" not in stored:
+        raise QdxError("/references has no token_ids: only a sweep that qdx recorded can be judged")
+    ids_RN = stored["token_ids"].sel(reference=list(references)).transpose("reference", "token").values
+    lengths = stored["length"].sel(reference=list(references)).values
+    return [key_of(ids[: int(n)]) for ids, n in zip(ids_RN, lengths, strict=True)]
+
+
+def _transcripts(tree: xr.DataTree, producers: list[str], references: list[str]) -> Ints:
+    """Emitted ids of the first repeat, (producer, reference, output token); −1 after the end."""
+    output = tree["output"].to_dataset()["token_id"].sel(config=producers, reference=references)
+    return np.asarray(
+        output.transpose("config", "repeat", "reference", "output_token").values[:, 0], np.int64
+    )
+
+
+def _emitted(tree: xr.DataTree, own: xr.Dataset, producers: list[str], references: list[str]) -> Ints:
+    """Emitted id at every position, (producer, reference, position); −1 for none."""
+    ids_DRO = _transcripts(tree, producers, references)
+    length_R = tree["references"].to_dataset()["length"].sel(reference=references).values
+    index_RT = own["position"].values[None, :] - length_R[:, None]
+    inside_RT = (index_RT >= 0) & (index_RT < ids_DRO.shape[-1])
+    at = np.broadcast_to(np.where(inside_RT, index_RT, 0)[None], (len(producers), *index_RT.shape))
+    return np.where(inside_RT[None], np.take_along_axis(ids_DRO, at, -1), -1)
+
+
+def _same_tokens(
+    own: xr.Dataset, replay: xr.Dataset, output_DRT: Ints, captured_DCRT: Bools, producers: list[str]
+) -> None:
+    """Refuse a replay that was not fed the transcript: at any row of either side."""
+    fed = replay["token_id"].isel(repeat=0).transpose("producer", "config", "reference", "position").values
+    wrong = captured_DCRT & (fed != output_DRT[:, None])
+    if "token_id" in own:
+        wrong |= (_own(own, "captured").astype(bool) & (_own(own, "token_id") != output_DRT))[:, None]
     if wrong.any():
         d, c, r, t = (int(i[0]) for i in np.nonzero(wrong))
         raise QdxError(
-            f"the replay of producer {producers[d]!r} by {replay['config'].values[c]!s}, {references[r]}, "
-            f"fed other tokens than the transcript has (position {own['position'].values[t]}): "
-            "give the file that was replayed"
+            f"the replay of producer {producers[d]!r} by {replay['config'].values[c]!s}, "
+            f"{replay['reference'].values[r]!s}, fed other tokens than the transcript has (position "
+            f"{own['position'].values[t]}): give the file that was replayed"
         )
-    shape = captured_DCQRT.shape[:2] + captured_DCQRT.shape[3:]
-    energy_DCRT, components = np.full(shape, np.nan), replay.sizes["component"]
+
+
+@dataclass(frozen=True)
+class _Energies:
+    """Distances of sketches, see `Replays`; all NaN where the producers published none."""
+
+    energy_DCRT: Floats
+    floor_DRT: Floats
+    between_DCRMM: Floats
+    beside_DCRMV: Floats
+
+
+def _energies(own: xr.Dataset, replay: xr.Dataset, here_DRT: Bools, captured_DCQRT: Bools) -> _Energies:
+    producers, configs, repeats, references, _ = captured_DCQRT.shape
+    members = repeats + 1
+    energy_DCRT = np.full((producers, configs, *here_DRT.shape[1:]), np.nan)
     floor_DRT = np.full(here_DRT.shape, np.nan)
-    again_DCVRT, again_floor_DCRT = _again(replay, captured_DCQRT)
-    if "sketch" in own:  # a file of commitments has none
-        sketch_DRTK, replayed = mine("sketch", "component"), theirs("sketch", "component")
-        if sketch_DRTK.shape[-1] != components:
-            raise QdxError(
-                f"sketches of {sketch_DRTK.shape[-1]} and {components} components cannot be compared: "
-                "use one capture.components"
-            )
-        energy_DCRT = energy(sketch_DRTK[:, None].astype(np.float64) - replayed)
-        dtypes = np.broadcast_to(own["dtype"].values, (len(producers),))
-        rows = zip(sketch_DRTK, dtypes, strict=True)
-        floor_DRT = np.stack([ulp_floor(row, str(dtype)) for row, dtype in rows])
-    energy_DCRT = np.where(both_DCRT, energy_DCRT, np.nan)
-    margin_DCRT = np.full((*shape[:3], shape[3] + 1), np.nan)
-    margin_DCRT[..., 0] = _first_margins(tree, verifier, producers, references, shape[:3])
-    if "top_logit" in replay and "target_logit" in replay:
-        margins = theirs("top_logit", "rank")[..., 0].astype(np.float64) - theirs("target_logit")
-        margin_DCRT[..., 1:] = np.where(both_DCRT, margins, np.nan)
-    configs = [str(label) for label in replay["config"].values]
-    return Replays(
-        producers,
-        configs,
-        references,
-        energy_DCRT,
-        np.where(here_DRT, floor_DRT, np.nan),
-        components,
-        again_DCVRT,
-        again_floor_DCRT,
-        margin_DCRT,
-        _decode(tree, own, replay, both_DCRT, row_mean(np.sqrt(energy_DCRT * components))),
-        prefill(tree, verifier, producers, references),
-        _environment(tree, own, producers),
-        _environment(verifier, replay, configs),
-    )
-
-
-def _again(replay: xr.Dataset, captured_DCQRT: Bools) -> tuple[Floats, Floats]:
-    """Energies and floors of every config's second repeat against every config's first; NaN without one."""
-    producers, configs, repeats, *rest = captured_DCQRT.shape
-    again_DCVRT = np.full((producers, configs, configs, *rest), np.nan)
-    floor_DCRT = np.full((producers, configs, *rest), np.nan)
-    if repeats < 2:
-        return again_DCVRT, floor_DCRT
-    pair = replay["sketch"].isel(repeat=slice(2)).transpose(*REPLAY, "component").values.astype(np.float64)
-    dtypes = np.broadcast_to(replay["dtype"].values, (configs,))
-    for c in range(configs):
-        floor_DCRT[:, c] = ulp_floor(pair[:, c, 1], str(dtypes[c]))
-        for v in range(configs):
-            both = captured_DCQRT[:, c, 1] & captured_DCQRT[:, v, 0]
-            again_DCVRT[:, c, v] = np.where(both, energy(pair[:, c, 1] - pair[:, v, 0]), np.nan)
-    return again_DCVRT, floor_DCRT
-
-
-def _with_tokens(tree: xr.DataTree, own: xr.Dataset) -> xr.Dataset:
-    """The rows with the ids of their tokens, which a file of commitments has in ``/output`` only."""
-    if "token_id" in own:
-        return own
-    references = own["reference"].values
-    length_R = tree["references"].to_dataset()["length"].sel(reference=references).values
-    output = tree["output"].to_dataset()["token_id"].sel(config=own["config"].values, reference=references)
-    output_CQRT = output.transpose("config", "repeat", "reference", "output_token").values
-    index_RP = own["position"].values[None, :] - length_R[:, None]
-    inside_RP = (index_RP >= 0) & (index_RP < output_CQRT.shape[-1])
-    at = np.where(inside_RP, index_RP, 0)[None, None]
-    ids = np.where(inside_RP, np.take_along_axis(output_CQRT, at, -1), -1)
-    return own.assign(token_id=(("config", "repeat", "reference", "position"), ids))
-
-
-def _first_margins(
-    tree: xr.DataTree,
-    verifier: xr.DataTree,
-    producers: list[str],
-    references: list[str],
-    shape: tuple[int, ...],
-) -> Floats:
-    """Margins of the producers' first tokens, which the verifier's prefill predicts: NaN where unknown."""
-    here = verifier["prefill"].to_dataset() if "prefill" in verifier.children else xr.Dataset()
-    if "first_logit" not in here or "output" not in tree.children:
-        return np.full(shape, np.nan)
-    here = here.isel(repeat=0).sel(reference=references, producer=producers)
-    own = tree["output"].to_dataset()["token_id"].isel(repeat=0, output_token=0)
-    own = own.sel(config=producers, reference=references)
-    fed = here["first_token_id"].transpose("producer", "config", "reference").values
-    if (fed != own.transpose("config", "reference").values[:, None]).any():
-        raise QdxError("the verifier judged other first tokens: give the file that was replayed")
-    length = tree["references"].to_dataset()["length"].sel(reference=references)
-    greatest = here["top_logit"].isel(rank=0).sel(position=length).transpose("config", "reference").values
-    chosen = here["first_logit"].transpose("producer", "config", "reference").values
-    return np.asarray(greatest[None].astype(np.float64) - chosen)
-
-
-def _decode(
-    tree: xr.DataTree, own: xr.Dataset, replay: xr.Dataset, both_DCRT: Bools, distance_DCR: Floats
-) -> Compared:
-    """The equality of decode rows and of their repeats."""
-    order = (*REPLAY, "word")
-    found = marks(own, replay)
-    equal_DCR = np.zeros(both_DCRT.shape[:3], np.int64)
-    if found is not None:
-        mine, theirs = (data.transpose(*(d for d in order if d in data.dims)) for data in found)
-        same = mine.isel(repeat=0).values[:, None] == theirs.isel(repeat=0).values
-        equal_DCR = (both_DCRT & same.all(-1)).sum(-1)
-    hash_DCQRT = replay["row_hash"].transpose(*REPLAY).values
-    captured = replay["captured"].transpose(*REPLAY).values.astype(bool)
-    reruns = [
-        pooled(
-            [repeating(hash_DCQRT[d, c], captured[d, c] & captured[d, c, :1]) for d in range(len(captured))]
+    between = np.full((producers, configs, references, members, members), np.nan)
+    beside = np.full((producers, configs, references, members, configs), np.nan)
+    sketched = "sketch" in own  # a file of commitments has none
+    if sketched and own.sizes["component"] != replay.sizes["component"]:
+        raise QdxError(
+            f"sketches of {own.sizes['component']} and {replay.sizes['component']} components cannot be "
+            "compared: use one capture.components"
         )
-        for c in range(captured.shape[1])
-    ]
-    return Compared(
-        "decode",
-        distance_DCR,
-        both_DCRT.sum(-1) if found is not None else np.zeros_like(equal_DCR),
-        equal_DCR,
-        own_repeats(tree, "decode", [str(label) for label in own["config"].values]),
-        reruns,
-        "" if found is not None else NO_ROWS,
-    )
+    dtypes = [str(v) for v in np.broadcast_to(own["dtype"].values, (producers,))]
+    shape = (*here_DRT.shape, replay.sizes["component"])
+    mine_DRTK = _own(own, "sketch", "component").astype(np.float64) if sketched else np.zeros(shape)
+    here_DRT = here_DRT & sketched
+    for d in range(producers):  # one producer's sketches in memory at a time
+        theirs = replay["sketch"].isel(producer=d).transpose(*REPLAY[1:], "component")
+        theirs_CQRTK = theirs.values.astype(np.float64)
+        floor_DRT[d] = np.where(here_DRT[d], ulp_floor(np.nan_to_num(mine_DRTK[d]), dtypes[d]), np.nan)
+        for c in range(configs):
+            member_MRTK = np.concatenate([mine_DRTK[d][None], theirs_CQRTK[c]])
+            there_MRT = np.concatenate([here_DRT[d][None], captured_DCQRT[d, c]])
+            for i in range(members):
+                for j in range(i):
+                    values_RT = _energy(member_MRTK[i] - member_MRTK[j], there_MRT[i] & there_MRT[j])
+                    between[d, c, :, i, j] = between[d, c, :, j, i] = row_mean(values_RT)
+                    if (i, j) == (1, 0):
+                        energy_DCRT[d, c] = values_RT
+                for v in range(configs):
+                    both = there_MRT[i] & captured_DCQRT[d, v, 0]
+                    beside[d, c, :, i, v] = row_mean(_energy(member_MRTK[i] - theirs_CQRTK[v, 0], both))
+    return _Energies(energy_DCRT, floor_DRT, between, beside)
 
 
-def _environment(tree: xr.DataTree, dataset: xr.Dataset, labels: Sequence[str]) -> list[tuple[str, ...]]:
-    """Environment class of each config: `ENVIRONMENT`, on a CPU its processor and threads, and `SETTINGS`.
+def _energy(residual_RTK: Floats, there_RT: Bools) -> Floats:
+    """Energies of rows that are there; a sketch that is not finite is further off than any real one."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = energy(residual_RTK)
+    values = np.where(np.isfinite(values), np.minimum(values, UNREAL), UNREAL)
+    return np.asarray(np.where(there_RT, values, np.nan))
 
-    A setting that one side does not state makes two classes: nothing is refuted by what is not known.
-    """
-    stored = tree["provenance"].to_dataset() if "provenance" in tree.children else xr.Dataset()
-    found = []
-    for label in labels:
-        of = partial(stated, dataset, stored, label=label)
-        facts = tuple(of(name) for name in ENVIRONMENT)
-        on_cpu = facts[ENVIRONMENT.index("compute_capability")] in ("", "cpu", "0", "none")
-        found.append((*facts, *(of(name) if on_cpu else "" for name in PROCESSOR), *settings_of(of)))
+
+def _margins(replay: xr.Dataset, captured_DCRT: Bools) -> tuple[Floats, Bools]:
+    """Margins of the emitted tokens by the verifier's own rows, and where several logits are greatest."""
+
+    def first(name: str, *more: str) -> NDArray[Any]:
+        data = replay[name].isel(repeat=0)
+        return np.asarray(data.transpose("producer", "config", "reference", "position", *more).values)
+
+    if "top_logit" not in replay or "target_logit" not in replay:
+        return np.full(captured_DCRT.shape, np.nan), np.zeros(captured_DCRT.shape, bool)
+    top = first("top_logit", "rank")[..., :2].astype(np.float64)
+    margin = np.where(captured_DCRT, top[..., 0] - first("target_logit"), np.nan)
+    tied = captured_DCRT & (top[..., 0] == top[..., 1]) if top.shape[-1] > 1 else np.zeros_like(captured_DCRT)
+    return margin, tied
+
+
+def _choices(replay: xr.Dataset, captured_DCQRT: Bools, output_DRT: Ints) -> Ints:
+    """Emitted tokens and every repeat's greatest logit, (producer, config, reference, member, token)."""
+    producers, configs, repeats, references, tokens = captured_DCQRT.shape
+    found = np.full((producers, configs, references, repeats + 1, tokens), -1, np.int64)
+    if "top_id" in replay:
+        top = replay["top_id"].isel(rank=0).transpose(*REPLAY).values
+        found[..., 1:, :] = np.moveaxis(np.where(captured_DCQRT, top, -1), 2, 3)
+        found[..., 0, :] = output_DRT[:, None]
     return found
 
 
-def _hardware(environment: tuple[str, ...]) -> tuple[str, ...]:
-    """The part of an environment class that is the machine's: not the engine's, nor the batch."""
-    names = (*ENVIRONMENT, *PROCESSOR, *SETTINGS)
-    machine = ("compute_capability", "sm_count", *MACHINE)
-    return tuple(value for name, value in zip(names, environment, strict=True) if name in machine)
+@dataclass(frozen=True)
+class _First:
+    """What the verifier's prefill says of the producers' first tokens; NaN and −1 where it says nothing."""
+
+    margin_DCR: Floats
+    tied_DCR: Bools
+    same_DCR: Bools
+    choice_DCRM: Ints
+
+    @classmethod
+    def of(
+        cls,
+        tree: xr.DataTree,
+        verifier: xr.DataTree,
+        producers: list[str],
+        configs: list[str],
+        references: list[str],
+        repeats: int,
+    ) -> _First:
+        shape = (len(producers), len(configs), len(references))
+        found = cls(
+            np.full(shape, np.nan),
+            np.zeros(shape, bool),
+            np.zeros(shape, bool),
+            np.full((*shape, repeats + 1), -1, np.int64),
+        )
+        here = verifier["prefill"].to_dataset() if "prefill" in verifier.children else xr.Dataset()
+        if "first_logit" not in here:
+            return found
+        here = here.sel(reference=references, producer=producers)
+        emitted_DR = _transcripts(tree, producers, references)[..., 0]
+        fed = here["first_token_id"].isel(repeat=0).transpose("producer", "config", "reference").values
+        if (fed != emitted_DR[:, None]).any():
+            raise QdxError("the verifier judged other first tokens: give the file that was replayed")
+        length = tree["references"].to_dataset()["length"].sel(reference=references)
+        last = here[["top_logit", "top_id", "row_hash"]].sel(position=length)
+        top = last["top_logit"].isel(repeat=0).transpose("config", "reference", "rank").values
+        chosen = here["first_logit"].isel(repeat=0).transpose("producer", "config", "reference").values
+        found.margin_DCR[:] = top[None, ..., 0].astype(np.float64) - chosen
+        if top.shape[-1] > 1:
+            found.tied_DCR[:] = (top[..., 0] == top[..., 1])[None]
+        choice = last["top_id"].isel(rank=0).transpose("config", "reference", "repeat").values
+        found.choice_DCRM[..., 0] = emitted_DR[:, None]
+        found.choice_DCRM[..., 1:] = choice[None]
+        found.same_DCR[:] = _same_first(tree, here, producers, length)
+        return found
+
+
+def _same_first(
+    tree: xr.DataTree, here: xr.Dataset, producers: list[str], length: xr.DataArray
+) -> Bools | bool:
+    """Whether prefill's last row, which predicts the first token, is bit-equal.
+
+    Returns
+    -------
+    array (producer, config, reference), or False where no such row was published
+    """
+    if "prefill" not in tree.children:
+        return False
+    own = tree["prefill"].to_dataset()
+    found = marks(own, here)
+    positions = own["position"].values
+    if found is None or not np.isin(length.values, positions).all():
+        return False
+    at = {"config": producers, "reference": length["reference"], "position": length}
+    order = ("config", "reference", "word")
+    mine = found[0].isel(repeat=0).sel(at).transpose(*order).values
+    there = own["captured"].isel(repeat=0).sel(at).transpose(*order[:2]).values.astype(bool)
+    theirs = found[1].isel(repeat=0).sel(position=length).transpose(*order).values
+    return np.asarray(there[:, None] & (mine[:, None] == theirs[None]).all(-1))
+
+
+def _decode(
+    tree: xr.DataTree,
+    own: xr.Dataset,
+    replay: xr.Dataset,
+    comparable: bool,
+    both_DCRT: Bools,
+    equal_DCRT: Bools,
+    energies: _Energies,
+) -> Compared:
+    """The equality of decode rows and of their repeats."""
+    hash_DCQRT = replay["row_hash"].transpose(*REPLAY).values
+    captured = replay["captured"].transpose(*REPLAY).values.astype(bool)
+    repeats_DC = [
+        [repeating(hash_DCQRT[d, c], captured[d, c] & captured[d, c, :1]) for c in range(captured.shape[1])]
+        for d in range(len(captured))
+    ]
+    distance = row_mean(np.sqrt(energies.energy_DCRT * replay.sizes["component"]))
+    compared = both_DCRT.sum(-1) if comparable else np.zeros(both_DCRT.shape[:3], np.int64)
+    return Compared(
+        "decode",
+        np.where(np.isfinite(distance), distance, np.nan),
+        compared,
+        equal_DCRT.sum(-1),
+        own_repeats(tree, "decode", [str(label) for label in own["config"].values]),
+        [pooled(list(of)) for of in zip(*repeats_DC, strict=True)],
+        "" if comparable else NO_ROWS,
+        content_DCR=compared,
+        content_equal_DCR=equal_DCRT.sum(-1),
+        expected_DCR=captured[:, :, 0].sum(-1),
+        reruns_DC=np.array([[r.reruns for r in row] for row in repeats_DC], np.int64),
+    )

@@ -1,7 +1,7 @@
 """How likely each config makes a transcript's sketches: a score that a noisy config does not lose by noise.
 
 With r_t = sketch_t − sketch_t^c (k components, the producer's row minus config c's replay of it) the
-sketches are taken as normal of variance s_c² a component: ℓ_c = −½ w Σ_t (‖r_t‖²/s_c² + k ln s_c²).
+sketches are taken as normal of variance s_c² a component: ℓ_c = −½ Σ_t (‖r_t‖²/s_c² + k ln s_c²).
 Everything below works on *energies* e_t = ‖r_t‖²/k.
 """
 
@@ -88,6 +88,10 @@ class Calibration:
         keep = np.arange(self.floor_CNT.shape[1]) != reference
         return Calibration(self.energy_CVNT[:, :, keep], self.floor_CNT[:, keep], self.components)
 
+    def only(self, references: NDArray[np.int64]) -> Calibration:
+        """The same with these references alone, by index."""
+        return Calibration(self.energy_CVNT[:, :, references], self.floor_CNT[:, references], self.components)
+
     @property
     def references_C(self) -> NDArray[np.int64]:
         """Calibration references of each config."""
@@ -106,32 +110,6 @@ def scales(mean_CN: Floats, floor_C: Floats) -> Floats:
     return np.asarray(np.exp((count_C * log_C + SHRINKAGE * pooled) / (count_C + SHRINKAGE)))
 
 
-def autocorrelation_weight(calibration: Calibration) -> float:
-    """w = 1/(1 + 2 Σ ρ): what a token counts for when neighbouring energies go together; in (0, 1].
-
-    ρ is the autocorrelation of the energies, each config's centred and scaled, pooled over configs and
-    references, summed up to the first lag that is not positive (C. Geyer, "Practical Markov chain Monte
-    Carlo", Statistical Science 7, 1992). Configs that repeat exactly have nothing to correlate. One w
-    serves all configs: with one each, ℓ_c would not be on one scale.
-    """
-    centred = []
-    for energy_NT in calibration.energy_CNT:
-        measured = np.isfinite(energy_NT)
-        spread = energy_NT[measured].std() if measured.any() else 0.0
-        if spread > 0:
-            centred.append(np.where(measured, (energy_NT - energy_NT[measured].mean()) / spread, np.nan))
-    if not centred:
-        return 1.0
-    series = np.concatenate(centred)
-    total = 0.0
-    for lag in range(1, series.shape[-1]):
-        products = series[:, lag:] * series[:, :-lag]
-        if not np.isfinite(products).any() or (rho := float(np.nanmean(products))) <= 0:
-            break
-        total += rho
-    return 1 / (1 + 2 * total)
-
-
 def misfit(energy_T: Floats, floor_T: Floats, scale: Floats) -> Floats:
     """e_t/s² + ln s² with s² at least the row's floor; −2/k times a token's log-likelihood.
 
@@ -148,11 +126,11 @@ def token_misfits(energy_CT: Floats, floor_T: Floats, calibration: Calibration) 
     return misfit(energy_CT, floor_T, scales(mean_CN, floor_C)[:, None])
 
 
-def log_likelihood(misfit_CT: Floats, components: int, weight: float) -> Floats:
-    """ℓ_c = −½ w k Σ_t misfit over the tokens that were measured; NaN where none was."""
+def log_likelihood(misfit_CT: Floats, components: int) -> Floats:
+    """ℓ_c = −½ k Σ_t misfit over the rows that were measured; NaN where none was."""
     measured = np.isfinite(misfit_CT)
     total = np.where(measured, misfit_CT, 0.0).sum(-1)
-    return np.asarray(np.where(measured.any(-1), -0.5 * weight * components * total, np.nan))
+    return np.asarray(np.where(measured.any(-1), -0.5 * components * total, np.nan))
 
 
 def likelihood_p(energy_CT: Floats, floor_T: Floats, calibration: Calibration) -> Floats:

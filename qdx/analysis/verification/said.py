@@ -1,4 +1,4 @@
-"""The lines of the report about claims."""
+"""Write the lines of the report about claims."""
 
 from __future__ import annotations
 
@@ -8,91 +8,55 @@ import numpy as np
 import xarray as xr
 
 from qdx.analysis.layout import NOT_MEASURED, plural, table, wrap
-from qdx.analysis.verification.conformal import attainable_level, fewest_references
+from qdx.analysis.verification.evidence import Claim, counts_needed, sampling_of
 from qdx.analysis.verification.gather import Replays
-from qdx.analysis.verification.verdicts import Evidence, Exact, upper
+from qdx.analysis.verification.p_values import fewest_false, fitting_part
+from qdx.analysis.verification.verdicts import Evidence, Verdict
 
 SHOWN = 40
-
-
-def calibration_text(references: int, alpha: float, own_labels: bool) -> list[str]:
-    """Say what the p-values rest on, and when that is too little."""
-    source = (
-        "the judged producers' labels taken as true, every transcript judged by the other references "
-        "(a label that is wrong throughout cannot be found so: it shows error rates, no verdict rests on it)"
-        if own_labels
-        else "separate transcripts of known configs"
-    )
-    lines = [
-        f"Calibration: {plural(references, 'reference')} a config, from {source}. Assumed: the judged "
-        "transcript and the calibration are exchangeable (prompts of one kind, the same two environments)."
-    ]
-    if not references:
-        lines.append("No calibration: no p-value of distances, no verdict by them.")
-    elif references < fewest_references(alpha):
-        lines.append(
-            f"Too little calibration: at level {alpha:.0%} no claim can be rejected with fewer than "
-            f"{fewest_references(alpha)} references (smallest possible p here: 1/{references + 1}); every "
-            "calibrated config stays plausible."
-        )
-    else:
-        lines.append(
-            f"An honest claim on one transcript is rejected with probability at most {alpha:.0%} "
-            f"(attainable: {attainable_level(references, alpha):.2%}); over several, by min(1, 2 · mean p), "
-            "at most that too."
-        )
-    return [wrap(line, "  ") for line in lines]
 
 
 def claims(
     data: Replays,
     evidence: Evidence,
+    decided: Sequence[Verdict],
     result: xr.Dataset,
     at: Sequence[int],
-    each: Sequence[Sequence[str]],
-    own: bool,
 ) -> str:
-    """What every claim's verdict is and rests on, then a line a claim and reference.
+    """Say what every claim's verdict is and rests on, then a line a claim and reference.
 
     Parameters
     ----------
+    data : Replays
+    evidence : Evidence
+    decided : sequence of Verdict
     result : xarray.Dataset
         Of `claims.verify`.
     at : sequence of int
         The claimed config of every producer; −1: it was not replayed.
-    each : sequence of sequence of str
-        The plausible configs of every transcript: producers, each with its references.
-    own : bool
-        Whether the calibration takes the producers' labels as true.
     """
-    alpha, few = float(result.attrs["alpha"]), int(result.attrs["calibration_references"])
-    if few < fewest_references(alpha):  # every config is plausible then, which names none
-        each, which = [[NOT_MEASURED] * len(row) for row in each], [NOT_MEASURED] * len(at)
-    else:
-        which = [str(v) for v in result["answer"].values]
     lines = [wrap(f"{result.attrs['headline']}.", "  "), ""]
-    for d, producer in enumerate(data.producers):
+    for d, (producer, verdict) in enumerate(zip(data.producers, decided, strict=True)):
         claim = str(result["claim"].values[d])
         name = producer if claim == producer else f"{producer} as {claim}"
-        kind, why = str(result["verdict"].values[d]), str(result["because"].values[d])
-        lines.append(wrap(f"{name}: {kind.upper()}. {why[:1].upper()}{why[1:]}.", "  ", "    "))
-    lines += ["", *_repeats(data), *_assumed(data, evidence, alpha)]
-    lines += ["", *calibration_text(few, alpha, own)]
-    needed = fewest_references(alpha, len(data.references))
-    if fewest_references(alpha) <= few < needed:
-        text = (
-            f"Too little calibration to combine transcripts: twice a mean p is at least {2 / (few + 1):.3g}, "
-            f"{needed} references are needed; transcripts can be rejected, a producer as a whole cannot."
-        )
-        lines.append(wrap(text, "  "))
-    if result.attrs["other_machines"]:
-        text = (
-            "Calibration of other machines: it was not made on the producers' kind of GPU and replayed in "
-            "this environment class, so it is no null here: no p-value for those claims, only ℓ as a rank."
-        )
-        lines.append(wrap(text, "  "))
-    lines += ["", _summary(data, evidence, result, at, which)]
-    return "\n".join([*lines, *_references(data, result, at, each)])
+        why = f"{verdict.because[:1].upper()}{verdict.because[1:]}"
+        lines.append(wrap(f"{name}: {verdict.kind.upper()} ({verdict.concerns}). {why}.", "  ", "    "))
+    lines += ["", *_listed(data, evidence), "", *_repeats(data), "", *_assumed(data, evidence)]
+    lines += ["", _summary(data, evidence, result, at)]
+    return "\n".join([*lines, *_references(data, result, at)])
+
+
+def _listed(data: Replays, evidence: Evidence) -> list[str]:
+    """The tests that each claim's files allow, and why they do not allow the others."""
+    lines, seen = [], dict[str, list[str]]()
+    for producer, claim in zip(data.producers, evidence.claims, strict=True):
+        if claim is not None:
+            listed = ", ".join(test.name for test in claim.tests) or "none"
+            left = "; ".join(f"{name}: {why}" for name, why in claim.unlisted.items())
+            seen.setdefault(f"{listed}{f'. Not listed: {left}' if left else ''}", []).append(producer)
+    for text, producers in seen.items():
+        lines.append(wrap(f"Tests of {', '.join(producers)}: {text}.", "  ", "    "))
+    return lines
 
 
 def _repeats(data: Replays) -> list[str]:
@@ -105,62 +69,109 @@ def _repeats(data: Replays) -> list[str]:
             counts = [f"{n} {r.equal} of {r.reruns}" for n, r in zip(names, repeats, strict=True)]
             said.append(f"{side}: {', '.join(counts)}")
         lines.append(wrap(f"Reruns bit-equal in {rows.phase}, {'; '.join(said)}.", "  "))
+    count = ", ".join(
+        f"{name} {n or 'not stated'}" for name, n in zip(data.configs, data.processes_C, strict=True)
+    )
+    lines.append(wrap(f"Processes that the repeats here ran in: {count}.", "  "))
     return lines
 
 
-def _assumed(data: Replays, evidence: Evidence, alpha: float) -> list[str]:
-    """What the tests assume, with how many references and tokens they had."""
-    rows = int(data.decode.compared_DCR.max(initial=0))
-    tokens = int(data.tokens_DCR.max(initial=0))
+def _assumed(data: Replays, evidence: Evidence) -> list[str]:
+    """What the tests assume, and how many references they need."""
+    alpha = float(evidence.alpha)
+    asked = sum(claim is not None for claim in evidence.claims)
     said = [
-        f"Level {alpha:.0%} over all claims together (Holm). {plural(len(data.references), 'reference')}, up "
-        f"to {plural(max(tokens, rows), 'token')} of each.",
-        "Exact test: the rows' bits are equal. Valid where compute capability, SMs, engine with version and "
-        "settings, and batch are one (on a CPU: processor, threads, torch and qdx's code) and the config's "
-        "repeats here are bit-equal. If k of R references differ and none of n reruns did, "
-        "p = C(R,k)/C(R+n,k) (Fisher), reruns taken as independent. Equal rows confirm a claim up to configs "
-        "that were not replayed and are equal too.",
-        "In brackets: 95 % upper bound of the rate at which an honest reference mismatches.",
-        "p of distances: conformal, from the sketches' profile. Margin p: from the tokens alone, assumes a "
-        "greedy producer. Without a calibration of known transcripts (verify.calibration) a verdict by "
-        "distances rests on the verifier's own repeats, and only where the environment classes are one.",
+        f"Level {alpha:.0%} over all claims together (Holm) and over the T tests of each (T · min p). "
+        f"{plural(len(data.references), 'reference')}, at most "
+        f"{plural(int(data.emitted_DR.max(initial=0)), 'token')} of each.",
+        "Rows confirm by being equal, on whatever machine. They refute by differing only where both records "
+        "state one environment class and every rerun here, in processes of its own, was bit-equal: k of R "
+        "references differ, none of n reruns did, p = C(R,k)/C(R+n,k) (Fisher).",
+        "Text fits rows: on a bit-equal row of a plain greedy record the emitted token is the greatest logit "
+        "(ties pass and are counted); one that is not refutes without a p.",
+        "Distances and text of kernels that do not repeat, or of other machines: against known transcripts "
+        "(verify.calibration) by a pooled exact test (tail count and rank sum), or, in one environment "
+        "class, against the config's own repeats here by permutation within each reference.",
+        "Assumed: judged and known transcripts are exchangeable (prompts of one kind), and an engine's start "
+        "does not choose the kernel. The producers' own labels are never their calibration. A level holds on "
+        "average over calibration sets.",
+        "A file cannot show that its rows are older than this verifier's own: choose prompts, lengths and "
+        "time yourself.",
     ]
-    if all(not exact.reruns_DC.any() for exact in evidence.exact):
-        said.append("Nothing was run twice here, so there is no exact test (repeats=2 or more).")
-    return [wrap(line, "  ") for line in said]
+    if evidence.calibrated:
+        judged = int(data.units_DR.max(initial=-1)) + 1
+        tests = max((len(claim.tests) for claim in evidence.claims if claim), default=1) or 1
+        needed = counts_needed(evidence.alpha, asked, tests, judged)
+        found = fewest_false(evidence.alpha, max(1, asked), tests, judged, needed)
+        said.append(
+            f"{plural(judged, 'transcript')}, {plural(asked, 'claim')} of {plural(tests, 'test')}: at least "
+            f"{needed} calibration references, and {fitting_part(needed * 5 // 4)} more that fit the scale "
+            f"of distances; with these, {found or 'more than all'} false transcripts are found when their "
+            "scores lie above all of the calibration's (python -m qdx.plan)."
+        )
+    lacking = _lacking(data, evidence)
+    return [wrap(line, "  ") for line in (*said, *lacking)]
 
 
-def _summary(
-    data: Replays, evidence: Evidence, result: xr.Dataset, at: Sequence[int], which: Sequence[str]
-) -> str:
+def _lacking(data: Replays, evidence: Evidence) -> list[str]:
+    """One line about files that lack facts of the class, and what can still be concluded."""
+    from qdx.analysis.verification.environment_class import compare
+
+    names: list[str] = []
+    for d, own in enumerate(data.class_D):
+        c = data.configs.index(data.producers[d]) if data.producers[d] in data.configs else 0
+        names += compare(own, data.class_C[c]).unstated
+    lines = []
+    if names:
+        lines.append(
+            f"A record does not state: {', '.join(dict.fromkeys(names))}. Equal rows still confirm; rows "
+            "that differ refute nothing there; distances and text refute against a calibration."
+        )
+    if any(sampling_of(data, d) is None for d in range(len(data.producers))):
+        lines.append("A record that does not state how its tokens were chosen is never confirmed.")
+    return lines
+
+
+def _summary(data: Replays, evidence: Evidence, result: xr.Dataset, at: Sequence[int]) -> str:
     rows = []
     for d, producer in enumerate(data.producers):
-        c = at[d]
-        claim = str(result["claim"].values[d])
-        if c < 0:
-            rows.append([producer, claim, *[NOT_MEASURED] * 6, which[d]])
+        c, claim = at[d], evidence.claims[d]
+        verdict = str(result["verdict"].values[d])
+        if c < 0 or claim is None:
+            rows.append([producer, str(result["claim"].values[d]), verdict, *[NOT_MEASURED] * 6])
             continue
-        greedy, tokens = int(data.greedy_DCR[d, c].sum()), int(data.tokens_DCR[d, c].sum())
-        exact = {e.phase: _exact(e, data, d, c) for e in evidence.exact}
+        tokens, greedy = int(data.emitted_DR[d].sum()), int(data.greedy_DCR[d, c].sum())
         rows.append(
             [
                 producer,
-                claim,
-                exact["decode"],
-                exact.get("prefill", NOT_MEASURED),
-                *(_p(float(result[name].values[d])) for name in ("p_claim", "p_holm")),
+                str(result["claim"].values[d]),
+                verdict,
+                *_of_phases(data, d, c),
                 f"{greedy:,}/{tokens:,}",
-                _p(float(result["p_margin_claim"].values[d])),
-                which[d],
+                *(_of_test(claim, name) for name in ("distances", "text")),
+                _p(float(result["p_test_holm"].values[d])),
             ]
         )
-    head = ["producer", "claim", "decode rows equal", "prefill", "p", "Holm", "greedy", "margin p", "which"]
-    return table(head, rows, left=2)
+    head = ["producer", "claim", "verdict", "decode", "prefill", "greedy", "p distances", "p text", "p Holm"]
+    return table(head, rows, left=3)
 
 
-def _references(
-    data: Replays, result: xr.Dataset, at: Sequence[int], each: Sequence[Sequence[str]]
-) -> list[str]:
+def _of_phases(data: Replays, d: int, c: int) -> list[str]:
+    cells = {
+        rows.phase: NOT_MEASURED
+        if rows.missing
+        else f"{rows.content_equal_DCR[d, c].sum():,}/{rows.expected_DCR[d, c].sum():,}"
+        for rows in data.phases
+    }
+    return [cells["decode"], cells.get("prefill", NOT_MEASURED)]
+
+
+def _of_test(claim: Claim, name: str) -> str:
+    test = claim.test(name)
+    return NOT_MEASURED if test is None or test.p is None else _p(float(test.p))
+
+
+def _references(data: Replays, result: xr.Dataset, at: Sequence[int]) -> list[str]:
     """A line a claimed config and reference."""
     rows: list[list[str]] = []
     for d, producer in enumerate(data.producers):
@@ -170,36 +181,39 @@ def _references(
             c = at[d]
             prefill = NOT_MEASURED
             if data.prefill is not None:
-                prefill = f"{data.prefill.equal_DCR[d, c, r]}/{data.prefill.compared_DCR[d, c, r]}"
+                prefill = f"{data.prefill.content_equal_DCR[d, c, r]}/{data.prefill.expected_DCR[d, c, r]}"
             rows.append(
                 [
                     str(result["claim"].values[d]),
                     name,
                     producer,
-                    f"{data.decode.equal_DCR[d, c, r]}/{data.decode.compared_DCR[d, c, r]}",
+                    f"{data.decode.content_equal_DCR[d, c, r]}/{data.decode.expected_DCR[d, c, r]}",
                     prefill,
-                    f"{data.greedy_DCR[d, c, r]}/{data.tokens_DCR[d, c, r]}",
-                    *(_p(float(result[k].values[d, c, r])) for k in ("p", "p_margin")),
-                    each[d][r],
+                    f"{data.greedy_DCR[d, c, r]}/{data.emitted_DR[d, r]}",
+                    str(int(data.misfit_DCRT[d, c, r].sum())),
+                    _margin(float(data.margin_DCR[d, c, r])),
                 ]
             )
     if not rows:
         return []
-    head = ["claim", "reference", "producer", "decode", "prefill", "greedy", "p", "margin p", "which"]
-    lines = ["", table(head, rows, left=3)]
+    head = ["claim", "reference", "producer", "decode", "prefill", "greedy", "misfits", "mean margin"]
+    lines = [
+        "",
+        wrap(
+            "Rows that are bit-equal, of those that the verifier has; tokens that are greedy by the "
+            "verifier's own rows, of those emitted; tokens that do not fit a bit-equal row; mean margin "
+            "[nat].",
+            "  ",
+        ),
+        table(head, rows, left=3),
+    ]
     left = sum(c >= 0 for c in at) * len(data.references) - len(rows)
     return [*lines, f"    … {plural(left, 'more line')}: sweep.nc /analysis/verify"] if left > 0 else lines
 
 
-def _p(value: float) -> str:
+def _margin(value: float) -> str:
     return NOT_MEASURED if not np.isfinite(value) else f"{value:.3g}"
 
 
-def _exact(exact: Exact, data: Replays, d: int, c: int) -> str:
-    phases = {rows.phase: rows for rows in data.phases}
-    rows = phases[exact.phase]
-    equal, compared = int(rows.equal_DCR[d, c].sum()), int(rows.compared_DCR[d, c].sum())
-    if not compared:
-        return NOT_MEASURED
-    error = float(exact.error_DC[d, c])
-    return f"{equal:,}/{compared:,}" + (f" (< {upper(error)})" if np.isfinite(error) else " (no test)")
+def _p(value: float) -> str:
+    return NOT_MEASURED if not np.isfinite(value) else f"{value:.2g}"

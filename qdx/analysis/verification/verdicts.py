@@ -1,80 +1,54 @@
-"""What is said of a claim, and by which test: the strongest that its machines and its calibration allow."""
+"""Decide a claim from its listed tests, the rows that are equal and the text that fits them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
 from qdx.analysis.layout import plural
-from qdx.analysis.numerics import Floats, mismatch_bound, plain_kernel
+from qdx.analysis.numerics import plain_kernel
 from qdx.analysis.verification.compared import Compared
-from qdx.analysis.verification.exact import equality_p, why_not_exact
+from qdx.analysis.verification.evidence import Claim, Test, counts_needed, sampling_of
 from qdx.analysis.verification.gather import Replays
 
 KINDS: Mapping[str, str] = {
-    "confirmed": "every row is bit-equal",
-    "confirmed in prefill": "every prefill row is bit-equal; decode could not be tested exactly",
-    "refuted": "an honest claim would be rejected so with at most the level's probability",
+    "confirmed": "every row is bit-equal, and the text is what these rows say",
+    "confirmed in prefill": "every prefill row is bit-equal; decode, which does not repeat, passed its tests",
+    "confirmed in s drawn rows": "every row that the verifier drew, of rows fixed before, is bit-equal",
     "not refuted": "the claim is plausible, and others may be",
-    "undecided": "no test is possible or the evidence is too little",
-    "other config": "the producer's own record states another config than the one that was replayed",
-    "not replayed": "no config of that name was replayed",
+    "undecided": "no test could have refuted the claim, or too little was published",
+    "obligation not met": "the record is not what the verifier demanded",
+    "other config": "rows or record are those of another config than the claimed one",
+    "refuted": "an honest claim would be refuted so with at most the level's probability",
 }
+GOOD = ("confirmed", "confirmed in prefill", "confirmed in s drawn rows", "not refuted")
+BAD = ("other config", "refuted")
 DEMANDED = {"weights_sha256": "weights", "dtype": "dtype", "observed_kernel": "kernel"}
 
 
 @dataclass(frozen=True)
-class Exact:
-    """The exact test of one phase, for every producer and config.
+class Verdict:
+    """What is decided of one claim.
 
     Attributes
     ----------
-    phase : str
-    why_DC : list of list of str
-        Why it is not valid; empty: it is.
-    p_DC : array (producer, config)
-        See `exact.equality_p`; NaN where it is not valid.
-    error_DC : array (producer, config)
-        95 % upper bound of the rate at which an honest reference mismatches; NaN where it is not valid.
-    differ_DC, judged_DC : array (producer, config)
-        References with a row that differs, and references compared.
-    reruns_DC : array (producer, config)
-        Of the config here.
+    kind : str
+        One of `KINDS`.
+    concerns : str
+        The part of the claim that it concerns: ``rows``, ``text``, ``record``, ``decode``, …
+    because : str
+        What it rests on, in a sentence.
+    false_at_least : int
+        Lower bound of the transcripts (units) that are false; 0 where nothing is shown.
     """
 
-    phase: str
-    why_DC: list[list[str]]
-    p_DC: Floats
-    error_DC: Floats
-    differ_DC: np.ndarray
-    judged_DC: np.ndarray
-    reruns_DC: np.ndarray
-
-    @classmethod
-    def of(cls, data: Replays, rows: Compared) -> Exact:
-        """Test the rows of one phase."""
-        judged = rows.compared_DCR > 0
-        differ_DC = (judged & (rows.equal_DCR < rows.compared_DCR)).sum(-1)
-        judged_DC = judged.sum(-1)
-        shape = judged_DC.shape
-        why = [[""] * shape[1] for _ in range(shape[0])]
-        p_DC, error_DC = np.full(shape, np.nan), np.full(shape, np.nan)
-        reruns_DC = np.zeros(shape, np.int64)
-        for d, c in np.ndindex(shape):
-            own, here = data.environment_D[d], data.environment_C[c]
-            why[d][c] = rows.missing or why_not_exact(own, here, rows.repeats_C[c])
-            reruns_DC[d, c] = rows.repeats_C[c].reruns
-            if not why[d][c]:
-                p_DC[d, c] = equality_p(int(differ_DC[d, c]), int(judged_DC[d, c]), int(reruns_DC[d, c]))
-                error_DC[d, c] = mismatch_bound(int(reruns_DC[d, c]))
-        return cls(rows.phase, why, p_DC, error_DC, differ_DC, judged_DC, reruns_DC)
-
-    @property
-    def equal_DC(self) -> np.ndarray:
-        """Whether rows were compared and all are bit-equal, valid test or not."""
-        return np.asarray((self.judged_DC > 0) & (self.differ_DC == 0))
+    kind: str
+    concerns: str
+    because: str
+    false_at_least: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,43 +57,38 @@ class Evidence:
 
     Attributes
     ----------
-    exact : list of Exact
-        Decode, then prefill where it was compared.
-    p_DC : array (producer, config)
-        Combined p against transcripts that are honest whatever the producers say: known ones, made and
-        replayed on these machines, or the verifier's own repeats where its environment class is the
-        producer's. Of the sketches or, where the producers published none, of the tokens. NaN without.
-    calibration : int
-        Its references.
-    source : str
-        What it is of.
-    fewest : int
-        References that a rejection takes at the level, of several transcripts and claims.
+    data : Replays
+    claims : list of Claim or None
+    alpha : Fraction
+    calibrated : bool
+        Whether known transcripts were given.
     likeliest_DC : array (producer, config)
-        References whose greatest likelihood is the config's.
+        References whose greatest likelihood is the config's; zeros without a calibration.
     other_DC : list of list of str
         What of a producer's own record is not the config's, such as its weights.
     """
 
-    exact: list[Exact]
-    p_DC: Floats
-    calibration: int
-    source: str
-    fewest: int
+    data: Replays
+    claims: list[Claim | None]
+    alpha: Fraction
+    calibrated: bool
     likeliest_DC: np.ndarray
     other_DC: list[list[str]]
 
-    def p(self, d: int, c: int) -> float:
-        """The p-value of a claim: that of its tests, and times their number where there are several.
 
-        Its tests are every valid exact one and, where decode has none, the calibrated one. NaN: there is no
-        test.
-        """
-        found = [float(e.p_DC[d, c]) for e in self.exact]
-        if not np.isfinite(found[0]):
-            found.append(float(self.p_DC[d, c]))
-        tested = [p for p in found if np.isfinite(p)]
-        return min(1.0, len(tested) * min(tested)) if tested else float("nan")
+def exit_status(kinds: Sequence[str]) -> int:
+    """Exit status of a verifier's sweep: 3 with bad news, 4 where something is open, 0 otherwise.
+
+    Examples
+    --------
+    >>> exit_status(["confirmed", "not refuted"]), exit_status(["confirmed", "undecided"])
+    (0, 4)
+    >>> exit_status(["undecided", "refuted"])
+    3
+    """
+    if any(kind in BAD for kind in kinds):
+        return 3
+    return 0 if all(kind in GOOD for kind in kinds) else 4
 
 
 def record_differs(producer: Mapping[str, str], config: Mapping[str, str]) -> str:
@@ -143,84 +112,206 @@ def _short(value: str) -> str:
     return value if len(value) <= 32 else f"{value[:31]}…"
 
 
-def decide(data: Replays, evidence: Evidence, d: int, c: int, p_holm: float, alpha: float) -> tuple[str, str]:
-    """The verdict on producer d's claim of config c, one of `KINDS`, and why.
+def text_misfits(data: Replays, d: int, c: int) -> tuple[int, int]:
+    """Count tokens that are not greedy on a bit-equal row, and the transcripts that have one."""
+    misfit_RT = data.misfit_DCRT[d, c]
+    return int(misfit_RT.sum()), int(misfit_RT.any(-1).sum())
+
+
+def every_row_equal(data: Replays, d: int, v: int) -> bool:
+    """Whether every row that config v has here is published and bit-equal, and the text fits them."""
+    return (
+        all(bool(rows.all_equal_DC[d, v]) for rows in data.phases)
+        and data.prefill is not None
+        and not text_misfits(data, d, v)[0]
+    )
+
+
+def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
+    """Decide producer d's claim of config c.
+
+    The order is the order of strength: what no noise can explain, then rows that are all equal, then the
+    listed tests; good news is only given where nothing speaks against it.
 
     Parameters
     ----------
+    evidence : Evidence
+    d : int
     c : int
         −1: it was not replayed.
-    p_holm : float
-        `Evidence.p`, adjusted over all claims.
+    claim : str
+        The claimed label.
     """
+    data = evidence.data
     if c < 0:
-        return "not replayed", "add it to quant=…"
-    decode, *rest = evidence.exact
-    why = _because(data, evidence, d, c, p_holm)
-    prefill_equal = all(e.equal_DC[d, c] for e in rest)
-    if decode.equal_DC[d, c] and prefill_equal:
-        return "confirmed", why
-    if evidence.other_DC[d][c]:
-        return "other config", f"its own record states other {evidence.other_DC[d][c]}; {why}"
-    if p_holm <= alpha:
-        return "refuted", why
-    if rest and prefill_equal and not np.isfinite(decode.p_DC[d, c]):
-        return "confirmed in prefill", why
-    if np.isfinite(evidence.p_DC[d, c]) and not np.isfinite(decode.p_DC[d, c]):
-        if evidence.calibration >= evidence.fewest:
-            return "not refuted", why
-        why += f"; {evidence.fewest} calibration references are needed to refute"
-    return "undecided", why
+        return Verdict("undecided", "config", f"config {claim} was not replayed: add it to quant=…")
+    tested = evidence.claims[d]
+    assert tested is not None
+    greedy, rows = sampling_of(data, d), _rows_text(data, d, c)
+    tokens, transcripts = text_misfits(data, d, c)
+    if greedy and tokens:
+        return Verdict(
+            "refuted",
+            "text",
+            f"the text does not fit the rows: {plural(tokens, 'token')} of "
+            f"{plural(transcripts, 'transcript')} are not the greatest of a row that is bit-equal to the one here; {rows}",
+            max(transcripts, tested.false_at_least),
+        )
+    equal = every_row_equal(data, d, c)
+    if not equal and evidence.other_DC[d][c]:
+        why = f"its own record states other {evidence.other_DC[d][c]}; {rows}"
+        return Verdict("other config", "record", why, tested.false_at_least)
+    others = [v for v in range(len(data.configs)) if v != c and every_row_equal(data, d, v)]
+    if not equal and others:
+        names = " and ".join(data.configs[v] for v in others)
+        why = f"every row is bit-equal to that of {names}, and not to that of {data.configs[c]}: {rows}"
+        return Verdict("other config", "rows", why)
+    if tested.p_holm is not None and tested.p_holm <= evidence.alpha:
+        return _refuted(evidence, tested, d, c, rows)
+    blocked = _blocked(evidence, tested, d, greedy)
+    if equal and not blocked:
+        twins = f" (and to those of {', '.join(data.configs[v] for v in others)})" if others else ""
+        return Verdict("confirmed", "rows and text", f"{rows}{twins}; {_greedy_text(data, d, c)}")
+    if too_little := _too_little(data, d, c):
+        return Verdict("undecided", "coverage", f"too little is published: {too_little}; {rows}")
+    strong = [test for test in tested.tests if _can_refute(evidence, tested, test)]
+    noisy = [test for test in strong if test.name in ("distances", "text")]
+    open_decode = tested.test("decode rows") is None
+    prefill = data.prefill is not None and bool(data.prefill.all_equal_DC[d, c])
+    if prefill and open_decode and noisy and not blocked:
+        why = f"{rows}; {_tests_text(tested)}"
+        return Verdict("confirmed in prefill", "prefill rows", why)
+    about = "; ".join(part for part in (rows, _tests_text(tested), blocked, _ranks(evidence, d)) if part)
+    exact = [rows_ for rows_ in data.phases if tested.test(f"{rows_.phase} rows")]
+    unequal = [rows_.phase for rows_ in exact if not rows_.all_equal_DC[d, c]]
+    if unequal:
+        why = f"rows of {' and '.join(unequal)} differ where those of every rerun here are equal"
+        return Verdict("undecided", f"{unequal[0]} rows", f"{why}: {about}{_remedy(evidence, tested, d)}")
+    if noisy:
+        return Verdict("not refuted", ", ".join(test.name for test in noisy), about)
+    return Verdict("undecided", "evidence", f"{about}{_remedy(evidence, tested, d)}")
 
 
-def _because(data: Replays, evidence: Evidence, d: int, c: int, p_holm: float) -> str:
-    said = [_of_phase(e, rows, data, d, c) for e, rows in zip(evidence.exact, data.phases, strict=True)]
-    if not np.isfinite(evidence.exact[0].p_DC[d, c]):
-        if np.isfinite(evidence.p_DC[d, c]):
-            said.append(
-                f"distances: p = {evidence.p_DC[d, c]:.3g} "
-                f"({plural(evidence.calibration, 'calibration reference')} of {evidence.source})"
-            )
-        if not evidence.exact[0].equal_DC[d, c]:
-            if not np.isfinite(evidence.p_DC[d, c]):
-                said.append("distances: no calibration of known transcripts, so only ranks")
-            said.append(_ranks(data, evidence, d))
-    if np.isfinite(p_holm) and p_holm < 1:
-        said.append(f"p = {p_holm:.2g} adjusted over all claims")
-    return "; ".join(part for part in said if part)
+def _refuted(evidence: Evidence, tested: Claim, d: int, c: int, rows: str) -> Verdict:
+    found = [test for test in tested.tests if test.p is not None]
+    best = min(found, key=lambda test: test.p or Fraction(1))
+    assert tested.p_holm is not None
+    why = f"{rows}; {_tests_text(tested)}; p = {_p(tested.p_holm)} adjusted over tests and claims"
+    share = tested.false_at_least
+    if share:
+        why += f"; at least {share} of {plural(best.judged, 'transcript')} false"
+    return Verdict("refuted", best.name, f"{why}{_ranks(evidence, d, '; ')}", share)
 
 
-def _of_phase(exact: Exact, rows: Compared, data: Replays, d: int, c: int) -> str:
-    compared, equal = int(rows.compared_DCR[d, c].sum()), int(rows.equal_DCR[d, c].sum())
-    if not compared:
-        return f"{exact.phase}: {exact.why_DC[d][c] or 'no row to compare'}"
-    said = f"{exact.phase}: {equal:,} of {plural(compared, 'row')} bit-equal"
-    if exact.equal_DC[d, c]:
-        twins = [name for v, name in enumerate(data.configs) if v != c and exact.equal_DC[d, v]]
-        return said + (f" (and those of {', '.join(twins)})" if twins else "")
-    if exact.why_DC[d][c]:
-        return f"{said}, no exact test ({exact.why_DC[d][c]})"
+def _can_refute(evidence: Evidence, tested: Claim, test: Test) -> bool:
+    """Whether the test could have refuted the claim had every transcript been false."""
+    asked = sum(claim is not None for claim in evidence.claims)
+    return len(tested.tests) * asked * test.least <= evidence.alpha
+
+
+def _blocked(evidence: Evidence, tested: Claim, d: int, greedy: bool | None) -> str:
+    """What speaks against good news; empty where nothing does."""
+    if greedy is None:
+        return "the record does not state how its tokens were chosen, so it is not confirmed"
+    if not greedy:
+        return "the record states another decoding than plain greedy, so it is not confirmed"
+    if tested.single:
+        low = [test for test in tested.tests if test.p is not None and test.p <= evidence.alpha]
+        return f"the test of {low[0].name} alone has p = {_p(low[0].p)}, so it is not confirmed"
+    if tested.behind:
+        return "another config is likelier by more than known transcripts show, so it is not confirmed"
+    return ""
+
+
+def _too_little(data: Replays, d: int, c: int) -> str:
+    """What a producer left out of the rows that the verifier has; empty where nothing."""
+    said = []
+    for rows in data.phases:
+        if rows.missing:
+            continue
+        there, wanted = int(rows.content_DCR[d, c].sum()), int(rows.expected_DCR[d, c].sum())
+        if there < wanted:
+            noun = "content rows of prefill" if rows.phase == "prefill" else "decode rows"
+            said.append(f"{there:,} of {wanted:,} {noun}")
+    if data.prefill is None:
+        said.append("no prefill rows")
+    missing = int((data.emitted_DR[d] - data.tokens_DCR[d, c]).sum())
+    if missing:
+        said.append(f"{plural(missing, 'token')} without a row here")
+    return " and ".join(said)
+
+
+def _rows_text(data: Replays, d: int, c: int) -> str:
+    return "; ".join(_of_phase(rows, d, c) for rows in data.phases)
+
+
+def _of_phase(rows: Compared, d: int, c: int) -> str:
+    wanted = int(rows.expected_DCR[d, c].sum())
+    there, equal = int(rows.content_DCR[d, c].sum()), int(rows.content_equal_DCR[d, c].sum())
+    if rows.missing:
+        return f"{rows.phase}: {rows.missing}"
+    left = f" ({wanted - there:,} of {wanted:,} not published)" if there < wanted else ""
+    template = int((rows.compared_DCR - rows.content_DCR)[d, c].sum())
+    differ = template - int((rows.equal_DCR - rows.content_equal_DCR)[d, c].sum())
+    more = f", {differ:,} of {plural(template, 'template row')} not" if differ else ""
+    noun = "content row" if rows.phase == "prefill" else "row"
+    return f"{rows.phase}: {equal:,} of {plural(there, noun)} bit-equal{more}{left}"
+
+
+def _greedy_text(data: Replays, d: int, c: int) -> str:
+    tokens, greedy = int(data.emitted_DR[d].sum()), int(data.greedy_DCR[d, c].sum())
+    ties = int(data.ties_DCR[d, c].sum())
+    return f"{greedy:,} of {plural(tokens, 'token')} greedy" + (f" ({ties:,} by a tie)" if ties else "")
+
+
+def _tests_text(tested: Claim) -> str:
+    said = [
+        f"{test.name}: {'no value' if test.p is None else f'p = {_p(test.p)}'} against {test.null}"
+        for test in tested.tests
+    ]
+    return "; ".join(said)
+
+
+def _p(p: Fraction | None) -> str:
+    return "–" if p is None else f"{float(p):.2g}"
+
+
+def _ranks(evidence: Evidence, d: int, before: str = "") -> str:
+    """Which config the known transcripts make likeliest; nothing without a calibration."""
+    counts = evidence.likeliest_DC[d]
+    if not counts.any():
+        return ""
+    best, data = int(counts.argmax()), evidence.data
     return (
-        f"{said}, {exact.differ_DC[d, c]} of {plural(int(exact.judged_DC[d, c]), 'reference')} differ where "
-        f"none of {plural(int(exact.reruns_DC[d, c]), 'rerun')} did (an honest one in under "
-        f"{upper(float(exact.error_DC[d, c]))})"
+        f"{before}the likeliest of {plural(len(counts), 'config')} is {data.configs[best]} in {counts[best]} "
+        f"of {plural(len(data.references), 'reference')}"
     )
+
+
+def _remedy(evidence: Evidence, tested: Claim, d: int) -> str:
+    """What would allow a decision."""
+    asked = sum(claim is not None for claim in evidence.claims)
+    judged = int(evidence.data.units_DR[d].max(initial=-1)) + 1
+    reasons = list(dict.fromkeys(tested.unlisted.values()))
+    weak = [test for test in tested.tests if not _can_refute(evidence, tested, test)]
+    if weak:
+        reasons.append(
+            f"{plural(judged, 'transcript')} cannot refute by {', '.join(test.name for test in weak)} (least "
+            f"p {_p(max(test.least for test in weak))} times {len(tested.tests)} tests and {asked} claims): "
+            "more references, or more repeats here"
+        )
+    if not evidence.calibrated and "distances" in tested.unlisted:
+        needed = counts_needed(evidence.alpha, asked, 2, judged)
+        reasons.append(
+            f"a calibration (verify.calibration) of {needed} references beside those that fit its scale "
+            "would allow a test"
+        )
+    return f"; no decision: {'; '.join(reasons)}" if reasons else ""
 
 
 def upper(bound: float) -> str:
     """An upper bound in per cent, rounded up."""
     return f"{np.ceil(bound * 1000) / 10:.1f} %"
-
-
-def _ranks(data: Replays, evidence: Evidence, d: int) -> str:
-    counts = evidence.likeliest_DC[d]
-    if not counts.any():
-        return ""
-    best = int(counts.argmax())
-    return (
-        f"the likeliest of {plural(len(counts), 'config')} is {data.configs[best]} in {counts[best]} of "
-        f"{plural(len(data.references), 'reference')}"
-    )
 
 
 def headline(kinds: Sequence[str]) -> str:

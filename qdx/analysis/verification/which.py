@@ -1,34 +1,35 @@
-"""Which of N: how often each config is named rightly, and how many tokens and references that takes."""
+"""Which of N: how often false claims are refuted, each config is named rightly, and what that takes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from qdx.analysis.layout import NOT_MEASURED, columns_of, percent, plural, table, wrap
+from qdx.analysis.layout import plural, wrap
 from qdx.analysis.numerics import FEWEST_REFERENCES, Floats
 from qdx.analysis.section import Section
-from qdx.analysis.verification import roc
 from qdx.analysis.verification.attribution import (
     OTHER_ANSWERS,
     Judged,
     answers,
     best,
     confusion,
+    equal_rows_fit,
     judge,
 )
-from qdx.analysis.verification.claims import calibrating
-from qdx.analysis.verification.gather import Replays, same_machines
+from qdx.analysis.verification.claims import Trees, calibrating
+from qdx.analysis.verification.gather import Replays
+from qdx.analysis.verification.held_out import calibrated_pairs, held_out
 from qdx.analysis.verification.likelihood import Calibration, row_mean
-from qdx.analysis.verification.said import calibration_text
+from qdx.analysis.verification.split import beside, fewest_to_split, split, units_of_all
+from qdx.analysis.verification.which_text import calibration_text, headline, leave_one_out_text, section_text
 from qdx.errors import QdxError
 
 ONE = {"units": "1"}
-SHOWN = 30
+LOO = "leave one reference out"
 
 
 def attribution(
@@ -36,9 +37,9 @@ def attribution(
     verifier_tree: xr.DataTree,
     alpha: float = 0.05,
     draws: int = 1000,
-    calibration: tuple[xr.DataTree, xr.DataTree] | None = None,
+    calibration: Trees | Sequence[Trees] | None = None,
 ) -> Section:
-    """Name each transcript's config out of those replayed, and count how often that is right.
+    """Count false claims that are refuted and configs that are named wrongly, on held-out references.
 
     Parameters
     ----------
@@ -47,48 +48,96 @@ def attribution(
     alpha : float
         Level of the conformal sets.
     draws : int
-        Of the bootstrap over references.
-    calibration : (producer_tree, verifier_tree), optional
-        See `claims.verify`.
+        Of bootstraps over references.
+    calibration : (producer_tree, verifier_tree), or a sequence of such pairs, optional
+        See `claims.verify`; the first set that was made and replayed on these machines is used. Without it
+        the judged references are split by a hash of their token ids
+        (`split.split`): one part calibrates, the other is judged.
 
     Returns
     -------
     Section
-        Result: ``confusion`` (producer, answer) with ``rate_low``, ``rate_high`` (Wilson, 95 %);
-        ``likeliest_right``, ``nearest_right`` (producer); ``bit_equal`` (producer, config); and for each
-        ordered pair (producer, config), the config claimed falsely: ``auc``, ``tpr`` at 1 % FPR with
-        ``…_low``, ``…_high``, ``tokens_needed`` with ``…_low``, ``…_high``, the curve ``tpr_at`` (…, tokens)
-        with its interval, and ``roc`` (…, false_positive_rate).
+        Result on held-out references, each count with ``…_of``, ``…_low``, ``…_high`` (Clopper and Pearson,
+        95 %):
+
+        - (producer, config): ``refuted`` (p ≤ alpha; false alarms where the two are one) and
+          ``refuted_by_tokens`` (by the tokens' margins alone), ``tokens_greedy`` of ``tokens_judged``;
+        - (producer): ``wrong_names``, ``in_set`` (coverage), ``likeliest_held``, ``nearest_held``, and
+          ``answers`` (producer, answer);
+        - without dimension: ``false_refuted``, ``false_refuted_by_tokens``, ``all_wrong_names``,
+          ``all_in_set``, with the intervals of `roc.sum_interval`;
+        - (config, level): ``false_alarms`` above a threshold, and what share it rejects by law
+          (``false_alarm_rate_low``, ``…_high``, Beta); ``threshold_references`` (config);
+        - (producer, config): ``auc``; ``roc`` (…, false_positive_rate); ``tpr_at`` (…, rows), the share of
+          false claims above the threshold of level ``curve_level`` by the first rows, ``rows_needed`` for
+          99 % with ``rows_low``, ``rows_high``; ``margin_tpr_at`` (…, tokens), ``margin_tokens_needed``.
+
+        On all references, leave one out: ``confusion`` (producer, answer), ``transcripts``, ``covered``,
+        ``likeliest``, ``nearest`` (producer, config), ``likeliest_right``, ``nearest_right``; and
+        ``bit_equal`` (producer, config). Attributes: ``headline``, and sizes of the split.
 
     Notes
     -----
-    Every transcript is judged with calibration from the other references. A producer whose label is not
-    among the configs was never in calibration; its right answer is "unknown". No interval under 8
-    references, no rate at 1 % FPR under 100.
+    A producer whose label is not among the configs was never in calibration; its right answer is "unknown".
+    In leave-one-out ⌊α(n + 1)⌋ of n + 1 sets leave the true config out whatever the rows hold: no headline is
+    made of that. With too few references for a split only ranks are printed.
     """
     data = Replays.of(producer_tree, verifier_tree)
-    known = calibrating(data, calibration)
-    same = [known.references.index(r) if r in known.references else -1 for r in data.references]
+    sets = calibrating(data, calibration)
+    known = next((one for one in sets if calibrated_pairs(data, one).any()), sets[0]) if sets else data
+    keys, known_keys = data.reference_keys, known.reference_keys
+    same = [known_keys.index(key) if key in known_keys else -1 for key in keys]
     judged = judge(data.energy_DCRT, data.floor_DRT, known.calibration(data.configs), same)
-    judged.p_DCR[~same_machines(data, known)] = np.nan
+    judged.p_DCR[~calibrated_pairs(data, known)] = np.nan
+    rows = data.decode
+    judged.p_DCR[:] = equal_rows_fit(judged.p_DCR, rows.content_equal_DCR, rows.expected_DCR)
     distance = row_mean(np.sqrt(data.energy_DCRT * data.components))
     result = _named(data.producers, data.configs, judged, distance, alpha)
-    result = result.merge(_separation(data, judged, draws), join="exact")
-    same = (data.decode.compared_DCR > 0) & (data.decode.equal_DCR == data.decode.compared_DCR)
+    bits = (rows.expected_DCR > 0) & (rows.content_equal_DCR == rows.expected_DCR)
     about = {**ONE, "long_name": "transcripts whose every decode row is bit-equal to the config's replay"}
-    result["bit_equal"] = (("producer", "config"), same.sum(-1), about)
-    tokens = int(np.isfinite(data.energy_DCRT).sum(-1).max(initial=0))
+    result["bit_equal"] = (("producer", "config"), bits.sum(-1), about)
     counts = judged.references_CR[judged.references_CR > 0]
-    least = int(counts.min()) if counts.size else 0
     result.attrs = {
         "alpha": alpha,
         "references": len(data.references),
-        "calibration_references": least,
-        "tokens": tokens,
-        "weight": float(judged.weight_R.mean()),
+        "leave_one_out_references": int(counts.min()) if counts.size else 0,
+        "rows": int(np.isfinite(data.energy_DCRT).sum(-1).max(initial=0)),
+        "calibration": "a part of the judged references" if not sets else "separate transcripts",
     }
-    text = [*calibration_text(least, alpha, calibration is None), *_text(result)]
+    unit_R, known_unit_R = units_of_all(data.units_DR), units_of_all(known.units_DR)
+    parts = beside(keys, unit_R, known_keys, known_unit_R, alpha) if sets else split(keys, unit_R, alpha)
+    if parts is None:
+        result.attrs |= {"calibration_references": 0, "held_out_references": 0}
+        calibrating_units = len(set(known_unit_R[[key not in keys for key in known_keys]]))
+        needed = _too_few(len(set(unit_R)), calibrating_units if sets else None, len(keys), alpha)
+        result.attrs["headline"] = needed
+        said = f"{needed[0].upper()}{needed[1:]}. The producers' labels are taken as true."
+        text = [wrap(said, "  "), *leave_one_out_text(result)]
+    else:
+        shown = held_out(data, known, parts, alpha, draws)
+        attrs = result.attrs | shown.attrs | {"calibration_references": len(parts.calibration)}
+        result = result.merge(shown, join="exact").assign_attrs(attrs)
+        result.attrs["headline"] = headline(result)
+        text = section_text(result)
     return Section("attribution", "Which of N", result, {"": "\n".join(text)})
+
+
+def _too_few(judged: int, calibrating: int | None, references: int, alpha: float) -> str:
+    """Why there are no held-out references, by units."""
+    fewest = fewest_to_split(alpha)
+    units = (
+        f"{plural(judged, 'independent unit')} in {plural(references, 'reference')} (one is what shares "
+        "token ids, a batch or overlapping prompts)"
+    )
+    if calibrating is None:
+        return (
+            f"no error rates: {units}, {fewest} are needed at level {alpha:.0%}, to calibrate with some and "
+            "judge others"
+        )
+    return (
+        f"no error rates: {plural(calibrating, 'calibration unit')} of other prompts than the judged, and "
+        f"{units}; {fewest - FEWEST_REFERENCES} and {FEWEST_REFERENCES} are needed at level {alpha:.0%}"
+    )
 
 
 def attribution_by_distance(
@@ -149,7 +198,7 @@ def attribution_by_distance(
     counts = judged.references_CR[judged.references_CR > 0]
     least = int(counts.min()) if counts.size else 0
     result.attrs = {"alpha": alpha, "references": len(references), "calibration_references": least}
-    text = [*calibration_text(least, alpha, True), *_text(result)]
+    text = [*calibration_text(least, alpha, True), *leave_one_out_text(result)]
     title = f"Which of N by {metric}, {phase}"
     return Section("attribution_by_distance", title, result, {phase: "\n".join(text)})
 
@@ -160,7 +209,6 @@ def _named(
     counts = confusion(configs, answers(configs, judged.p_DCR, alpha))
     names = [*configs, *OTHER_ANSWERS]
     total = counts.sum(-1)
-    ends = np.array([[roc.wilson(int(k), int(n)) for k in row] for row, n in zip(counts, total, strict=True)])
     likeliest = confusion_of(best(judged.log_likelihood_DCR), len(configs))
     nearest = confusion_of(best(-distance_DCR), len(configs))
     right = [configs.index(label) if label in configs else -1 for label in producers]
@@ -172,14 +220,16 @@ def _named(
     pair, none = ("producer", "answer"), "; −1: it is not among the configs"
     return xr.Dataset(
         {
-            "confusion": (pair, counts, {**ONE, "long_name": f"transcripts by answer at level {alpha:g}"}),
-            "rate_low": (pair, ends[..., 0], {**ONE, "long_name": "Wilson interval of the rate, 95 %"}),
-            "rate_high": (pair, ends[..., 1], {**ONE, "long_name": "Wilson interval of the rate, 95 %"}),
+            "confusion": (
+                pair,
+                counts,
+                {**ONE, "long_name": f"transcripts by answer at level {alpha:g}, {LOO}"},
+            ),
             "transcripts": ("producer", total, {**ONE, "long_name": "transcripts judged"}),
             "covered": (
                 "producer",
                 np.array(held),
-                {**ONE, "long_name": f"sets that hold the true config{none}"},
+                {**ONE, "long_name": f"sets that hold the true config, {LOO}: an identity{none}"},
             ),
             "likeliest_right": (
                 "producer",
@@ -209,171 +259,3 @@ def _named(
 def confusion_of(named_DR: NDArray[np.int64], configs: int) -> NDArray[np.int64]:
     """Counts (producer, config) of indices; −1, a tie, is in none."""
     return np.stack([(named_DR == c).sum(-1) for c in range(configs)], -1)
-
-
-def against_the_best(misfit_DCRT: Floats) -> Floats:
-    """Misfit of a config minus the least of the others': a likelihood ratio, the score of the ROC.
-
-    The misfit alone would let a noisy config's claim absorb every transcript nearby. With one config it
-    is the misfit.
-    """
-    if misfit_DCRT.shape[1] == 1:
-        return misfit_DCRT
-    filled = np.where(np.isfinite(misfit_DCRT), misfit_DCRT, np.inf)
-    others = np.stack([np.delete(filled, c, 1).min(1) for c in range(filled.shape[1])], 1)
-    return np.where(np.isfinite(others), misfit_DCRT - others, misfit_DCRT)
-
-
-def _separation(data: Replays, judged: Judged, draws: int) -> xr.Dataset:
-    """ROC of every ordered pair: the transcripts of one config, claimed to be another's."""
-    shape = len(data.producers), len(data.configs)
-    values = {
-        name: np.full(shape, np.nan) for name in ("auc", "auc_low", "auc_high", "tpr", "tpr_low", "tpr_high")
-    }
-    needed = {name: np.full(shape, -1, np.int64) for name in ("tokens_needed", "tokens_low", "tokens_high")}
-    count_R, count_T = judged.misfit_DCRT.shape[-2:]
-    curves = {name: np.full((*shape, count_T), np.nan) for name in ("tpr_at", "tpr_at_low", "tpr_at_high")}
-    areas = np.full((*shape, count_R + 1), np.nan)
-    running = against_the_best(roc.running_mean(judged.misfit_DCRT))
-    for c, own in enumerate(data.honest_C):
-        for d in range(len(data.producers)):
-            if own < 0 or d == own:
-                continue
-            honest, false, at = running[own, c, :, -1], running[d, c, :, -1], (d, c)
-            values["auc"][at], values["tpr"][at] = roc.auc(honest, false), roc.tpr_at(honest, false)
-            for name, statistic in (("auc", roc.auc), ("tpr", roc.tpr_at)):
-                ends = roc.bootstrap(statistic, honest, false, draws=draws)
-                values[f"{name}_low"][at], values[f"{name}_high"][at] = ends
-            tokens = roc.tokens_needed(running[own, c], running[d, c])
-            areas[at] = roc.rates(honest, false, count_R)
-            for name, curve in zip(curves, (tokens.curve_T, tokens.low_T, tokens.high_T), strict=True):
-                curves[name][at] = curve
-            for name, count in zip(needed, (tokens.needed, tokens.low, tokens.high), strict=True):
-                needed[name][at] = count
-    dims = ("producer", "config")
-    about = {
-        "auc": "area under the ROC curve, the producer's transcripts claimed to be the config's",
-        "tpr": "share of such claims found at 1 % false alarms; NaN under 100 references",
-        "tokens_needed": "tokens from which 99 % are always found at 1 % false alarms; −1: not in those here",
-    }
-    variables: dict[str, Any] = {}
-    end = f"bootstrap interval over references, 95 %; none under {FEWEST_REFERENCES} references"
-    about["tpr_at"] = "share of false claims found at 1 % false alarms by the first tokens"
-    for name, value in {**values, **needed}.items():
-        variables[name] = (dims, value, {**ONE, "long_name": about.get(name, end)})
-    for name, curve in curves.items():
-        variables[name] = ((*dims, "tokens"), curve, {**ONE, "long_name": about.get(name, end)})
-    variables["roc"] = (
-        (*dims, "false_positive_rate"),
-        areas,
-        {**ONE, "long_name": "share of false claims found at a share of false alarms"},
-    )
-    return xr.Dataset(
-        variables,
-        coords={
-            "producer": data.producers,
-            "config": data.configs,
-            "tokens": np.arange(1, count_T + 1),
-            "false_positive_rate": np.arange(count_R + 1) / count_R,
-        },
-    )
-
-
-def _text(result: xr.Dataset) -> list[str]:
-    names = [str(v) for v in result["answer"].values]
-    counts = result["confusion"].values
-    shown = [i for i, name in enumerate(names) if name not in OTHER_ANSWERS or counts[:, i].any()]
-    configs = [str(v) for v in result["config"].values]
-    bits, rows = "bit_equal" in result, []
-    for d, producer in enumerate(str(v) for v in result["producer"].values):
-        total = int(result["transcripts"].values[d])
-        right = names.index(producer if producer in configs else "unknown")
-        low, high = result["rate_low"].values[d, right], result["rate_high"].values[d, right]
-        picks = [int(result[k].values[d]) for k in ("covered", "likeliest_right", "nearest_right")]
-        rows.append(
-            [
-                producer,
-                *(str(counts[d, i]) for i in shown),
-                f"{percent(counts[d, right] / total)} ({percent(low)}…{percent(high)})",
-                *(NOT_MEASURED if k < 0 else f"{k}/{total}" for k in picks),
-            ]
-        )
-        if bits:
-            rows[-1].append(_bits(result, producer, total))
-    columns, about = columns_of(configs, beside=len(configs) + 4)  # four hold more than a count
-    columns += names[len(configs) :]
-    head = ["made by", *(columns[i] for i in shown), "right (95 %)", "in set", "likeliest", "nearest"]
-    head += ["bit-equal"] if bits else []
-    said = (
-        "Answers for single transcripts, leave one reference out. right: named alone, with Wilson's interval "
-        "(for a config that is not among those judged: unknown); in set: the conformal set holds the true "
-        "config; likeliest, nearest: greatest ℓ or least distance is the true config's, without any level."
-    )
-    if bits:
-        said += " Bit-equal: transcripts whose every decode row is that of the true config's replay."
-    lines = ["", wrap(said, "  "), *about, table(head, rows)]
-    if "auc" not in result:
-        return lines
-    references = int(result.attrs["references"]) if "references" in result.attrs else 0
-    if references < roc_least():
-        said = (
-            f"1 % false alarms cannot be measured with {plural(references, 'reference')} (100 are needed): "
-            "no TPR and no tokens needed."
-        )
-        lines += ["", wrap(said, "  ")]
-    if references < FEWEST_REFERENCES:
-        said = (
-            f"No interval: fewer than {FEWEST_REFERENCES} references; AUCs of so few are in sweep.nc "
-            "/analysis/attribution only."
-        )
-        return [*lines, wrap(said, "  ")]
-    rows = []
-    for d, producer in enumerate(str(v) for v in result["producer"].values):
-        for c, config in enumerate(configs):
-            area = float(result["auc"].values[d, c])
-            if np.isfinite(area) and len(rows) < SHOWN:
-                rows.append(
-                    [
-                        producer,
-                        config,
-                        _range(result, "auc", d, c),
-                        _range(result, "tpr", d, c),
-                        _tokens(result, d, c),
-                    ]
-                )
-    if rows:
-        head = ["made by", "claimed", "AUC", "TPR at 1 % FPR", "tokens for 99 % TPR"]
-        lines += ["", table(head, rows, left=2)]
-    return lines
-
-
-def _bits(result: xr.Dataset, producer: str, total: int) -> str:
-    """Transcripts that are bit-equal to their own config's replay, and others that they equal as well."""
-    counts = dict(
-        zip(result["config"].values, result["bit_equal"].sel(producer=producer).values, strict=True)
-    )
-    own = counts.pop(producer, None)
-    others = [str(name) for name, count in counts.items() if count]
-    said = NOT_MEASURED if own is None else f"{int(own)}/{total}"
-    return said + (f" (and {', '.join(others)})" if others else "")
-
-
-def roc_least() -> int:
-    """References that a false positive rate of 1 % needs."""
-    return round(1 / roc.FPR)
-
-
-def _range(result: xr.Dataset, name: str, d: int, c: int) -> str:
-    value, low, high = (float(result[k].values[d, c]) for k in (name, f"{name}_low", f"{name}_high"))
-    if not np.isfinite(value):
-        return NOT_MEASURED
-    return f"{value:.4f}" + (f" ({low:.4f}…{high:.4f})" if np.isfinite(low) else "")
-
-
-def _tokens(result: xr.Dataset, d: int, c: int) -> str:
-    needed, low, high = (int(result[k].values[d, c]) for k in ("tokens_needed", "tokens_low", "tokens_high"))
-    if not np.isfinite(result["tpr_at"].values[d, c]).any():
-        return NOT_MEASURED
-    most = result.sizes["tokens"]
-    said = str(needed) if needed > 0 else f"> {most}"
-    return said if low < 0 else f"{said} ({low}…{high if high > 0 else f'> {most}'})"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from qdx.backends import Facts
+from qdx.backends import Facts, sampling
 from qdx.backends.choosing import gpus
 from qdx.backends.vllm import versions
 from qdx.backends.vllm.errors import explained, out_of_memory_explained
@@ -125,7 +125,12 @@ class VllmBackend:
 
             self._max_len = int(self._engine.llm_engine.vllm_config.model_config.max_model_len)
             self._facts = facts(
-                self._engine, self._version, checkpoint, request.remedy, chunked_prefill=chunked_prefill
+                self._engine,
+                self._version,
+                checkpoint,
+                request.remedy,
+                chunked_prefill=chunked_prefill,
+                sampling=sampling.stated_by(_parameters(count=2)),
             )
             self._engine.collective_rpc(tap.install)
 
@@ -206,7 +211,6 @@ class VllmBackend:
     ) -> tuple[list[list[int]], list[Seen]]:
         """Generate once; `recorder` says which prompt rows are wanted, none without it."""
         import numpy as np
-        from vllm import SamplingParams
 
         from qdx.backends.vllm import tap
 
@@ -215,13 +219,7 @@ class VllmBackend:
         if recorder is not None:
             prompt_rows = [recorder.wanted(i)[recorder.wanted(i) < len(ids)] for i, ids in enumerate(batch)]
         parameters = [
-            SamplingParams(
-                temperature=0.0,
-                max_tokens=count if forced is None else len(forced[item]),
-                ignore_eos=True,
-                detokenize=False,
-                extra_args={tap.ITEM: item},
-            )
+            _parameters(count if forced is None else len(forced[item]), {tap.ITEM: item})
             for item in range(len(batch))
         ]
         wanted = tap.Wanted(prompt_rows, forced, hidden)
@@ -264,6 +262,19 @@ class VllmBackend:
             raise QdxError(
                 f"batch_size={len(batch)} is more than backend.max_num_seqs={self._max_seqs}: raise that"
             )
+
+
+def _parameters(count: int, extra: Mapping[str, Any] | None = None) -> Any:
+    """Return the sampling parameters of a request; what a run's record states is read from them."""
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=count,
+        ignore_eos=True,
+        detokenize=False,
+        extra_args=dict(extra or {}),
+    )
 
 
 def _wants_hidden(recorder: Recorder) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from qdx.backends import Facts
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from qdx.models import Checkpoint
 
 
-def facts(engine: Any, version: str, checkpoint: Checkpoint, remedy: str, *, chunked_prefill: bool) -> Facts:
+def facts(
+    engine: Any, version: str, checkpoint: Checkpoint, remedy: str, *, chunked_prefill: bool, sampling: str
+) -> Facts:
     """Read the loaded model and the engine's config.
 
     Parameters
@@ -26,6 +28,8 @@ def facts(engine: Any, version: str, checkpoint: Checkpoint, remedy: str, *, chu
         What the kernel that was asked for needs.
     chunked_prefill : bool
         Whether a batch may exceed the budget of a step; qdx's own check, no setting of the engine.
+    sampling : str
+        What the sampling parameters of a request state.
     """
     from qdx.dataset.provenance import gpu_facts
 
@@ -37,7 +41,10 @@ def facts(engine: Any, version: str, checkpoint: Checkpoint, remedy: str, *, chu
     on_cpu = config.device_config.device_type == "cpu"
     threads = {"threads": str(next(iter(engine.collective_rpc(_threads))))} if on_cpu else {}
     models = any(simulated.normalized(layer.kernel) for layers in found.values() for layer in layers)
-    environment = {key: os.environ[key] for key in sorted(os.environ) if key.startswith("VLLM_")}
+    attrs: dict[str, Any] = {
+        **of_workers(engine.collective_rpc(_arithmetic)),
+        "model_runner": "+".join(sorted(set(engine.collective_rpc(kernels.model_runner)))),
+    }
     return Facts(
         kernel_class={
             name: "+".join(layer.kernel_class for layer in layers) for name, layers in found.items()
@@ -66,7 +73,8 @@ def facts(engine: Any, version: str, checkpoint: Checkpoint, remedy: str, *, chu
             "chunked_prefill": str(chunked_prefill),
         }
         | threads,
-        attrs={"vllm_environment": json.dumps(environment)} | threads,
+        sampling=sampling,
+        attrs=attrs | threads,
     )
 
 
@@ -95,6 +103,23 @@ def settings(config: Any, attention_backend: str) -> dict[str, str]:
         "async_scheduling": bool(getattr(scheduler, "async_scheduling", False)),
     }
     return {key: str(value) for key, value in observed.items()}
+
+
+def of_workers(facts: list[Mapping[str, str]]) -> dict[str, str]:
+    """Join what every worker states of its own process; values that differ stand beside each other.
+
+    Parameters
+    ----------
+    facts : list of Mapping
+        One of each worker, all with the same names.
+    """
+    return {name: " | ".join(sorted({own[name] for own in facts})) for name in facts[0]}
+
+
+def _arithmetic(_worker: Any) -> dict[str, str]:
+    from qdx.dataset.arithmetic import arithmetic
+
+    return arithmetic()
 
 
 def _threads(_worker: Any) -> int:

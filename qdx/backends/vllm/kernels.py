@@ -90,6 +90,18 @@ def attention(worker: Any) -> str:
     return "+".join(sorted({str(one.backend.get_name()) for group in groups for one in group}))
 
 
+def model_runner(worker: Any) -> str:
+    """Return which of vLLM's model runners the worker has: ``v1``, ``v2``, or its full class name.
+
+    Both generations name their class ``GPUModelRunner``; the second one lives in a package of its own. A
+    runner of a CPU is a subclass of the first one. Runs inside the worker.
+    """
+    known = {"vllm.v1.worker.gpu_model_runner": "v1", "vllm.v1.worker.gpu.model_runner": "v2"}
+    runner = type(worker.model_runner)
+    generations = [known[base.__module__] for base in runner.__mro__ if base.__module__ in known]
+    return generations[0] if generations else f"{runner.__module__}.{runner.__qualname__}"
+
+
 def _classes(method: Any, scheme: Any = None) -> tuple[str, str]:
     # compressed-tensors: one method for all layers; a layer's scheme has the kernel, or is it.
     kernel = getattr(method, "kernel", None) or getattr(scheme, "kernel", scheme)

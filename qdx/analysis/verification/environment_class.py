@@ -1,0 +1,144 @@
+"""The environment class: what honest runs may not differ in, for unequal rows to refute a claim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import xarray as xr
+
+from qdx.analysis.view import SETTINGS, settings_of, stated
+
+# A fact that cannot be empty on that kind of machine: where it is empty, the file does not state it.
+EVERYWHERE = {
+    "backend": "engine",
+    "backend_version": "engine version",
+    "batch_size": "batch size",
+    "batch_layout": "batch layout",
+    "torch_version": "torch",
+    "kernel_environment": "environment variables that choose kernels",
+    "torch_switches": "torch's switches",
+}
+ON_GPU = {
+    "compute_capability": "compute capability",
+    "sm_count": "SMs",
+    "cuda_version": "CUDA",
+    "cuda_runtime": "CUDA runtime",
+    "cublas_version": "cuBLAS",
+    "cublaslt_version": "cuBLASLt",
+}
+ON_CPU = {
+    "cpu": "CPU",
+    "threads": "threads",
+    "cpu_capability": "CPU instructions",
+    "blas": "BLAS",
+}
+# A numerical model's arithmetic is this program's, and it divides the work by a GPU's SM count.
+OF_A_MODEL = {"code_sha256": "qdx code", "sm_count": "modelled SMs"}
+COMPANIONS = {"references_sha256": "references of a batch"}
+RUNNER = {"model_runner": "model runner"}
+TITLES = {
+    **EVERYWHERE,
+    **ON_GPU,
+    **ON_CPU,
+    **OF_A_MODEL,
+    **COMPANIONS,
+    **RUNNER,
+    **SETTINGS,
+    "gpu or cpu": "device",
+}
+MACHINE = ("gpu or cpu", "compute_capability", "sm_count", "cpu", "threads", "cpu_capability")
+_ABSENT = ("", "0")
+
+
+@dataclass(frozen=True)
+class Match:
+    """How two environment classes compare.
+
+    Attributes
+    ----------
+    differs : tuple of str
+        Titles of facts that both state and that differ.
+    unstated : tuple of str
+        Titles of facts that one side, or both, do not state.
+    """
+
+    differs: tuple[str, ...] = ()
+    unstated: tuple[str, ...] = ()
+
+    @property
+    def same(self) -> bool:
+        """Whether both sides state the same class: the only case in which unequal rows can refute."""
+        return not self.differs and not self.unstated
+
+    @property
+    def why(self) -> str:
+        """Why it is not the same, in a few words; empty where it is."""
+        parts = []
+        if self.differs:
+            parts.append(f"other {', '.join(self.differs)}")
+        if self.unstated:
+            parts.append(f"not stated: {', '.join(self.unstated)}")
+        return "; ".join(parts)
+
+
+def class_of(tree: xr.DataTree, rows: xr.Dataset, label: str) -> dict[str, str]:
+    """Read a config's environment class from its record.
+
+    Parameters
+    ----------
+    tree : xarray.DataTree
+        A sweep or a commitments file.
+    rows : xarray.Dataset
+        A phase of it, whose coordinates hold the engine's facts.
+    label : str
+        Of the config.
+
+    Returns
+    -------
+    dict of str to str
+        Every fact that decides on this kind of machine. "" means that the file does not state it. A fact
+        that the engine does not have (a setting of vLLM under another engine) is left out.
+    """
+    stored = tree["provenance"].to_dataset() if "provenance" in tree.children else xr.Dataset()
+
+    def of(name: str) -> str:
+        return stated(rows, stored, name, label)
+
+    on_gpu = of("compute_capability") not in ("", "cpu", "0", "none")
+    names = [*EVERYWHERE, *(ON_GPU if on_gpu else ON_CPU)]
+    facts = {"gpu or cpu": "GPU" if on_gpu else "CPU"}
+    if of("simulated").lower() in ("true", "1"):
+        names += OF_A_MODEL
+    if of("batch_size") not in ("", "1"):
+        names += COMPANIONS
+    facts |= {name: of(name) for name in names}
+    settings = dict(zip(SETTINGS, settings_of(of), strict=True))
+    if facts["backend"] == "vllm":
+        # The step's token budget counts only where it may cut a prefill: `settings_of` empties it elsewhere.
+        if settings["backend_chunked_prefill"] in ("False", "0"):
+            del settings["backend_max_num_batched_tokens"]
+        facts |= {**settings, "model_runner": of("model_runner")}
+    else:
+        facts |= {name: value for name, value in settings.items() if value}
+    return {name: "" if value in _ABSENT and name != "gpu or cpu" else value for name, value in facts.items()}
+
+
+def compare(one: Mapping[str, str], two: Mapping[str, str]) -> Match:
+    """Compare two classes fact by fact.
+
+    Parameters
+    ----------
+    one, two : Mapping of str to str
+        See `class_of`.
+    """
+    names = list(dict.fromkeys((*one, *two)))
+    a, b = ({name: side.get(name, "") for name in names} for side in (one, two))
+    differs = [n for n in names if a[n] and b[n] and a[n] != b[n]]
+    if "gpu or cpu" in differs:  # every other fact of the machine differs with it
+        return Match((TITLES["gpu or cpu"],))
+    unstated = [n for n in names if not (a[n] and b[n])]
+    return Match(
+        tuple(dict.fromkeys(TITLES.get(n, n) for n in differs)),
+        tuple(dict.fromkeys(TITLES.get(n, n) for n in unstated)),
+    )
