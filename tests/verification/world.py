@@ -34,6 +34,7 @@ from tests.sweeping import checkpoints, environment
 from tests.verification import forging
 from tests.verification.forging import Groups
 
+ROOT = Path(__file__).parents[2]  # its qdx runs, whichever is installed
 OTHER = "other:"  # begins the name of a config of the other checkpoint
 SNIPPET = 60  # exllama's prefill repeats over 50 rows
 Rows = dict[str, np.ndarray]  # by variable, (reference, position, …)
@@ -55,7 +56,7 @@ class Size:
         Judged, and of the calibration (0: there is none).
     tokens : int
     processes : int
-        Of the verifier for each config; one more is the forger's.
+        Of the verifier for each config, two of them reruns; one more is the forger's.
     twins : bool
         See `tests.tiny.build`.
     """
@@ -66,7 +67,7 @@ class Size:
     references: int = 8
     known: int = 0
     tokens: int = 8
-    processes: int = 2
+    processes: int = 3
     twins: bool = False
     seed: int = 1
 
@@ -422,7 +423,7 @@ def _run_command(folder: Path, arguments: Sequence[str]) -> None:
         text=True,
         capture_output=True,
         check=False,
-        env=environment(),
+        env={**environment(), "PYTHONPATH": str(ROOT)},
     )
     # A verifier's exit status says its verdicts, and most texts are nobody's.
     if done.returncode not in (0, 3, 4):
