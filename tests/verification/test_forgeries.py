@@ -145,6 +145,18 @@ FURTHER: Mapping[str, Callable[[], Case]] = {
         [Producer("gptq")], REJECTED, claims={"gptq": "awq"}, configs=("awq", "awq_marlin")
     ),
     "random text as commitments": lambda: Case(forged("awq", "random", "awq"), REFUTED, commitments=True),
+    "random text, stated as sampled": lambda: Case(
+        forged("awq", "random", "awq", forging.SAMPLINGS["sampled"]("awq")), CAUGHT
+    ),
+    "random text, penalties stated": lambda: Case(
+        forged("awq", "random", "awq", forging.SAMPLINGS["penalties"]("awq")), CAUGHT
+    ),
+    "random text, sampling not stated": lambda: Case(
+        [Producer("awq", "random", "awq", edits=[forging.SAMPLINGS["missing"]("awq")])], CAUGHT
+    ),
+    "random text in a file of the first schema": lambda: Case(
+        [Producer("awq", "random", "awq", edits=[forging.older])], REFUTED
+    ),
     "commitments to garbage, another CPU": lambda: Case(
         forged("awq", "random", "garbage", state("awq", **forging.OTHER_CPU), prefill="garbage"),
         CAUGHT,
@@ -182,15 +194,24 @@ HONEST: Mapping[str, Callable[[], Case]] = {
         [Producer("awq", "awq", "noisy:0.005:awq", "noisy:0.005:awq", [unstate(*forging.MISSING)]), *BESIDE],
         OPEN,
     ),
-    "a cuBLAS stated that is not loaded here, every row a little different": lambda: Case(
+    "another BLAS stated, every row a little different": lambda: Case(
         [
             Producer(
-                "awq", "awq", "noisy:0.005:awq", "noisy:0.005:awq", [state("awq", cublas_version="12.8.4.1")]
+                "awq", "awq", "noisy:0.005:awq", "noisy:0.005:awq", [state("awq", **forging.OTHER_BLAS)]
             ),
             *BESIDE,
         ],
         OPEN,
     ),
+    "sampling stated as sampled": lambda: Case(
+        [Producer("awq", edits=[forging.SAMPLINGS["sampled"]("awq")]), *BESIDE], OPEN
+    ),
+    "sampling not stated": lambda: Case(
+        # All labels of the file: a variable of the record is there or not.
+        [Producer("awq", edits=[forging.SAMPLINGS["missing"]("awq")])],
+        OPEN,
+    ),
+    "a file of the first schema": lambda: Case([Producer("awq", edits=[forging.older])], {"confirmed"}),
 }
 
 
