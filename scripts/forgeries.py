@@ -27,7 +27,17 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from anywhere, also as a file
 
 from tests.verification import forging
-from tests.verification.forging import DROPS, MACHINES, MISSING, Producer, drops, some, state, unstate
+from tests.verification.forging import (
+    DROPS,
+    MACHINES,
+    MISSING,
+    SAMPLINGS,
+    Producer,
+    drops,
+    some,
+    state,
+    unstate,
+)
 from tests.verification.world import OTHER, Size, World
 
 GOOD = ("confirmed", "not refuted")  # begin the verdicts that a forgery must not get
@@ -56,6 +66,7 @@ class Draw:
     calibration: str
     commitments: bool
     seed: int
+    sampling: str = ""
 
 
 def draw(index: int, seed: int, world: World) -> Draw:
@@ -71,9 +82,9 @@ def draw(index: int, seed: int, world: World) -> Draw:
     machine = one([*MACHINES, "missing"])
     calibration = (machine if machine in MACHINES else "here") if calibration == "stated" else calibration
     commitments = bool(generator.random() < 0.15)
-    made = Draw(
-        index, "honest", claim, claim, claim, claim, 0.0, "nothing", machine, calibration, commitments, index
-    )
+    sampled = one(list(SAMPLINGS)) if generator.random() < 0.15 else ""
+    texts = (claim, claim, claim, claim)
+    made = Draw(index, "honest", *texts, 0.0, "nothing", machine, calibration, commitments, index, sampled)
     chance = generator.random()
     if chance < 0.25:
         return made
@@ -107,6 +118,8 @@ def producer_of(made: Draw, world: World) -> Producer:
     edits = [*drops(made.claim, made.dropped)]
     facts = MACHINES.get(made.machine)
     edits.append(unstate(*MISSING) if facts is None else state(made.claim, **facts))
+    if made.sampling:
+        edits.append(SAMPLINGS[made.sampling](made.claim))
     # With a share of 0, every transcript is honest.
     if not made.share:
         return Producer(made.claim, edits=edits, seed=made.seed)
@@ -173,8 +186,11 @@ def judge(made: Draw, world: World, folder: Path) -> dict[str, object]:
 
 
 def wrong(result: dict[str, object]) -> bool:
-    """Whether a forgery got a good verdict that no limit excuses."""
+    """Whether a forgery got a good verdict that no limit excuses, or anything was confirmed that never is."""
     verdict = str(result["verdict"])
+    never = result["kind"] == "moved" or result["sampling"] in ("missing", "sampled", "penalties")
+    if never and verdict.startswith("confirmed"):
+        return True
     return result["kind"] == "forgery" and verdict.startswith(GOOD) and not result["limit"]
 
 
@@ -188,6 +204,7 @@ def too_many(rejected: int, honest: int, alpha: float = 0.05) -> bool:
 
 def described(result: dict[str, object]) -> str:
     parts = [f"{k}={result[k]}" for k in ("claim", "text", "rows", "prefill", "share", "dropped", "machine")]
+    parts.append(f"sampling={result['sampling'] or 'greedy'}")
     more = [f"calibration={result['calibration'] or 'none'}", f"commitments={result['commitments']}"]
     return f"#{result['index']} {' '.join(parts + more)}: {result['verdict']} ({result['because']})"
 

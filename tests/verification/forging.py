@@ -11,6 +11,7 @@ The rows come from `tests.verification.world.World`, which replays every text by
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -190,16 +191,45 @@ OTHER_GPU = {
 }
 OTHER_THREADS = {"threads": "7", "backend_threads": "7"}
 OTHER_TORCH = {"torch_version": "2.9.1+cpu"}
-MACHINES = {"here": {}, "cpu": OTHER_CPU, "gpu": OTHER_GPU, "threads": OTHER_THREADS, "torch": OTHER_TORCH}
-MISSING = (
-    "torch_version",
-    "cpu",
-    "threads",
-    "code_sha256",
-    "driver_version",
-    "cuda_version",
-    "engine_version",
-)
+OTHER_BLAS = {"blas": "OpenBLAS 0.3.29"}
+MACHINES: Mapping[str, Mapping[str, str]] = {
+    "here": {},
+    "cpu": OTHER_CPU,
+    "gpu": OTHER_GPU,
+    "threads": OTHER_THREADS,
+    "torch": OTHER_TORCH,
+    "blas": OTHER_BLAS,
+}
+# Of the second schema: a file of the first has none of them.
+NEW = ("blas", "cpu_capability", "kernel_environment", "torch_switches", "model_runner")
+MISSING = ("torch_version", "cpu", "threads", "code_sha256", "driver_version", "engine_version", *NEW)
+
+
+def sampling(label: str, **parameters: object) -> Edit:
+    """State other sampling parameters than the record's, such as ``temperature=1``."""
+
+    def edit(groups: Groups) -> None:
+        record = groups["provenance"]["sampling"].sel(config=label).item()
+        state(label, sampling=json.dumps({**json.loads(record), **parameters}, sort_keys=True))(groups)
+
+    return edit
+
+
+def older(groups: Groups) -> None:
+    """Make it a file of the first schema, which stated neither sampling nor libraries."""
+    unstate("sampling", *NEW)(groups)
+    groups["/"] = xr.Dataset(attrs={**groups["/"].attrs, "schema_version": 1})
+    count = groups["provenance"].sizes["config"]
+    stated = ("config", np.array(["1"] * count, object))
+    groups["provenance"] = groups["provenance"].assign(schema_version=stated)
+
+
+SAMPLINGS: Mapping[str, Callable[[str], Edit]] = {
+    "missing": lambda label: unstate("sampling"),
+    "sampled": lambda label: sampling(label, method="random", temperature=1),
+    "penalties": lambda label: sampling(label, repetition_penalty=1.3),
+    "older": lambda label: older,
+}
 
 
 # What was captured ------------------------------------------------------------------------------------------

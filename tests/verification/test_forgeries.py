@@ -145,6 +145,18 @@ FURTHER: Mapping[str, Callable[[], Case]] = {
         [Producer("gptq")], REJECTED, claims={"gptq": "awq"}, configs=("awq", "awq_marlin")
     ),
     "random text as commitments": lambda: Case(forged("awq", "random", "awq"), REFUTED, commitments=True),
+    "random text, stated as sampled": lambda: Case(
+        forged("awq", "random", "awq", forging.SAMPLINGS["sampled"]("awq")), CAUGHT
+    ),
+    "random text, penalties stated": lambda: Case(
+        forged("awq", "random", "awq", forging.SAMPLINGS["penalties"]("awq")), CAUGHT
+    ),
+    "random text, sampling not stated": lambda: Case(
+        [Producer("awq", "random", "awq", edits=[forging.SAMPLINGS["missing"]("awq")])], CAUGHT
+    ),
+    "random text in a file of the first schema": lambda: Case(
+        [Producer("awq", "random", "awq", edits=[forging.older])], REFUTED
+    ),
     "commitments to garbage, another CPU": lambda: Case(
         forged("awq", "random", "garbage", state("awq", **forging.OTHER_CPU), prefill="garbage"),
         CAUGHT,
@@ -182,15 +194,24 @@ HONEST: Mapping[str, Callable[[], Case]] = {
         [Producer("awq", "awq", "noisy:0.005:awq", "noisy:0.005:awq", [unstate(*forging.MISSING)]), *BESIDE],
         OPEN,
     ),
-    "a cuBLAS stated that is not loaded here, every row a little different": lambda: Case(
+    "another BLAS stated, every row a little different": lambda: Case(
         [
             Producer(
-                "awq", "awq", "noisy:0.005:awq", "noisy:0.005:awq", [state("awq", cublas_version="12.8.4.1")]
+                "awq", "awq", "noisy:0.005:awq", "noisy:0.005:awq", [state("awq", **forging.OTHER_BLAS)]
             ),
             *BESIDE,
         ],
         OPEN,
     ),
+    "sampling stated as sampled": lambda: Case(
+        [Producer("awq", edits=[forging.SAMPLINGS["sampled"]("awq")]), *BESIDE], OPEN
+    ),
+    "sampling not stated": lambda: Case(
+        # All labels of the file: a variable of the record is there or not.
+        [Producer("awq", edits=[forging.SAMPLINGS["missing"]("awq")])],
+        OPEN,
+    ),
+    "a file of the first schema": lambda: Case([Producer("awq", edits=[forging.older])], {"confirmed"}),
 }
 
 
@@ -232,6 +253,7 @@ def test_a_forgery_that_was_once_confirmed_is_found(name: str, world: World, tmp
     holds(world, ISSUE[name](), tmp_path / "judged")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FURTHER)
 def test_a_forgery_is_found(name: str, world: World, tmp_path: Path) -> None:
     holds(world, FURTHER[name](), tmp_path / "judged")
@@ -242,12 +264,14 @@ def test_an_honest_file_is_not_refuted(name: str, world: World, tmp_path: Path) 
     holds(world, HONEST[name](), tmp_path / "judged")
 
 
+@pytest.mark.slow
 def test_an_exact_tie_fits_whichever_token_was_chosen(twins: World, tmp_path: Path) -> None:
     for text in ("awq", "awq+twin"):
         holds(twins, Case([Producer("awq", text)], {"confirmed"}), tmp_path / text)
     holds(twins, Case([Producer("awq", "awq+last")], REFUTED), tmp_path / "last")
 
 
+@pytest.mark.slow
 def test_a_refuted_claim_ends_the_verifiers_sweep_with_status_3(world: World, tmp_path: Path) -> None:
     """The bank's shortcut says what the command line says, and the status is the verdicts'."""
     producers = [Producer("awq", "random"), *BESIDE]

@@ -13,6 +13,8 @@ import contextlib
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,11 +30,11 @@ from qdx.dataset.layout import CONFIG_COORDS
 from qdx.prompts._transcript_file import read as read_transcripts
 from qdx.report.__main__ import main as report
 from tests import tiny
-from tests.sweeping import checkpoints
-from tests.sweeping import qdx as command
+from tests.sweeping import checkpoints, environment
 from tests.verification import forging
 from tests.verification.forging import Groups
 
+ROOT = Path(__file__).parents[2]  # its qdx runs, whichever is installed
 OTHER = "other:"  # begins the name of a config of the other checkpoint
 SNIPPET = 60  # exllama's prefill repeats over 50 rows
 Rows = dict[str, np.ndarray]  # by variable, (reference, position, …)
@@ -54,7 +56,7 @@ class Size:
         Judged, and of the calibration (0: there is none).
     tokens : int
     processes : int
-        Of the verifier for each config; one more is the forger's.
+        Of the verifier for each config, two of them reruns; one more is the forger's.
     twins : bool
         See `tests.tiny.build`.
     """
@@ -65,7 +67,7 @@ class Size:
     references: int = 8
     known: int = 0
     tokens: int = 8
-    processes: int = 2
+    processes: int = 3
     twins: bool = False
     seed: int = 1
 
@@ -414,7 +416,15 @@ FEW = ("backend.threads=1", "metric=[l2]", "analysis=[classes]", "report.formats
 
 
 def _run_command(folder: Path, arguments: Sequence[str]) -> None:
-    done = command(*arguments, cwd=folder)
+    # No limit of time: a large world takes long, and a sweep that was stopped is taken up again.
+    done = subprocess.run(
+        [sys.executable, "-m", "qdx", *arguments],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        check=False,
+        env={**environment(), "PYTHONPATH": str(ROOT)},
+    )
     # A verifier's exit status says its verdicts, and most texts are nobody's.
     if done.returncode not in (0, 3, 4):
         raise AssertionError(done.stdout[-3000:] + done.stderr[-3000:])
