@@ -181,12 +181,15 @@ def pairs(view: View, section: Section, phase: str) -> Table:
 def claims(result: xr.Dataset) -> Table:
     """Every claim with its verdict and what that rests on."""
     rows = [
-        [str(result[name].values[d]) for name in ("producer", "claim", "verdict", "because")]
+        [str(result[name].values[d]) for name in ("producer", "claim", "verdict", "concerns", "because")]
         for d in range(result.sizes["producer"])
     ]
     level = float(result.attrs["alpha"])
     return Table(
-        f"Claims, at level {level:.0%} over all of them", ["producer", "claim", "verdict", "because"], rows, 4
+        f"Claims, at level {level:.0%} over all of them",
+        ["producer", "claim", "verdict", "concerns", "because"],
+        rows,
+        5,
     )
 
 
