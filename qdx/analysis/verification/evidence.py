@@ -54,6 +54,8 @@ class Test:
         Units that were judged.
     false_at_least : int
         Lower bound of the units that are false, at the level that `Claim` shares out.
+    known : int
+        Known transcripts that the producer was held against; 0 where the null is another one.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Test:
     null: str
     judged: int
     false_at_least: int = 0
+    known: int = 0
 
 
 @dataclass(frozen=True)
@@ -306,7 +309,8 @@ class _Pooled:
             least_S.append(min(Fraction(1), Fraction(factor, math.comb(m + n, m))))
             share_S.append(0 if share is None else false_share(judged_U, null_N, share))
         p = None if any(one is None for one in p_S) else max(one for one in p_S if one is not None)
-        return Test(self.name, p, max(least_S), self.null, len(self.judged_SU[0]), min(share_S))
+        known = min(int(np.isfinite(null_N).sum()) for null_N in self.null_SN)
+        return Test(self.name, p, max(least_S), self.null, len(self.judged_SU[0]), min(share_S), known)
 
 
 def _rows_test(data: Replays, rows: Compared, d: int, c: int, name: str) -> _Listed:

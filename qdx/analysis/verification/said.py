@@ -10,7 +10,7 @@ import xarray as xr
 from qdx.analysis.layout import NOT_MEASURED, plural, table, wrap
 from qdx.analysis.verification.evidence import Claim, counts_needed, sampling_of
 from qdx.analysis.verification.gather import Replays
-from qdx.analysis.verification.p_values import fewest_false, fitting_part
+from qdx.analysis.verification.p_values import false_alarm_spread, fewest_false, fitting_part
 from qdx.analysis.verification.verdicts import Evidence, Verdict
 
 SHOWN = 40
@@ -109,8 +109,27 @@ def _assumed(data: Replays, evidence: Evidence) -> list[str]:
             f"of distances; with these, {found or 'more than all'} false transcripts are found when their "
             "scores lie above all of the calibration's (python -m qdx.plan)."
         )
+        counts = [test.known for claim in evidence.claims if claim for test in claim.tests if test.known]
+        if counts:
+            said.append(_spread(min(counts), evidence))
     lacking = _lacking(data, evidence)
     return [wrap(line, "  ") for line in (*said, *lacking)]
+
+
+def _spread(known: int, evidence: Evidence) -> str:
+    """How far the level of one calibration set may lie from the nominal one."""
+    j = int(evidence.alpha * (known + 1))
+    if not j:
+        return (
+            f"The smallest set has {plural(known, 'known transcript')}: too few for one transcript to be "
+            f"refuted at {float(evidence.alpha):.0%}."
+        )
+    low, high = false_alarm_spread(known, j)
+    return (
+        f"With {plural(known, 'known transcript')}, the smallest set here, one honest transcript is flagged "
+        f"in {j / (known + 1):.2%} on average over sets; of one set the rate lies between {low:.2%} and "
+        f"{high:.2%} (95 %)."
+    )
 
 
 def _lacking(data: Replays, evidence: Evidence) -> list[str]:
