@@ -74,8 +74,9 @@ def attribution(
 
         Always: ``bit_equal`` (producer, config), of all ``transcripts``. Where there are too few units for
         that (attribute ``held_out_references`` is 0), the above is absent, and leaving one reference out
-        there are ``confusion`` (producer, answer), ``covered``, ``likeliest``, ``nearest`` (producer, config),
-        ``likeliest_right``, ``nearest_right`` (producer). Attributes: ``headline``, and sizes of the split.
+        there are (producer, answer) ``confusion``, (producer, config) ``likeliest`` and ``nearest``, and
+        (producer) ``covered``, ``likeliest_right``, ``nearest_right``. Attributes: ``headline``, and sizes of
+        the split.
 
     Notes
     -----
