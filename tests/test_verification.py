@@ -11,23 +11,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from omegaconf import OmegaConf
 
 import qdx as package
 from qdx.analysis.verification.verdicts import record_differs
+from qdx.backends.sampling import plain_greedy
 from qdx.capture import row_hash
+from qdx.dataset.lacking import SINCE_2, lacking
 from tests.prompts.test_transcripts import Groups, rewritten
 from tests.sweeping import SMALL, checkpoints, qdx
 
 CONFIGS = ["awq", "awq_marlin", "gptq"]
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-THREE = [*(a for a in SMALL if not a.startswith("prompts.references")), "prompts.references=3"]
-HERE = ["repeats=2", "backend.threads=1", "metric=[l2]"]
+FIVE = [*(a for a in SMALL if not a.startswith("prompts.references")), "prompts.references=5"]
+HERE = ["repeats=3", "backend.threads=1", "metric=[l2]"]
 
 
 @pytest.fixture(scope="module")
 def produced(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> Path:
     cwd = tmp_path_factory.mktemp("producers")
-    arguments = [f"quant={','.join(CONFIGS)}", *THREE, "metric=[l2]", *checkpoints(tiny_models)]
+    arguments = [f"quant={','.join(CONFIGS)}", *FIVE, "metric=[l2]", *checkpoints(tiny_models)]
     done = qdx("-m", *arguments, "hydra.sweep.dir=made", cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return cwd / "made"
@@ -70,6 +73,50 @@ def test_honest_claims_are_confirmed_on_the_same_machine(verified: Path) -> None
     assert "\n    ✗" not in report
     page = (verified / "report.html").read_text()
     assert "<h1>3 claims: 2 confirmed, 1 confirmed in prefill.</h1>" in page
+
+
+def test_a_verifier_repeats_in_processes_and_says_so(produced: Path, verified: Path) -> None:
+    for folder, processes, scope in ((produced, 1, "engine"), (verified, 2, "process")):
+        for label in CONFIGS:
+            with package.open(folder / label / "run.nc") as tree:
+                attrs = dict(tree.attrs)
+                assert tree["prefill"].sizes["repeat"] == 2
+            assert attrs["repeat_processes"] == processes
+            assert OmegaConf.create(attrs["config"]).repeat_scope == scope
+            assert plain_greedy(attrs["sampling"]) is True
+            assert attrs["batch_layout"] == "in order, batch_size"
+        with package.open(folder / "sweep.nc") as tree:
+            assert lacking(tree) == []
+            assert tree["provenance/repeat_processes"].values.tolist() == [str(processes)] * 3
+    assert not list(verified.glob("*/repeat_*"))
+
+
+def test_the_command_line_may_still_repeat_in_the_engine(
+    produced: Path, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    folder, done = replay(produced, tmp_path, tiny_models, "repeat_scope=engine", quant="awq")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert package.open(folder / "awq" / "run.nc").attrs["repeat_processes"] == 1
+    _, done = replay(produced, tmp_path, tiny_models, quant="awq")
+    assert done.returncode == 0 and "complete already" not in done.stderr  # by the hash another config
+    assert package.open(folder / "awq" / "run.nc").attrs["repeat_processes"] == 2
+
+
+def test_a_file_of_the_version_before_is_replayed_and_says_what_it_lacks(
+    tmp_path: Path, produced: Path, tiny_models: dict[str, Path]
+) -> None:
+    def edit(groups: Groups) -> None:
+        groups["provenance"] = groups["provenance"].drop_vars(list(SINCE_2))
+        groups["provenance"]["schema_version"].values[:] = "1"
+        groups["/"].attrs["schema_version"] = 1
+
+    file = rewritten(produced / "sweep.nc", tmp_path / "old.nc", edit)
+    folder, done = replay(file, tmp_path, tiny_models, "repeats=1", quant="awq")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "NOTE: awq, awq_marlin, gptq (schema version 1, now 2) does not state sampling" in " ".join(
+        done.stdout.split()
+    )
+    assert package.open(folder / "awq" / "run.nc").attrs["repeat_processes"] == 1
 
 
 def test_every_config_in_turn_is_a_stranger(produced: Path, verified: Path) -> None:
@@ -217,7 +264,7 @@ def test_a_label_over_another_configs_record_is_seen_in_the_record(
                 groups[name] = data.sel(config=["gptq"]).assign_coords(config=["awq"])
 
     file = rewritten(produced / "sweep.nc", tmp_path / "relabelled.nc", edit)
-    folder, done = replay(file, tmp_path, tiny_models, "repeat_scope=process", quant="awq,gptq")
+    folder, done = replay(file, tmp_path, tiny_models, quant="awq,gptq")
     assert done.returncode == 0, done.stdout + done.stderr
     assert verdicts(folder) == {"awq": "other config"}
     said = " ".join((folder / "report.txt").read_text().split())
@@ -249,7 +296,9 @@ def test_commitments_confirm_and_refute_without_hashes(
         result = tree["analysis/verify"].to_dataset().load()
     assert int(result["rows_equal"].sel(producer="awq", config="awq_marlin").sum()) == 0
     assert np.isnan(result["p"]).all() and np.isfinite(result["p_margin"]).any()
-    folder, done = replay(small, tmp_path / "topk", tiny_models, "capture=topk", quant="awq")
+    folder, done = replay(
+        small, tmp_path / "topk", tiny_models, "capture=topk", "repeat_scope=engine", quant="awq"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert verdicts(folder)["awq"] == "undecided"
     assert "the verifier kept no full rows" in " ".join((folder / "report.txt").read_text().split())

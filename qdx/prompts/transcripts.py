@@ -102,6 +102,8 @@ class Transcripts:
 
     def describe(self, batch_size: int) -> str:
         """Say who produced what, and where this replay is batched otherwise."""
+        from qdx.dataset.checksums import UNCHECKED, is_checked
+
         lines = [f"transcripts of {len(self.producers)} producers, {self.file.tokens} tokens a reference:"]
         for producer in self.producers:
             at = producer.coords
@@ -110,6 +112,8 @@ class Transcripts:
                 f"  {producer.name}: {at['observed_kernel']}, {at['dtype']}, {at['backend']} "
                 f"{at['backend_version']}, {machine}, batch {at['batch_size']}"
             )
+        if not is_checked(self.file.path):
+            lines.append(f"NOTE: {self.file.path} is {UNCHECKED}")
         other = [p.name for p in self.producers if int(p.coords["batch_size"]) != batch_size]
         if other:
             sizes = ",".join(map(str, sorted({int(p.coords["batch_size"]) for p in self.producers})))

@@ -28,6 +28,10 @@ class Facts:
         Metric to the error that ended its measuring.
     unwritten : Mapping of str to str
         File to the error that its making raised.
+    damaged : Mapping of str to str
+        File to the rows in it that could not be measured because they are not what was written.
+    unchecked : Mapping of str to str
+        File, or several in words, to why nobody can tell whether its values are what was written.
     """
 
     directory: Path
@@ -38,6 +42,8 @@ class Facts:
     settings: Mapping[str, Any] = field(default_factory=dict)
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     unwritten: Mapping[str, str] = field(default_factory=dict)
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    unchecked: Mapping[str, str] = field(default_factory=dict)
 
     def problems(self) -> list[tuple[str, str, str]]:
         """What went wrong in making the report: the kind in capitals, the name and the error."""
@@ -47,6 +53,8 @@ class Facts:
                 ("METRIC FAILED", self.unmeasured),
                 ("ANALYSIS FAILED", self.broken),
                 ("NOT WRITTEN", self.unwritten),
+                ("NOT MEASURED", self.damaged),
+                ("UNCHECKED", self.unchecked),
             )
             for name, error in found.items()
         ]

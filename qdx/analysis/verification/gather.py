@@ -199,9 +199,9 @@ class Replays:
         return self.processes_C[config] >= self.repeats > 1
 
     def text_scores(self) -> Floats:
-        """Score each text by its tokens that are not greedy here, ties excepted: (producer, config, reference).
+        """Score each text by its tokens that are not greedy here, ties excepted.
 
-        Equal numbers of them are ordered by the mean margin m: the score is their number + m/(1 + m).
+        The result is over (producer, config, reference). Equal numbers of them are ordered by the mean margin m: the score is their number + m/(1 + m).
         """
         wrong = np.nansum((self.margin_DCRT > 0).astype(float), -1)
         margin = np.where(np.isfinite(self.margin_DCR), self.margin_DCR, 0.0)
@@ -538,7 +538,12 @@ class _First:
 def _same_first(
     tree: xr.DataTree, here: xr.Dataset, producers: list[str], length: xr.DataArray
 ) -> Bools | bool:
-    """Whether prefill's last row, which predicts the first token, is bit-equal: (producer, config, reference)."""
+    """Whether prefill's last row, which predicts the first token, is bit-equal.
+
+    Returns
+    -------
+    array (producer, config, reference), or False where no such row was published
+    """
     if "prefill" not in tree.children:
         return False
     own = tree["prefill"].to_dataset()

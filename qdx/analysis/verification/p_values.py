@@ -19,6 +19,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from qdx.errors import QdxError
 
 DRAWS = 9_999  # of a permutation test that is too large to be counted out: p is 1/10,000 at least
 FITTING = 8  # references from which a median and its absolute deviation are worth something
-_WORK = 300_000_000  # bytes that counting out may move: about 0.2 s
+_WORK = 1_000_000_000  # bytes that counting out may move: about 0.2 s
 
 PooledTest = Callable[[Floats, Floats], Fraction | None]
 
@@ -114,17 +115,24 @@ def _doubled_midranks(values: Floats) -> Ints:
 
 
 def _subsets_reaching(value_N: Sequence[int], size: int, least: int) -> int:
-    """Count the subsets of `size` of nonnegative integers whose sum is at least `least`.
+    """Count the subsets of `size` of nonnegative integers whose sum is at least `least`."""
+    bits, sums = _subset_sums(tuple(sorted(value_N)), size)
+    return (sums >> (max(least, 0) * bits)) % ((1 << bits) - 1)  # the sum of the digits
 
-    The counts of all sums are the digits of one long integer in base 2^bits, so that adding an element is
-    one shift and one addition (Kronecker's substitution); 2^bits is greater than any count can be.
+
+@lru_cache(maxsize=256)  # scores without ties have one law for each m and n
+def _subset_sums(value_N: tuple[int, ...], size: int) -> tuple[int, int]:
+    """Count the subsets of `size` by their sum: the digits of one long integer in base 2^bits.
+
+    Adding an element is one shift and one addition (Kronecker's substitution); 2^bits is greater than any
+    count can be.
     """
     bits = math.comb(len(value_N), size).bit_length() + 1
     sums = [1] + [0] * size
-    for i, value in enumerate(sorted(value_N)):
+    for i, value in enumerate(value_N):
         for j in range(min(i + 1, size), 0, -1):
             sums[j] += sums[j - 1] << (value * bits)
-    return (sums[size] >> (max(least, 0) * bits)) % ((1 << bits) - 1)  # the sum of the digits
+    return bits, sums[size]
 
 
 def rank_sum_p(judged_M: Floats, null_N: Floats, seed: int = 0) -> Fraction | None:
@@ -276,7 +284,8 @@ def within_reference_p(score_RM: Floats) -> Fraction | None:
     members is uniform, whatever the other references hold. Two statistics are counted out exactly: (a) the
     number of references in which the producer's score is strictly the greatest, each of which has
     probability 1/M under the claim where one member is strictly the greatest and 0 where several tie; (b) the
-    sum over references of the producer's midrank. p is twice the smaller one's, at most 1.
+    sum over references of the producer's midrank. p is twice the smaller one's, at most 1. With one repeat
+    (M = 2) both say the same, and p is that of one.
 
     Parameters
     ----------
@@ -300,7 +309,11 @@ def within_reference_p(score_RM: Floats) -> Fraction | None:
     p_top = _binomial_tail(int(single.sum()), int((single & top[:, 0]).sum()), members)
     rank_RM = _doubled_midranks(score)
     p_rank = Fraction(_sums_reaching(rank_RM, int(rank_RM[:, 0].sum())), members ** len(score))
-    return min(Fraction(1), 2 * min(p_top, p_rank))
+    return _either(p_top, p_rank, members)
+
+
+def _either(p_top: Fraction, p_rank: Fraction, members: int) -> Fraction:
+    return p_rank if members == 2 else min(Fraction(1), 2 * min(p_top, p_rank))
 
 
 def _binomial_tail(trials: int, least: int, sides: int) -> Fraction:
@@ -316,7 +329,7 @@ def _sums_reaching(value_RM: Ints, least: int) -> int:
     sums = 1
     for row in value_RM:
         sums = sum(sums << (int(value) * bits) for value in row)
-    return (sums >> (least * bits)) % ((1 << bits) - 1)
+    return int((sums >> (least * bits)) % ((1 << bits) - 1))
 
 
 def within_reference_false_share(score_RM: Floats, alpha: Fraction) -> int:
@@ -353,7 +366,7 @@ def within_reference_false_share(score_RM: Floats, alpha: Fraction) -> int:
         untied = np.tile(np.arange(members), (len(kept), 1))
         p_top = _binomial_tail(len(kept), int((kept == members - 1).sum()), members)
         p_rank = Fraction(_sums_reaching(untied, int(kept.sum())), members ** len(kept))
-        if 2 * min(p_top, p_rank) > alpha:
+        if _either(p_top, p_rank, members) > alpha:
             return j
     return len(rank_R)
 
