@@ -361,3 +361,38 @@ def test_intervals_of_sums_over_pairs_hold_the_true_share(rate):
         assert low < 1
         held += low <= rate <= high
     assert held / trials > 0.9
+
+
+def test_a_config_that_made_nothing_has_no_calibration_and_refutes_nothing():
+    noise = {**NOISE, "tried": 0.1}
+    section = attribution(*trees(noise, producers=list(NOISE), references=40, tokens=4), draws=20)
+    result = section.result
+    assert (result["refuted_of"].sel(config="tried") == 0).all()
+    assert (result["answers"].sel(answer="tried") == 0).all()
+    assert int(result["threshold_references"].sel(config="tried")) == 0
+    assert np.isnan(result["auc"].sel(config="tried")).all()
+    assert "tried" not in [line.split()[1] for line in section.text[""].splitlines() if "…1.000" in line]
+
+
+def test_one_config_and_rows_that_are_missing():
+    producers, verifier = trees({"a": 1.0}, references=40, tokens=4)
+    replay = verifier["replay"].to_dataset().copy(deep=True)
+    replay["captured"].loc[{"reference": "ref_3"}] = False
+    section = attribution(producers, change(verifier, "replay", replay), draws=20)
+    judged, null = section.result["refuted_of"].item(), section.result["threshold_references"].item()
+    assert judged + null + section.result.attrs["fit_references"] in (39, 40)
+    assert section.result["false_refuted_of"].item() == 0
+    assert "false claims refuted –" in section.text[""]
+
+
+def test_calibration_of_other_machines_judges_nothing():
+    judged = trees(NOISE, references=20)
+    known = trees(NOISE, references=60, seed=1, first_prompt=100, verifier_facts={"sm_count": 114})
+    result = attribution(*judged, draws=20, calibration=known).result
+    # rows that are all equal are in the set without any calibration; all else has no p and no score
+    assert off_diagonal(result["refuted_of"]).tolist() == [0] * 6
+    assert result["refuted_of"].values.diagonal().tolist() == [20, 0, 0]
+    assert np.isnan(result["tpr_at"]).all()
+    fits = trees(NOISE, references=60, seed=1, first_prompt=100)
+    result = attribution(*judged, draws=20, calibration=[known, fits]).result
+    assert off_diagonal(result["refuted"]).tolist() == [20] * 6, "the first set that fits is used"
