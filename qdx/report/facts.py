@@ -124,6 +124,10 @@ def next_command(facts: Facts, configs: list[str]) -> tuple[str, str]:
     return "copy sweep.nc there, then replay its transcripts under every config:", shlex.join(command)
 
 
+# Repeats are the verifier's own choice: they have to be runs in processes of their own, and three or more.
+FROM_FILE = ("prompts", "generate", "hydra", "verify", "label", "repeats", "repeat_scope")
+
+
 def _key(argument: str) -> str:
     return argument.partition("=")[0].lstrip("+~")
 
@@ -134,4 +138,4 @@ def _from_file(argument: str) -> bool:
     group = key.lstrip("+~").partition(".")[0]
     # A batch size that is swept is part of the labels, and of the claims.
     one_batch = group == "batch_size" and "," not in value
-    return one_batch or group in ("prompts", "generate", "hydra", "verify", "label")
+    return one_batch or group in FROM_FILE

@@ -201,7 +201,8 @@ class Replays:
     def text_scores(self) -> Floats:
         """Score each text by its tokens that are not greedy here, ties excepted.
 
-        The result is over (producer, config, reference). Equal numbers of them are ordered by the mean margin m: the score is their number + m/(1 + m).
+        Equal numbers of them are ordered by the mean margin m: the score is their number + m/(1 + m). The
+        result is over (producer, config, reference).
         """
         wrong = np.nansum((self.margin_DCRT > 0).astype(float), -1)
         margin = np.where(np.isfinite(self.margin_DCR), self.margin_DCR, 0.0)

@@ -154,7 +154,8 @@ def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
             "refuted",
             "text",
             f"the text does not fit the rows: {plural(tokens, 'token')} of "
-            f"{plural(transcripts, 'transcript')} are not the greatest of a row that is bit-equal to the one here; {rows}",
+            f"{plural(transcripts, 'transcript')} are not the greatest of a row that is bit-equal to the one "
+            f"here; {rows}",
             max(transcripts, tested.false_at_least),
         )
     equal = every_row_equal(data, d, c)
