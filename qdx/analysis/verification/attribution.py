@@ -13,6 +13,7 @@ from qdx.analysis.verification.conformal import Answer, answer, conformal_p
 from qdx.analysis.verification.likelihood import (
     Calibration,
     log_likelihood,
+    row_mean,
     token_misfits,
 )
 from qdx.analysis.verification.profile import profile_p
@@ -58,12 +59,14 @@ def judge(
     loglik = p_DCR.copy()
     misfits = np.full((producers, configs, references, tokens), np.nan)
     counts = np.zeros((configs, references), np.int64)
+    calibration = calibration.means()
+    mean_DCR1, floor_DR1 = row_mean(energy_DCRT)[..., None], row_mean(floor_DRT)[..., None]
     for r, same in enumerate(same_reference_R):
         others = calibration if same < 0 else calibration.without(same)
         counts[:, r] = others.references_C
         for d in range(producers):
             misfits[d, :, r] = token_misfits(energy_DCRT[d, :, r], floor_DRT[d, r], others)
-            p_DCR[d, :, r] = profile_p(energy_DCRT[d, :, r], floor_DRT[d, r], others)
+            p_DCR[d, :, r] = profile_p(mean_DCR1[d, :, r], floor_DR1[d, r], others)
             loglik[d, :, r] = log_likelihood(misfits[d, :, r], calibration.components)
     return Judged(p_DCR, loglik, misfits, counts)
 

@@ -68,7 +68,7 @@ class Scores:
         judged, none = parts.judged, [-1] * len(parts.judged)
         calibration = known.calibration(data.configs)
         energy_DCRT, floor_DRT = data.energy_DCRT[:, :, judged], data.floor_DRT[:, judged]
-        fit, honest = calibration.only(parts.fit), calibration.only(parts.honest)
+        fit, honest = calibration.only(parts.fit).means(), calibration.only(parts.honest)
         p_DCR = profile_ranks(energy_DCRT, fit, honest)
         margin_CN = _of_own(known.margin_DCR, known, data.configs)[:, parts.honest]
         p_tokens = judge_scores(data.margin_DCR[:, :, judged], margin_CN, none)
@@ -90,14 +90,17 @@ class Scores:
             for c, (rows_VNT, floor_NT) in enumerate(zip(honest.energy_CVNT, honest.floor_CNT, strict=True))
         ]
         misfit_DCRT = np.stack([misfits(*of_d) for of_d in zip(energy_DCRT, floor_DRT, strict=True)])
+        score_DCRT = np.stack([scores(misfit_CRT) for misfit_CRT in misfit_DCRT])
+        margin_DCRT = roc.running_mean(data.margin_DCRT[:, :, judged])
+        score_DCRT[~fits_DC] = margin_DCRT[~fits_DC] = np.nan
         own_margins = _of_own(known.margin_DCRT, known, data.configs)[:, parts.honest]
         return cls(
             p_DCR,
             p_tokens,
             np.stack(own),
-            np.stack([scores(misfit_CRT) for misfit_CRT in misfit_DCRT]),
+            score_DCRT,
             roc.running_mean(own_margins),
-            roc.running_mean(data.margin_DCRT[:, :, judged]),
+            margin_DCRT,
             log_likelihood(misfit_DCRT, data.components),
         )
 
@@ -205,7 +208,6 @@ def held_out(data: Replays, known: Replays, parts: Split, alpha: float, draws: i
     result.attrs |= {
         "fit_references": len(parts.fit),
         "threshold_references": fewest,
-        "held_out_references": len(parts.judged),
         "left_out_references": parts.left_out,
         "curve_level": least,
     }

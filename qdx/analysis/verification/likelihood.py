@@ -92,6 +92,12 @@ class Calibration:
         """The same with these references alone, by index."""
         return Calibration(self.energy_CVNT[:, :, references], self.floor_CNT[:, references], self.components)
 
+    def means(self) -> Calibration:
+        """The same with one token a reference, their mean: all that profiles and scales use, in less time."""
+        return Calibration(
+            row_mean(self.energy_CVNT)[..., None], row_mean(self.floor_CNT)[..., None], self.components
+        )
+
     @property
     def references_C(self) -> NDArray[np.int64]:
         """Calibration references of each config."""

@@ -72,9 +72,11 @@ def attribution(
           false claims above the threshold of level ``curve_level`` by the first rows, ``rows_needed`` for
           99 % with ``rows_low``, ``rows_high``; ``margin_tpr_at`` (…, tokens), ``margin_tokens_needed``.
 
-        On all references, leave one out: ``confusion`` (producer, answer), ``transcripts``, ``covered``,
-        ``likeliest``, ``nearest`` (producer, config), ``likeliest_right``, ``nearest_right``; and
-        ``bit_equal`` (producer, config). Attributes: ``headline``, and sizes of the split.
+        Always: ``bit_equal`` (producer, config), of all ``transcripts``. Where there are too few units for
+        that (attribute ``held_out_references`` is 0), the above is absent, and leaving one reference out
+        there are (producer, answer) ``confusion``, (producer, config) ``likeliest`` and ``nearest``, and
+        (producer) ``covered``, ``likeliest_right``, ``nearest_right``. Attributes: ``headline``, and sizes of
+        the split.
 
     Notes
     -----
@@ -86,40 +88,51 @@ def attribution(
     sets = calibrating(data, calibration)
     known = next((one for one in sets if calibrated_pairs(data, one).any()), sets[0]) if sets else data
     keys, known_keys = data.reference_keys, known.reference_keys
-    same = [known_keys.index(key) if key in known_keys else -1 for key in keys]
-    judged = judge(data.energy_DCRT, data.floor_DRT, known.calibration(data.configs), same)
-    judged.p_DCR[~calibrated_pairs(data, known)] = np.nan
-    rows = data.decode
-    judged.p_DCR[:] = equal_rows_fit(judged.p_DCR, rows.content_equal_DCR, rows.expected_DCR)
-    distance = row_mean(np.sqrt(data.energy_DCRT * data.components))
-    result = _named(data.producers, data.configs, judged, distance, alpha)
-    bits = (rows.expected_DCR > 0) & (rows.content_equal_DCR == rows.expected_DCR)
-    about = {**ONE, "long_name": "transcripts whose every decode row is bit-equal to the config's replay"}
-    result["bit_equal"] = (("producer", "config"), bits.sum(-1), about)
-    counts = judged.references_CR[judged.references_CR > 0]
-    result.attrs = {
-        "alpha": alpha,
-        "references": len(data.references),
-        "leave_one_out_references": int(counts.min()) if counts.size else 0,
-        "rows": int(np.isfinite(data.energy_DCRT).sum(-1).max(initial=0)),
-        "calibration": "a part of the judged references" if not sets else "separate transcripts",
-    }
     unit_R, known_unit_R = units_of_all(data.units_DR), units_of_all(known.units_DR)
     parts = beside(keys, unit_R, known_keys, known_unit_R, alpha) if sets else split(keys, unit_R, alpha)
     if parts is None:
-        result.attrs |= {"calibration_references": 0, "held_out_references": 0}
+        result = _leave_one_out(data, known, alpha)
+    else:
+        result = held_out(data, known, parts, alpha, draws)
+        result["transcripts"] = ("producer", [len(keys)] * len(data.producers), {**ONE, "long_name": "all"})
+    rows = data.decode
+    bits = (rows.expected_DCR > 0) & (rows.content_equal_DCR == rows.expected_DCR)
+    about = {**ONE, "long_name": "transcripts whose every decode row is bit-equal to the config's replay"}
+    result["bit_equal"] = (("producer", "config"), bits.sum(-1), about)
+    result.attrs |= {
+        "alpha": alpha,
+        "references": len(keys),
+        "rows": int(np.isfinite(data.energy_DCRT).sum(-1).max(initial=0)),
+        "calibration": "separate transcripts" if sets else "a part of the judged references",
+        "calibration_references": 0 if parts is None else len(parts.calibration),
+        "held_out_references": 0 if parts is None else len(parts.judged),
+    }
+    if parts is None:
         calibrating_units = len(set(known_unit_R[[key not in keys for key in known_keys]]))
         needed = _too_few(len(set(unit_R)), calibrating_units if sets else None, len(keys), alpha)
         result.attrs["headline"] = needed
         said = f"{needed[0].upper()}{needed[1:]}. The producers' labels are taken as true."
         text = [wrap(said, "  "), *leave_one_out_text(result)]
     else:
-        shown = held_out(data, known, parts, alpha, draws)
-        attrs = result.attrs | shown.attrs | {"calibration_references": len(parts.calibration)}
-        result = result.merge(shown, join="exact").assign_attrs(attrs)
         result.attrs["headline"] = headline(result)
         text = section_text(result)
     return Section("attribution", "Which of N", result, {"": "\n".join(text)})
+
+
+def _leave_one_out(data: Replays, known: Replays, alpha: float) -> xr.Dataset:
+    """Answers and ranks of every transcript, judged by the other references."""
+    same = [
+        known.reference_keys.index(key) if key in known.reference_keys else -1 for key in data.reference_keys
+    ]
+    judged = judge(data.energy_DCRT, data.floor_DRT, known.calibration(data.configs), same)
+    judged.p_DCR[~calibrated_pairs(data, known)] = np.nan
+    rows = data.decode
+    judged.p_DCR[:] = equal_rows_fit(judged.p_DCR, rows.content_equal_DCR, rows.expected_DCR)
+    distance = row_mean(np.sqrt(data.energy_DCRT * data.components))
+    result = _named(data.producers, data.configs, judged, distance, alpha)
+    counts = judged.references_CR[judged.references_CR > 0]
+    result.attrs["leave_one_out_references"] = int(counts.min()) if counts.size else 0
+    return result
 
 
 def _too_few(judged: int, calibrating: int | None, references: int, alpha: float) -> str:
