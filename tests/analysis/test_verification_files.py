@@ -70,23 +70,15 @@ def replayed(sweep):
 
 
 def test_claims_of_recorded_transcripts(sweep, replayed):
-    section = verify(sweep, replayed, alpha=0.2)
-    result = section.result
+    result = verify(sweep, replayed, alpha=0.2).result
     captured = sweep["decode/captured"].values[0, 0].sum()
     for c, label in enumerate(CONFIGS):
         rows = result["rows_compared"].values[c, c].sum(), result["rows_equal"].values[c, c].sum()
-        if label == "gptq":
-            assert rows == (captured, 0)
-            assert result["exact"].values[c, c] != ""
-        else:
-            assert rows == (captured, captured)
-            assert result["exact"].values[c, c] == ""
-    assert (result["p_holm"] > 0.2).all()
-    assert result["answer"].values.tolist() == list(CONFIGS)
-    assert "Too little" not in section.text[""]
-    section = verify(sweep, replayed, alpha=0.06)  # 2/20 is over it, 1/20 is not
-    assert "Too little calibration to combine transcripts" in section.text[""]
-    assert (np.char.startswith(section.result["answer"].values.astype(str), "one of")).all()
+        assert rows == (captured, 0 if label == "gptq" else captured)
+        assert (result["rows_equal"].values[c, 1 - min(c, 1)] == 0).all()
+    # The verifier's prefill is not in these replays, and its repeats ran in one process.
+    assert set(result["verdict"].values) == {"undecided"}
+    assert "no prefill rows" in result["because"].values[0]
 
 
 def test_kernels_of_recorded_transcripts_are_told_apart(sweep, replayed):
