@@ -18,6 +18,7 @@ import xarray as xr
 
 from qdx.analysis.verification.commitments import of_run
 from qdx.analysis.verification.compared import own_repeats
+from qdx.dataset import checksums
 from qdx.dataset.folder import RUN, SWEEP
 from qdx.dataset.layout import SCHEMA_VERSION
 from qdx.dataset.opening import open_file
@@ -70,6 +71,7 @@ def commit(directory: Path, out: Path | None = None) -> Path:
             encoding = {str(key): _encoding(variable) for key, variable in dataset.variables.items()}
             plain = dataset.drop_encoding().drop_attrs() if name == "provenance" else dataset.drop_encoding()
             plain.to_netcdf(part, mode="a", group=name, engine="netcdf4", encoding=encoding)
+        checksums.store(part)
     part.replace(target)
     return target
 

@@ -114,8 +114,8 @@ def keep_for_the_report(transcripts: Transcripts, asked: Verify, directory: Path
                 f"verify.claims names {producer!r}, which is no producer in {transcripts.file.path}: "
                 f"{', '.join(names)}{nearest(producer, names)}"
             )
-    for number, folder in enumerate(asked.calibrations, 1):
-        adopt_calibration(directory, Path(folder).expanduser().absolute(), number)
+    for number, earlier in enumerate(asked.calibrations, 1):
+        adopt_calibration(directory, Path(earlier).expanduser().absolute(), number)
     transcripts.keep(directory)
 
 

@@ -35,7 +35,8 @@ class Verify:
             raise QdxError(f"verify.alpha={self.alpha}: must be above 0 and below 1")
         if not all(isinstance(folder, str) and folder for folder in self.calibrations):
             raise QdxError(
-                f"verify.calibration={self.calibration}: must be a folder, a list of folders in brackets, or null"
+                f"verify.calibration={self.calibration}: must be a folder, a list of folders in brackets, or "
+                "null"
             )
 
     @property

@@ -1,7 +1,8 @@
 """Is a config that was never calibrated called unknown? ``python scripts/strangers.py PRODUCERS VERIFIER``.
 
 PRODUCERS and VERIFIER are sweep folders, the second made with ``prompts=transcripts`` of the first. Every
-config in turn is taken out of the calibration and of the answers, and its transcripts are attributed.
+config in turn is taken out of the calibration and of the answers, and its transcripts are attributed: on
+references that did not calibrate, where there are enough for a split, else each by all the others.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import xarray as xr
 
 import qdx
 from qdx.analysis.verification import attribution
-from qdx.analysis.verification.roc import wilson
+from qdx.analysis.verification.roc import clopper_pearson
 
 
 def without(tree: xr.DataTree, label: str) -> xr.DataTree:
@@ -34,12 +35,14 @@ def lines(made: xr.DataTree, verifier: xr.DataTree, alpha: float) -> Iterator[st
         if label not in producers:
             continue
         result = attribution(made, without(verifier, label), alpha, draws=2).result
-        counts = result["confusion"].sel(producer=label)
+        held_out = "answers" in result
+        counts = result["answers" if held_out else "confusion"].sel(producer=label)
         total, unknown = int(counts.sum()), int(counts.sel(answer="unknown"))
-        low, high = wilson(unknown, total)
+        low, high = clopper_pearson(unknown, total)
+        how = f"held out; {low:.1%}…{high:.1%} at 95 %" if held_out else "leave one reference out"
         named = {str(a): int(counts.sel(answer=a)) for a in counts["answer"].values}
         said = ", ".join(f"{name} {count}" for name, count in named.items() if count)
-        yield f"{label}: unknown {unknown} of {total} ({low:.1%}…{high:.1%} at 95 %): {said}"
+        yield f"{label}: unknown {unknown} of {total} ({how}): {said}"
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from qdx.backends.sampling import greedy as greedily
 from qdx.capture import CaptureSettings, Recorder, greedy
 
 VOCAB, REFERENCES, REPEATS, TOKENS = 300, 3, 3, 8
@@ -30,6 +31,21 @@ CONFIGS = {
     "awq_marlin": ("awq", "marlin", 1, 1, 0.0),
     "gptq": ("gptq", "exllama", 2, 2, 0.01),
     "gptq_marlin": ("gptq", "marlin", 2, 3, 0.0),
+}
+
+STATED: dict[str, Any] = {  # what every run states of its process
+    "sampling": greedily(),
+    "cuda_runtime": "",
+    "cublas_version": "",
+    "cublaslt_version": "",
+    "cudnn_version": "",
+    "cpu_capability": "AVX2",
+    "blas": "MKL 2024.2",
+    "kernel_environment": "{}",
+    "torch_switches": '{"deterministic_algorithms":false}',
+    "model_runner": "",
+    "batch_layout": "in order, batch_size",
+    "repeat_processes": 1,
 }
 
 
@@ -125,7 +141,7 @@ def recorder(
         "layers": {
             "self_attn.q_proj": ("Helper", coords(label if label in CONFIGS else "awq")["observed_kernel"])
         },
-        "attrs": {"tokenizer_sha256": "t" * 64, "config": f"label: {label}\n", "seed": 0},
+        "attrs": {"tokenizer_sha256": "t" * 64, "config": f"label: {label}\n", "seed": 0, **STATED},
     }
     settings.update(options)
     return Recorder(

@@ -63,7 +63,9 @@ def tools(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]
     folder = tmp_path_factory.mktemp("tools")
     own = [key for key in SMALL if not key.startswith("backend.")]  # a page may choose another backend
     models = checkpoints(tiny_models)
-    of_transcripts = shlex.join(["repeats=2", "report.formats=[txt]", *models])  # which state their lengths
+    of_transcripts = shlex.join(
+        ["repeats=2", "repeat_scope=engine", "report.formats=[txt]", *models]
+    )  # which state their lengths
     (folder / "python").write_text(
         "#!/bin/bash\n"
         'case "$*" in\n'

@@ -246,7 +246,9 @@ def test_a_file_of_another_version_says_which_and_what_reads_it(tmp_path: Path, 
     path = tmp_path / "run.nc"
     with netCDF4.Dataset(path, "w") as file:
         file.setncatts({"kind": "run", "schema_version": version, "status": "complete"})
-    with pytest.raises(QdxError, match=f"schema version {version}, this qdx reads 1: use the qdx that wrote"):
+    with pytest.raises(
+        QdxError, match=f"schema version {version}, this qdx reads 1 and 2: use the qdx that wrote"
+    ):
         package.open(path)
 
 

@@ -11,23 +11,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from omegaconf import OmegaConf
 
 import qdx as package
 from qdx.analysis.verification.verdicts import record_differs
+from qdx.backends.sampling import plain_greedy
 from qdx.capture import row_hash
+from qdx.dataset.lacking import SINCE_2, lacking
 from tests.prompts.test_transcripts import Groups, rewritten
 from tests.sweeping import SMALL, checkpoints, qdx
 
 CONFIGS = ["awq", "awq_marlin", "gptq"]
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-THREE = [*(a for a in SMALL if not a.startswith("prompts.references")), "prompts.references=3"]
-HERE = ["repeats=2", "backend.threads=1", "metric=[l2]"]
+FIVE = [*(a for a in SMALL if not a.startswith("prompts.references")), "prompts.references=5"]
+HERE = ["repeats=3", "backend.threads=1", "metric=[l2]"]
 
 
 @pytest.fixture(scope="module")
 def produced(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> Path:
     cwd = tmp_path_factory.mktemp("producers")
-    arguments = [f"quant={','.join(CONFIGS)}", *THREE, "metric=[l2]", *checkpoints(tiny_models)]
+    arguments = [f"quant={','.join(CONFIGS)}", *FIVE, "metric=[l2]", *checkpoints(tiny_models)]
     done = qdx("-m", *arguments, "hydra.sweep.dir=made", cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return cwd / "made"
@@ -72,6 +75,50 @@ def test_honest_claims_are_confirmed_on_the_same_machine(verified: Path) -> None
     assert "<h1>3 claims: 2 confirmed, 1 confirmed in prefill.</h1>" in page
 
 
+def test_a_verifier_repeats_in_processes_and_says_so(produced: Path, verified: Path) -> None:
+    for folder, processes, scope in ((produced, 1, "engine"), (verified, 3, "process")):
+        for label in CONFIGS:
+            with package.open(folder / label / "run.nc") as tree:
+                attrs = dict(tree.attrs)
+                assert tree["prefill"].sizes["repeat"] == (2 if folder is produced else 3)
+            assert attrs["repeat_processes"] == processes
+            assert OmegaConf.create(attrs["config"]).repeat_scope == scope
+            assert plain_greedy(attrs["sampling"]) is True
+            assert attrs["batch_layout"] == "in order, batch_size"
+        with package.open(folder / "sweep.nc") as tree:
+            assert lacking(tree) == []
+            assert tree["provenance/repeat_processes"].values.tolist() == [str(processes)] * 3
+    assert not list(verified.glob("*/repeat_*"))
+
+
+def test_the_command_line_may_still_repeat_in_the_engine(
+    produced: Path, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    folder, done = replay(produced, tmp_path, tiny_models, "repeat_scope=engine", quant="awq")
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert package.open(folder / "awq" / "run.nc").attrs["repeat_processes"] == 1
+    _, done = replay(produced, tmp_path, tiny_models, quant="awq")
+    assert done.returncode == 4 and "complete already" not in done.stderr  # by the hash another config
+    assert package.open(folder / "awq" / "run.nc").attrs["repeat_processes"] == 3
+
+
+def test_a_file_of_the_version_before_is_replayed_and_says_what_it_lacks(
+    tmp_path: Path, produced: Path, tiny_models: dict[str, Path]
+) -> None:
+    def edit(groups: Groups) -> None:
+        groups["provenance"] = groups["provenance"].drop_vars(list(SINCE_2))
+        groups["provenance"]["schema_version"].values[:] = "1"
+        groups["/"].attrs["schema_version"] = 1
+
+    file = rewritten(produced / "sweep.nc", tmp_path / "old.nc", edit)
+    folder, done = replay(file, tmp_path, tiny_models, "repeats=1", quant="awq")
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "NOTE: awq, awq_marlin, gptq (schema version 1, now 2) does not state sampling" in " ".join(
+        done.stdout.split()
+    )
+    assert package.open(folder / "awq" / "run.nc").attrs["repeat_processes"] == 1
+
+
 def test_every_config_in_turn_is_a_stranger(produced: Path, verified: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "strangers.py"), str(produced), str(verified), "--alpha", "0.4"]
     said = subprocess.run(command, capture_output=True, text=True)
@@ -81,7 +128,7 @@ def test_every_config_in_turn_is_a_stranger(produced: Path, verified: Path) -> N
     for line in lines:
         label, counts = line.split(":")[0], line.rpartition(": ")[2]
         assert label not in counts.split()[::2]  # nobody is named who did not replay
-        assert sum(int(part.rsplit(" ", 1)[1]) for part in counts.split(", ")) == 3
+        assert sum(int(part.rsplit(" ", 1)[1]) for part in counts.split(", ")) == 5
 
 
 def compared(*paths: Path) -> list[str]:
@@ -146,6 +193,17 @@ def test_the_first_token_is_judged_too(verified: Path) -> None:
     assert (own["tokens_greedy"] == 5).all() and (own["margin"] == 0).all()
 
 
+def test_scripts_find_the_verdict_in_the_summary(verified: Path) -> None:
+    told = json.loads((verified / "summary.json").read_text())["verdicts"]
+    assert (told["schema_version"], told["alpha"], told["exit_status"]) == (1, 0.05, 0)
+    one = {claim["producer"]: claim for claim in told["claims"]}["gptq"]
+    assert one["verdict"] == "confirmed in prefill" and one["concerns"] == "prefill rows"
+    assert one["plain_greedy"] == "yes" and one["units"] == 5 and one["false_at_least"] == 0
+    assert one["tests"]["prefill rows"]["p"] == 1 and one["tests"]["decode rows"]["p"] is None
+    assert "does not repeat" in one["tests"]["decode rows"]["against"]
+    assert "3 repeats here, each in a process of its own" in one["tests"]["distances"]["against"]
+
+
 def test_the_report_is_made_again_without_the_producers_file(verified: Path) -> None:
     before = verdicts(verified)
     done = qdx(str(verified), module="qdx.report", cwd=verified)
@@ -189,11 +247,13 @@ def liar(produced: Path, target: Path) -> Path:
 def test_a_false_claim_is_refuted(produced: Path, tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     file = liar(produced, tmp_path / "lies.nc")
     folder, done = replay(file, tmp_path, tiny_models, quant="awq,awq_marlin")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert verdicts(folder) == {"awq": "refuted", "awq_marlin": "confirmed", "gptq": "not replayed"}
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert verdicts(folder) == {"awq": "refuted", "awq_marlin": "confirmed", "gptq": "undecided"}
     said = " ".join((folder / "report.txt").read_text().split())
-    assert "awq: REFUTED. Decode: 0 of 12 rows bit-equal, 3 of 3 references differ where none of" in said
+    assert "Decode: 0 of 20 rows bit-equal" in said
+    assert "further processes, all bit-equal" in said
     assert "1 refuted" in said
+    assert "gptq was not replayed: add it to quant=…" in said
     with package.open(folder / "sweep.nc") as tree:
         result = tree["analysis/verify"].to_dataset().load()
         environment = tree["analysis/environment_validation"].to_dataset().load()
@@ -217,14 +277,14 @@ def test_a_label_over_another_configs_record_is_seen_in_the_record(
                 groups[name] = data.sel(config=["gptq"]).assign_coords(config=["awq"])
 
     file = rewritten(produced / "sweep.nc", tmp_path / "relabelled.nc", edit)
-    folder, done = replay(file, tmp_path, tiny_models, "repeat_scope=process", quant="awq,gptq")
-    assert done.returncode == 0, done.stdout + done.stderr
+    folder, done = replay(file, tmp_path, tiny_models, quant="awq,gptq")
+    assert done.returncode == 3, done.stdout + done.stderr
     assert verdicts(folder) == {"awq": "other config"}
     said = " ".join((folder / "report.txt").read_text().split())
     assert "its own record states other" in said.lower()
     assert "✗ kernel" in said and "✗ weights' sha256" in said
     with package.open(folder / "awq" / "run.nc") as tree:
-        assert tree["replay"].sizes["repeat"] == 2
+        assert tree["replay"].sizes["repeat"] == 3
         assert tree["replay"].sizes["producer"] == 1
 
 
@@ -239,18 +299,21 @@ def test_commitments_confirm_and_refute_without_hashes(
         assert {"commitment", "captured"} <= set(data.data_vars)
         assert not {"row_hash", "sketch", "top_logit", "logit"} & set(data.data_vars)
     folder, done = replay(small, tmp_path / "full", tiny_models, quant="awq_marlin,gptq")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 4, done.stdout + done.stderr
     assert verdicts(folder) == {
-        "awq": "not replayed",
+        "awq": "undecided",
         "awq_marlin": "confirmed",
         "gptq": "confirmed in prefill",
     }
     with package.open(folder / "sweep.nc") as tree:
         result = tree["analysis/verify"].to_dataset().load()
     assert int(result["rows_equal"].sel(producer="awq", config="awq_marlin").sum()) == 0
-    assert np.isnan(result["p"]).all() and np.isfinite(result["p_margin"]).any()
-    folder, done = replay(small, tmp_path / "topk", tiny_models, "capture=topk", quant="awq")
-    assert done.returncode == 0, done.stdout + done.stderr
+    tested = result["test_p"].sel(producer="gptq")
+    assert np.isnan(tested.sel(test="distances")) and np.isfinite(tested.sel(test="text"))
+    folder, done = replay(
+        small, tmp_path / "topk", tiny_models, "capture=topk", "repeat_scope=engine", quant="awq"
+    )
+    assert done.returncode == 4, done.stdout + done.stderr
     assert verdicts(folder)["awq"] == "undecided"
     assert "the verifier kept no full rows" in " ".join((folder / "report.txt").read_text().split())
 
@@ -273,12 +336,12 @@ def test_a_report_takes_another_calibration_and_other_claims(verified: Path, tmp
     settings["verify"]["claims"] = {"gptq": "awq"}
     (folder / "sweep.json").write_text(json.dumps(settings))
     done = qdx(str(folder), "--calibration", str(earlier), module="qdx.report", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 3, done.stdout + done.stderr
     shutil.rmtree(earlier)
-    assert qdx(str(folder), module="qdx.report", cwd=tmp_path).returncode == 0
+    assert qdx(str(folder), module="qdx.report", cwd=tmp_path).returncode == 3
     report = " ".join((folder / "report.txt").read_text().split())
-    assert "from separate transcripts of known configs" in report
-    assert "gptq as awq: REFUTED." in report
+    assert "too few references that are not judged themselves" in report
+    assert "gptq as awq: REFUTED" in report
     done = qdx(str(folder), "--calibration", str(tmp_path), module="qdx.report", cwd=tmp_path)
     assert done.returncode == 2 and "it holds no sweep.nc" in done.stderr
 
@@ -315,11 +378,11 @@ def test_resume_keeps_what_was_replayed_and_redoes_it_for_other_transcripts(
     produced: Path, tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
     folder, done = replay(produced, tmp_path, tiny_models, quant="awq")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 4, done.stdout + done.stderr  # two claims were not replayed
     _, done = replay(produced, tmp_path, tiny_models, quant="awq")
     assert "complete already, kept" in done.stderr
     _, done = replay(liar(produced, tmp_path / "lies.nc"), tmp_path, tiny_models, quant="awq")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 3, done.stdout + done.stderr
     assert "complete already" not in done.stderr
     assert json.loads((folder / "summary.json").read_text())["analyses"]["verify"]["verdict"]["awq"]
     assert verdicts(folder)["awq"] != "confirmed"

@@ -19,12 +19,21 @@ QUANTIZED = {
 }
 
 
-def build(folder: Path) -> dict[str, Path]:
-    """Write the three checkpoints below `folder` and return their folders by format."""
+def build(folder: Path, seed: int = 1, twins: bool = False) -> dict[str, Path]:
+    """Write the three checkpoints below `folder` and return their folders by format.
+
+    Parameters
+    ----------
+    folder : Path
+    seed : int
+        Of the weights. All seeds have one tokenizer, so each replays the others' transcripts.
+    twins : bool
+        Give tokens 2i and 2i + 1 equal embeddings and equal logits: every greedy choice is an exact tie.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = build_tokenizer()
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         hidden_size=128,
         intermediate_size=512,
@@ -39,6 +48,10 @@ def build(folder: Path) -> dict[str, Path]:
         dtype="float16",
     )
     state = {name: tensor.half() for name, tensor in LlamaForCausalLM(config).state_dict().items()}
+    if twins:
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            even = state[name][0 : len(tokenizer) // 2 * 2 : 2]
+            state[name][1 : len(tokenizer) // 2 * 2 : 2] = even
     paths = {name: folder / name for name in ("none", "awq", "gptq")}
     for name, path in paths.items():
         path.mkdir(parents=True)

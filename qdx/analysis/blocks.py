@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qdx.analysis.measuring import Measure, MetricError, Pair, PhaseRows
 from qdx.analysis.numerics import Bools, Ints
+from qdx.capture.hashing import row_hash
 from qdx.errors import QdxError
 
 if TYPE_CHECKING:
@@ -47,6 +48,29 @@ class Broken:
             if self._errors is None:
                 raise
             self._errors.setdefault(name, str(error))
+
+
+class Damaged:
+    """Full rows that are not what was written, when they must not take the others with them."""
+
+    def __init__(self, files: dict[str, str] | None) -> None:
+        self._files = files
+        self._first: dict[str, str] = {}
+        self._count: dict[str, int] = {}
+
+    def note(
+        self, reader: RunReader, phase: str, repeat: int, reference: int, indices: Ints, *, hidden: bool
+    ) -> None:
+        """Note damaged rows of a file, at indices of its position axis; raise when nobody asked for notes."""
+        error = reader.damage(phase, repeat, reference, indices, hidden=hidden)
+        if self._files is None:
+            raise error
+        name = f"{reader.label}/{reader.path.name}"
+        first = str(reader.damage(phase, repeat, reference, indices[:1], hidden=hidden))
+        first = self._first.setdefault(name, first)
+        self._count[name] = self._count.get(name, 0) + len(indices)
+        more = f" ({self._count[name] - 1} further rows too)" if self._count[name] > 1 else ""
+        self._files[name] = f"{first}{more}"
 
 
 def present(phase: PhaseRows, reference: int) -> Ints:
@@ -110,6 +134,7 @@ def measure_full(
     readers: Sequence[RunReader],
     limits: Limits,
     broken: Broken,
+    damaged: Damaged,
 ) -> Iterator[int]:
     """Measure full rows and hidden states block by block; yield the number of its positions after each."""
     jobs = _jobs(pairs, measures)
@@ -127,7 +152,7 @@ def measure_full(
             for start in range(0, len(there), size):
                 block = there[start : start + size]
                 read = {
-                    source: _read(phase, readers[source[0]], source, reference, wanted)
+                    source: _read(phase, readers[source[0]], source, reference, wanted, damaged)
                     for source, need_P in needed.items()
                     if len(wanted := block[need_P[block]])
                 }
@@ -160,6 +185,7 @@ def _begin(
         if not len(index):
             continue
         a, b = (rows[(*source, job.hidden)] for source in (job.pair.a, job.pair.b))
+        index = index[np.isin(index, a.index) & np.isin(index, b.index)]  # all but damaged rows
         step = max(1, limits.call_elements // a.width)
         for at in range(0, len(index), step):
             yield pool.submit(_measure_rows, phase, job, reference, index[at : at + step], a, b, broken)
@@ -212,14 +238,27 @@ class _Rows:
 
 
 def _read(
-    phase: PhaseRows, reader: RunReader, key: _Key, reference: int, wanted: Ints
+    phase: PhaseRows, reader: RunReader, key: _Key, reference: int, wanted: Ints, damaged: Damaged
 ) -> tuple[Ints, NDArray[np.float32]]:
-    """Read rows at indices of the sweep's position axis."""
+    """Read rows at indices of the sweep's position axis: the whole ones, and their indices."""
     _, number, hidden = key
     repeat = int(phase.coords["repeat"].values[number])
     own_reference = reader.references.index(str(phase.coords["reference"].values[reference]))
-    own_index = np.searchsorted(reader.phase(phase.name).positions, phase.position_P[wanted])
-    return wanted, reader.rows(phase.name, repeat, own_reference, own_index, hidden=hidden)
+    own = reader.phase(phase.name)
+    own_index = np.searchsorted(own.positions, phase.position_P[wanted])
+    rows_PV, bad_P = reader.marked_rows(phase.name, repeat, own_reference, own_index, hidden=hidden)
+    if not reader.checked and not hidden:  # an old file: what it has of a row's bits is their hash
+        bad_P |= hashes(rows_PV, reader.dtype) != own.row_hash[repeat, own_reference, own_index]
+    if not bad_P.any():
+        return wanted, rows_PV
+    damaged.note(reader, phase.name, repeat, own_reference, own_index[bad_P], hidden=hidden)
+    return wanted[~bad_P], rows_PV[~bad_P]
+
+
+def hashes(rows_PV: NDArray[np.float32], dtype: str) -> NDArray[np.uint64]:
+    """Return the ``row_hash`` (position,) of rows of logits of a data type, such as ``float16``."""
+    rows = torch.from_numpy(np.ascontiguousarray(rows_PV)).to(getattr(torch, dtype))
+    return np.asarray(row_hash(rows).numpy().view(np.uint64))
 
 
 def _converted(

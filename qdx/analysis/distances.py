@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qdx.analysis.blocks import Broken, Limits, measure_full, present
+from qdx.analysis.blocks import Broken, Damaged, Limits, measure_full, present
 from qdx.analysis.coarse import coarsen, shared
 from qdx.analysis.measuring import Measure, MetricError, Pair, PhaseRows, dataset_of, pairs_of
 
@@ -51,6 +51,7 @@ def measure(
     *,
     progress: Callable[[int, int], None] | None = None,
     broken: dict[str, str] | None = None,
+    damaged: dict[str, str] | None = None,
     block_positions: int | None = None,
     memory_mib: int = 512,
     device: str | None = None,
@@ -70,6 +71,9 @@ def measure(
     broken : dict, optional
         Where a metric that raises or breaks its contract is noted, name → error, and measured no further: the
         groups of phases that it had been through stay. Without it that error is raised.
+    damaged : dict, optional
+        Where files with damaged full rows are noted, ``<label>/run.nc`` → the rows: these are not measured,
+        all others are. Without it the first one is an error.
     block_positions : int, optional
         Positions whose rows are in memory together. Default: eight, by which full rows are written; on a GPU,
         which is idle between small blocks, as many eights as `memory_mib` holds.
@@ -92,6 +96,9 @@ def measure(
     QdxError
         When a metric breaks its contract or asks for what was not kept, and `broken` was not given; the
         message names it.
+    DamageError
+        When a row is not what was written, and `damaged` was not given. The rows of a file that has no
+        checksums are held against their ``row_hash``.
 
     Notes
     -----
@@ -105,7 +112,7 @@ def measure(
     from qdx.dataset import RunReader
 
     directory, target = Path(directory), Path(target)
-    found = Broken(broken)
+    found, rows = Broken(broken), Damaged(damaged)
     measures = []
     for name, call in metrics.items():
         with found.noting(name):
@@ -131,7 +138,7 @@ def measure(
             for pair in pairs:
                 _measure_top(phase, pair, measures, found)
             limits = Limits(block_positions, memory_mib * 2**20, where)
-            for positions in measure_full(phase, pairs, measures, readers, limits, found):
+            for positions in measure_full(phase, pairs, measures, readers, limits, found, rows):
                 done += positions
                 if progress is not None:
                     progress(done, total)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qdx.analysis.numerics import Bools, Floats, Ints, first_difference, rows_before_split
+from qdx.dataset.checked import open_groups
 from qdx.errors import QdxError
 from qdx.plugins import code_of, keywords_of, plugin_of
 
@@ -149,20 +150,24 @@ class PhaseRows:
     def read(cls, target: Path, name: str) -> PhaseRows:
         """Read a phase of a merged sweep file."""
         order = ("config", "repeat", "reference", "position")
-        with xr.open_dataset(target, group=name, engine="netcdf4") as data:
+        wanted = [f"/{name}", "/references", *(["/output"] if name == "decode" else [])]
+        groups = open_groups(target, groups=wanted)
+        try:
+            data = groups[f"/{name}"]
             coords = data.coords.to_dataset().load()
             scalars = ("captured", "row_hash", "logsumexp", "token_id")
             captured, row_hash, logsumexp, token_id = (data[key].transpose(*order).values for key in scalars)
             top_id, top_logit = (
                 data[key].transpose(*order, "rank").values for key in ("top_id", "top_logit")
             )
-        with xr.open_dataset(target, group="references", engine="netcdf4") as references:
-            length = references["length"].sel(reference=coords["reference"].values).values
-        outputs = None
-        if name == "decode":
-            with xr.open_dataset(target, group="output", engine="netcdf4") as output:
-                tokens = output["token_id"].sel({key: coords[key].values for key in order[:3]})
+            length = groups["/references"]["length"].sel(reference=coords["reference"].values).values
+            outputs = None
+            if name == "decode":
+                tokens = groups["/output"]["token_id"].sel({key: coords[key].values for key in order[:3]})
                 outputs = tokens.transpose(*order[:3], "output_token").values.astype(np.int64)
+        finally:
+            for group in groups.values():
+                group.close()
         return cls(
             name,
             coords,

@@ -17,7 +17,7 @@ from qdx.capture.derive import derive, finite
 from qdx.capture.positions import CaptureSettings, plan
 from qdx.capture.sketching import Sketcher
 from qdx.capture.structure import Structure
-from qdx.dataset import encoding, layout, writing
+from qdx.dataset import checksums, encoding, layout, writing
 from qdx.dataset.journal import ATTRIBUTES, Journal
 from qdx.errors import QdxError
 
@@ -471,13 +471,16 @@ class Recorder:
         import netCDF4
 
         self._new.unlink(missing_ok=True)
+        sums: dict[str, checksums.Sums] = {}
         with netCDF4.Dataset(self._new, "w", format="NETCDF4") as file:
             writing.set_attributes(file, self._attrs)
             self._structure.create(file, small=small, wide=wide)
             if self._file is not None:
-                self._structure.copy(self._file, file, self._journal if wide is not None else None)
+                sums = self._structure.copy(self._file, file, self._journal if wide is not None else None)
                 self._structure.put_text(file, self._texts)
             writing.put_provenance(file, self._label, self._attrs, self._layers)
+        if wide is not None:  # a whole file: an unfinished one is still written to
+            checksums.store(self._new, sums)
         self._new.replace(self.part)
 
     def _shut(self) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdx.capture.positions import Plan, union
-from qdx.dataset import layout, writing
+from qdx.dataset import checksums, layout, writing
 
 if TYPE_CHECKING:
     from qdx.dataset.journal import Journal
@@ -136,22 +136,34 @@ class Structure:
         )
         created[...] = letters
 
-    def copy(self, source: Any, target: Any, journal: Journal | None) -> None:
-        """Copy what was recorded from the unfinished file and its journal into the whole one."""
+    def copy(self, source: Any, target: Any, journal: Journal | None) -> dict[str, checksums.Sums]:
+        """Copy what was recorded from the unfinished file and its journal into the whole one.
+
+        Returns
+        -------
+        dict
+            Path of a variable of full rows to the checksums of its rows: made of what is written, and not of
+            what the file gives back.
+        """
+        sums: dict[str, checksums.Sums] = {}
         for phase in self.phases:
             for name in self.variables(phase).keys() - {self.wide}:
                 for block in _blocks(source[phase][name]):
                     target[phase][name][block] = source[phase][name][block]
             if journal is not None and self.wide:
-                self._copy_rows(journal, target[phase][self.wide], phase)
+                rows = target[phase][self.wide]
+                sums[checksums.join(f"/{phase}", self.wide)] = self._copy_rows(journal, rows, phase)
         if not self.producers:
             for name, variable in layout.OUTPUT.items():
                 if variable.dtype != "str":
                     target["output"][name][...] = source["output"][name][...]
+        return sums
 
-    def _copy_rows(self, journal: Journal, variable: Any, phase: str) -> None:
+    def _copy_rows(self, journal: Journal, variable: Any, phase: str) -> checksums.Sums:
+        empty = np.full((1, variable.shape[-1]), variable.getncattr("_FillValue"), np.float32)
+        sums: checksums.Sums = np.full(variable.shape[:-1], checksums.sums_of(empty, 1)[0])
         if not variable.size:
-            return
+            return sums
         # netCDF would keep 64 MiB of such a variable in memory, and no row is read or written twice.
         variable.set_var_chunk_cache(max(2**20, 4 * math.prod(variable.chunking())))
         axis = self.axis(phase)
@@ -168,7 +180,10 @@ class Structure:
             return journal.read(phase, (*place, start), stop - start)
 
         for (place, start, stop), rows_PV in _ahead(read, blocks):
-            variable[(0, *place, slice(start, stop), slice(None))] = rows_PV
+            at: Any = (0, *place, slice(start, stop))
+            variable[at] = rows_PV
+            sums[at] = checksums.sums_of(rows_PV, len(rows_PV))
+        return sums
 
     def _put_index(self, group: Any, sizes: Mapping[str, int]) -> None:
         names = [r.name for r in self.references]

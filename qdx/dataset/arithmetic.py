@@ -13,6 +13,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 # Names of the root attributes that `arithmetic` returns.
@@ -30,13 +31,13 @@ LONGEST_VALUE = 120  # characters kept of an environment variable
 
 # Environment variables that choose kernels or change arithmetic, by how their names begin.
 PREFIXES = (
-    "CUBLAS",  # CUBLAS_WORKSPACE_CONFIG, CUBLASLT_WORKSPACE_SIZE: which algorithms fit, and whether they repeat
+    "CUBLAS",  # size of its workspace: which algorithms fit, and whether they repeat
     "CUDNN_",  # choice of the attention and convolution engines
     "MKL_",  # MKL_CBWR, MKL_ENABLE_INSTRUCTIONS: instruction set and order of sums on a CPU
     "ONEDNN_",  # ONEDNN_MAX_CPU_ISA, ONEDNN_DEFAULT_FPMATH_MODE: the same of oneDNN
     "DNNL_",  # its earlier name
     "OPENBLAS_",  # OPENBLAS_CORETYPE: the same of OpenBLAS
-    "PYTORCH_",  # TunableOp measures and chooses GEMMs; the allocator decides alignment, which cuBLAS looks at
+    "PYTORCH_",  # TunableOp chooses GEMMs by measuring; the allocator decides alignment, which cuBLAS sees
     "FLASH_ATTENTION_",  # the Triton implementation, deterministic variants
     "TORCH_BLAS_",  # cuBLAS or cuBLASLt
     "TORCH_CUDNN_",
@@ -62,15 +63,16 @@ NAMES = (
     "TRITON_F32_DEFAULT",  # TF32 in dot products
     "TRITON_DEFAULT_FP_FUSION",  # multiply-add in one rounding or in two
     "VLLM_USE_V1",
+    "VLLM_CPU_OMP_THREADS_BIND",
 )
 # Of vLLM's variables those whose name has one of these words: they choose attention, matmul, MoE or
-# all-reduce code, the model runner, compiled graphs, or how a CPU's work is cut. Its other variables are about
-# servers, logs, caches, timeouts and processes (vllm/envs.py).
-VLLM_WORDS = frozenset(
-    "AITER ALL2ALL ALLREDUCE ATTENTION ATTN AUTOTUNE AWQ BIND CHUNK CHUNKING COMPILE CUDAGRAPH CUDNN CUTLASS "
-    "DEEP EMULATIONS FLASH FLASHINFER FLASHMLA FP4 FP8 GEMM INDUCTOR INVARIANT KERNEL KERNELS LAYOUT MARLIN "
-    "MLA MOE MXFP4 NCCL NVFP4 PADDING PARTITION PRECISION PREFILL PYNCCL QUANTIZATION REDUCE ROCM RUNNER SGL "
-    "SYMM TRITON TRTLLM TUNED".split()
+# all-reduce code, the model runner, compiled graphs, or how a CPU's work is cut. Its other variables are
+# about servers, logs, caches, timeouts and processes (vllm/envs.py).
+VLLM_WORDS = re.compile(
+    r"_(AITER|ALL2ALL|ALLREDUCE|ATTENTION|ATTN|AUTOTUNE|AWQ|BIND|CHUNK|CHUNKING|COMPILE|CUDAGRAPH|CUDNN|CUTLASS|"
+    r"DEEP|EMULATIONS|FLASH|FLASHINFER|FLASHMLA|FP4|FP8|GEMM|INDUCTOR|INVARIANT|KERNELS?|LAYOUT|MARLIN|MLA|MOE|"
+    r"MXFP4|NCCL|NVFP4|PADDING|PARTITION|PRECISION|PREFILL|PYNCCL|QUANTIZATION|REDUCE|ROCM|RUNNER|SGL|SYMM|"
+    r"TRITON|TRTLLM|TUNED)(_|$)"
 )
 # Words of names that say where things lie, whose they are or what is printed. The number of threads is a
 # fact of its own (``threads``), and launchers set those variables for their workers.
@@ -135,7 +137,7 @@ def _chooses(name: str) -> bool:
     if LEFT_OUT.search(name):
         return False
     if name.startswith("VLLM_"):
-        return bool(VLLM_WORDS.intersection(name.split("_")))
+        return bool(VLLM_WORDS.search(name))
     return name.startswith(PREFIXES)
 
 
@@ -239,13 +241,12 @@ def loaded(name: str, maps: str) -> list[str]:
     maps : str
         Content of ``/proc/<pid>/maps``.
     """
-    pattern = rf"\s(/\S*/lib{re.escape(name)}\.so(?:\.\d+)*)$"
+    pattern = rf"^(?:\S+\s+){{5}}(/.*/lib{re.escape(name)}\.so(?:\.\d+)*)$"
     return sorted(set(re.findall(pattern, maps, re.MULTILINE)))
 
 
 def _versions(name: str, ask: Callable[[ctypes.CDLL], str]) -> str:
-    with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
-        paths = loaded(name, file.read())
+    paths = loaded(name, Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace"))
     # The library is loaded already: CDLL of its path gives that one.
     return "+".join(sorted({ask(ctypes.CDLL(path)) for path in paths}))
 

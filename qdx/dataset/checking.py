@@ -10,12 +10,13 @@ import codecs
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from qdx.dataset import folder, layout
+from qdx.dataset.checked import find
+from qdx.dataset.checksums import DamageError
 from qdx.dataset.folder import Sweep
 from qdx.dataset.layout import (
     CONFIG_COORDS,
@@ -80,7 +81,7 @@ def reading(path: Path, what: str = "NetCDF-4 file that qdx wrote") -> Iterator[
     except Exception as error:  # what damage leads to: KeyError, LookupError, TypeError, MemoryError …
         said = (str(error).strip().splitlines() or [""])[0]
         kind = "" if isinstance(error, OSError | RuntimeError) else f"{type(error).__name__}: "
-        raise QdxError(f"{path} is not a whole {what}: {kind}{said}") from error
+        raise DamageError(path, f"{path} is not a whole {what}: {kind}{said}") from error
 
 
 def scan(directory: Path) -> Sweep:
@@ -212,23 +213,11 @@ def check_label(path: Path, label: object) -> None:
 
 
 def find_damage(paths: Iterable[Path]) -> str:
-    """Read files whole and say what the first one that cannot be read is damaged at; "" when all can.
+    """Read files whole and say what the first one that is damaged is damaged at; "" when none is.
 
     Slow (every byte is read): for the time when something has failed and the question is why.
     """
-    import netCDF4
-
-    for path in paths:
-        try:
-            with reading(path), netCDF4.Dataset(path) as file:
-                for variable in _variables(file):
-                    variable.set_auto_maskandscale(False)
-                    # Of full rows, the positions of one reference at a time.
-                    for index in np.ndindex(*variable.shape[:3]):
-                        variable[(*index, ...)]
-        except QdxError as error:
-            return str(error)
-    return ""
+    return next((str(error) for path in paths if (error := find(path)) is not None), "")
 
 
 @contextmanager
@@ -247,9 +236,3 @@ def blaming(paths: Iterable[Path]) -> Iterator[None]:
         if said := find_damage(paths):
             raise QdxError(said) from error
         raise
-
-
-def _variables(group: Any) -> Iterator[Any]:
-    yield from group.variables.values()
-    for inner in group.groups.values():
-        yield from _variables(inner)

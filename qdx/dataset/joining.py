@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from qdx.dataset import layout, writing
+from qdx.dataset import checksums, layout, writing
 from qdx.dataset.arithmetic import ARITHMETIC
+from qdx.dataset.checked import require
 from qdx.errors import QdxError
 
 BLOCK_BYTES = 64 * 2**20
@@ -32,11 +33,14 @@ def join_repeats(parts: Sequence[Path], target: Path, attrs: Mapping[str, Any]) 
     Raises
     ------
     QdxError
-        When two repeats found other kernels, libraries or switches, or the disk is full.
+        When two repeats found other kernels, libraries or switches, a part is damaged, or the disk is full.
     """
     import netCDF4
 
     part = target.with_name(f"{target.name}.part")
+    for path in parts:
+        require(path, rows=False)
+    sources = [checksums.load(path) for path in parts]
     files = [netCDF4.Dataset(path) for path in parts]
     try:
         for file in files:
@@ -65,6 +69,8 @@ def join_repeats(parts: Sequence[Path], target: Path, attrs: Mapping[str, Any]) 
     finally:
         for file in files:
             file.close()
+    with writing.disk_errors(part):
+        checksums.store(part, _known(sources))
     part.replace(target)
 
 
@@ -75,9 +81,18 @@ def _check_alike(stated: Sequence[Mapping[str, Any]]) -> None:
             first, here = (str(attrs.get(name, "")) for attrs in (stated[0], own))
             if here != first:
                 raise QdxError(
-                    f"repeat {repeat} ran with {name} {here or 'none'}, repeat 0 with {first or 'none'}: not one "
-                    "config: leave the installation as it is while a sweep runs, and run it again"
+                    f"repeat {repeat} ran with {name} {here or 'none'}, repeat 0 with {first or 'none'}: not "
+                    "one config: leave the installation as it is while a sweep runs, and run it again"
                 )
+
+
+def _known(sources: Sequence[checksums.Checksums | None]) -> dict[str, checksums.Sums]:
+    """Return the sums of all repeats' full rows: damage done since the parts were written is found."""
+    whole = [source for source in sources if source is not None]
+    names = [name for name in whole[0].sums if name.rpartition("/")[2] in layout.WIDE] if whole else []
+    if len(whole) < len(sources):
+        return {}
+    return {name: np.concatenate([source.sums[name] for source in whole], axis=1) for name in names}
 
 
 def _layers(group: Any) -> dict[str, tuple[str, str]]:

@@ -9,8 +9,8 @@ import xarray as xr
 
 from qdx.dataset.layout import SCHEMA_VERSION
 
-# Facts that runs state since schema version 2, and what they are called. What depends on the machine may be an
-# empty text in a file that states it: there is no cuBLAS on a CPU.
+# Facts that runs state since schema version 2, and what they are called. What depends on the machine may be
+# an empty text in a file that states it: there is no cuBLAS on a CPU.
 SINCE_2 = {
     "sampling": "sampling parameters",
     "cuda_runtime": "CUDA runtime",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from qdx.dataset import folder
+from qdx.dataset import checksums, folder
+from qdx.dataset.checksums import DamageError
 from qdx.dataset.combine import combine
 from qdx.dataset.encoding import PORTABLE
 from qdx.dataset.layout import CHUNK_LIMIT, PHASES, WIDE
@@ -17,7 +19,7 @@ from qdx.dataset.writing import attribute, disk_errors
 from qdx.errors import QdxError
 
 
-def merge(directory: Path, target: Path) -> None:
+def merge(directory: Path, target: Path, *, damaged: dict[str, str] | None = None) -> None:
     """Merge the finished runs of a sweep folder into one file.
 
     Parameters
@@ -26,21 +28,39 @@ def merge(directory: Path, target: Path) -> None:
         With ``<label>/run.nc`` and, as the sweep's own list of labels, ``sweep.json``.
     target : Path
         Written directly: give a temporary name and rename it.
+    damaged : dict, optional
+        Where a run that is damaged is noted, label → what is damaged; it counts as failed. Without it that is
+        an error. Full rows are not read here.
 
     Raises
     ------
     QdxError
-        When no run is finished, or runs differ in tokenizer, references, vocabulary or sketch (named with
-        their labels), or the disk is full. Failed and missing labels are no error: they are listed in the
-        root attributes, never filled with NaN.
+        When no run is finished and whole, or runs differ in tokenizer, references, vocabulary or sketch
+        (named with their labels), or the disk is full. Failed and missing labels are no error: they are
+        listed in the root attributes, never filled with NaN.
     """
     state = folder.scan(Path(directory))
     if not state.runs:
         raise QdxError(
             f"{directory} has no finished run: {len(state.failed)} failed, {len(state.missing)} missing"
         )
-    trees = {label: open_file(run) for label, run in state.runs.items()}
+    while True:
+        try:
+            return _merge(state, target)
+        except DamageError as error:
+            label = next((label for label, run in state.runs.items() if run == error.path), None)
+            if damaged is None or label is None or len(state.runs) == 1:
+                raise
+            damaged[label] = f"{error}: remove the file and resume the sweep to run it again"
+            whole = {name: run for name, run in state.runs.items() if name != label}
+            state = replace(state, runs=whole, failed={**state.failed, label: damaged[label]})
+
+
+def _merge(state: folder.Sweep, target: Path) -> None:
+    trees: dict[str, xr.DataTree] = {}
     try:
+        for label, run in state.runs.items():
+            trees[label] = open_file(run)
         tree = combine(state, trees)
         with disk_errors(target):
             xr.Dataset(attrs=_attributes(tree.attrs)).to_netcdf(target, mode="w", engine="netcdf4")
@@ -50,10 +70,12 @@ def merge(directory: Path, target: Path) -> None:
     finally:
         for opened in trees.values():
             opened.close()
+    with disk_errors(target):
+        checksums.store(target)
 
 
 def append(path: Path, group: str, dataset: xr.Dataset) -> None:
-    """Add a group to a file, compressed with zlib.
+    """Add a group to a file, compressed with zlib; a file with checksums gets those of the group too.
 
     Parameters
     ----------
@@ -81,8 +103,11 @@ def append(path: Path, group: str, dataset: xr.Dataset) -> None:
     if present:
         raise QdxError(f"{path} has a group {group} already: merge again to replace it")
     plain = _plain(dataset)
+    before = checksums.load(path)  # writing cuts them off
     with disk_errors(path), dask.config.set(scheduler="synchronous"):  # netCDF writes one at a time anyway
         plain.to_netcdf(path, mode="a", group=group, engine="netcdf4", encoding=_encoding(plain))
+        if before is not None:
+            checksums.store(path, known=before.sums)
 
 
 def _plain(dataset: xr.Dataset) -> xr.Dataset:

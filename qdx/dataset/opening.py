@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import numpy as np
 import xarray as xr
 
 from qdx.dataset import folder
+from qdx.dataset.checked import open_groups
 from qdx.dataset.checking import blaming, check, reading, scan
+from qdx.dataset.checksums import UNCHECKED, is_checked
 from qdx.dataset.combine import combine, combine_rows
 from qdx.dataset.journal import ATTRIBUTES, open_rows
 from qdx.dataset.layout import (
@@ -52,13 +55,16 @@ def open(path: str | Path) -> xr.DataTree:
     ------
     QdxError
         When there is nothing at `path`, or it is no qdx file, is truncated, lacks a part or has another
-        schema version. Arrays are read when they are used: where a file's bytes are damaged, xarray raises
-        netCDF's own error then (RuntimeError, or UnicodeDecodeError of a text).
+        schema version.
+    DamageError
+        A `QdxError`: when a group, an attribute or an index is not what was written. Arrays are read, and
+        checked, when they are used: then it names the group, variable and index of the damage.
 
-    Notes
+    Warns
     -----
-    HDF5 2.2 does not check everything that it reads: a bit that flipped in one of its global heaps, which
-    have no checksum, can make it loop for ever, and Ctrl-C does not reach it. Nothing cheap tells before.
+    UserWarning
+        When the file, or one of the runs, has no checksums: its values are read unchecked. It was written by
+        an older qdx, or changed by another program. An unfinished ``.part`` never has them.
 
     Examples
     --------
@@ -66,14 +72,17 @@ def open(path: str | Path) -> xr.DataTree:
     >>> tree["replay/logit"].sel(config="awq", repeat=0, reference="ref_0")  # doctest: +SKIP
     """
     path = Path(path).expanduser()
-    if path.is_file():
-        return open_file(path)
     if not path.exists():
         raise QdxError(f"{path}: no such file or folder")
-    if (path / folder.RUN).exists():
-        return open_file(path / folder.RUN)
+    file = path if path.is_file() else path / folder.RUN
+    if file.exists():
+        tree = open_file(file)
+        _warn([file])
+        return tree
     if folder.is_sweep(path):
-        return _open_sweep(path)
+        tree = _open_sweep(path)
+        _warn([*path.glob(folder.SWEEP), *sorted(path.glob(f"*/{folder.RUN}"))])
+        return tree
     if (path / folder.PART).exists():
         raise QdxError(
             f"{path} holds an unfinished run only: open {path / folder.PART} to see what it had written"
@@ -83,10 +92,17 @@ def open(path: str | Path) -> xr.DataTree:
     )
 
 
+def _warn(files: Iterable[Path]) -> None:
+    """Say which finished files have no checksums."""
+    if unchecked := [file for file in files if file.suffix == ".nc" and not is_checked(file)]:
+        more = f" and {len(unchecked) - 1} further files" if len(unchecked) > 1 else ""
+        warnings.warn(f"{unchecked[0]}{more}: {UNCHECKED}", UserWarning, stacklevel=3)
+
+
 def open_file(path: Path) -> xr.DataTree:
     """Open one NetCDF file; see `open`."""
     with reading(path):
-        groups = xr.open_groups(path, engine="netcdf4")
+        groups = open_groups(path)
     try:
         return _tree(path, groups)
     except BaseException:
@@ -101,8 +117,8 @@ def _tree(path: Path, groups: dict[str, xr.Dataset]) -> xr.DataTree:
         raise QdxError(f"{path} is a NetCDF file that qdx did not write: it has no attribute schema_version")
     if not any(np.array_equal(version, known) for known in READABLE):
         raise QdxError(
-            f"{path} has schema version {version}, this qdx reads {' and '.join(map(str, READABLE))}: use the "
-            "qdx that wrote it"
+            f"{path} has schema version {version}, this qdx reads {' and '.join(map(str, READABLE))}: "
+            "use the qdx that wrote it"
         )
     with reading(path):
         check(path, groups)
@@ -157,7 +173,8 @@ def _open_rows(path: Path, phase: str, settings: Iterable[str]) -> xr.Dataset:
     small = (*PHASE, *FIRST, *CONFIG_COORDS, *PRODUCER_COORDS, *settings, REGION.name)
     others = [name for name in small if name not in WIDE]
     with reading(path):
-        return _lazy_rows(xr.open_dataset(path, group=phase, engine="netcdf4", drop_variables=others))
+        groups = open_groups(path, groups=[f"/{phase}"], drop_variables=others)
+        return _lazy_rows(groups[f"/{phase}"])
 
 
 def _why(failed: Mapping[str, str], missing: list[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from qdx.dataset import append
+from qdx.dataset import append, checksums
 from qdx.dataset.layout import INDEX, OUTPUT, PHASE, REFERENCES, SCHEMA_VERSION
 from qdx.dataset.provenance import command_line, software
 from qdx.dataset.writing import attribute, disk_errors
@@ -85,6 +85,8 @@ def convert(file: str | Path, out: str | Path) -> list[str]:
     try:
         for name, dataset in groups.items():
             append(part, name, dataset)
+        with disk_errors(part):
+            checksums.store(part)
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)

@@ -114,9 +114,15 @@ def read(path: Path) -> Transcripts:
         For a file that is truncated, of another schema version or no sweep's, lacks a group or a variable, is
         a verifier's, holds no transcript, or whose parts contradict each other. The message names the file
         and what is wrong.
+    DamageError
+        When any of its values is not what was written: what the report reads is found before the replay.
     """
+    from qdx.dataset.checked import require
+    from qdx.dataset.checksums import is_checked
     from qdx.dataset.opening import open_file
 
+    if is_checked(path):
+        require(path)
     try:
         tree = open_file(path)
     except QdxError:

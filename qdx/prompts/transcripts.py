@@ -102,6 +102,8 @@ class Transcripts:
 
     def describe(self, batch_size: int) -> str:
         """Say who produced what, and where this replay is batched otherwise."""
+        from qdx.dataset.checksums import UNCHECKED, is_checked
+
         lines = [f"transcripts of {len(self.producers)} producers, {self.file.tokens} tokens a reference:"]
         for producer in self.producers:
             at = producer.coords
@@ -110,6 +112,8 @@ class Transcripts:
                 f"  {producer.name}: {at['observed_kernel']}, {at['dtype']}, {at['backend']} "
                 f"{at['backend_version']}, {machine}, batch {at['batch_size']}"
             )
+        if not is_checked(self.file.path):
+            lines.append(f"NOTE: {self.file.path} is {UNCHECKED}")
         other = [p.name for p in self.producers if int(p.coords["batch_size"]) != batch_size]
         if other:
             sizes = ",".join(map(str, sorted({int(p.coords["batch_size"]) for p in self.producers})))
@@ -133,7 +137,8 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
     ``generate.tokens`` is the transcripts' length; ``batch_size`` that of most producers (the smallest of
     equally many), so that the decode kernels see the same number of rows. ``repeat_scope`` is ``process``: an
     engine may choose a kernel at each start, so only repeats that started anew say what an honest producer's
-    start could have given. A config with other prompts is left as it is.
+    start could have given. ``repeats`` is what lets these refute a kernel that does not repeat, see
+    `repeats_needed`. A config with other prompts is left as it is.
 
     Parameters
     ----------
@@ -163,3 +168,26 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
             cfg.batch_size = min(sizes, key=lambda size: (-sizes[size], size))
         if "repeat_scope" not in given:
             cfg.repeat_scope = "process"
+        if "repeats" not in given:
+            cfg.repeats = repeats_needed(len(file.references), len(file.producers), float(cfg.verify.alpha))
+
+
+def repeats_needed(references: int, claims: int, alpha: float) -> int:
+    """Return how often a verifier runs, so that few references can refute a kernel that does not repeat.
+
+    Among R repeats of its own the producer is the odd one out in all m references with p = 2/(R + 1)^m, which
+    counts as many times as a claim has tests (prefill's rows, distances, text) and the file has claims.
+
+    Returns
+    -------
+    int
+        3 to 5; 3 also where 5 are too few.
+
+    Examples
+    --------
+    >>> repeats_needed(4, 4, 0.05), repeats_needed(20, 4, 0.05), repeats_needed(1, 1, 0.05)
+    (4, 3, 3)
+    """
+    tests = 3
+    enough = (r for r in (3, 4, 5) if alpha * (r + 1) ** references >= 2 * tests * claims)
+    return next(enough, 3)

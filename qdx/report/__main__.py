@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=Path,
         action="append",
         default=[],
-        help="of a verifier's sweep: an earlier one, of transcripts whose configs are known; it is copied (more "
-        "than once: sets of other kernels, settings and cards)",
+        help="of a verifier's sweep: an earlier one, of transcripts whose configs are known; it is copied "
+        "(more than once: sets of other kernels, settings and cards)",
     )
     chosen = parser.parse_args(arguments)
     formats = chosen.formats.split(",") if chosen.formats is not None else None

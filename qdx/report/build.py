@@ -6,7 +6,7 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,8 @@ class Report:
     paths : Mapping of str to Path
         By file name; without ``sweep.nc`` when no run was finished. A saved figure is ``figures/<name>.svg``.
     failed : Mapping of str to str
-        Label of a job, name of an analysis, ``metric <name>`` or name of a file to its error.
+        Label of a job, name of an analysis, ``metric <name>`` or name of a file to its error. A damaged run
+        is a failed job; damaged full rows stand under their file.
     missing : list of str
         Labels that left nothing.
     verdict_status : int
@@ -140,13 +141,21 @@ def _build(
         part.unlink(missing_ok=True)
     try:
         with checking.blaming(state.runs.values()):
-            sections, unmeasured, broken = _measure(
+            sections, problems = _measure(
                 directory, part, measures, steps, state.settings, console, wanted.memory
             )
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
-    facts = replace(facts, broken=broken, unmeasured=unmeasured)
+    runs = [run for label, run in state.runs.items() if label not in problems.runs]
+    facts = replace(
+        facts,
+        failed={**facts.failed, **problems.runs},
+        broken=problems.analyses,
+        unmeasured=problems.metrics,
+        damaged=problems.rows,
+        unchecked=_unchecked(directory, runs),
+    )
     from qdx.dataset.opening import open_file
 
     tree = open_file(target)
@@ -155,6 +164,30 @@ def _build(
         return _write(facts, tree, sections, [target, *runs], wanted, console)
     finally:
         tree.close()
+
+
+@dataclass(frozen=True)
+class _Problems:
+    """What went wrong while a sweep was measured, each a name to its error."""
+
+    runs: dict[str, str] = field(default_factory=dict)  # damaged: left out
+    metrics: dict[str, str] = field(default_factory=dict)
+    analyses: dict[str, str] = field(default_factory=dict)
+    rows: dict[str, str] = field(default_factory=dict)  # by file: damaged full rows
+
+
+def _unchecked(directory: Path, runs: Sequence[Path]) -> dict[str, str]:
+    """Say of which files nobody can tell whether they are what was written."""
+    from qdx.dataset.checksums import UNCHECKED, is_checked
+    from qdx.prompts.transcripts import COPY
+
+    copy = directory / COPY
+    files = [path for path in (*([copy] if copy.is_file() else []), *runs) if not is_checked(path)]
+    names = [str(path.relative_to(directory)) for path in files]
+    if not names:
+        return {}
+    more = f" and {len(names) - 3} further files" if len(names) > 3 else ""
+    return {f"{', '.join(names[:3])}{more}": UNCHECKED}
 
 
 @dataclass(frozen=True)
@@ -204,26 +237,32 @@ def _measure(
     settings: Mapping[str, Any],
     console: bool,
     memory: int,
-) -> tuple[list[Section], dict[str, str], dict[str, str]]:
-    """Write the merged file with its distances and the results of the analyses.
-
-    Returns the sections, the errors of metrics and the errors of analyses.
-    """
+) -> tuple[list[Section], _Problems]:
+    """Write the merged file with its distances and the results of the analyses."""
     from qdx import dataset
     from qdx.analysis import distances
     from qdx.dataset.opening import open_file
     from qdx.report import verifier
 
-    dataset.merge(directory, part)
-    unmeasured: dict[str, str] = {}
+    problems = _Problems()
+    dataset.merge(directory, part, damaged=problems.runs)
     with _Progress(console) as progress:
-        distances.compute(directory, part, measures, progress=progress, broken=unmeasured, memory_mib=memory)
+        distances.compute(
+            directory,
+            part,
+            measures,
+            progress=progress,
+            broken=problems.metrics,
+            damaged=problems.rows,
+            memory_mib=memory,
+        )
     sections: list[Section] = []
-    broken: dict[str, str] = {}
+    broken = problems.analyses
     tree = open_file(part)
     try:
         if verifier.is_verifier(tree):
-            sections, broken = verifier.judge(directory, tree, settings, _said)
+            sections, unjudged = verifier.judge(directory, tree, settings, _said)
+            broken.update(unjudged)
             steps = {name: step for name, step in steps.items() if name not in verifier.LEFT_OUT}
         for name, step in steps.items():
             try:
@@ -236,7 +275,7 @@ def _measure(
         tree.close()
     for section in sections:
         dataset.append(part, f"analysis/{section.name}", section.result)
-    return sections, unmeasured, broken
+    return sections, problems
 
 
 def _said(error: Exception) -> str:
@@ -311,7 +350,7 @@ def _write(
     paths = {name: facts.directory / name for name in contents} | {path.name: path for path in inputs[:1]}
     paths |= {f"{figures.FOLDER}/{path.name}": path for path in saved}
     problems = {f"metric {name}": error for name, error in facts.unmeasured.items()}
-    failed = {**facts.failed, **facts.broken, **problems, **facts.unwritten}
+    failed = {**facts.failed, **facts.broken, **problems, **facts.unwritten, **facts.damaged}
     return Report(text, summary, paths, failed, list(facts.missing), _verdict_status(sections))
 
 

@@ -28,6 +28,10 @@ class Facts:
         Metric to the error that ended its measuring.
     unwritten : Mapping of str to str
         File to the error that its making raised.
+    damaged : Mapping of str to str
+        File to the rows in it that could not be measured because they are not what was written.
+    unchecked : Mapping of str to str
+        File, or several in words, to why nobody can tell whether its values are what was written.
     """
 
     directory: Path
@@ -38,6 +42,8 @@ class Facts:
     settings: Mapping[str, Any] = field(default_factory=dict)
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     unwritten: Mapping[str, str] = field(default_factory=dict)
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    unchecked: Mapping[str, str] = field(default_factory=dict)
 
     def problems(self) -> list[tuple[str, str, str]]:
         """What went wrong in making the report: the kind in capitals, the name and the error."""
@@ -47,6 +53,8 @@ class Facts:
                 ("METRIC FAILED", self.unmeasured),
                 ("ANALYSIS FAILED", self.broken),
                 ("NOT WRITTEN", self.unwritten),
+                ("NOT MEASURED", self.damaged),
+                ("UNCHECKED", self.unchecked),
             )
             for name, error in found.items()
         ]
@@ -116,6 +124,10 @@ def next_command(facts: Facts, configs: list[str]) -> tuple[str, str]:
     return "copy sweep.nc there, then replay its transcripts under every config:", shlex.join(command)
 
 
+# Repeats are the verifier's own choice: they have to be runs in processes of their own, and three or more.
+FROM_FILE = ("prompts", "generate", "hydra", "verify", "label", "repeats", "repeat_scope")
+
+
 def _key(argument: str) -> str:
     return argument.partition("=")[0].lstrip("+~")
 
@@ -126,4 +138,4 @@ def _from_file(argument: str) -> bool:
     group = key.lstrip("+~").partition(".")[0]
     # A batch size that is swept is part of the labels, and of the claims.
     one_batch = group == "batch_size" and "," not in value
-    return one_batch or group in ("prompts", "generate", "hydra", "verify", "label")
+    return one_batch or group in FROM_FILE

@@ -55,6 +55,8 @@ def summarize(
         "analyses_failed": dict(facts.broken),
         "metrics_failed": dict(facts.unmeasured),
         "files_failed": dict(facts.unwritten),
+        "files_damaged": dict(facts.damaged),
+        "files_unchecked": dict(facts.unchecked),
         "files": {},
         "runs": {},
         "commands": {"resume": resume_command(facts), "report": report_command(facts)},

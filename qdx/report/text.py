@@ -12,6 +12,7 @@ from qdx.analysis.layout import WIDTH, clip, legend, letters, needs_letters, plu
 from qdx.analysis.numerics import another_kernel
 from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
+from qdx.dataset.lacking import lacking
 from qdx.errors import printable
 from qdx.report.facts import Facts, next_command, report_command, resume_command, size
 from qdx.report.verifier import RULE, SECTIONS, is_verifier
@@ -24,7 +25,15 @@ ENVIRONMENT = (
     "engine",
     "engine_version",
     "cuda_version",
+    "cuda_runtime",
+    "cublas_version",
+    "cublaslt_version",
+    "cudnn_version",
     "driver_version",
+    "blas",
+    "cpu_capability",
+    "kernel_environment",
+    "model_runner",
     "gpu",
     "compute_capability",
     "sm_count",
@@ -155,7 +164,7 @@ def environment_rows(view: View) -> list[tuple[str, str]]:
         if name not in stored:
             continue
         values = [str(v) for v in stored[name].sel(config=view.configs).values]
-        if not any(v not in ("", "0") for v in values):
+        if not any(v not in ("", "0", "{}") for v in values):
             continue
         title = name.replace("_", " ")
         if name == "time_utc":
@@ -167,7 +176,7 @@ def environment_rows(view: View) -> list[tuple[str, str]]:
                 whose = ", ".join(c for c, v in zip(view.configs, values, strict=True) if v == value)
                 rows.append((title, f"{value or 'none'} ({whose})"))
                 title = ""
-    return rows + plugin_rows(view)
+    return [*rows, *(("NOTE", line) for line in lacking(view.tree)), *plugin_rows(view)]
 
 
 def plugin_rows(view: View) -> list[tuple[str, str]]:

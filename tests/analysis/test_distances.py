@@ -404,13 +404,13 @@ def test_every_row_is_read_once_whatever_is_measured(full, monkeypatch):
     from qdx.dataset import RunReader
 
     read = []
-    original = RunReader.rows
+    original = RunReader.marked_rows
 
     def counted(self, phase, repeat, reference, indices, **options):
         read.extend((self.label, phase, repeat, reference, int(i)) for i in indices)
         return original(self, phase, repeat, reference, indices, **options)
 
-    monkeypatch.setattr(RunReader, "rows", counted)
+    monkeypatch.setattr(RunReader, "marked_rows", counted)
     found_in(full, shipped("l2", "kl", "js", "rms_logit", "total_variation"), block_positions=2)
     assert len(read) == len(set(read)) > 0
 

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import qdx
-from qdx.analysis.verification import attribution, attribution_by_distance, verify
+from qdx.analysis.verification import attribution_by_distance, verify
 from qdx.analysis.view import stated
 from qdx.errors import QdxError
 from tests.analysis.replaying import trees
@@ -53,27 +53,11 @@ def test_p_counts_the_calibration_references_by_hand():
             assert float(result["p"].values[judged, c, reference]) == pytest.approx(expected)
 
 
-def test_config_that_was_never_in_calibration_is_unknown():
+def test_a_producer_that_was_never_in_calibration_is_unknown():
     noise = {**NOISE, "stranger": 0.3}
     producers, verifier = trees(noise, configs=list(NOISE), references=60)
-    result = attribution(producers, verifier, draws=50).result
-    counts = result["confusion"].sel(producer="stranger")
-    assert int(counts.sel(answer="unknown")) >= 55
-    assert int(counts.sum()) == 60
-    for label in NOISE:
-        assert int(result["confusion"].sel(producer=label, answer=label)) >= 51
-        assert int(result["covered"].sel(producer=label)) >= 51
     answers = verify(producers, verifier).result["answer"]
     assert str(answers.sel(producer="stranger").values) == "unknown"
-
-
-def test_a_noisy_config_is_the_likeliest_where_it_is_not_the_nearest():
-    # b differs from itself by 3 √2 a component, and from a, which repeats, by less: √(2 + 9).
-    producers, verifier = trees({"a": 0.0, "b": 3.0}, references=30)
-    result = attribution(producers, verifier, draws=50).result
-    assert int(result["likeliest_right"].sel(producer="b")) == 30
-    assert int(result["nearest_right"].sel(producer="b")) == 0
-    assert int(result["likeliest_right"].sel(producer="a")) == 30
 
 
 def test_exact_test_needs_one_environment_and_repeats():
@@ -147,32 +131,6 @@ def test_too_little_calibration_is_said_and_gives_no_verdict():
     assert "Too little calibration" in section.text[""]
     assert "at least" not in section.text[""]
     assert str(section.result["answer"].values[0]).startswith("one of")
-    section = attribution(producers, verifier, draws=20)
-    assert "No interval: fewer than 8 references" in section.text[""]
-    assert np.isnan(section.result["auc_low"]).all()
-    assert np.isnan(section.result["tpr"]).all()
-    assert (section.result["tokens_needed"] == -1).all()
-    assert "1 % false alarms cannot be measured with 4 references" in section.text[""]
-
-
-def test_rates_at_one_percent_appear_with_a_hundred_references():
-    producers, verifier = trees({"a": 1.0, "b": 1.0}, references=100, tokens=30)
-    section = attribution(producers, verifier, draws=50)
-    result = section.result
-    assert np.isfinite(result["tpr"].values[0, 1])
-    assert np.isfinite(result["tpr_low"].values[0, 1])
-    assert "cannot be measured" not in section.text[""]
-    tokens, curve = int(result["tokens_needed"].values[0, 1]), result["tpr_at"].values[0, 1]
-    assert 1 < tokens <= 30
-    assert (curve[tokens - 1 :] >= 0.99).all()
-    assert curve[tokens - 2] < 0.99
-    low, high = (result[f"tpr_at_{end}"].values[0, 1] for end in ("low", "high"))
-    assert (low <= curve + 1e-9).all()
-    assert (high >= curve - 0.02).all()
-    rate = result["roc"].sel(producer="a", config="b")
-    assert float(rate.sel(false_positive_rate=0.01)) == float(result["tpr"].values[0, 1])
-    assert (np.diff(rate.values) >= 0).all()
-    assert max(map(len, section.text[""].splitlines())) <= 110
 
 
 def change(tree: xr.DataTree, group: str, dataset: xr.Dataset) -> xr.DataTree:

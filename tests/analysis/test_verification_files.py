@@ -94,7 +94,8 @@ def test_kernels_of_recorded_transcripts_are_told_apart(sweep, replayed):
     for label in CONFIGS:
         assert int(result["likeliest_right"].sel(producer=label)) == REFERENCES
         assert int(result["confusion"].sel(producer=label, answer=label)) >= 15
-    assert float(result["auc"].sel(producer="gptq_marlin", config="gptq")) > 0.99
+    assert result.attrs["held_out_references"] == 0, "20 references are too few for a split"
+    assert "refuted" not in result
 
 
 @pytest.mark.parametrize(

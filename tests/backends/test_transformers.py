@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from qdx.backends import Facts, identity, require
+from qdx.backends.sampling import plain_greedy
 from qdx.backends.transformers import TransformersBackend
 from qdx.errors import QdxError
 from qdx.models import resolve
@@ -57,6 +58,14 @@ def phases(
     engine.prefill(batch, prefill)  # type: ignore[arg-type]
     tokens = engine.generate(batch, count, decode)  # type: ignore[arg-type]
     return prefill, decode, tokens
+
+
+def test_the_loop_that_states_plain_greedy_is(tiny_models: dict[str, Path]) -> None:
+    engine = backend(tiny_models, "awq")
+    assert plain_greedy(engine.observe().sampling) is True
+    _, decode, tokens = phases(engine, PROMPTS)
+    for (item, position), row in decode.logits.items():
+        assert int(row.argmax()) == tokens[item][position - len(PROMPTS[item])]
 
 
 def test_dense_rows_agree_with_transformers_in_float32(tiny_models: dict[str, Path]) -> None:

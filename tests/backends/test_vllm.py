@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ pytest.importorskip(
 )
 
 from qdx.backends import require
+from qdx.backends.sampling import plain_greedy
 from qdx.backends.selfcheck import Listener, replays_exactly
 from qdx.backends.vllm import VllmBackend
 from qdx.errors import QdxError
@@ -440,6 +442,9 @@ def test_a_run_checks_itself_and_another_process_replays_its_transcripts_bit_for
     proved = _sweep(tmp_path / "prover", *model, *prompts, "repeats=2", "capture=hidden")
     with xr.open_dataset(proved / "none" / "run.nc") as root:
         assert root.attrs["replay_exact"] == 1
+        assert root.attrs["model_runner"] == "v1"
+        assert plain_greedy(root.attrs["sampling"]) is True
+        assert json.loads(root.attrs["kernel_environment"])["VLLM_USE_V2_MODEL_RUNNER"] == "0"
     with xr.open_dataset(proved / "sweep.nc", group="prefill") as prefill:
         assert str(prefill.backend.values[0]) == "vllm"
         assert str(prefill.backend_max_model_len.values[0]) == "512"
@@ -449,7 +454,8 @@ def test_a_run_checks_itself_and_another_process_replays_its_transcripts_bit_for
         captured = decode.captured.values
         assert captured.sum() == 2 * 2 * 3 and np.isfinite(decode.hidden.values[captured]).all()
     verified = _sweep(
-        tmp_path / "verifier", *model, "prompts=transcripts", f"prompts.path={proved / 'sweep.nc'}"
+        tmp_path / "verifier",
+        *(*model, "prompts=transcripts", f"prompts.path={proved / 'sweep.nc'}", "repeat_scope=engine"),
     )
     one = xr.open_dataset(proved / "sweep.nc", group="decode").isel(config=0, repeat=0)
     two = xr.open_dataset(verified / "sweep.nc", group="replay").isel(config=0, repeat=0, producer=0)

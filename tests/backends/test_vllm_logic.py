@@ -15,8 +15,8 @@ from qdx.backends.selfcheck import Listener, replays_exactly
 from qdx.backends.vllm import VllmBackend, by_backend, by_name, simulated, starting
 from qdx.backends.vllm import tap as tapping
 from qdx.backends.vllm.errors import advice, explained, out_of_memory_explained
-from qdx.backends.vllm.facts import settings
-from qdx.backends.vllm.kernels import Layer, normalized, on_worker
+from qdx.backends.vllm.facts import of_workers, settings
+from qdx.backends.vllm.kernels import Layer, model_runner, normalized, on_worker
 from qdx.backends.vllm.spill import Spill
 from qdx.backends.vllm.starting import prepare_environment
 from qdx.backends.vllm.tap import ITEM, Tap, Wanted
@@ -142,6 +142,23 @@ def test_the_kernel_of_a_compressed_tensors_layer_is_its_schemes() -> None:
         "CompressedTensorsLinearMethod/CompressedTensorsW8A8Fp8",
         "CompressedTensorsLinearMethod/MarlinLinearKernel",
     ]
+
+
+def test_the_model_runner_is_named_by_where_its_class_lives() -> None:
+    def worker(module: str, *bases: type) -> SimpleNamespace:
+        return SimpleNamespace(model_runner=type("GPUModelRunner", bases, {"__module__": module})())
+
+    first = type(worker("vllm.v1.worker.gpu_model_runner").model_runner)
+    assert model_runner(worker("vllm.v1.worker.gpu_model_runner")) == "v1"
+    assert model_runner(worker("vllm.v1.worker.cpu_model_runner", first)) == "v1"
+    assert model_runner(worker("vllm.v1.worker.gpu.model_runner")) == "v2"
+    assert model_runner(worker("elsewhere")) == "elsewhere.GPUModelRunner"
+
+
+def test_workers_that_differ_are_stated_beside_each_other() -> None:
+    one, other = {"cublas_version": "13.1.0", "blas": ""}, {"cublas_version": "12.8.4", "blas": ""}
+    assert of_workers([one, one]) == one
+    assert of_workers([one, other]) == {"cublas_version": "12.8.4 | 13.1.0", "blas": ""}
 
 
 def _facts(**kernels: str) -> Facts:

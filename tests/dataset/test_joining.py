@@ -23,7 +23,7 @@ def test_joined_repeats_are_the_run_of_one_process(tmp_path, options) -> None:
     for group in ("references", *layout.PHASES, "output"):
         xr.testing.assert_identical(one[group].to_dataset().load(), other[group].to_dataset().load())
         assert one[group].to_dataset().data_vars.keys() == other[group].to_dataset().data_vars.keys()
-    assert other.attrs == {**one.attrs, "command_line": "joined"}
+    assert other.attrs == {**one.attrs, "command_line": "joined", "repeat_processes": 3}
     assert other["provenance"]["command_line"].values.tolist() == ["joined"]
     assert other["provenance"]["kernel"].values.tolist() == [["model:awq_gemm"]]
     assert not list(tmp_path.glob("*.part"))
@@ -41,6 +41,23 @@ def test_joined_texts_keep_their_own_length(tmp_path) -> None:
             record.finish()
     join_repeats([tmp_path / f"{i}.nc" for i in range(3)], tmp_path / "joined.nc", {})
     assert qdx.open(tmp_path / "joined.nc")["output"]["text"].values[0, :, 1].tolist() == texts
+
+
+def test_repeats_whose_libraries_differ_are_not_one_config(tmp_path) -> None:
+    for repeat, version in enumerate(("13.1.0", "13.1.0", "12.8.4")):
+        write_run(tmp_path / f"{repeat}.nc", "awq", repeats=1, attrs={"cublas_version": version})
+    parts = [tmp_path / f"{repeat}.nc" for repeat in range(3)]
+    with pytest.raises(QdxError, match=r"repeat 2 ran with cublas_version 12\.8\.4, repeat 0 with 13\.1\.0"):
+        join_repeats(parts, tmp_path / "joined.nc", {})
+    join_repeats(parts[:2], tmp_path / "joined.nc", {})
+    assert qdx.open(tmp_path / "joined.nc").attrs["repeat_processes"] == 2
+
+
+def test_one_repeat_whose_replay_is_not_exact_is_enough(tmp_path) -> None:
+    for repeat, exact in enumerate((True, False)):
+        write_run(tmp_path / f"{repeat}.nc", "awq", repeats=1, attrs={"replay_exact": exact})
+    join_repeats([tmp_path / "0.nc", tmp_path / "1.nc"], tmp_path / "joined.nc", {})
+    assert qdx.open(tmp_path / "joined.nc").attrs["replay_exact"] == 0
 
 
 def test_repeats_with_other_kernels_are_refused(tmp_path) -> None:

@@ -64,7 +64,7 @@ def test_provenance_and_references_are_those_of_the_runs(sweep) -> None:
 
 def test_root_attributes_say_what_was_expected(sweep) -> None:
     attrs = qdx.open(sweep / "sweep.nc").attrs
-    assert attrs["kind"] == "sweep" and attrs["schema_version"] == 1
+    assert attrs["kind"] == "sweep" and attrs["schema_version"] == 2
     assert attrs["command_line"] == "tests/helpers.py" and attrs["qdx_version"] == qdx.__version__
     assert json.loads(attrs["labels"]) == LABELS
     assert json.loads(attrs["failed"]) == {} and json.loads(attrs["missing"]) == []

@@ -203,7 +203,7 @@ def test_foreign_and_future_files_are_told_apart(sweep, tmp_path) -> None:
     shutil.copy(sweep / "awq" / "run.nc", path)
     with netCDF4.Dataset(path, "a") as file:
         file.schema_version = 7
-    with pytest.raises(QdxError, match="schema version 7, this qdx reads 1"):
+    with pytest.raises(QdxError, match="schema version 7, this qdx reads 1 and 2"):
         qdx.open(path)
 
 

@@ -68,7 +68,7 @@ def test_ncdump_prints_every_value(files, kind, ncdump) -> None:
     ).stdout
     for group in ("provenance", "references", *layout.PHASES, "output"):
         assert f"group: {group} {{" in header
-    assert 'logsumexp:units = "nat"' in header and ":schema_version = 1" in header
+    assert 'logsumexp:units = "nat"' in header and ":schema_version = 2" in header
     dump = subprocess.run(
         [ncdump, "-p", "9,17", str(files[kind])], capture_output=True, text=True, check=True
     ).stdout

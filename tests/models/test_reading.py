@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from qdx.models import (
     awq,
     dense_state,
     gptq,
+    hash_weights,
     iter_quantized,
     load_tokenizer,
     tokenizer_sha256,
@@ -120,6 +122,19 @@ def test_weights_sha256_is_that_of_every_file_s_bytes(tmp_path: Path) -> None:
     }
     assert weights_sha256(tmp_path) == expected
     assert len(expected) == 3
+
+
+def test_hashes_that_are_handed_down_are_believed_for_unchanged_files_only(tmp_path: Path) -> None:
+    checkpoint(tmp_path, "gptq", shards=2)
+    first = hash_weights(tmp_path)
+    one, other = sorted(first)
+    handed = {name: [*state[:2], "0" * 64] for name, state in first.items()}  # as JSON brings them
+    assert {digest for _, _, digest in hash_weights(tmp_path, handed).values()} == {"0" * 64}
+    os.utime(tmp_path / other, ns=(0, 7))
+    again = hash_weights(tmp_path, handed)
+    assert again[one][2] == "0" * 64 and again[other] == (first[other][0], 7, first[other][2])
+    for broken in ({}, {one: []}, {one: [first[one][0]]}):
+        assert hash_weights(tmp_path, broken)[one] == first[one]
 
 
 def tokenizer(path: Path, merges: list[Any], **more: Any) -> Path:

@@ -130,7 +130,7 @@ def floats(groups: Groups) -> None:
 
 
 TAMPERED = {
-    "another schema version": (state("schema_version", "99"), "schema version 99, this qdx reads 1"),
+    "another schema version": (state("schema_version", "99"), "schema version 99, this qdx reads 1 and 2"),
     "a schema version that is no number": (state("schema_version", "x"), "has schema version x"),
     "another kind": (state("kind", "summary"), "kind is 'summary', neither sweep nor commitments"),
     "one run": (state("kind", "run"), "is damaged: its attribute vocab"),

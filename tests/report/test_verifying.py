@@ -40,21 +40,27 @@ def test_a_heatmap_has_every_distance_in_its_table(judged):
 
 def test_curves_run_from_none_to_all_and_end_at_the_shares_of_the_section(judged):
     figures = {f.name: f for f in verifying.figures(list(judged.values()))}
-    assert {"roc_awq", "tokens_awq"} <= set(figures)
+    assert {"roc_awq", "rows_awq", "tokens_awq"} <= set(figures)
     last = figures["roc_awq"].table.rows[-1]
     result = judged["attribution"].result
     step = -(-result.sizes["false_positive_rate"] // 32)
     at = np.arange(result.sizes["false_positive_rate"])[::step][-1]
     shares = result["roc"].sel(producer="awq", config=["marlin", "g<b>ptq"]).values[:, at]
     assert last[1:] == [number(float(v)) for v in shares]
+    assert figures["rows_awq"].table.head == ["published rows", "marlin", "g<b>ptq"]
     assert figures["tokens_awq"].table.head == ["tokens", "marlin", "g<b>ptq"]
+    # one token more than rows: prefill predicts the first one
+    assert [len(figures[f"{kind}_awq"].table.rows) for kind in ("rows", "tokens")] == [4, 5]
+    assert "threshold of 5% false alarms" in figures["rows_awq"].note
 
 
-def test_too_few_references_give_no_curve_over_tokens():
+def test_too_few_references_for_a_split_give_no_curve():
     producers, verifier = trees(NOISE, references=9, tokens=4)
-    names = {f.name for f in verifying.figures([attribution(producers, verifier, draws=20)])}
-    assert "roc_awq" in names
-    assert not any(name.startswith("tokens_") for name in names)
+    section = attribution(producers, verifier, draws=20)
+    assert not verifying.figures([section])
+    found = tables.attribution(section.result)
+    assert len(found) == 1 and "identity and no error rate" in found[0].caption
+    assert [sum(map(int, row[1:])) for row in found[0].rows] == [9, 9, 9]
 
 
 def test_a_distance_that_nobody_measured_says_so(judged):
@@ -85,9 +91,12 @@ def test_tables_hold_verdicts_and_counts(judged):
     assert rows[0][2] == "confirmed"
     equal = tables.crossing(judged["crossing"].result)[-1].rows
     assert equal[0] == ["awq", "400 of 400", "0 of 400", "0 of 400"]
-    confusion = tables.attribution(judged["attribution"].result).rows
-    assert [row[0] for row in confusion] == list(NOISE)
-    assert sum(int(cell) for cell in confusion[0][1:-1]) == 100
+    answers, refuted, by_tokens = tables.attribution(judged["attribution"].result)
+    assert [row[0] for row in answers.rows] == list(NOISE)
+    assert sum(int(cell) for cell in answers.rows[0][1:-2]) == 50, "half of 100 references are judged"
+    assert refuted.rows[0][1].startswith("0 of 50 (0% to 7.1%)"), "rows that are all equal are no false alarm"
+    assert refuted.rows[0][2].startswith("50 of 50 (92.9% to 100%)")
+    assert "tokens alone" in by_tokens.caption
 
 
 def test_environment_names_what_differs_and_whose():

@@ -68,13 +68,13 @@ def judge(
     return Judged(p_DCR, loglik, misfits, counts)
 
 
-def equal_rows_fit(p_DCR: Floats, compared_DCR: Ints, equal_DCR: Ints) -> Floats:
-    """p, but 1 where every compared row is bit-equal to the config's replay: it is always in the set.
+def equal_rows_fit(p_DCR: Floats, equal_DCR: Ints, expected_DCR: Ints) -> Floats:
+    """p, but 1 where every row that the verifier has is bit-equal to the producer's: always in the set.
 
     Such a transcript cannot be nearer to the config, whatever distances other prompts gave, and greater p
     can only make a set greater. Without calibration of the config (p is NaN) it is in the set all the same.
     """
-    return np.where((compared_DCR > 0) & (equal_DCR == compared_DCR), 1.0, p_DCR)
+    return np.where((expected_DCR > 0) & (equal_DCR == expected_DCR), 1.0, p_DCR)
 
 
 def judge_scores(score_DCR: Floats, null_CN: Floats, same_reference_R: Sequence[int]) -> Floats:

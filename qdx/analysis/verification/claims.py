@@ -108,7 +108,7 @@ def calibrating(data: Replays, calibration: Trees | Sequence[Trees] | None) -> l
         known = Replays.of(*pair)
         if known.components != data.components:
             raise QdxError(
-                f"calibration has sketches of {known.components} components, the judged of {data.components}: "
+                f"calibration has sketches of {known.components} components, the judged {data.components}: "
                 "use one capture.components"
             )
         tokens = [int(one.emitted_DR.max(initial=0)) for one in (known, data)]
@@ -148,7 +148,7 @@ def _likelihood(data: Replays, known: Sequence[Replays]) -> Floats:
     one = known[0]
     calibration = one.calibration(data.configs)
     measured = calibration.references_C > 0
-    for d, r in np.ndindex(found.shape[0], found.shape[2]):
+    for d, r in np.ndindex(len(data.producers), len(data.references)):
         same = [i for i, key in enumerate(one.reference_keys) if key == data.reference_keys[r]]
         others = calibration.without(same[0]) if same else calibration
         misfits = token_misfits(data.energy_DCRT[d, :, r], data.floor_DRT[d, r], others)

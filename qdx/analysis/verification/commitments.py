@@ -14,6 +14,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from qdx.analysis.blocks import hashes
+from qdx.dataset.checked import open_groups
+from qdx.dataset.checksums import damage
 from qdx.dataset.folder import RUN
 from qdx.errors import QdxError
 
@@ -77,25 +80,45 @@ def of_run(path: Path, phase: str) -> xr.DataArray | None:
     xarray.DataArray or None
         Over the dimensions of ``row_hash``, repeat 0 only, and ``byte``; zeros where no row was captured.
         None where the run kept no full rows.
+
+    Raises
+    ------
+    DamageError
+        When a row is not what was written, or not that of its ``row_hash``.
     """
-    with xr.open_dataset(path, group=phase, engine="netcdf4") as data:
-        if "logit" not in data:
-            return None
-        rows = data["logit"].isel(repeat=[0])
-        order = [dim for dim in rows.dims if dim not in ("position", "vocab")]
-        rows = rows.transpose(*order, "position", "vocab")
-        captured = data["captured"].isel(repeat=[0]).transpose(*order, "position")
-        found = np.zeros((*captured.shape, BYTES), np.uint8)
-        dtype = str(np.broadcast_to(data["dtype"].values, 1)[0])
-        for at in np.ndindex(captured.shape[:-1]):
-            here = np.flatnonzero(captured.values[at])
-            for start in range(0, len(here), BLOCK):
-                some = here[start : start + BLOCK]
-                found[(*at, some)] = commit(np.asarray(rows[at][some].values, np.float32), dtype)
-        index = {dim: data[dim].values for dim in (*order, "position") if dim != "repeat"}
-        return xr.DataArray(
-            found, dims=(*order, "position", "byte"), coords={**index, "repeat": [0]}, attrs=ABOUT
-        )
+    groups = open_groups(path, groups=[f"/{phase}"])
+    data = groups[f"/{phase}"]
+    try:
+        return _of_phase(path, phase, data) if "logit" in data else None
+    finally:
+        data.close()
+
+
+def _of_phase(path: Path, phase: str, data: xr.Dataset) -> xr.DataArray:
+    rows = data["logit"].isel(repeat=[0])
+    order = [dim for dim in rows.dims if dim not in ("position", "vocab")]
+    rows = rows.transpose(*order, "position", "vocab")
+    captured, hashed = (
+        data[name].isel(repeat=[0]).transpose(*order, "position") for name in ("captured", "row_hash")
+    )
+    found = np.zeros((*captured.shape, BYTES), np.uint8)
+    dtype = str(np.broadcast_to(data["dtype"].values, 1)[0])
+    for at in np.ndindex(captured.shape[:-1]):
+        here = np.flatnonzero(captured.values[at])
+        for start in range(0, len(here), BLOCK):
+            some = here[start : start + BLOCK]
+            rows_PV = np.asarray(rows[at][some].values, np.float32)
+            # A commitment to a damaged row would refute an honest producer.
+            other_P = hashes(rows_PV, dtype) != hashed.values[at][some]
+            if other_P.any():
+                told = ", ".join(f"{dim} {i}" for dim, i in zip(order, at, strict=True))
+                where = f"/{phase}/logit[{told}, position {some[other_P][0]}]"
+                raise damage(path, where, "holds another row than its row_hash is of")
+            found[(*at, some)] = commit(rows_PV, dtype)
+    index = {dim: data[dim].values for dim in (*order, "position") if dim != "repeat"}
+    return xr.DataArray(
+        found, dims=(*order, "position", "byte"), coords={**index, "repeat": [0]}, attrs=ABOUT
+    )
 
 
 def attach(tree: xr.DataTree, directory: Path) -> xr.DataTree:

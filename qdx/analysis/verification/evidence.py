@@ -129,7 +129,7 @@ class Calibrated:
 
 def sampling_of(data: Replays, d: int) -> bool | None:
     """Whether a producer states plain greedy decoding; None where its record does not say."""
-    if not data.sampling_D[d] and 0 < data.schema <= GREEDY_ONLY:
+    if not data.sampling_D[d] and 0 < data.schema_D[d] <= GREEDY_ONLY:
         return True  # a file of that version could hold nothing else
     return plain_greedy(data.sampling_D[d])
 
@@ -315,8 +315,8 @@ def _rows_test(data: Replays, rows: Compared, d: int, c: int, name: str) -> _Lis
     differ_U, _ = greatest_of_units(np.where(here, differ_R, 0.0), data.units_DR[d])
     judged_U, _ = greatest_of_units(here.astype(float), data.units_DR[d])
     reruns = (data.repeats - 1) * int(judged_U.sum())
-    null = f"{plural(reruns, 'rerun')} here in {plural(data.processes_C[c] - 1, 'further process')}, all bit-equal"
-    return _Fisher(name, differ_U[judged_U > 0], reruns, null.replace("processs", "processes"))
+    null = f"{plural(reruns, 'rerun')} here in {data.processes_C[c] - 1} further processes, all bit-equal"
+    return _Fisher(name, differ_U[judged_U > 0], reruns, null)
 
 
 def _why_no_distances(data: Replays, d: int, c: int) -> str:
@@ -503,9 +503,9 @@ def _profile_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | 
 
 
 def _gap_p(data: Replays, one: Calibrated, d: int, c: int) -> Fraction | None:
-    """P of how far another config's replay lies nearer than the claimed one's; no member of the list of tests.
+    """P of how much nearer another config's replay lies than the claimed one's; not in the list of tests.
 
-    Per transcript it is the greatest x_c − x_v over the other configs v: a likelihood ratio.
+    Of a transcript it is the greatest x_c − x_v over the other configs v: a likelihood ratio.
     """
     known, (fit, test) = one.data, _usable(one)
     labels = [label for label in data.configs if label in known.configs]

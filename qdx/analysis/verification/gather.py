@@ -17,6 +17,7 @@ from qdx.analysis.verification.environment_class import MACHINE, class_of, compa
 from qdx.analysis.verification.exact import pooled, repeating
 from qdx.analysis.verification.likelihood import Calibration, energy, row_mean, ulp_floor
 from qdx.analysis.verification.units import spans_of, units_of
+from qdx.dataset.lacking import versions
 from qdx.errors import QdxError
 
 SHARED = {"tokenizer_sha256": "tokenizer", "vocab": "vocabulary size", "sketch_seed": "seed of the sketches"}
@@ -69,8 +70,8 @@ class Replays:
         Of each config here.
     sampling_D : list of str
         What each producer states of its decoding; "" where it does not.
-    schema : int
-        Schema version of the producers' file; 0 where it has none.
+    schema_D : list of int
+        Schema version that each producer's run was written with; 0 where the file does not say.
     """
 
     producers: list[str]
@@ -95,7 +96,7 @@ class Replays:
     processes_C: list[int]
     repeats: int
     sampling_D: list[str]
-    schema: int
+    schema_D: list[int]
 
     @classmethod
     def of(cls, producer_tree: xr.DataTree, verifier_tree: xr.DataTree) -> Replays:
@@ -199,9 +200,10 @@ class Replays:
         return self.processes_C[config] >= self.repeats > 1
 
     def text_scores(self) -> Floats:
-        """Score each text by its tokens that are not greedy here, ties excepted: (producer, config, reference).
+        """Score each text by its tokens that are not greedy here, ties excepted.
 
-        Equal numbers of them are ordered by the mean margin m: the score is their number + m/(1 + m).
+        Equal numbers of them are ordered by the mean margin m: the score is their number + m/(1 + m). The
+        result is over (producer, config, reference).
         """
         wrong = np.nansum((self.margin_DCRT > 0).astype(float), -1)
         margin = np.where(np.isfinite(self.margin_DCR), self.margin_DCR, 0.0)
@@ -345,7 +347,7 @@ def _align(
         processes_C=[_count(shown, "repeat_processes", label) for label in configs],
         repeats=replay.sizes["repeat"],
         sampling_D=[_text(stored, "sampling", label) for label in producers],
-        schema=int(tree.attrs.get("schema_version", 0)),
+        schema_D=[versions(tree).get(label, 0) for label in producers],
     )
 
 
@@ -538,7 +540,12 @@ class _First:
 def _same_first(
     tree: xr.DataTree, here: xr.Dataset, producers: list[str], length: xr.DataArray
 ) -> Bools | bool:
-    """Whether prefill's last row, which predicts the first token, is bit-equal: (producer, config, reference)."""
+    """Whether prefill's last row, which predicts the first token, is bit-equal.
+
+    Returns
+    -------
+    array (producer, config, reference), or False where no such row was published
+    """
     if "prefill" not in tree.children:
         return False
     own = tree["prefill"].to_dataset()

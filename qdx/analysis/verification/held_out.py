@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ from qdx.analysis.verification.attribution import (
     equal_rows_fit,
     judge_scores,
 )
-from qdx.analysis.verification.gather import Replays, same_machines
+from qdx.analysis.verification.environment_class import MACHINE, compare
+from qdx.analysis.verification.gather import Replays
 from qdx.analysis.verification.likelihood import (
     Calibration,
     log_likelihood,
@@ -69,12 +70,13 @@ class Scores:
         energy_DCRT, floor_DRT = data.energy_DCRT[:, :, judged], data.floor_DRT[:, judged]
         fit, honest = calibration.only(parts.fit), calibration.only(parts.honest)
         p_DCR = profile_ranks(energy_DCRT, fit, honest)
-        margin_CN = known.honest(known.margin_DCR, data.configs)[:, parts.honest]
+        margin_CN = _of_own(known.margin_DCR, known, data.configs)[:, parts.honest]
         p_tokens = judge_scores(data.margin_DCR[:, :, judged], margin_CN, none)
-        fits_DC = same_machines(data, known)
+        fits_DC = calibrated_pairs(data, known)
         p_DCR[~fits_DC] = p_tokens[~fits_DC] = np.nan
         rows = data.decode
-        p_DCR = equal_rows_fit(p_DCR, rows.compared_DCR[:, :, judged], rows.equal_DCR[:, :, judged])
+        equal_DCR, expected_DCR = rows.content_equal_DCR[:, :, judged], rows.expected_DCR[:, :, judged]
+        p_DCR = equal_rows_fit(p_DCR, equal_DCR, expected_DCR)
 
         def misfits(energy_CRT: Floats, floor_RT: Floats) -> Floats:
             each = [token_misfits(energy_CRT[:, r], floor_RT[r], fit) for r in range(len(floor_RT))]
@@ -142,12 +144,33 @@ def against_the_best(misfit_CRT: Floats) -> Floats:
     return np.where(np.isfinite(others), misfit_CRT - others, misfit_CRT)
 
 
-def _of_own(values_DCRT: Floats, known: Replays, configs: Sequence[str]) -> Floats:
-    """Values of honest pairs, (config, reference, token); NaN for a config that has none."""
-    own = np.full((len(configs), *values_DCRT.shape[2:]), np.nan)
+def calibrated_pairs(data: Replays, known: Replays) -> Bools:
+    """Whether config c's known transcripts can be the null of producer d's: (producer, config).
+
+    They were made on no other kind of machine than producer d states (its engine and batch are part of the
+    claim) and replayed in no other environment class than that in which c replays now.
+    """
+    found = np.zeros((len(data.producers), len(data.configs)), bool)
+    for c, label in enumerate(data.configs):
+        if label not in known.producers or label not in known.configs:
+            continue
+        made = _machine(known.class_D[known.producers.index(label)])
+        replayed = known.class_C[known.configs.index(label)]
+        if not compare(replayed, data.class_C[c]).differs:
+            found[:, c] = [not compare(_machine(own), made).differs for own in data.class_D]
+    return found
+
+
+def _machine(facts: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in facts.items() if name in MACHINE}
+
+
+def _of_own(values_DCRX: Floats, known: Replays, configs: Sequence[str]) -> Floats:
+    """Values of honest pairs, (config, reference, …); NaN for a config that has none."""
+    own = np.full((len(configs), *values_DCRX.shape[2:]), np.nan)
     for c, label in enumerate(configs):
         if label in known.producers and label in known.configs:
-            own[c] = values_DCRT[known.producers.index(label), known.configs.index(label)]
+            own[c] = values_DCRX[known.producers.index(label), known.configs.index(label)]
     return own
 
 
@@ -183,7 +206,7 @@ def held_out(data: Replays, known: Replays, parts: Split, alpha: float, draws: i
         "fit_references": len(parts.fit),
         "threshold_references": fewest,
         "held_out_references": len(parts.judged),
-        "repeated_references": parts.repeated,
+        "left_out_references": parts.left_out,
         "curve_level": least,
     }
     return result

@@ -82,20 +82,21 @@ def _assumed(data: Replays, evidence: Evidence) -> list[str]:
     asked = sum(claim is not None for claim in evidence.claims)
     said = [
         f"Level {alpha:.0%} over all claims together (Holm) and over the T tests of each (T · min p). "
-        f"{plural(len(data.references), 'reference')}, {plural(int(data.emitted_DR.max(initial=0)), 'token')} "
-        "of each at most.",
+        f"{plural(len(data.references), 'reference')}, at most "
+        f"{plural(int(data.emitted_DR.max(initial=0)), 'token')} of each.",
         "Rows confirm by being equal, on whatever machine. They refute by differing only where both records "
         "state one environment class and every rerun here, in processes of its own, was bit-equal: k of R "
         "references differ, none of n reruns did, p = C(R,k)/C(R+n,k) (Fisher).",
         "Text fits rows: on a bit-equal row of a plain greedy record the emitted token is the greatest logit "
         "(ties pass and are counted); one that is not refutes without a p.",
         "Distances and text of kernels that do not repeat, or of other machines: against known transcripts "
-        "(verify.calibration) by a pooled exact test (tail count and rank sum), or, in one environment class, "
-        "against the config's own repeats here by permutation within each reference.",
+        "(verify.calibration) by a pooled exact test (tail count and rank sum), or, in one environment "
+        "class, against the config's own repeats here by permutation within each reference.",
         "Assumed: judged and known transcripts are exchangeable (prompts of one kind), and an engine's start "
         "does not choose the kernel. The producers' own labels are never their calibration. A level holds on "
         "average over calibration sets.",
-        "A file cannot show that its rows are older than this verifier's own: choose prompts, lengths and time.",
+        "A file cannot show that its rows are older than this verifier's own: choose prompts, lengths and "
+        "time yourself.",
     ]
     if evidence.calibrated:
         judged = int(data.units_DR.max(initial=-1)) + 1
@@ -104,9 +105,9 @@ def _assumed(data: Replays, evidence: Evidence) -> list[str]:
         found = fewest_false(evidence.alpha, max(1, asked), tests, judged, needed)
         said.append(
             f"{plural(judged, 'transcript')}, {plural(asked, 'claim')} of {plural(tests, 'test')}: at least "
-            f"{needed} calibration references, and {fitting_part(needed * 5 // 4)} more that fit the scale of "
-            f"distances; with these, {found or 'more than all'} false transcripts are found when their scores "
-            "lie above all of the calibration's (python -m qdx.plan)."
+            f"{needed} calibration references, and {fitting_part(needed * 5 // 4)} more that fit the scale "
+            f"of distances; with these, {found or 'more than all'} false transcripts are found when their "
+            "scores lie above all of the calibration's (python -m qdx.plan)."
         )
     lacking = _lacking(data, evidence)
     return [wrap(line, "  ") for line in (*said, *lacking)]
@@ -123,8 +124,8 @@ def _lacking(data: Replays, evidence: Evidence) -> list[str]:
     lines = []
     if names:
         lines.append(
-            f"A record does not state: {', '.join(dict.fromkeys(names))}. Equal rows still confirm; rows that "
-            "differ refute nothing there; distances and text refute against a calibration."
+            f"A record does not state: {', '.join(dict.fromkeys(names))}. Equal rows still confirm; rows "
+            "that differ refute nothing there; distances and text refute against a calibration."
         )
     if any(sampling_of(data, d) is None for d in range(len(data.producers))):
         lines.append("A record that does not state how its tokens were chosen is never confirmed.")
@@ -200,7 +201,8 @@ def _references(data: Replays, result: xr.Dataset, at: Sequence[int]) -> list[st
         "",
         wrap(
             "Rows that are bit-equal, of those that the verifier has; tokens that are greedy by the "
-            "verifier's own rows, of those emitted; tokens that do not fit a bit-equal row; mean margin [nat].",
+            "verifier's own rows, of those emitted; tokens that do not fit a bit-equal row; mean margin "
+            "[nat].",
             "  ",
         ),
         table(head, rows, left=3),

@@ -27,14 +27,14 @@ class Split:
         The calibration's other references: the honest scores that thresholds are taken from.
     judged : array of int
         References of the judged transcripts.
-    repeated : int
-        References left out because their token ids are those of another one, which counts for both.
+    left_out : int
+        References that are of one unit with another, which counts for all of it.
     """
 
     fit: Ints
     honest: Ints
     judged: Ints
-    repeated: int
+    left_out: int
 
     @property
     def calibration(self) -> Ints:
@@ -69,7 +69,7 @@ def fewest_to_split(alpha: float) -> int:
     return calibration_references(alpha) + FEWEST_REFERENCES
 
 
-def split(keys: Sequence[str], alpha: float) -> Split | None:
+def split(keys: Sequence[str], unit_R: Ints, alpha: float) -> Split | None:
     """Split the judged references themselves: half of them calibrate.
 
     A greater half would buy narrower thresholds with wider rates. The calibration never has fewer than a
@@ -79,53 +79,83 @@ def split(keys: Sequence[str], alpha: float) -> Split | None:
     ----------
     keys : sequence of str
         A hash of every reference's token ids.
+    unit_R : array (reference,)
+        The unit that each belongs to (`units.units_of`). One reference of a unit is used, so that what is
+        counted is independent and no unit is in two parts.
     alpha : float
 
     Returns
     -------
     Split or None
-        None under `fewest_to_split` different references.
+        None under `fewest_to_split` units.
 
     Notes
     -----
-    References are sorted by SHA-256 of their key, so that neither their order in the file nor their names,
-    which a producer may choose, decides. Whoever chooses the prompts can compute the split beforehand: it
-    measures error rates and is no defence against a liar.
+    Units are sorted by the least SHA-256 of their references' keys, so that neither their order in the file
+    nor their names, which a producer may choose, decides. Whoever chooses the prompts can compute the split
+    beforehand: it measures error rates and is no defence against a liar.
     """
-    order, repeated = _order(keys)
+    order, left_out = _order(keys, unit_R)
     needed = calibration_references(alpha)
     if len(order) < needed + FEWEST_REFERENCES:
         return None
     most = max(needed, calibration_references(FPR))
     count = min(max(len(order) // 2, needed), most)
     fit = fitting_part(count)
-    return Split(order[:fit], order[fit:count], order[count:], repeated)
+    return Split(order[:fit], order[fit:count], order[count:], left_out)
 
 
-def beside(keys: Sequence[str], known_keys: Sequence[str], alpha: float) -> Split | None:
+def beside(
+    keys: Sequence[str], unit_R: Ints, known_keys: Sequence[str], known_unit_R: Ints, alpha: float
+) -> Split | None:
     """Split a separate calibration into its two parts; every judged reference is judged.
 
     Parameters
     ----------
     keys, known_keys : sequence of str
         Of the judged references, and of the calibration's. What is in both does not calibrate.
+    unit_R, known_unit_R : array (reference,)
+        See `split`.
 
     Returns
     -------
     Split or None
         None where too few references calibrate for level `alpha`, or fewer than 8 are judged.
     """
-    judged, repeated = _order(keys)
-    order, known_repeated = _order(known_keys)
-    order = np.array([i for i in order if known_keys[i] not in set(keys)], np.int64)
+    judged, left_out = _order(keys, unit_R)
+    order, known_left_out = _order(known_keys, known_unit_R)
+    both = {int(unit) for key, unit in zip(known_keys, known_unit_R, strict=True) if key in set(keys)}
+    order = np.array([i for i in order if int(known_unit_R[i]) not in both], np.int64)
     if len(order) < calibration_references(alpha) or len(judged) < FEWEST_REFERENCES:
         return None
     fit = fitting_part(len(order))
-    return Split(order[:fit], order[fit:], judged, repeated + known_repeated)
+    return Split(order[:fit], order[fit:], judged, left_out + known_left_out)
 
 
-def _order(keys: Sequence[str]) -> tuple[Ints, int]:
-    """The first reference of every key, sorted by the keys' hashes; how many others there are."""
-    first = {key: i for i, key in reversed(list(enumerate(keys)))}
-    ranked = sorted(first, key=lambda key: hashlib.sha256(key.encode()).digest())
-    return np.array([first[key] for key in ranked], np.int64), len(keys) - len(first)
+def units_of_all(units_DR: Ints) -> Ints:
+    """Units of references over all producers: of one unit where they are for any producer.
+
+    Parameters
+    ----------
+    units_DR : array (producer, reference)
+    """
+    joined = units_DR[0].copy()
+    changed = True
+    while changed:
+        before = joined.copy()
+        for unit_R in units_DR:
+            for unit in np.unique(unit_R):
+                members = unit_R == unit
+                joined[np.isin(joined, joined[members])] = joined[members].min()
+        changed = bool((joined != before).any())
+    return np.asarray(joined, np.int64)
+
+
+def _order(keys: Sequence[str], unit_R: Ints) -> tuple[Ints, int]:
+    """One reference of every unit, sorted by hash; how many others there are."""
+    hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
+    ranked = sorted(range(len(keys)), key=lambda i: (hashes[i], i))
+    first: dict[int, int] = {}
+    for i in ranked:
+        first.setdefault(int(unit_R[i]), i)
+    return np.array(list(first.values()), np.int64), len(keys) - len(first)

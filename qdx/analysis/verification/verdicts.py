@@ -119,7 +119,7 @@ def text_misfits(data: Replays, d: int, c: int) -> tuple[int, int]:
 
 
 def every_row_equal(data: Replays, d: int, v: int) -> bool:
-    """Whether a producer published every row that config v has here, all are equal, and its text fits them."""
+    """Whether every row that config v has here is published and bit-equal, and the text fits them."""
     return (
         all(bool(rows.all_equal_DC[d, v]) for rows in data.phases)
         and data.prefill is not None
@@ -153,8 +153,9 @@ def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
         return Verdict(
             "refuted",
             "text",
-            f"the text does not fit the rows: {plural(tokens, 'token')} of {plural(transcripts, 'transcript')} "
-            f"are not the greatest of a row that is bit-equal to the one here; {rows}",
+            f"the text does not fit the rows: {plural(tokens, 'token')} of "
+            f"{plural(transcripts, 'transcript')} are not the greatest of a row that is bit-equal to the one "
+            f"here; {rows}",
             max(transcripts, tested.false_at_least),
         )
     equal = every_row_equal(data, d, c)
@@ -296,15 +297,15 @@ def _remedy(evidence: Evidence, tested: Claim, d: int) -> str:
     weak = [test for test in tested.tests if not _can_refute(evidence, tested, test)]
     if weak:
         reasons.append(
-            f"{plural(judged, 'transcript')} cannot refute by {', '.join(test.name for test in weak)} (least p "
-            f"{_p(max(test.least for test in weak))} times {len(tested.tests)} tests and {asked} claims): "
+            f"{plural(judged, 'transcript')} cannot refute by {', '.join(test.name for test in weak)} (least "
+            f"p {_p(max(test.least for test in weak))} times {len(tested.tests)} tests and {asked} claims): "
             "more references, or more repeats here"
         )
     if not evidence.calibrated and "distances" in tested.unlisted:
         needed = counts_needed(evidence.alpha, asked, 2, judged)
         reasons.append(
-            f"a calibration (verify.calibration) of {needed} references beside those that fit its scale would "
-            "allow a test"
+            f"a calibration (verify.calibration) of {needed} references beside those that fit its scale "
+            "would allow a test"
         )
     return f"; no decision: {'; '.join(reasons)}" if reasons else ""
 

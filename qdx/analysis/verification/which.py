@@ -20,11 +20,11 @@ from qdx.analysis.verification.attribution import (
     equal_rows_fit,
     judge,
 )
-from qdx.analysis.verification.claims import calibrating
-from qdx.analysis.verification.gather import Replays, same_machines
-from qdx.analysis.verification.held_out import held_out
+from qdx.analysis.verification.claims import Trees, calibrating
+from qdx.analysis.verification.gather import Replays
+from qdx.analysis.verification.held_out import calibrated_pairs, held_out
 from qdx.analysis.verification.likelihood import Calibration, row_mean
-from qdx.analysis.verification.split import beside, fewest_to_split, split
+from qdx.analysis.verification.split import beside, fewest_to_split, split, units_of_all
 from qdx.analysis.verification.which_text import calibration_text, headline, leave_one_out_text, section_text
 from qdx.errors import QdxError
 
@@ -37,7 +37,7 @@ def attribution(
     verifier_tree: xr.DataTree,
     alpha: float = 0.05,
     draws: int = 1000,
-    calibration: tuple[xr.DataTree, xr.DataTree] | None = None,
+    calibration: Trees | Sequence[Trees] | None = None,
 ) -> Section:
     """Count false claims that are refuted and configs that are named wrongly, on held-out references.
 
@@ -49,8 +49,9 @@ def attribution(
         Level of the conformal sets.
     draws : int
         Of bootstraps over references.
-    calibration : (producer_tree, verifier_tree), optional
-        See `claims.verify`. Without it the judged references are split by a hash of their token ids
+    calibration : (producer_tree, verifier_tree), or a sequence of such pairs, optional
+        See `claims.verify`; the first set that was made and replayed on these machines is used. Without it
+        the judged references are split by a hash of their token ids
         (`split.split`): one part calibrates, the other is judged.
 
     Returns
@@ -83,16 +84,16 @@ def attribution(
     """
     data = Replays.of(producer_tree, verifier_tree)
     sets = calibrating(data, calibration)
-    known = sets[0] if sets else data
+    known = next((one for one in sets if calibrated_pairs(data, one).any()), sets[0]) if sets else data
     keys, known_keys = data.reference_keys, known.reference_keys
     same = [known_keys.index(key) if key in known_keys else -1 for key in keys]
     judged = judge(data.energy_DCRT, data.floor_DRT, known.calibration(data.configs), same)
-    judged.p_DCR[~same_machines(data, known)] = np.nan
+    judged.p_DCR[~calibrated_pairs(data, known)] = np.nan
     rows = data.decode
-    judged.p_DCR[:] = equal_rows_fit(judged.p_DCR, rows.compared_DCR, rows.equal_DCR)
+    judged.p_DCR[:] = equal_rows_fit(judged.p_DCR, rows.content_equal_DCR, rows.expected_DCR)
     distance = row_mean(np.sqrt(data.energy_DCRT * data.components))
     result = _named(data.producers, data.configs, judged, distance, alpha)
-    bits = (rows.compared_DCR > 0) & (rows.equal_DCR == rows.compared_DCR)
+    bits = (rows.expected_DCR > 0) & (rows.content_equal_DCR == rows.expected_DCR)
     about = {**ONE, "long_name": "transcripts whose every decode row is bit-equal to the config's replay"}
     result["bit_equal"] = (("producer", "config"), bits.sum(-1), about)
     counts = judged.references_CR[judged.references_CR > 0]
@@ -101,12 +102,14 @@ def attribution(
         "references": len(data.references),
         "leave_one_out_references": int(counts.min()) if counts.size else 0,
         "rows": int(np.isfinite(data.energy_DCRT).sum(-1).max(initial=0)),
-        "calibration": "a part of the judged references" if calibration is None else "separate transcripts",
+        "calibration": "a part of the judged references" if not sets else "separate transcripts",
     }
-    parts = split(keys, alpha) if calibration is None else beside(keys, known_keys, alpha)
+    unit_R, known_unit_R = units_of_all(data.units_DR), units_of_all(known.units_DR)
+    parts = beside(keys, unit_R, known_keys, known_unit_R, alpha) if sets else split(keys, unit_R, alpha)
     if parts is None:
         result.attrs |= {"calibration_references": 0, "held_out_references": 0}
-        needed = _too_few(keys, None if calibration is None else known_keys, alpha)
+        calibrating_units = len(set(known_unit_R[[key not in keys for key in known_keys]]))
+        needed = _too_few(len(set(unit_R)), calibrating_units if sets else None, len(keys), alpha)
         result.attrs["headline"] = needed
         said = f"{needed[0].upper()}{needed[1:]}. The producers' labels are taken as true."
         text = [wrap(said, "  "), *leave_one_out_text(result)]
@@ -119,19 +122,21 @@ def attribution(
     return Section("attribution", "Which of N", result, {"": "\n".join(text)})
 
 
-def _too_few(keys: Sequence[str], known_keys: Sequence[str] | None, alpha: float) -> str:
-    """Why there are no held-out references."""
-    judged, fewest = len(set(keys)), fewest_to_split(alpha)
-    if known_keys is None:
+def _too_few(judged: int, calibrating: int | None, references: int, alpha: float) -> str:
+    """Why there are no held-out references, by units."""
+    fewest = fewest_to_split(alpha)
+    units = (
+        f"{plural(judged, 'independent unit')} in {plural(references, 'reference')} (one is what shares "
+        "token ids, a batch or overlapping prompts)"
+    )
+    if calibrating is None:
         return (
-            f"no error rates: {plural(judged, 'different reference')}, {fewest} are needed at level "
-            f"{alpha:.0%}, to calibrate with some and judge others"
+            f"no error rates: {units}, {fewest} are needed at level {alpha:.0%}, to calibrate with some and "
+            "judge others"
         )
-    calibrating = len(set(known_keys) - set(keys))
     return (
-        f"no error rates: {plural(calibrating, 'calibration reference')} of other prompts than the judged, "
-        f"and {plural(judged, 'judged reference')}; {fewest - FEWEST_REFERENCES} and {FEWEST_REFERENCES} "
-        f"are needed at level {alpha:.0%}"
+        f"no error rates: {plural(calibrating, 'calibration unit')} of other prompts than the judged, and "
+        f"{units}; {fewest - FEWEST_REFERENCES} and {FEWEST_REFERENCES} are needed at level {alpha:.0%}"
     )
 
 

@@ -65,13 +65,15 @@ def _basis(result: xr.Dataset) -> list[str]:
             f"Split of {plural(int(a['references']), 'reference')} by a hash of their token ids: {calibrate} "
             f"calibrate ({part}), the other {judged} are judged."
         )
-    if a["repeated_references"]:
-        repeated = plural(int(a["repeated_references"]), "reference")
-        source += f" Left out: {repeated} with the token ids of another."
+    if a["left_out_references"]:
+        source += (
+            f" Left out: {plural(int(a['left_out_references']), 'reference')} of one unit with another "
+            "(equal token ids, one batch, or overlapping prompts)."
+        )
     low, high = false_alarm_spread(limits, int(level(alpha) * (limits + 1)))
     return [
         f"{source} The producers' labels are taken as true: this measures error rates and decides no claim. "
-        "Assumed: references are exchangeable and independent, those of one batch too.",
+        "Assumed: units are exchangeable and independent.",
         "Intervals: 95 % (Clopper and Pearson); of sums over pairs a bootstrap over references, or exact "
         "where fewer than 5 references have an error (or none).",
         f"Level {alpha:.0%} is an average over calibration sets. Of new honest transcripts, a set of "
@@ -296,7 +298,6 @@ def calibration_text(references: int, alpha: float, own_labels: bool) -> list[st
     else:
         lines.append(
             f"An honest claim on one transcript is rejected with probability at most {alpha:.0%} "
-            f"(attainable: {attainable_level(references, alpha):.2%}); over several, by min(1, 2 · mean p), "
-            "at most that too."
+            f"(attainable: {attainable_level(references, alpha):.2%})."
         )
     return [wrap(line, "  ") for line in lines]
