@@ -193,15 +193,13 @@ def _calibration(asked: Plan) -> list[str]:
         lines += _found(asked, lambda d: pooled_power(d, m, null, share), "stand out")
     low, high = level_spread(m, null, share) if null else (0.0, 0.0)
     if high:
+        spread = f"{_tenths(low)} to {_tenths(high)} % (95 % of sets)"
         lines += [
             _line(
                 "level",
                 f"{_percent(share)} on average over calibration sets; with one set of {null:,} the tail",
             ),
-            _line(
-                "",
-                f"count alone refutes an honest producer in {_tenths(low)} to {_tenths(high)} % (95 % of sets).",
-            ),
+            _line("", f"count alone refutes an honest producer in {spread}."),
         ]
     if asked.evidence == "text":
         ends = "not refuted · refuted · undecided; never confirmed, for there are no rows"
