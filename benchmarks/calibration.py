@@ -249,14 +249,9 @@ def table(name: str, values: Sequence[float], digits: int = 3) -> None:
     print("    " + name.ljust(34) + "".join(f"{value:9.{digits}f}" for value in values))
 
 
-def total_for(null: int) -> int:
-    """Calibration references of which so many are left after the fit."""
-    return next(total for total in range(null, 3 * null) if total - pv.fitting_part(total) == null)
-
-
 def pooled(law: Law, trials: int, seed: int) -> None:
     """Print level and power of the pooled tests against calibration."""
-    totals = [total_for(null) for null, _ in SETTINGS]
+    totals = [pv.calibration_total(null) for null, _ in SETTINGS]
     for maker, label in law.pairs:
         d, c = law.labels.index(maker), law.labels.index(label)
         generator = np.random.default_rng(seed)

@@ -110,9 +110,9 @@ def test_rank_sum_with_ties_counts_every_choice(sizes):
 def test_a_large_rank_sum_is_drawn_repeatably_fast_and_near_the_normal_law():
     generator = np.random.default_rng(0)
     judged, null = generator.normal(0.25, 1, 100), generator.normal(0, 1, 400)
-    started = time.perf_counter()
+    started = time.process_time()
     p = pv.rank_sum_p(judged, null)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert p.denominator <= 1 + pv.DRAWS and p == pv.rank_sum_p(judged, null)
     assert len({pv.rank_sum_p(judged, null, seed) for seed in range(5)}) > 1
     expected = stats.mannwhitneyu(judged, null, alternative="greater").pvalue
@@ -217,9 +217,9 @@ def test_the_share_is_0_where_the_pooled_test_does_not_reject_and_fast_where_it_
     generator = np.random.default_rng(9)
     null = generator.normal(0, 1, 400)
     judged = np.r_[generator.normal(0, 1, 50), generator.normal(9, 1, 50)]
-    started = time.perf_counter()
+    started = time.process_time()
     assert 45 <= pv.false_share(judged, null, ALPHA) <= 51
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
 
 
 # Own repeats

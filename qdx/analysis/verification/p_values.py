@@ -306,9 +306,9 @@ def within_reference_p(score_RM: Floats) -> Fraction | None:
     members = score.shape[1]
     top = score == score.max(-1, keepdims=True)
     single = top.sum(-1) == 1
-    p_top = _binomial_tail(int(single.sum()), int((single & top[:, 0]).sum()), members)
+    p_top = binomial_tail(int(single.sum()), int((single & top[:, 0]).sum()), members)
     rank_RM = _doubled_midranks(score)
-    p_rank = Fraction(_sums_reaching(rank_RM, int(rank_RM[:, 0].sum())), members ** len(score))
+    p_rank = Fraction(sums_reaching(rank_RM, int(rank_RM[:, 0].sum())), members ** len(score))
     return _either(p_top, p_rank, members)
 
 
@@ -316,13 +316,13 @@ def _either(p_top: Fraction, p_rank: Fraction, members: int) -> Fraction:
     return p_rank if members == 2 else min(Fraction(1), 2 * min(p_top, p_rank))
 
 
-def _binomial_tail(trials: int, least: int, sides: int) -> Fraction:
+def binomial_tail(trials: int, least: int, sides: int) -> Fraction:
     """P(K ≥ least) of `trials` throws of a die with so many sides, one of which counts."""
     ways = sum(math.comb(trials, k) * (sides - 1) ** (trials - k) for k in range(least, trials + 1))
     return Fraction(ways, sides**trials)
 
 
-def _sums_reaching(value_RM: Ints, least: int) -> int:
+def sums_reaching(value_RM: Ints, least: int) -> int:
     """Count the ways to take one value of each row whose sum is at least `least` (as `_subsets_reaching`)."""
     rows, members = value_RM.shape
     bits = (members**rows).bit_length() + 1
@@ -364,8 +364,8 @@ def within_reference_false_share(score_RM: Floats, alpha: Fraction) -> int:
     for j in range(len(rank_R)):
         kept = rank_R[: len(rank_R) - j]
         untied = np.tile(np.arange(members), (len(kept), 1))
-        p_top = _binomial_tail(len(kept), int((kept == members - 1).sum()), members)
-        p_rank = Fraction(_sums_reaching(untied, int(kept.sum())), members ** len(kept))
+        p_top = binomial_tail(len(kept), int((kept == members - 1).sum()), members)
+        p_rank = Fraction(sums_reaching(untied, int(kept.sum())), members ** len(kept))
         if _either(p_top, p_rank, members) > alpha:
             return j
     return len(rank_R)
@@ -481,19 +481,37 @@ def _share_of_level(alpha: Fraction, claims: int, tests: int, judged: int) -> Fr
     return alpha / (claims * tests)
 
 
-def fewest_calibration(alpha: Fraction, claims: int = 1, tests: int = 1, judged: int = 1) -> int:
-    """Count the calibration references, beside the fitting part, at which a rejection is possible at all.
+def fewest_calibration(
+    alpha: Fraction, claims: int = 1, tests: int = 1, judged: int = 1, false: int | None = None
+) -> int:
+    """Count the calibration references, beside the fitting part, at which a rejection is possible.
 
     The least p of one transcript is 1/(n + 1), that of m > 1 is 2/C(m + n, m); it has to be α/(c · T) at
     most for the least of c claims with T listed tests each.
+
+    Parameters
+    ----------
+    false : int, optional
+        Find so many that score above all calibration, whatever the other judged ones score. Default: all.
     """
     share = _share_of_level(alpha, claims, tests, judged)
-    if judged == 1:
-        return math.ceil(1 / share) - 1
+    k = judged if false is None else false
+    if not 1 <= k <= judged:
+        raise QdxError(f"{k} false transcripts of {judged}: there are 1 to {judged}")
     n = 1
-    while Fraction(2, math.comb(judged + n, judged)) > share:
-        n += 1
+    while _tail_p(judged, n, k) > share:
+        n *= 2
+    low = n // 2  # not enough, or 0
+    while n - low > 1:
+        middle = (low + n) // 2
+        low, n = (low, middle) if _tail_p(judged, middle, k) <= share else (middle, n)
     return n
+
+
+def _tail_p(judged: int, null: int, k: int) -> Fraction:
+    """`pooled_p` at most, where k of the judged scores lie above all calibration's."""
+    factor = 1 if judged == 1 else 2
+    return factor * Fraction(math.comb(judged, k), math.comb(judged + null, k))
 
 
 def fewest_false(alpha: Fraction, claims: int, tests: int, judged: int, null: int) -> int | None:
@@ -506,11 +524,7 @@ def fewest_false(alpha: Fraction, claims: int, tests: int, judged: int, null: in
         not even all m are enough.
     """
     share = _share_of_level(alpha, claims, tests, judged)
-    factor = 1 if judged == 1 else 2
-    for k in range(1, judged + 1):
-        if factor * Fraction(math.comb(judged, k), math.comb(judged + null, k)) <= share:
-            return k
-    return None
+    return next((k for k in range(1, judged + 1) if _tail_p(judged, null, k) <= share), None)
 
 
 def fitting_part(total: int) -> int:
@@ -521,6 +535,20 @@ def fitting_part(total: int) -> int:
     while the scale gets better with the set. The level is exact with any part.
     """
     return min(total, max(FITTING, math.ceil(total / 5)))
+
+
+def calibration_total(null: int) -> int:
+    """Count the calibration references of which `null` are left after the fit: the least such number.
+
+    Examples
+    --------
+    >>> calibration_total(39), calibration_total(99)
+    (49, 124)
+    """
+    total = null
+    while total - fitting_part(total) < null:
+        total += 1
+    return total
 
 
 def split(keys: Sequence[str]) -> tuple[list[int], list[int]]:
