@@ -53,38 +53,6 @@ def fewest_references(alpha: float, transcripts: int = 1) -> int:
     return math.ceil((1 if transcripts < 2 else 2) / alpha - 1 - _ROUNDING)
 
 
-def combine(p_M: Sequence[float] | Floats) -> float:
-    """min(1, 2 · mean p) of m transcripts of one producer: a p-value however they depend on each other.
-
-    They do depend: all of them are judged by one calibration set. NaN when none was judged.
-    """
-    p = np.asarray(p_M, float)
-    p = p[np.isfinite(p)]
-    return math.nan if not len(p) else float(p[0] if len(p) == 1 else min(1.0, 2 * p.mean()))
-
-
-def holm(p_M: Sequence[float] | Floats) -> Floats:
-    """Adjust the p-values of a list of claims (Holm 1979): rejecting those ≤ α errs with at most α.
-
-    Parameters
-    ----------
-    p_M : sequence (claims,)
-        NaN for a claim that could not be tested; it stays NaN and does not count.
-
-    Returns
-    -------
-    array (claims,)
-        Not below the p-values, at most 1.
-    """
-    p = np.asarray(p_M, float)
-    adjusted = np.full(p.shape, np.nan)
-    tested = np.flatnonzero(np.isfinite(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
-    factors = np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * factors))
-    return adjusted
-
-
 @dataclass(frozen=True)
 class Answer:
     """Which configs are plausible.

@@ -10,7 +10,7 @@ import xarray as xr
 from qdx.analysis.layout import NOT_MEASURED, plural, table, wrap
 from qdx.analysis.verification.evidence import Claim, counts_needed, sampling_of
 from qdx.analysis.verification.gather import Replays
-from qdx.analysis.verification.p_values import false_alarm_spread, fewest_false, fitting_part
+from qdx.analysis.verification.p_values import calibration_total, false_alarm_spread, fewest_false
 from qdx.analysis.verification.verdicts import Evidence, Verdict
 
 SHOWN = 40
@@ -105,7 +105,7 @@ def _assumed(data: Replays, evidence: Evidence) -> list[str]:
         found = fewest_false(evidence.alpha, max(1, asked), tests, judged, needed)
         said.append(
             f"{plural(judged, 'transcript')}, {plural(asked, 'claim')} of {plural(tests, 'test')}: at least "
-            f"{needed} calibration references, and {fitting_part(needed * 5 // 4)} more that fit the scale "
+            f"{needed} calibration references, {calibration_total(needed) - needed} more that fit the scale "
             f"of distances; with these, {found or 'more than all'} false transcripts are found when their "
             "scores lie above all of the calibration's (python -m qdx.plan)."
         )
