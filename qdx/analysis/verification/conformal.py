@@ -1,8 +1,7 @@
 """Conformal p-values: how many calibration references fit a claim no better than the judged transcript.
 
 Sources: V. Vovk, A. Gammerman, G. Shafer, *Algorithmic Learning in a Random World* (2005), for p and its
-set; V. Vovk and R. Wang, "Combining p-values via averaging" (Biometrika 107, 2020), for 2 · mean; S. Holm
-(1979).
+set.
 """
 
 from __future__ import annotations

@@ -320,7 +320,7 @@ def _rows_test(data: Replays, rows: Compared, d: int, c: int, name: str) -> _Lis
     differ_U, _ = greatest_of_units(np.where(here, differ_R, 0.0), data.units_DR[d])
     judged_U, _ = greatest_of_units(here.astype(float), data.units_DR[d])
     reruns = (data.repeats - 1) * int(judged_U.sum())
-    null = f"{plural(reruns, 'rerun')} here in {data.processes_C[c] - 1} further processes, all bit-equal"
+    null = f"{plural(reruns, 'rerun')} here in {data.repeats - 1} further processes, all bit-equal"
     return _Fisher(name, differ_U[judged_U > 0], reruns, null)
 
 

@@ -130,9 +130,9 @@ def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
         return Verdict(
             "refuted",
             "text",
-            f"the text does not fit the rows: {plural(tokens, 'token')} of "
-            f"{plural(transcripts, 'transcript')} are not the greatest of a row that is bit-equal to the one "
-            f"here; {rows}",
+            f"the text does not fit the rows: {plural(tokens, 'token')} in "
+            f"{plural(transcripts, 'transcript')}, each on a row that is bit-equal to the one here and has a "
+            f"greater logit; {rows}",
             max(transcripts, tested.false_at_least),
         )
     equal = every_row_equal(data, d, c)
