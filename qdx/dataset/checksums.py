@@ -93,10 +93,10 @@ def sums_of(values: NDArray[Any], count: int) -> Sums:
 def _sum_of(octets: NDArray[np.uint8]) -> int:
     rows = len(octets) // (8 * LANES)
     if rows < 2:
-        return zlib.crc32(octets)
+        return zlib.crc32(octets.data)
     end = rows * 8 * LANES
     lanes = octets[:end].view(np.uint64).reshape(rows, LANES).sum(0)
-    return zlib.crc32(octets[end:], zlib.crc32(lanes))
+    return zlib.crc32(octets[end:].data, zlib.crc32(lanes.data))
 
 
 @dataclass(frozen=True)
