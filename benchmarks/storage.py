@@ -11,7 +11,8 @@ call, in chunks of one row; reading it is one call, too. ``recorder, rows`` is w
 to the journal as they come, by eights, and compresses them at the end, both timed, without what is derived of
 them (``deriving`` is that alone: hash, sketch, top-k, logsumexp; it is done where the rows are, on a GPU) and
 without what every run costs, however short, which the last line says. It is read by `RunReader`, and through
-`qdx.open` as the dask array that an analysis script gets.
+`qdx.open` as the dask array that an analysis script gets. ``no checks`` is the same without checksums (see
+`qdx.dataset.checksums`): the lines below the table say what they cost.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,7 +36,7 @@ import torch
 import qdx
 import qdx.capture.recorder as recording
 from qdx.capture import CaptureSettings, Recorder
-from qdx.dataset import RunReader, layout
+from qdx.dataset import RunReader, checksums, layout
 from qdx.dataset.encoding import FAST, PORTABLE
 
 FEW = 8
@@ -151,6 +154,18 @@ def _record(path: Path, rows: int, vocab: int, coords: dict[str, Any], logits_PV
         recorder.finish()
 
 
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Let the recorder make no checksums."""
+    store, sums_of = checksums.store, checksums.sums_of
+    checksums.store = lambda *_: None
+    checksums.sums_of = lambda _, count: np.zeros(count, np.uint64)
+    try:
+        yield
+    finally:
+        checksums.store, checksums.sums_of = store, sums_of
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, help="take the rows of this run.nc")
@@ -187,27 +202,31 @@ def main() -> None:
                 same(name, back_PV, wide_PV)
                 del back_PV
                 note(name, path, writing, reading)
-            run.unlink(missing_ok=True)
-            few, deriving = timed(lambda: record(run, torch_PV[:FEW]))
-            fixed.append(few - deriving)
-            run.unlink()
-            whole, deriving = timed(lambda: record(run, torch_PV))
-            reader = RunReader(run)
-            reader.phase("prefill")
-            reading, back_PV = timed(lambda reader=reader: reader.rows("prefill", 0, 0, slice(None)))
-            reader.close()
-            same("recorder", back_PV, wide_PV)
-            del back_PV
-            # The few rows' own time went with the fixed part: what is left is of the others.
-            rows_alone = (whole - deriving - fixed[-1]) * len(half_PV) / (len(half_PV) - FEW)
-            note("recorder, rows", run, rows_alone, reading)
-            note("deriving", run, deriving, float("nan"))
-            with qdx.open(run) as tree:
-                lazy = tree["prefill"]["logit"]
-                reading, back_PV = timed(lambda lazy=lazy: lazy.values)
-            same("qdx.open", back_PV[0, 0, 0], wide_PV)
-            del back_PV
-            note("qdx.open, dask", run, float("nan"), reading)
+            for kind in ("", ", no checks"):
+                with unchecked() if kind else nullcontext():
+                    run.unlink(missing_ok=True)
+                    few, deriving = timed(lambda: record(run, torch_PV[:FEW]))
+                    own_fixed = few - deriving
+                    run.unlink()
+                    whole, deriving = timed(lambda: record(run, torch_PV))
+                reader = RunReader(run)
+                reader.phase("prefill")
+                reading, back_PV = timed(lambda reader=reader: reader.rows("prefill", 0, 0, slice(None)))
+                reader.close()
+                same("recorder", back_PV, wide_PV)
+                del back_PV
+                # The few rows' own time went with the fixed part: what is left is of the others.
+                rows_alone = (whole - deriving - own_fixed) * len(half_PV) / (len(half_PV) - FEW)
+                note(f"recorder, rows{kind}", run, rows_alone, reading)
+                if not kind:
+                    fixed.append(own_fixed)
+                    note("deriving", run, deriving, float("nan"))
+                with warnings.catch_warnings(action="ignore"), qdx.open(run) as tree:
+                    lazy = tree["prefill"]["logit"]
+                    reading, back_PV = timed(lambda lazy=lazy: lazy.values)
+                same("qdx.open", back_PV[0, 0, 0], wide_PV)
+                del back_PV
+                note(f"qdx.open, dask{kind}", run, float("nan"), reading)
     megabytes = half_PV.nbytes / 1e6
     kind = f"rows of {options.run}" if options.run else "made rows"
     print(f"{len(half_PV)} × {half_PV.shape[1]} float16 logits, {kind}, {options.rounds} rounds")
@@ -222,6 +241,17 @@ def main() -> None:
             for peer in ("np.save, float16", PEER):
                 cells.append(_cell(median(p[i] / o for p, o in zip(seconds[peer], own, strict=True)), 9, 2))
         print("".join(cells))
+    for name, i, what in (
+        ("recorder, rows", 0, "writing"),
+        ("recorder, rows", 1, "reading by RunReader"),
+        ("qdx.open, dask", 1, "reading through qdx.open"),
+    ):
+        times = zip(seconds[name], seconds[f"{name}, no checks"], strict=True)
+        more = [checked[i] / plain[i] - 1 for checked, plain in times]
+        print(
+            f"\nchecks cost {median(more):+.1%} in {what} (rounds: {min(more):+.1%} to {max(more):+.1%})",
+            end="",
+        )
     print(f"\na run of {FEW} rows takes {median(fixed):.2f} s beside deriving: its files and small variables")
 
 

@@ -7,8 +7,9 @@ of one reference, and a digest of every group's and variable's dimensions and at
 last byte that HDF5 counts as its own: every reader ignores them, copying the file copies them, and whoever
 changes the file with HDF5 afterwards cuts them off: an edited file is unchecked, and not called damaged.
 
-The sum of a block is ``Σ a_i · word_i (mod 2^64)`` over its 64-bit words with odd ``a_i``, see
-`qdx.capture.hashing`: any change of one word is found with certainty, any other but one in 2^64. It protects
+The sum of a block is the CRC-32 of its bytes; of a long one, such as a row of logits, of what remains when
+its 64-bit words are first added up in `LANES` sums, which is more than twice as fast. A block that changed is
+missed about once in 2^32. (Not so when a long block's changes within one lane cancel each other.) It protects
 from accidents and not from somebody who changes a value on purpose: she can make the sums anew.
 """
 
@@ -22,7 +23,6 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from qdx.errors import QdxError
 
 MAGIC = b"QDXSUMS1"
 OUTER = ("config", "repeat", "producer", "config_b", "repeat_pair", "reference")  # axes of blocks
+LANES = 2039  # a prime, so that what repeats in a row does not fall into one lane
 _HEAD = struct.Struct("<8sQI")  # MAGIC, bytes of what follows, its CRC-32
 _END_OF_FILE = {0: 40, 1: 44, 2: 28, 3: 28}  # version of HDF5's superblock → offset of "end of file"
 _PIECE = 8 * 2**20  # bytes that are read at once
@@ -66,15 +67,6 @@ def damage(path: Path, where: str, what: str) -> DamageError:
     return DamageError(path, f"{path} is damaged: {where} {what}")
 
 
-@lru_cache(maxsize=4)
-def _weights(count: int) -> Sums:
-    """Odd outputs of splitmix64 started at 0."""
-    x = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (x ^ (x >> np.uint64(31))) | np.uint64(1)
-
-
 def sums_of(values: NDArray[Any], count: int) -> Sums:
     """Return the sums of blocks of values.
 
@@ -92,17 +84,19 @@ def sums_of(values: NDArray[Any], count: int) -> Sums:
         blocks = values.reshape(count, -1).tolist()
         texts = [hashlib.blake2b(json.dumps(block).encode(), digest_size=8).digest() for block in blocks]
         return np.frombuffer(b"".join(texts), "<u8").astype(np.uint64)
-    width = values.nbytes // count if count else 0
-    if not width:
+    if not values.size:
         return np.zeros(count, np.uint64)
-    octets = np.ascontiguousarray(values).view(np.uint8).reshape(count, width)
-    if width % 8:
-        padded = np.zeros((count, width + 8 - width % 8), np.uint8)
-        padded[:, :width] = octets
-        octets = padded
-    words = octets.view("<u8")
-    # Of integers, numpy's other products are slower or make a temporary array as large as the values.
-    return np.asarray(np.einsum("bw,w->b", words, _weights(words.shape[1])))
+    octets = np.ascontiguousarray(values).view(np.uint8).reshape(count, -1)
+    return np.fromiter((_sum_of(block) for block in octets), np.uint64, count)
+
+
+def _sum_of(octets: NDArray[np.uint8]) -> int:
+    rows = len(octets) // (8 * LANES)
+    if rows < 2:
+        return zlib.crc32(octets.data)
+    end = rows * 8 * LANES
+    lanes = octets[:end].view(np.uint64).reshape(rows, LANES).sum(0)
+    return zlib.crc32(octets[end:].data, zlib.crc32(lanes.data))
 
 
 @dataclass(frozen=True)

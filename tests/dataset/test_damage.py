@@ -38,6 +38,10 @@ FLIPS = 200
 def whole(tmp_path_factory) -> Path:
     """A sweep with its report and its commitments."""
     folder = write_sweep(tmp_path_factory.mktemp("whole") / "sweep", LABELS, repeats=2)
+    plan = json.loads((folder / "sweep.json").read_text())
+    plan["metrics"] = {"l2": {"_target_": "qdx.metrics.l2"}}
+    plan["analyses"] = {"noise_floor": {"_target_": "qdx.analysis.noise_floor"}}
+    (folder / "sweep.json").write_text(json.dumps(plan | {"report": {"formats": ["txt"]}}))
     build(folder, console=False)
     commit(folder)
     return folder
@@ -54,7 +58,7 @@ def end(path: Path) -> int:
 
 
 def change(path: Path, group: str, name: str, key, value) -> None:
-    """Change a value and leave the checksums as they were, as a flipped bit does."""
+    """Change a value and leave the checksums as they were, as a flipped bit of a chunk does."""
     sums = path.read_bytes()[end(path) :]
     with netCDF4.Dataset(path, "r+") as file:
         variable = file[group][name]
@@ -102,7 +106,7 @@ def outcome(path: Path, name: str, before: bytes) -> str:
     """Read a variable as qdx does: found, or harmless when its values are those of before."""
     try:
         checksums = load(path)
-        group, _, _ = name.rpartition("/")
+        group = name.rpartition("/")[0]
         with netCDF4.Dataset(path) as file:
             assert checksums is not None
             checksums.check_structure(path, file)
@@ -151,14 +155,16 @@ def test_a_flipped_byte_of_any_attribute_is_found(whole, tmp_path, file) -> None
         owners += [variable for group in list(owners) for variable in group.variables.values()]
         texts = {str(owner.getncattr(name)) for owner in owners for name in owner.ncattrs()}
     flipped = 0
-    for text in sorted(text for text in texts if len(text) > 8)[::4]:
+    for text in random.Random(0).sample(sorted(text for text in texts if len(text) > 8), 20):
         at = content.find(text.encode(), 0, end(whole / file))
         if at >= 0:
             changed = bytearray(content)
             changed[at + 4] ^= 1
             path.write_bytes(changed)
-            assert find(path) is not None, text
-            flipped += 1
+            found = find(path) is not None
+            # What HDF5 moved elsewhere since still stands where it was, and nothing reads it.
+            assert found or everything(path) == everything(whole / file), text
+            flipped += found
     assert flipped > 5
 
 
@@ -276,7 +282,9 @@ def test_a_damaged_row_is_named_through_xarray_and_dask(folder) -> None:
         with pytest.raises(DamageError, match=named) as caught:
             rows.values  # noqa: B018
         assert caught.value.path == run
-        assert np.isfinite(rows.isel(position=[0, 1]).values).any()
+        others = tree["prefill/logit"].sel(config="gptq_marlin").isel(repeat=1, reference=[0, 1])
+        assert np.isfinite(others.values).any()
+        tree.close()
     again = pickle.loads(pickle.dumps(caught.value))
     assert str(again) == str(caught.value) and again.path == run
     reader = RunReader(run)
@@ -384,15 +392,16 @@ def test_a_group_that_is_added_is_checked_with_the_others(folder) -> None:
     append(path, "analysis/own", xr.Dataset({"x": ("y", [1.0, 2.0])}, attrs={"title": "own"}))
     assert find(path) is None
     change(path, "analysis/own", "x", 1, 3.0)
-    with pytest.raises(DamageError, match=r"sweep\.nc is damaged: /analysis/own/x holds other values"):
-        qdx.open(path)["analysis/own/x"].values  # noqa: B018
+    named = r"sweep\.nc is damaged: /analysis/own/x holds other values"
+    with qdx.open(path) as tree, pytest.raises(DamageError, match=named):
+        tree["analysis/own/x"].values  # noqa: B018
     change(path, "analysis/own", "x", 1, 2.0)
     change(path, "prefill", "captured", (0, 0, 0, 0), 0)
     assert "/prefill/captured[config 0, repeat 0, reference 0]" in str(find(path))
 
 
 @pytest.mark.parametrize("how", ["cut", "changed"])
-def test_damaged_checksums_are_an_error_with_a_way_out(folder, how) -> None:
+def test_damaged_checksums_are_an_error_with_a_way_out(whole, folder, how) -> None:
     path = folder / "awq" / "run.nc"
     content = path.read_bytes()
     at = (end(path) + len(content)) // 2
@@ -402,7 +411,8 @@ def test_damaged_checksums_are_an_error_with_a_way_out(folder, how) -> None:
     command = str(caught.value).partition("python -c ")[2].strip('"')
     subprocess.run([sys.executable, "-c", command], check=True)
     with pytest.warns(UserWarning, match="read unchecked"):
-        assert np.isfinite(qdx.open(path)["replay/logsumexp"].values).all()
+        after = qdx.open(path)["replay/logsumexp"].values
+    np.testing.assert_array_equal(after, qdx.open(whole / "awq")["replay/logsumexp"].values)
 
 
 def test_a_missing_or_renamed_part_is_named(folder) -> None:
