@@ -18,7 +18,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--kernels", action="store_true",
-        help="of a verification file: print which config likelihood and least distance name; OUT may be left out",
+        help="of a verification file: print which config likelihood and least distance name; OUT is optional",
     )  # fmt: skip
     options = parser.parse_args()
     if options.out is None and not options.kernels:

@@ -20,7 +20,7 @@ DIMS = ("series", "repeat", "component")
 
 
 def read(root: Node) -> Imported:
-    """Check a file of ``raw_activations``: an object from series (batch_size_1, layer_1) to vectors by repeat.
+    """Check a file of ``raw_activations``: from series (batch_size_1, layer_1) to vectors by repeat.
 
     Returns
     -------

@@ -283,9 +283,9 @@ def _compare_cells(
                 signal = float(matrix_PC[i, j] + matrix_PC[j, i]) / 2
                 noise = float(matrix_PC[i, i] + matrix_PC[j, j]) / 2
                 own = {"signal": signal, "noise_floor": noise, "snr": _ratio(signal, noise)}
-                for quantity, value in own.items():
+                for quantity, computed in own.items():
                     if (at := stated_of.get(quantity)) is not None:
-                        ledger.compare(at.path, float("inf") if at.value is None else at.number(), value)
+                        ledger.compare(at.path, float("inf") if at.value is None else at.number(), computed)
 
 
 def _classes(keys: Sequence[Any], equal: Sequence[tuple[Any, Any]]) -> list[list[str]]:

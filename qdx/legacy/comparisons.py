@@ -13,7 +13,7 @@ from qdx.errors import QdxError
 from qdx.legacy.analyses import Analysis, analyse
 from qdx.legacy.imported import Imported, facts_of, metric_of
 from qdx.legacy.ledger import Ledger
-from qdx.legacy.reading import Floats, Node, bounded, name
+from qdx.legacy.reading import Floats, Node, bounded, few, name
 
 PHASES = ("prefill", "decode")
 DIMS = ("producer", "config", "reference")
@@ -63,9 +63,9 @@ def read(root: Node) -> Imported:
     Returns
     -------
     Imported
-        ``metrics/<metric>/<phase>``: the mean over positions (producer, config, reference), the claimed config
-        being the producer and the verifying one the config, and ``<metric>_max``; NaN where the file has
-        infinity or nothing. ``analysis/legacy/<phase>/<metric>``: what the original made of it.
+        ``metrics/<metric>/<phase>``: the mean over positions (producer, config, reference), and
+        ``<metric>_max``. The claimed config is the producer and the verifying one the config; NaN where the
+        file has infinity or nothing. ``analysis/legacy/<phase>/<metric>``: what the original made of it.
 
     Raises
     ------
@@ -90,11 +90,12 @@ def read(root: Node) -> Imported:
         found[at] = _distances(entry, attributes)
     axes = _axes(found, key, metadata)
     bounded("distances", len(axes.producers), len(axes.configs), len(axes.references))
+    few(max(len(axes.producers), len(axes.configs)))
     numbers = sum(int(np.isfinite(v)) for values in found.values() for v in values.values())
     if not numbers:
         raise QdxError(
             f"{root['comparisons'].path}: no number was read in {len(entries)} comparisons: expected "
-            "prefill_distances or decode_distances with <signal>_mean and <signal>_max (such as logprobs_mean), "
+            "prefill_distances or decode_distances with <signal>_mean and <signal>_max (as logprobs_mean), "
             f"got {_seen(entries)}"
         )
     ledger = Ledger()

@@ -26,7 +26,7 @@ FORMS: Mapping[str, Callable[[Node], Imported]] = {
     "generations": lambda root: rows.groups(generations.read(root), root, "generations"),
     "measurements": lambda root: rows.groups(measurements.read(root), root, "measurements"),
     "raw_activations": activations.read,
-    **{key: matrices.read for key in matrices.KEYS},
+    **dict.fromkeys(matrices.KEYS, matrices.read),
 }
 
 

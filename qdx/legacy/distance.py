@@ -47,8 +47,8 @@ def row_distance(a: Row, b: Row, whose: Row | None = None) -> float:
     ----------
     a, b : Row
     whose : Row, optional
-        Whose first five ids they are. Default: a's, as the files of formats and of Transformers have it. It is
-        then not symmetric: a list has five or six ids (the actual token is added when it is not among the
+        Whose first five ids they are. Default: a's, as the files of formats and of Transformers have it. It
+        is then not symmetric: a list has five or six ids (the actual token is added when it is not among the
         first five), and b's sixth counts while a's does not. vLLM's batch sizes and tensor parallelism were
         compared at the first config's ids.
     """

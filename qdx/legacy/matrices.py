@@ -12,7 +12,7 @@ from qdx.legacy.analyses import Analysis, analyse
 from qdx.legacy.comparisons import Axes, analysis_dataset, label_of
 from qdx.legacy.imported import Imported, facts_of, metric_of
 from qdx.legacy.ledger import Ledger
-from qdx.legacy.reading import Node, bounded
+from qdx.legacy.reading import Node, few
 from qdx.legacy.results import PHASES, SIGNALS
 
 ACROSS, WITHIN = ("cross_hardware", "cross_hardware_analysis"), "within_hardware_analysis"
@@ -84,7 +84,7 @@ def _axes(metadata: Node, node: Node) -> Axes:
     size = max(
         (len(v) for k, v in node.mapping().items() if k.endswith("matrix") and isinstance(v, list)), default=0
     )
-    bounded("a matrix", size, size)
+    few(size)
     for key, value in metadata.items():
         if key.endswith("s") and isinstance(value.value, list) and len(value.value) == size and size:
             keys: list[Any] = [

@@ -86,8 +86,8 @@ def _varying(metadata: Node, measurements: Node) -> tuple[str, list[Any]]:
         keys = [k for k in lists if k in entries[0].mapping()]
     if len(keys) != 1:
         raise QdxError(
-            f"metadata: got the lists {', '.join(f'{k}s' for k in lists) or 'of nothing'}, expected one, such "
-            "as batch_sizes, whose values the measurements go over"
+            f"metadata: got the lists {', '.join(f'{k}s' for k in lists) or 'of nothing'}, expected one, "
+            "such as batch_sizes, whose values the measurements go over"
         )
     values = []
     for entry in lists[keys[0]].entries():

@@ -18,6 +18,7 @@ Floats = NDArray[np.float64]
 MOST_BYTES = 2**28  # of a file: Python's objects take ten times as much and more; the original's have 3 MB
 MOST_POSITIONS = 10**5  # of one generation and phase; the original's have 3
 MOST_NUMBERS = 5 * 10**7  # in one array: 400 MB
+MOST_CONFIGS = 1000
 LONGEST_NAME = 200
 POSITION = re.compile(r"pos_(-[1-9][0-9]{0,9})\Z", re.ASCII)
 # Escapes that become text which no UTF-8 file and no NetCDF variable holds: NUL and halves of a pair.
@@ -53,7 +54,7 @@ class Node:
             size = file.stat().st_size
             if size > MOST_BYTES:
                 raise QdxError(
-                    f"{file}: has {size:,} bytes, limit {MOST_BYTES:,}: the original's largest file has 3.3 MB"
+                    f"{file}: has {size:,} bytes, limit {MOST_BYTES:,}: the original's files have 4 MB"
                 )
             text = file.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
@@ -203,6 +204,20 @@ def bounded(what: str, *sizes: int) -> None:
         raise QdxError(
             f"{what} would need {' × '.join(f'{size:,}' for size in sizes)} = {count:,} numbers, limit "
             f"{MOST_NUMBERS:,}: the file's rows are spread too thinly to be a table; split the file"
+        )
+
+
+def few(count: int) -> None:
+    """Refuse more configs than analyses over pairs of them are made for.
+
+    Raises
+    ------
+    QdxError
+        Beyond 1,000.
+    """
+    if count > MOST_CONFIGS:
+        raise QdxError(
+            f"got {count:,} configs, limit {MOST_CONFIGS:,}: the original's files have nine; split it"
         )
 
 

@@ -20,7 +20,7 @@ from qdx.legacy.distance import (
     key_distance,
     position_distances,
 )
-from qdx.legacy.reading import MOST_POSITIONS, POSITION, Floats, Node, bounded
+from qdx.legacy.reading import MOST_POSITIONS, POSITION, Floats, Node, bounded, few
 
 PHASES = ("prefill", "decode")
 SIGNALS = ("logprobs", "key_vectors")
@@ -107,6 +107,7 @@ class Results:
         """Refuse a file that is too sparse to be a table, before one is made."""
         configs, references = len(self.labels), len(self.references)
         bounded("the table of generations", configs, references)
+        few(configs)
         longest = [
             max((len(ids) for ids in of), default=0)
             for of in (
@@ -214,7 +215,7 @@ def signals_of(
     generated: NDArray[np.int64],
     attributes: dict[str, Any],
 ) -> Signals:
-    """Rows by place from the end: ``pos_-3`` and so on, each ``logprobs`` with ``token_ids`` and ``log_probs``.
+    """Rows by place from the end: ``pos_-3`` and so on, each ``logprobs`` of ``token_ids``, ``log_probs``.
 
     A row may lie under ``signals``, and may have ``key_vectors`` by layer. What is not known goes to the
     attributes.

@@ -325,8 +325,8 @@ def _rows(results: Results, phase: str) -> xr.Dataset:
 def _distances(results: Results, phase: str, signal: str, rule: str, rows: xr.Dataset) -> xr.Dataset:
     """Distances of rows that saw the same tokens before.
 
-    The original went on after two outputs had split, at the same place from the end; its means over those rows
-    are in ``/analysis/legacy``.
+    The original went on after two outputs had split, at the same place from the end; its means over those
+    rows are in ``/analysis/legacy``.
     """
     positions = rows["position"].values.tolist()
     place = {position: i for i, position in enumerate(positions)}

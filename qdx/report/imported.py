@@ -26,8 +26,15 @@ ANALYSES: tuple[Callable[[xr.DataTree], Section], ...] = (
     analysis.snr,
 )
 
-MACHINE = ("gpu_name", "torch_version", "cuda_version", "cudnn_version", "vllm_version", "transformers_version",
-           "attn_implementation")  # fmt: skip
+MACHINE = (
+    "gpu_name",
+    "torch_version",
+    "cuda_version",
+    "cudnn_version",
+    "vllm_version",
+    "transformers_version",
+    "attn_implementation",
+)
 
 
 def find(path: Path) -> Path | None:
@@ -86,8 +93,8 @@ def report(path: Path) -> str:
 
 def _blocks(path: Path, tree: xr.DataTree) -> list[str]:
     lacking = (
-        "It has no full rows, hashes, sketches or repeats: what needs them is named below, and no verdict can "
-        "be made from it."
+        "It has no full rows, hashes, sketches or repeats: what needs them is named below, and no verdict "
+        "can be made from it."
     )
     title = f"qdx report of an import: {path}\n{'═' * WIDTH}"
     blocks = [f"{title}\nFrom {tree.attrs.get('source', '')}\n{wrap(lacking)}"]
@@ -142,8 +149,8 @@ def _reproduction(tree: xr.DataTree) -> str:
         name: int(data[name].sum()) for name in ("stated", "reproduced", "neither", "differing", "uncomputed")
     }
     said = (
-        f"{total['reproduced']:,} of {total['stated']:,} reproduced, {total['neither']:,} not finite in both, "
-        f"{total['differing']:,} differing, {total['uncomputed']:,} not computable from the file."
+        f"{total['reproduced']:,} of {total['stated']:,} reproduced, {total['neither']:,} not finite in "
+        f"both, {total['differing']:,} differing, {total['uncomputed']:,} not computable from the file."
     )
     lines = [wrap(said, "  ")]
     for i in np.flatnonzero((data["differing"].values > 0) | (data["uncomputed"].values > 0)):
@@ -181,13 +188,14 @@ def _made(tree: xr.DataTree) -> list[str]:
         data, title = node.to_dataset(), node.path.removeprefix("/analysis/legacy/")
         if node.path.count("/") == 5 and "matrix" in data:  # of a file of matrices
             cells = [[figure(float(v)) for v in row] for row in data["matrix"].values]
-            body = f"  Rows made by, columns replayed as\n{matrix([str(v) for v in data['config'].values], cells)}"
-            blocks.append(_block(title, body))
+            body = "  Rows made by, columns replayed as\n"
+            blocks.append(_block(title, body + matrix([str(v) for v in data["config"].values], cells)))
         elif "series" in data.dims:
             labels = [str(v) for v in data["series"].values]
             cells = [[figure(float(v)) for v in row] for row in data["distance"].values]
             equal = int(data["repeats_equal"].sum())
-            body = f"  L2 of the means over repeats; the repeats of {equal} of {len(labels)} are equal bit for bit\n"
+            bits = f"the repeats of {equal} of {len(labels)} are equal bit for bit"
+            body = f"  L2 of the means over repeats; {bits}\n"
             blocks.append(_block(title, body + matrix(labels, cells)))
     return blocks
 

@@ -1,7 +1,7 @@
 """Files in the original experiment's structure, made of random numbers, with its analyses in plain Python.
 
-Every function writes one form as the public repository NaciCankaya/Floating_point_noise_GPU_verification has it,
-key by key; no number of it is here.
+Every function writes one form as the public repository
+NaciCankaya/Floating_point_noise_GPU_verification has it, key by key; no number of it is here.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ def pair_ratio(matrix: list[list[float]], i: int, j: int) -> dict[str, float]:
 
 
 def batch_verification(style: str = "new", excluded: bool = True) -> dict[str, Any]:
-    """A verification of batch sizes by Transformers: two signals; `style` is how the analyses are laid out."""
+    """A verification of batch sizes by Transformers: two signals; `style`: how analyses are laid out."""
     generator = random.Random(7)
     both = ("key_vectors", "logprobs")
     comparisons = [
@@ -284,7 +284,7 @@ def batch_verification(style: str = "new", excluded: bool = True) -> dict[str, A
 
 
 def batch_measurements(engine: str = "vllm") -> dict[str, Any]:
-    """Rows of batch sizes on one machine, by vLLM or by Transformers (with key vectors, one place further on).
+    """Rows of batch sizes on one machine, by vLLM or by Transformers (key vectors, one place further).
 
     Sizes 1 and 2 are bit-equal in prefill, and another size's list holds other ids, so that the two rules of
     comparing differ.
@@ -352,7 +352,7 @@ def forward(generator: random.Random, engine: str, phase: str, step: int, positi
 
 
 def within(rows: list[list[Any]], engine: str) -> dict[str, Any]:
-    """The original's analysis of batch sizes on one machine: vLLM's at the first size's ids, the other's own."""
+    """The original's analysis of batch sizes on one machine: vLLM's at the first size's ids, else own."""
     count = range(len(SIZES))
     upper = [(i, j) for i in count for j in count if i < j]
     found: dict[str, Any] = {}
@@ -435,7 +435,8 @@ def tp_verification() -> dict[str, Any]:
     machines = {str(size): {**MACHINE, "tensor_parallel_size": size} for size in SIZES}
     return {
         "metadata": {
-            "model": "Qwen", "dtype": "float16", "reference_file": "a.json", "timestamp": "t", "tp_sizes": SIZES,
+            "model": "Qwen", "dtype": "float16", "reference_file": "a.json", "timestamp": "t",
+            "tp_sizes": SIZES,
             "reproducibility_test_passed": True, "reference_environments": machines,
             "verifier_environments": machines,
         },
@@ -468,7 +469,7 @@ def attention_verification() -> dict[str, Any]:
 
 
 def activations(kind: str = "batches") -> dict[str, Any]:
-    """Vectors again and again, of batch sizes in float16 or of layers in bfloat16, with rounded statistics."""
+    """Vectors again and again, of batch sizes in float16 or of layers in bfloat16; rounded statistics."""
     generator = random.Random(17)
     names = [f"batch_size_{s}" for s in SIZES] if kind == "batches" else ["layer_1", "layer_7"]
     raw = {}

@@ -11,7 +11,7 @@ import time
 import pytest
 
 import qdx
-from qdx.errors import QdxError
+from qdx.errors import QdxError, printable
 from qdx.legacy import convert, reading
 from tests.legacy import files
 
@@ -37,10 +37,26 @@ def refused(done, said: str, folder) -> None:
     assert not list(folder.glob("f.nc*"))
 
 
+def refused_here(content, said: str, folder) -> None:
+    """The same in this process, which is quicker: an error of one line, and nothing written."""
+    (folder / "f.json").write_text(
+        content if isinstance(content, str) else json.dumps(content), encoding="utf-8"
+    )
+    with pytest.raises(QdxError) as raised:
+        convert(folder / "f.json", folder / "f.nc")
+    message = str(raised.value)
+    assert said in message
+    assert message == printable(message) and "\n" not in message
+    assert not list(folder.glob("f.nc*"))
+
+
 def one_config(**changed):
     """A small result file, of one config and reference."""
-    run_of = {"ref_idx": 0, "prompt_ids": [1, 2, 3], "generated_ids": [4, 5], "prompt_length": 3,
-              "num_generated": 2, "prefill_signals": {"pos_-1": ROW}, "decode_signals": {"pos_-1": ROW}}  # fmt: skip
+    run_of = {
+        "ref_idx": 0, "prompt_ids": [1, 2, 3], "generated_ids": [4, 5], "prompt_length": 3,
+        "num_generated": 2,
+        "prefill_signals": {"pos_-1": ROW}, "decode_signals": {"pos_-1": ROW},
+    }  # fmt: skip
     return {
         "metadata": {
             "model_configs": {"awq": {"model_name": "m", "quantization": "awq", "dtype": "float16"}}
@@ -72,9 +88,9 @@ def test_prompts_of_which_one_is_long_are_refused_as_a_table(tmp_path):
     content = one_config()
     first = content["generations"]["awq"][0]
     content["generations"]["awq"] = [
-        {**first, "ref_idx": r, "prompt_ids": [7] * (100_000 if r == 0 else 3), "prompt_length": 100_000 if r == 0 else 3}
-        for r in range(1000)
-    ]  # fmt: skip
+        {**first, "ref_idx": r, "prompt_ids": [7] * length, "prompt_length": length}
+        for r, length in enumerate([100_000, *[3] * 999])
+    ]
     refused(
         run(json.dumps(content), tmp_path), "token ids of the prompts would need 1,000 × 100,000", tmp_path
     )
@@ -93,7 +109,7 @@ def test_configs_and_references_that_never_meet_are_refused_as_a_table(tmp_path)
         for i in range(2000)
     ]  # fmt: skip
     text = json.dumps({"metadata": {}, "comparisons": entries})
-    refused(run(text, tmp_path), "distances would need 2,000 × 2,000 × 2,000", tmp_path)
+    refused_here(text, "distances would need 2,000 × 2,000 × 2,000", tmp_path)
 
 
 def test_more_positions_than_any_real_file_has_are_refused(tmp_path):
@@ -136,19 +152,20 @@ NUMBERS = [
 
 @pytest.mark.parametrize(("path", "value", "said"), NUMBERS, ids=[str(i) for i in range(len(NUMBERS))])
 def test_numbers_of_any_size_are_refused_or_read(tmp_path, path, value, said):
-    done = run(json.dumps(one_config(**{path[0]: value})), tmp_path)
+    content = one_config(**{path[0]: value})
     if said:
-        refused(done, said, tmp_path)
+        refused_here(content, said, tmp_path)
     else:
-        assert done.returncode == 0, done.stderr
+        (tmp_path / "f.json").write_text(json.dumps(content))
+        assert convert(tmp_path / "f.json", tmp_path / "f.nc")
 
 
 @pytest.mark.parametrize("value", ["1e22", "1" + "0" * 22, "-1" + "0" * 30, "1" + "0" * 4000, "1e999", "NaN"])
 def test_numbers_of_any_size_in_what_is_only_kept_do_not_end_in_a_traceback(tmp_path, value):
     text = json.dumps(files.verification()).replace('"20251130_120000"', value)
     assert value in text
-    done = run(text, tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    (tmp_path / "f.json").write_text(text)
+    convert(tmp_path / "f.json", tmp_path / "f.nc")
     with qdx.open(tmp_path / "f.nc") as tree:
         kept = str(tree.attrs["legacy: metadata.timestamp"])
         assert kept in (value, {"1e22": "1e+22", "1e999": "inf", "NaN": "nan"}.get(value))
@@ -188,7 +205,7 @@ def test_halves_of_a_surrogate_pair_become_replacement_characters(tmp_path):
 
 
 def test_keys_that_become_the_same_by_it_are_refused(tmp_path):
-    refused(run('{"\\ud800": 1, "\\ud801": 2}', tmp_path), "stands twice", tmp_path)
+    refused_here('{"\\ud800": 1, "\\ud801": 2}', "stands twice", tmp_path)
 
 
 NAMES = ["a\x00", "a\x00b", SURROGATE, "a\x1b[2J", "a\nb", "a/b", " a", "a\u200b", "a\u202eb", "", "x" * 201]
@@ -209,7 +226,13 @@ def test_a_label_that_no_file_or_terminal_should_hold_is_refused(tmp_path, form,
     else:
         content = files.batch_verification()
         content["comparisons"][0]["ref_name"] = bad
-    done = run(json.dumps(content), tmp_path)
+    refused_here(content, "got the name", tmp_path)
+
+
+@pytest.mark.parametrize("bad", ["a\x00", SURROGATE, "a\x1b[2J"], ids=["nul", "surrogate", "escape"])
+def test_such_a_label_is_refused_on_the_command_line_without_acting_on_the_terminal(tmp_path, bad):
+    text = json.dumps(one_config()).replace('"awq":', f"{json.dumps(bad)}:")
+    done = run(text, tmp_path)
     refused(done, "got the name", tmp_path)
     assert "\x1b" not in done.stderr and "\x00" not in done.stderr
 

@@ -181,7 +181,7 @@ BAD = [
     (("generations",), {}, "generations: got {}, expected at least one config"),
     (("noise_floors", "gptq", "decode"), "inf", 'noise_floors.gptq.decode: got "inf", expected a number'),
     (("decode_sanity_check", "matrix", 1), [1.0], "decode_sanity_check.matrix[1]: got 1 entries"),
-    (("decode_sanity_check", "per_reference_matrices"), [], "per_reference_matrices: got [], expected one matrix"),
+    (("decode_sanity_check", "per_reference_matrices"), [], "matrices: got [], expected one matrix"),
 ]  # fmt: skip
 
 

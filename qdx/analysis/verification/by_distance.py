@@ -36,9 +36,9 @@ def name_by_distance(distance_DCR: Floats, producers: Sequence[str], configs: Se
     """Name each transcript's config by likelihood and by least distance, leaving its own reference out.
 
     The distance is taken as one component of a normal residual, of the claimed config's variance: a noisy
-    config may be far off and still be the likeliest (see `likelihood`). The variances come from the producers'
-    own labels at the other references, so this shows how well labels that are true are told apart, and is not
-    a verdict.
+    config may be far off and still be the likeliest (see `likelihood`). The variances come from the
+    producers' own labels at the other references. So this shows how well labels that are true are told
+    apart, and is not a verdict.
 
     Parameters
     ----------
