@@ -53,8 +53,8 @@ def kernels(file: str | Path) -> list[str]:
         wrap(
             "Who made a transcript, named by its mean distance to every config's replay on another machine. "
             "By likelihood: the distance in units of each config's own spread, which the other references "
-            "give by their labels. By least distance: the original's way. No level and no verdict: the labels are "
-            "taken as true.",
+            "give by their labels. By least distance: the original's way. No level and no verdict: the "
+            "labels are taken as true.",
             "",
             "",
         ),
