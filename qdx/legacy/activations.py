@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from qdx.legacy.imported import Imported
-from qdx.legacy.ledger import Ledger
+from qdx.legacy.ledger import WITHIN, Ledger
 from qdx.legacy.reading import Floats, Node, bounded, name
 
 BITS = {
@@ -95,7 +95,7 @@ def _compare(
     dtype = root.find("config.dtype")
     kind = str(dtype.value).removeprefix("torch.") if dtype is not None else ""
     bits = BITS.get(kind, 53)
-    note = f"within half a unit of {kind}" if kind in BITS else ""
+    note = f"{WITHIN} of {kind}" if kind in BITS else ""
     index = {label: i for i, label in enumerate(labels)}
 
     def compare(node: Node, own: float) -> None:

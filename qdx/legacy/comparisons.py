@@ -13,7 +13,7 @@ from qdx.errors import QdxError
 from qdx.legacy.analyses import Analysis, analyse
 from qdx.legacy.imported import Imported, facts_of, metric_of
 from qdx.legacy.ledger import Ledger
-from qdx.legacy.reading import Floats, Node, bounded, few, name
+from qdx.legacy.reading import Floats, Node, bounded, few, word
 
 PHASES = ("prefill", "decode")
 DIMS = ("producer", "config", "reference")
@@ -135,7 +135,7 @@ def _key(entry: Node) -> str:
             f"{entry.path}: got the keys {', '.join(list(entry.mapping())[:12])}, expected one pair of "
             f"{CLAIMED}<X> and {VERIFY}<X>"
         )
-    return name(keys[0], entry.path)
+    return word(keys[0], entry.path)
 
 
 def _identity(entry: Node, key: str) -> tuple[Any, Any, Any]:
@@ -160,7 +160,7 @@ def _distances(entry: Node, attributes: dict[str, Any]) -> dict[tuple[str, str, 
         for k, value in node.items():
             signal, _, part = k.rpartition("_")
             if signal and part in PARTS:
-                found[phase, name(signal, value.path), part] = value.number()
+                found[phase, word(signal, value.path), part] = value.number()
             else:
                 attributes[value.path] = value.value
     known = ("ref_idx", "ref_name", "is_diagonal", *(f"{phase}_distances" for phase in PHASES))

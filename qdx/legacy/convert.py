@@ -77,7 +77,10 @@ def convert(file: str | Path, out: str | Path) -> list[str]:
     }
     kept = dict(list(imported.attributes.items())[:MOST_ATTRIBUTES])
     head |= {f"legacy: {path}": value for path, value in kept.items()}
-    attrs = {attribute_name(key): _attribute(value) for key, value in head.items()}
+    try:
+        attrs = {attribute_name(key): _attribute(value) for key, value in head.items()}
+    except RecursionError as error:
+        raise QdxError(f"{file}: a key that is only kept is nested too deeply to be written") from error
     part = out.with_name(out.name + ".part")
     with disk_errors(part):
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qdx.errors import QdxError
-from qdx.legacy.reading import Node, bounded, name, plain
+from qdx.legacy.reading import Node, bounded, environment, name
 from qdx.legacy.results import PHASES, Generation, Results, signals_of
 
 FACTS = ("model_name", "quantization", "dtype")
@@ -24,10 +24,8 @@ def read(root: Node) -> Results:
     """
     metadata = root["metadata"]
     models, attributes = _models(metadata["model_configs"])
-    environment: dict[str, str] = {}
     described = metadata.get("environment")
-    if described is not None:
-        environment = {key: plain(node.value) for key, node in described.items()}
+    machine = {} if described is None else environment(described)
     attributes |= {
         f"metadata.{key}": value
         for key, value in metadata.mapping().items()
@@ -60,7 +58,7 @@ def read(root: Node) -> Results:
         models={label: models[label] for label in ran},
         references=references,
         generations=generations,
-        environment=environment,
+        environment=machine,
         attributes=attributes,
         without=[label for label in models if label not in ran],
     )

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from qdx.legacy.reading import Floats
 
 TOLERANCE = 1e-9  # relative: sums of float64 in another order
+WITHIN = "within half a unit"  # how a note begins where the file's numbers are rounded
 SMALLEST = 1e-12  # absolute: what such sums leave where the number is 0
 
 
@@ -109,7 +110,8 @@ class Ledger:
         worst = [entry.worst for entry in self.entries if np.isfinite(entry.worst) and not entry.differing]
         line = f"{total['reproduced']:,} of {total['stated']:,} stated numbers and lists reproduced"
         if worst:
-            line += f" (greatest difference {max(worst):.1e})"
+            rounding = sorted({entry.note for entry in self.entries if entry.note.startswith(WITHIN)})
+            line += f" (greatest difference {max(worst):.1e}{''.join(f', {of}' for of in rounding)})"
         counts = (
             ("neither", "not finite in both"),
             ("differing", "DIFFERING"),

@@ -12,7 +12,7 @@ from qdx.legacy.analyses import Analysis, analyse
 from qdx.legacy.comparisons import Axes, analysis_dataset, label_of
 from qdx.legacy.imported import Imported, facts_of, metric_of
 from qdx.legacy.ledger import Ledger
-from qdx.legacy.reading import Node, few
+from qdx.legacy.reading import Node, few, word
 from qdx.legacy.results import PHASES, SIGNALS
 
 ACROSS, WITHIN = ("cross_hardware", "cross_hardware_analysis"), "within_hardware_analysis"
@@ -90,7 +90,7 @@ def _axes(metadata: Node, node: Node) -> Axes:
             keys: list[Any] = [
                 v.label() if isinstance(v.value, str) else v.integer() for v in value.entries()
             ]
-            return Axes(key.removesuffix("s"), keys, keys, [])
+            return Axes(word(key.removesuffix("s"), metadata.path), keys, keys, [])
     for key in ("reference_environments", "verifier_environments", "environments"):
         value_of = metadata.get(key)
         if value_of is not None and isinstance(value_of.value, dict) and len(value_of.value) == size:

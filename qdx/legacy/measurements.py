@@ -10,7 +10,7 @@ import numpy as np
 from qdx.errors import QdxError
 from qdx.legacy.comparisons import label_of
 from qdx.legacy.generations import same_prompts
-from qdx.legacy.reading import Node, bounded, name, plain
+from qdx.legacy.reading import Node, bounded, environment, word
 from qdx.legacy.results import PHASES, Generation, Results, signals_of
 
 IDS = ("prompt_token_ids", "all_batch_generated_ids")  # of every element of the batch; the first is measured
@@ -51,7 +51,7 @@ def read(root: Node) -> Results:
     references = sorted({reference for _, reference in generations}, key=lambda r: (isinstance(r, str), r))
     bounded("the table of measurements", len(ran), len(references))
     same_prompts(generations)
-    environment, more = _environment(metadata)
+    machine, more = _machine(metadata)
     attributes |= more
     remarks = []
     if neighbours:
@@ -63,7 +63,7 @@ def read(root: Node) -> Results:
         models={},
         references=references,
         generations=generations,
-        environment=environment,
+        environment=machine,
         attributes=attributes,
         without=[label_of(key, value) for value in values if value not in set(ran)],
         remarks=remarks,
@@ -94,7 +94,7 @@ def _varying(metadata: Node, measurements: Node) -> tuple[str, list[Any]]:
         values.append(entry.label() if isinstance(entry.value, str) else entry.integer())
     if len({label_of(keys[0], v) for v in values}) < len(values):
         lists[keys[0]].refuse("every value once")
-    return name(keys[0], "metadata"), values
+    return word(keys[0], "metadata"), values
 
 
 def _runs(node: Node, key: str, values: list[Any]) -> Iterator[tuple[Any, Any, Node]]:
@@ -143,14 +143,14 @@ def _measurement(run: Node, key: str, attributes: dict[str, Any]) -> tuple[Gener
     return Generation(prompt, generated, signals, run.path), others
 
 
-def _environment(metadata: Node) -> tuple[dict[str, str], dict[str, Any]]:
+def _machine(metadata: Node) -> tuple[dict[str, str], dict[str, Any]]:
     """Facts of the machine; of several environments those that agree, the rest as attributes."""
     if (node := metadata.get("environment")) is not None:
-        return {key: plain(value.value) for key, value in node.items()}, {}
+        return environment(node), {}
     node = metadata.get("environments")
     if node is None or not isinstance(node.value, dict):
         return {}, {}
-    each = [{k: plain(v.value) for k, v in one.items()} for _, one in node.items()]
+    each = [environment(one) for _, one in node.items()]
     agreeing = {
         k: v for k, v in (each[0] if each else {}).items() if all(one.get(k) == v for one in each[1:])
     }

@@ -20,7 +20,9 @@ MOST_POSITIONS = 10**5  # of one generation and phase; the original's have 3
 MOST_NUMBERS = 5 * 10**7  # in one array: 400 MB
 MOST_CONFIGS = 1000
 LONGEST_NAME = 200
-POSITION = re.compile(r"pos_(-[1-9][0-9]{0,9})\Z", re.ASCII)
+MOST_FACTS = 200  # of an environment, each a variable; the original's have 12
+POSITION = re.compile(r"pos_(-[1-9][0-9]{0,8})\Z", re.ASCII)
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}\Z", re.ASCII)
 # Escapes that become text which no UTF-8 file and no NetCDF variable holds: NUL and halves of a pair.
 _UNWRITABLE = re.compile(r"[\x00\ud800-\udfff]")
 
@@ -186,6 +188,36 @@ def name(text: str, path: str) -> str:
             "printable characters without a slash, and no blank around them"
         )
     return text
+
+
+def word(text: str, path: str) -> str:
+    """A text that can name a variable and a group.
+
+    Raises
+    ------
+    QdxError
+        For one that is not a letter and up to 63 more letters, digits and underscores.
+    """
+    if not _WORD.match(text):
+        raise QdxError(
+            f"{path}: got {json.dumps(text[:40])}, expected a name of letters, digits and underscores, such "
+            "as logprobs or batch_size"
+        )
+    return text
+
+
+def environment(node: Node) -> dict[str, str]:
+    """The facts of a machine as texts.
+
+    Raises
+    ------
+    QdxError
+        When there are more than 200.
+    """
+    count = len(node.mapping())
+    if count > MOST_FACTS:
+        raise QdxError(f"{node.path}: got {count:,} facts, limit {MOST_FACTS}: leave some out")
+    return {key: plain(value.value) for key, value in node.items()}
 
 
 def bounded(what: str, *sizes: int) -> None:

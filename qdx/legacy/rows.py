@@ -202,7 +202,7 @@ def _coords(results: Results) -> dict[str, Any]:
                 {"long_name": "quantization up to _"},
             ),
         }
-    elif results.key not in ("config", *ROW) and not any(isinstance(key, str) for key in results.keys):
+    elif results.key in ("batch_size", "tp_size") and not any(isinstance(key, str) for key in results.keys):
         coords[results.key] = ("config", np.array(results.keys, np.int64), {"units": "1"})
     if gpu := _environment(results, GPU_KEYS):
         coords["gpu"] = ("config", [gpu] * len(results.labels))
@@ -214,7 +214,12 @@ def _coords(results: Results) -> dict[str, Any]:
 
 def _provenance(results: Results) -> xr.Dataset:
     data = {key: ("config", [value] * len(results.labels)) for key, value in results.environment.items()}
-    data = {attribute_name(key): value for key, value in data.items() if key and key != "config"}
+    # A variable's name begins with a letter.
+    data = {
+        "".join(c if c.isalnum() else "_" for c in key[:60]) if key[0].isalpha() else f"_{i}": value
+        for i, (key, value) in enumerate(data.items())
+        if key and key != "config"
+    }
     if gpu := _environment(results, GPU_KEYS):
         data["gpu"] = ("config", [gpu] * len(results.labels))
     if version := _environment(results, ENGINE_KEYS):

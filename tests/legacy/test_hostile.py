@@ -146,7 +146,7 @@ NUMBERS = [
     (("decode_signals",), {"pos_-1": {"logprobs": {"token_ids": [1], "log_probs": [10**400]}}},
      "expected a number below 1.8e308"),
     (("decode_signals",), {"pos_-99999999999": ROW}, ""),  # no position: kept as an attribute
-    (("prefill_signals",), {"pos_-9999999999": ROW}, "got a position before the first token"),
+    (("prefill_signals",), {"pos_-999999999": ROW}, "got a position before the first token"),
 ]  # fmt: skip
 
 
@@ -291,3 +291,44 @@ def test_a_duplicate_key_among_very_many_is_found_at_once(tmp_path):
     start = time.monotonic()
     refused(run(text, tmp_path), "'k299999' stands twice", tmp_path)
     assert time.monotonic() - start < 60
+
+
+ODD = ["@x", "-", ".", " lead", "a b", "9", "é", "-_-", "x" * 300, "\u202e", "config", "reference", "string7"]
+
+
+def test_facts_of_a_machine_may_have_any_names(tmp_path):
+    content = one_config()
+    content["metadata"]["environment"] = dict.fromkeys(ODD, "value")
+    content["metadata"] |= dict.fromkeys(ODD, "value")
+    (tmp_path / "f.json").write_text(json.dumps(content))
+    convert(tmp_path / "f.json", tmp_path / "f.nc")
+    with qdx.open(tmp_path / "f.nc") as tree:
+        assert "value" in {str(tree["provenance"][name].values[0]) for name in tree["provenance"].data_vars}
+    content["metadata"]["environment"] = {f"k{i}": "v" for i in range(201)}
+    refused_here(content, "metadata.environment: got 201 facts, limit 200", tmp_path)
+
+
+def test_names_of_signals_and_keys_are_words(tmp_path):
+    for bad in ("@a", "a b", "a/b", "é", "x" * 65, "a\x00"):
+        content = files.verification()
+        content["comparisons"][0]["prefill_distances"] = {f"{bad}_mean": 0.5}
+        refused_here(content, "expected a name of letters, digits and underscores", tmp_path)
+
+
+def test_places_from_the_end_fit_the_files_integers(tmp_path):
+    content = files.tp_measurements()
+    content["measurements"]["1"][0]["prefill_signals"] |= {"pos_-999999999": ROW, "pos_-9999999999": ROW}
+    (tmp_path / "f.json").write_text(json.dumps(content))
+    convert(tmp_path / "f.json", tmp_path / "f.nc")
+    with qdx.open(tmp_path / "f.nc") as tree:
+        assert tree["prefill"]["position"].values.tolist() == [-999999999, -3, -2, -1]
+
+
+@pytest.mark.parametrize("depth", [100, 900, 960, 990])
+def test_a_nested_key_is_kept_or_refused_in_one_line(tmp_path, depth):
+    content = json.dumps(files.verification()).replace('"20251130_120000"', "[" * depth + "]" * depth)
+    done = run(content, tmp_path)
+    if done.returncode:
+        refused(done, "f.json", tmp_path)
+    else:
+        assert (done.returncode, done.stderr) == (0, "")
