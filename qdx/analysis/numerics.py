@@ -165,13 +165,23 @@ def plain_kernel(name: str) -> str:
 
 
 def another_kernel(requested: str, observed: str) -> bool:
-    """Whether a kernel was asked for and another one loaded; ``any`` asks for none."""
-    return requested not in ("", "any") and plain_kernel(requested) != plain_kernel(observed)
+    """Whether a kernel was asked for and another one loaded; ``any`` asks for none, "" was not observed."""
+    return (
+        requested not in ("", "any") and observed != "" and plain_kernel(requested) != plain_kernel(observed)
+    )
 
 
 def pair_type(format_a: str, format_b: str, kernel_a: str, kernel_b: str) -> str:
-    """Name what two configs differ in; dense weights (format none) are a type of their own."""
+    """Name what two configs differ in; dense weights (format none) are a type of their own.
+
+    What an imported file does not state is said to be so, and not taken to be the same.
+    """
+    if not (format_a and format_b):
+        return "format not stated"
     if (format_a == "none") != (format_b == "none"):
         return "vs dense"
-    kernel = "same kernel" if plain_kernel(kernel_a) == plain_kernel(kernel_b) else "other kernel"
+    if not (kernel_a and kernel_b):
+        kernel = "kernel not observed"
+    else:
+        kernel = "same kernel" if plain_kernel(kernel_a) == plain_kernel(kernel_b) else "other kernel"
     return f"{'same' if format_a == format_b else 'other'} format, {kernel}"

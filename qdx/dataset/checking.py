@@ -116,7 +116,10 @@ def check(path: Path, groups: Mapping[str, xr.Dataset]) -> None:
         Naming the first group or variable that is missing, has other dimensions or another kind of values,
         or the index that names something twice.
     """
-    if not any(name in groups for name in (*(f"/{phase}" for phase in PHASES), "/metrics")):
+    # An import of the original's files may have neither rows nor distances, only what was made of them.
+    if not any(
+        name in groups for name in (*(f"/{phase}" for phase in PHASES), "/metrics", "/analysis/legacy")
+    ):
         raise QdxError(f"{path} is damaged: it has none of the groups {', '.join(PHASES)}")
     kind = groups["/"].attrs.get("kind")
     of_run = kind == "run"

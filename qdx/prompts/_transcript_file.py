@@ -175,6 +175,11 @@ class _Reader:
         kind = str(self._tree.attrs.get("kind", ""))
         if kind == "run":
             raise QdxError("this is the run of one config: give the sweep.nc of its sweep")
+        if self._tree.attrs.get("origin"):  # by python -m qdx.legacy
+            raise QdxError(
+                "this is an import of the original experiment's file: it lacks the size of the vocabulary, "
+                "the tokenizer's hash and the parts of the prompts, so nothing can be replayed from it"
+            )
         if kind not in KINDS:
             raise QdxError(f"kind is {clean(kind)!r}, neither {' nor '.join(KINDS)}: it holds no transcripts")
         replay = self._tree.children.get("replay")

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qdx.errors import QdxError
-from qdx.report import build
+from qdx.report import build, imported
+from qdx.report.build import show
 from qdx.report.verifier import adopt_calibration
 
 
@@ -24,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         not what was demanded.
     """
     parser = argparse.ArgumentParser(prog="python -m qdx.report", description=__doc__)
-    parser.add_argument("directory", metavar="DIR", help="a sweep folder, with <label>/run.nc")
+    parser.add_argument(
+        "directory", metavar="DIR", help="a sweep folder, with <label>/run.nc; or a file of qdx.legacy"
+    )
     parser.add_argument(
         "--formats", metavar="LIST", help="txt,html,md: files to write (default: as the sweep was asked for)"
     )
@@ -49,6 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     formats = chosen.formats.split(",") if chosen.formats is not None else None
     figures = (chosen.figures == "all" or chosen.figures.split(",")) if chosen.figures is not None else None
     try:
+        if (file := imported.find(Path(chosen.directory))) is not None:
+            if formats is not None or figures is not None or chosen.calibration:
+                raise QdxError(f"{file} is an import: its report is printed as text, without other options")
+            show(imported.report(file))
+            return 0
         for number, folder in enumerate(chosen.calibration, 1):
             adopt_calibration(Path(chosen.directory), folder, number)
         report = build(chosen.directory, formats=formats, figures=figures, plugin_folders=chosen.plugins)

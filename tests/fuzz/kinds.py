@@ -76,7 +76,7 @@ class Bases:
         producers = write_sweep(folder / "producers", ["awq", "gptq"], **options)
         merge(producers, producers / "sweep.nc")
         transcripts = [producers / "sweep.nc", commit(producers)]
-        legacy = [legacy_files.results(references=2), legacy_files.verification(references=2)]
+        legacy = [legacy_files.results(references=2), *(make() for make in legacy_files.FORMS.values())]
         return cls(folder, pdfs, runs, sweep, transcripts, tiny.build(folder / "models"), legacy)
 
 
