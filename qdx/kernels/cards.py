@@ -1,15 +1,15 @@
 """How the tensor cores of each card add up: a table of constants.
 
 One step of a tensor core adds a few products to what its accumulator holds. Everywhere the rule is the same,
-and only its constants differ: the products and the accumulator are aligned with the largest exponent among
-them (a product's is the sum of its factors'), each is cut off toward zero some bits further down, the sum of
-what is left is exact, and it is cut off, or rounded to nearest, to the accumulator's format.
+and only its constants differ. The products and the accumulator are aligned with the largest exponent among
+them; a product's is the sum of its factors', and a subnormal factor has the exponent of the least normal one.
+Each is cut off toward zero some bits further down. The sum of what is left is exact, and is cut off, or
+rounded to nearest, to the accumulator's format.
 
-Sources. P. Li, S. Chen and others, "MMA-Sim", arXiv 2511.10909 (T4; products of a step). F. A. Khattak and
-M. Mikaitis, "Accurate Models of NVIDIA Tensor Cores", arXiv 2512.07004, and their MATLAB-tensor-core: the
-hardware's results that they publish are in ``tests/kernels/tensor_cores`` and are reproduced, all of them, for
-every row of the table that `Rule.compared` marks. H100: also vLLM's kernels (docs/results) and
-``scripts/gpu/prove_tensor_cores.py``.
+Sources. MMA-Sim, arXiv 2511.10909 (products of a step; T4). F. A. Khattak and M. Mikaitis, "Accurate Models of
+NVIDIA Tensor Cores", arXiv 2512.07004, whose published results of hardware are in
+``tests/kernels/tensor_cores``; all of them are reproduced. H100: also what ``scripts/gpu/record_mma.py``
+recorded, with subnormal, huge and infinite numbers, and the outputs of vLLM's kernels (docs/results).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from dataclasses import dataclass
 
 from qdx.errors import QdxError
 
-# Exponent of the least normal number of each format of the factors. A subnormal number keeps it.
+# Exponent of the least normal number of a format of factors.
 LEAST_NORMAL = {"fp16": -14, "bf16": -126, "tf32": -126, "e4m3": -6, "e5m2": -14}
-FLOAT32_BITS, FLOAT16_BITS = 23, 10
+_FLOAT32_BITS, _FLOAT16_BITS = 23, 10
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The constants of one card, format of the factors and format of the accumulator.
+    """The constants of one card, format of the factors, format of the accumulator and instruction.
 
     Attributes
     ----------
@@ -34,18 +34,19 @@ class Rule:
     accumulator : str
         ``float32`` or ``float16``.
     products : int
-        Products of one step. More of them in one instruction are several steps, in their order.
+        Products of one step. An instruction of more products is several steps, in the order of K.
     fraction_bits : int
-        Bits that are kept below the largest exponent when products and accumulator are aligned.
+        Bits that are kept below the largest exponent.
     least : int or None
         The largest exponent counts as at least this one.
     result_bits : int
         Fraction bits of a result.
     nearest : bool
-        Whether a result is rounded to nearest, ties to even; cut off toward zero otherwise.
-    accumulator_last : bool
-        Whether the products' sum alone is aligned and cut, to float32, and the accumulator is added to it in
-        one more step, rounded to nearest.
+        Whether a result is rounded to nearest, ties to even; else it is cut off toward zero.
+    converted : bool
+        Whether the card has no such instruction and ``mma.sync`` of 32 products becomes two steps on float16
+        numbers, which start from zero: first those of K whose remainder by 4 is 0 or 1. The accumulator is
+        added last, rounded to nearest.
     compared : bool
         Whether results of the hardware were compared; published constants alone otherwise.
     """
@@ -55,89 +56,131 @@ class Rule:
     products: int
     fraction_bits: int
     least: int | None
-    result_bits: int = FLOAT32_BITS
+    result_bits: int = _FLOAT32_BITS
     nearest: bool = False
-    accumulator_last: bool = False
+    converted: bool = False
     compared: bool = True
 
     @property
-    def least_normal(self) -> int:
+    def least_factor(self) -> int:
+        """Least exponent of a factor as the tensor core gets it."""
+        return LEAST_NORMAL["fp16" if self.converted else self.factors]
+
+    @property
+    def least_result(self) -> int:
         """Exponent of the least normal number of the accumulator's format."""
         return -14 if self.accumulator == "float16" else -126
 
-
-def _volta() -> list[Rule]:
-    return [
-        Rule("fp16", "float32", 4, 23, None),
-        Rule("fp16", "float16", 4, 23, -19, FLOAT16_BITS, nearest=True),
-    ]
+    @property
+    def overflow(self) -> float:
+        """The least size of a result that is infinite."""
+        return 2.0**16 if self.accumulator == "float16" else 2.0**128
 
 
-def _turing() -> list[Rule]:
-    return [
-        Rule("fp16", "float32", 8, 24, -132, compared=False),
-        Rule("fp16", "float16", 8, 24, -20, FLOAT16_BITS, nearest=True, compared=False),
-    ]
+Key = tuple[str, str, str]  # factors, accumulator, instruction
 
 
-def _sixteen_bits(products: int, extra: int, tf32: int) -> list[Rule]:
-    """Rules of Ampere and later: `extra` bits under float32's last one."""
-    bits, least = FLOAT32_BITS + extra, -131 - extra
-    return [
-        Rule("fp16", "float32", products, bits, least),
-        Rule("fp16", "float16", products, bits, -19 - extra, FLOAT16_BITS, nearest=True),
-        Rule("bf16", "float32", products, bits, least),
-        Rule("tf32", "float32", tf32, bits, least),
-    ]
+def _sixteen_bits(
+    products: int, extra: int, least: int | None, half_least: int, *, compared: bool = True
+) -> dict[Key, Rule]:
+    """Return rules of float16 factors: `extra` bits are kept under float32's last one."""
+    bits = _FLOAT32_BITS + extra
+    return {
+        ("fp16", "float32", "mma"): Rule("fp16", "float32", products, bits, least, compared=compared),
+        ("fp16", "float16", "mma"): Rule(
+            "fp16", "float16", products, bits, half_least, _FLOAT16_BITS, nearest=True, compared=compared
+        ),
+    }
 
 
-def _eight_bits(products: int, bits: int, least: int, result_bits: int = FLOAT32_BITS) -> list[Rule]:
-    return [
-        rule
+def _since_ampere(products: int, extra: int, tf32: int) -> dict[Key, Rule]:
+    bits, least = _FLOAT32_BITS + extra, -131 - extra
+    return {
+        **_sixteen_bits(products, extra, least, -19 - extra),
+        ("bf16", "float32", "mma"): Rule("bf16", "float32", products, bits, least),
+        ("tf32", "float32", "mma"): Rule("tf32", "float32", tf32, bits, least),
+    }
+
+
+def _converted() -> dict[Key, Rule]:
+    """Return rules of 8-bit factors by ``mma.sync`` on cards whose own instruction is another."""
+    return {
+        key: rule
         for factors in ("e4m3", "e5m2")
-        for rule in (
-            Rule(factors, "float32", products, bits, least, result_bits),
-            Rule(factors, "float16", products, bits, least, FLOAT16_BITS, nearest=True),
+        for key, rule in {
+            (factors, "float32", "mma"): Rule(factors, "float32", 16, 25, -133, converted=True),
+            (factors, "float16", "mma"): Rule(
+                factors, "float16", 16, 25, -21, _FLOAT16_BITS, nearest=True, converted=True
+            ),
+        }.items()
+    }
+
+
+def _eight_bits(
+    instruction: str, products: int, bits: int, least: int, result_bits: int, *, compared: bool = True
+) -> dict[Key, Rule]:
+    return {
+        (factors, "float32", instruction): Rule(
+            factors, "float32", products, bits, least, result_bits, compared=compared
         )
-    ]
+        for factors in ("e4m3", "e5m2")
+    }
 
 
-_AMPERE = _sixteen_bits(8, 1, 4)
-_ADA = [*_AMPERE, *_eight_bits(16, 13, -132, 13)]
-_HOPPER = [*_sixteen_bits(16, 2, 8), *_eight_bits(32, 13, -133, 13)]
-_BLACKWELL = [*_sixteen_bits(16, 2, 8), *_eight_bits(32, 25, -133)]
+def _ada() -> dict[Key, Rule]:
+    half = {
+        (factors, "float16", "mma"): Rule(factors, "float16", 16, 13, -132, _FLOAT16_BITS, nearest=True)
+        for factors in ("e4m3", "e5m2")
+    }
+    return {**_since_ampere(8, 1, 4), **_eight_bits("mma", 16, 13, -132, 13), **half}
 
-CARDS: dict[str, dict[tuple[str, str], Rule]] = {
-    card: {(rule.factors, rule.accumulator): rule for rule in rules}
-    for card, rules in {
-        "v100": _volta(),
-        "t4": _turing(),
-        "a100": _AMPERE,
-        "a2": _AMPERE,
-        "a40": _AMPERE,
-        "l40s": _ADA,
-        "ada": _ADA,
-        "h100": _HOPPER,
-        "h200": _HOPPER,
-        "b200": _BLACKWELL,
-    }.items()
+
+_AMPERE, _ADA = _since_ampere(8, 1, 4), _ada()
+_HOPPER = {**_since_ampere(16, 2, 8), **_converted(), **_eight_bits("wgmma", 32, 13, -133, 13)}
+_BLACKWELL = {
+    **_since_ampere(16, 2, 8),
+    **_converted(),
+    **_eight_bits("tcgen05", 32, 25, -133, _FLOAT32_BITS, compared=False),
+}
+CARDS: dict[str, dict[Key, Rule]] = {
+    "v100": _sixteen_bits(4, 0, None, -19),
+    "t4": _sixteen_bits(8, 1, -132, -20, compared=False),
+    "a100": _AMPERE,
+    "a2": _AMPERE,
+    "a40": _AMPERE,
+    "l40s": _ADA,
+    "ada": _ADA,
+    "h100": _HOPPER,
+    "h200": _HOPPER,
+    "b200": _BLACKWELL,
 }
 
 
-def rule_of(card: str, factors: str = "fp16", accumulator: str = "float32") -> Rule:
+def rule_of(
+    card: str, factors: str = "fp16", accumulator: str = "float32", instruction: str = "mma"
+) -> Rule:
     """Return the constants of a card.
+
+    Parameters
+    ----------
+    card : str
+        A key of `CARDS`.
+    factors, accumulator : str
+        Formats, as `Rule` names them.
+    instruction : str
+        ``mma`` (also what ``wgmma`` does with 16-bit factors), ``wgmma`` or ``tcgen05``.
 
     Raises
     ------
     QdxError
-        For a card, or for formats of it, whose constants are not known here.
+        For a card, or for formats of it, whose sums are not known.
     """
     if card not in CARDS:
         raise QdxError(f"card {card!r}: its tensor cores' sums are not known: one of {', '.join(CARDS)}")
-    try:
-        return CARDS[card][factors, accumulator]
-    except KeyError:
-        known = ", ".join(f"{a} to {b}" for a, b in CARDS[card])
+    rules = CARDS[card]
+    if (factors, accumulator, instruction) not in rules:
+        known = ", ".join(f"{a} in {b} by {c}" for a, b, c in rules)
         raise QdxError(
-            f"card {card!r}: sums of {factors} in a {accumulator} accumulator are not known: one of {known}"
-        ) from None
+            f"card {card!r}: sums of {factors} in {accumulator} by {instruction} are not known: one of {known}"
+        )
+    return rules[factors, accumulator, instruction]
