@@ -6,8 +6,8 @@ them; a product's is the sum of its factors', and a subnormal factor has the exp
 Each is cut off toward zero some bits further down. The sum of what is left is exact, and is cut off, or
 rounded to nearest, to the accumulator's format.
 
-Sources. MMA-Sim, arXiv 2511.10909 (products of a step; T4). F. A. Khattak and M. Mikaitis, "Accurate Models of
-NVIDIA Tensor Cores", arXiv 2512.07004, whose published results of hardware are in
+Sources. MMA-Sim, arXiv 2511.10909 (products of a step; T4). F. A. Khattak and M. Mikaitis, "Accurate Models
+of NVIDIA Tensor Cores", arXiv 2512.07004, whose published results of hardware are in
 ``tests/kernels/tensor_cores``; all of them are reproduced. H100: also what ``scripts/gpu/record_mma.py``
 recorded, with subnormal, huge and infinite numbers, and the outputs of vLLM's kernels (docs/results).
 """
@@ -156,9 +156,7 @@ CARDS: dict[str, dict[Key, Rule]] = {
 }
 
 
-def rule_of(
-    card: str, factors: str = "fp16", accumulator: str = "float32", instruction: str = "mma"
-) -> Rule:
+def rule_of(card: str, factors: str = "fp16", accumulator: str = "float32", instruction: str = "mma") -> Rule:
     """Return the constants of a card.
 
     Parameters
@@ -181,6 +179,7 @@ def rule_of(
     if (factors, accumulator, instruction) not in rules:
         known = ", ".join(f"{a} in {b} by {c}" for a, b, c in rules)
         raise QdxError(
-            f"card {card!r}: sums of {factors} in {accumulator} by {instruction} are not known: one of {known}"
+            f"card {card!r}: sums of {factors} in {accumulator} by {instruction} are not known: "
+            f"one of {known}"
         )
     return rules[factors, accumulator, instruction]

@@ -1,8 +1,8 @@
-"""Sums of tensor cores compiled for this CPU by numba: `qdx.kernels.tensor_core.chain` without its slowness.
+"""Sums of tensor cores, compiled for this CPU by numba.
 
-The rule's integers fit a float32's and an int32's 32 bits, so that 16 (AVX-512) or 8 (AVX2) columns are summed
-at once. A sum whose exponents lie beyond what float32 can scale, or which is infinite or undefined, is marked
-instead, for the caller to repeat in torch.
+They are what `qdx.kernels.tensor_core.by_torch` gives. The rule's numbers fit 32 bits, so that 16 columns
+(AVX-512) or 8 (AVX2) are summed at once. A sum whose exponents lie beyond what float32 can scale, or which is
+infinite or undefined, is marked instead, for the caller to repeat in torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qdx.kernels.cards import Rule
 COLUMNS = 64  # of one block: its accumulators and one step's weights stay in the first-level cache
 ROWS = 128
 _ALONE = 1 << 18  # products under which threads are not worth their start
-# Exponents between which a product, its scale and the scaled product are normal float32 numbers. A product that
+# Largest exponents between which a scale and what it scales are normal float32 numbers. A product that
 # float32 makes subnormal lies too far under these for any of its bits to be kept.
 _LEAST, _MOST = -80, 100
 
@@ -89,7 +89,7 @@ def _kernel(
     from numba.extending import intrinsic
 
     def same_bits(source: Any, target: Any) -> Any:
-        @intrinsic  # type: ignore[misc]
+        @intrinsic
         def cast(context: Any, value: Any) -> Any:
             def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
                 return builder.bitcast(arguments[0], context.get_value_type(target))
@@ -111,7 +111,7 @@ def _kernel(
     # Adding and taking off 1.5 · 2^52 units leaves whole units, rounded to nearest.
     whole, least_power, infinite = 1.5 * 2.0 ** (52 - result_bits), 2.0**-14, np.float32(2.0**16)
 
-    @njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[misc]
+    @njit(nogil=True, cache=True, error_model="numpy")
     def run(x: Any, x_power: Any, weight: Any, total: Any, beyond: Any) -> None:
         rows, columns = total.shape
         factor = np.empty((products, COLUMNS), np.float32)

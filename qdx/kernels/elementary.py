@@ -1,13 +1,14 @@
 """The elementary functions of an NVIDIA card, bit for bit: ex2, rsqrt, rcp, expf and division.
 
 A card's special function unit answers ``ex2``, ``rsqrt`` and ``rcp`` with values that differ from the
-correctly rounded ones by up to 2 ulps. Which way is a fact of the circuit, not of a formula, so it is stored:
-one table of 2^23 results for each function (two for rsqrt), every other argument follows from it by scaling.
-A table holds the difference from a value that IEEE arithmetic gives on every machine, 2 bits an entry, packed.
+correctly rounded ones by up to 2 ulps. Which way is a fact of the circuit, not of a formula, so it is stored.
+There is one table of 2^23 results for each function, two for rsqrt; all other arguments follow by scaling. A
+table holds differences from values that IEEE arithmetic gives on every machine, in 2 bits an entry, packed.
 
-Source: measured on an H100 by ``scripts/gpu/prove_functions.py``, which also compares every function here with
-the card for all 2^32 arguments. ``expf`` is libdevice's (CUDA 13), around ``ex2.approx.ftz``; CUDA's division
-and its ``rcp.rn`` are correctly rounded, as numpy's are.
+Source: measured on an H100 by ``scripts/gpu/prove_functions.py``, which also compares every function here
+with the card for all 2^32 arguments: none differs (docs/results). ``expf`` is libdevice's (CUDA 13), around
+``ex2.approx.ftz``. CUDA's division is correctly rounded, as numpy's and torch's are. Other cards were not
+asked.
 """
 
 from __future__ import annotations
@@ -56,11 +57,12 @@ def packed(residual: NDArray[np.int64]) -> bytes:
 def _unpacked(data: bytes) -> NDArray[np.int8]:
     codes = (np.arange(256)[:, None] >> np.array([0, 2, 4, 6])) & 3
     entries = (codes + _LEAST_RESIDUAL).astype(np.int8)
-    return entries[np.frombuffer(lzma.decompress(data), np.uint8)].ravel()
+    residual: NDArray[np.int8] = entries[np.frombuffer(lzma.decompress(data), np.uint8)].ravel()
+    return residual
 
 
 def _fractions() -> NDArray[np.float64]:
-    return np.arange(ENTRIES) * 2.0**-FRACTION
+    return np.arange(ENTRIES, dtype=np.float64) * 2.0**-FRACTION
 
 
 def _predicted_ex2() -> Float32s:

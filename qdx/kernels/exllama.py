@@ -21,12 +21,12 @@ OCTET = 8
 STEP_K = 16
 HALF_SUMS = rule_of("h100", "fp16", "float16")
 # Into how many parts cuBLAS cuts K: (in-features, out-features): (first row, last row, parts)…. Read from the
-# grids of cublasHgemm on an H100 (torch 2.11, CUDA 13; docs/results) at every number of rows from 51 to 513;
-# wherever a number is given the outputs recorded there are those of that many parts, bit for bit. What is left
-# out runs a kernel that shares parts of K in another way (segment_k_on), but for 12288 x 4096 at 255 and 256
-# rows, whose outputs are those of two halves. It is a heuristic of cuBLAS's, so nothing is guessed for other
-# shapes, row counts and GPUs: they are computed uncut. vLLM has 768 x 768 in o_proj alone; a model with its query
-# projection apart, as the transformers backend has it, meets it there.
+# grids of cublasHgemm on an H100 (torch 2.11, CUDA 13; docs/results/h100_emulator) at every number of rows
+# from 51 to 513. Outputs recorded where each kernel is first chosen are those of that many parts, bit by bit.
+# What is left out runs a kernel that shares parts of K in another way (segment_k_on), but for 12288 x 4096 at
+# 255 and 256 rows, whose outputs are those of two halves. It is a heuristic of cuBLAS's, so nothing is
+# guessed for other shapes, row counts and GPUs: they are computed uncut. vLLM has 768 x 768 in o_proj alone.
+# A model with its query projection apart, as the transformers backend has it, meets it there.
 SPLITS = {
     (768, 1280): ((51, 513, 1),),
     (768, 768): ((51, 53, 4), (54, 64, 6), (65, 513, 1)),
@@ -244,8 +244,10 @@ class Exllama(KernelModel):
     def multiply_exactly(self, x_MK: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Sum in fp16 accumulators, part by part."""
         octets, groups = self._q_ILON.shape[2], self._scale_BGN.shape[1]
-        q_GKN = self._q_ILON[..., columns].permute(2, 0, 1, 3).reshape(
-            self._blocks * groups, BLOCK_K // groups, len(columns)
+        q_GKN = (
+            self._q_ILON[..., columns]
+            .permute(2, 0, 1, 3)
+            .reshape(self._blocks * groups, BLOCK_K // groups, len(columns))
         )
         scale_GN = self._scale_BGN[..., columns].view(-1, len(columns)).to(torch.float16)
         weight_KN = (q_GKN * scale_GN[:, None]).to(torch.float32).view(octets * OCTET, len(columns))

@@ -1,14 +1,13 @@
 """Sums as a GPU's tensor cores make them, bit for bit.
 
 One step adds a few products to what the accumulator holds: 16 on a Hopper card. All of these numbers are
-aligned with the one of the largest exponent and cut off, toward zero, some bits below float32's last one; their
-sum is exact, and is cut off to float32 again. `qdx.kernels.cards` has the constants of each card, with their
-sources. A float32 sum on a CPU rounds after every addition, to nearest: the two differ in the last bits of a
-few of a thousand float16 outputs.
+aligned with the one of the largest exponent and cut off, toward zero, some bits below float32's last one.
+Their sum is exact, and is cut off to float32 again. `qdx.kernels.cards` has the constants of each card, with
+their sources. A float32 sum on a CPU rounds after every addition, to nearest: the two differ in the last bits
+of a few of a thousand float16 outputs.
 
-With numba (``pip install "qdx[exact]"``) the sums are compiled (`qdx.kernels.compiled_sums`) and about 20 times
-slower than a BLAS's; without it the same rule runs in torch, and is some 300 times slower. The results are
-equal.
+With numba (``pip install "qdx[exact]"``) the sums are compiled (`qdx.kernels.compiled_sums`). Without it the
+same rule runs in torch, with equal results and far slower: ``benchmarks/exact_sums.py`` says how much.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ def chain(x_MK: Tensor, weight_KN: Tensor, rule: Rule = HOPPER, held_MN: Tensor 
     Parameters
     ----------
     x_MK, weight_KN : Tensor
-        float32 with the values of numbers of ``rule.factors``; (rows, K) and (K, columns). K is filled up with
-        zeros to a whole number of steps, which changes no sum.
+        float32 with the values of numbers of ``rule.factors``; (rows, K) and (K, columns). K is filled up
+        with zeros to a whole number of steps, which changes no sum.
     rule : Rule
         Of the card; an H100's float16 factors and float32 accumulator without it.
     held_MN : Tensor, optional

@@ -2,10 +2,11 @@
 
     python scripts/gpu/record_mma.py OUT.npz
 
-Needs a GPU, cupy and nvcc; takes seconds. Factors and accumulators are drawn from four ranges: of ordinary size,
-spread over 12 powers of two, around the least numbers of the format, and around the largest ones, so that sums
-overflow. Keys ``<factors>_<accumulator>/<range>/{a,b,c,d}`` hold 32-bit words: a (tiles, 16, 8) the rows of the
-left matrix, b (tiles, 8, 8) the columns of the right one, c and d (tiles, 16, 8) accumulators before and after.
+Needs a GPU, cupy and nvcc; takes seconds. Factors and accumulators are drawn from four ranges: of ordinary
+size, spread over 12 powers of two, around the least numbers of the format, and around the largest ones, so
+that sums overflow. Keys ``<factors>_<accumulator>/<range>/{a,b,c,d}`` hold 32-bit words: a (tiles, 16, 8) the
+rows of the left matrix, b (tiles, 8, 8) the columns of the right one, c and d (tiles, 16, 8) accumulators
+before and after.
 ``tests/kernels/test_tensor_core.py`` compares them with `qdx.kernels.tensor_core`.
 """
 
@@ -46,7 +47,8 @@ extern "C" __global__ void mma(int op, const unsigned* A, const unsigned* B, con
     case 6: FLOAT32("mma.sync.aligned.m16n8k32.row.col.f32.e5m2.e5m2.f32") break;
     case 7: FLOAT16("mma.sync.aligned.m16n8k32.row.col.f16.e5m2.e5m2.f16") break;
   }
-  D[g * 8 + 2 * q] = c0; D[g * 8 + 2 * q + 1] = c1; D[(g + 8) * 8 + 2 * q] = c2; D[(g + 8) * 8 + 2 * q + 1] = c3;
+  D[g * 8 + 2 * q] = c0; D[g * 8 + 2 * q + 1] = c1;
+  D[(g + 8) * 8 + 2 * q] = c2; D[(g + 8) * 8 + 2 * q + 1] = c3;
 }
 """
 # Logarithm of the middle size and its spread, of factors and of accumulators.

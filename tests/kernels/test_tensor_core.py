@@ -92,10 +92,7 @@ def test_an_h100s_sums_of_numbers_of_every_size_are_reproduced(
     )
     rule = rule_of("h100", kind, accumulator)
     found = torch.stack(
-        [
-            tensor_core.chain(a[t], b[t].t().contiguous(), rule, c[t].contiguous())
-            for t in range(len(a))
-        ]
+        [tensor_core.chain(a[t], b[t].t().contiguous(), rule, c[t].contiguous()) for t in range(len(a))]
     )
     assert torch.equal(found.isnan(), d.isnan())
     assert torch.equal(found.nan_to_num(1.5, torch.inf, -torch.inf), d.nan_to_num(1.5, torch.inf, -torch.inf))
@@ -206,7 +203,9 @@ def test_it_is_no_float32_sum() -> None:
 def test_an_unknown_card_or_format_is_refused_with_what_is_known() -> None:
     with pytest.raises(QdxError, match=r"card 'h20': its tensor cores' sums are not known: one of v100, t4"):
         rule_of("h20")
-    with pytest.raises(QdxError, match=r"card 'v100': sums of bf16 in float32 by mma are not known: one of fp16"):
+    with pytest.raises(
+        QdxError, match=r"card 'v100': sums of bf16 in float32 by mma are not known: one of fp16"
+    ):
         rule_of("v100", "bf16")
     assert not rule_of("t4").compared
 
