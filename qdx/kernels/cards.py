@@ -2,7 +2,7 @@
 
 One step of a tensor core adds a few products to what its accumulator holds. Everywhere the rule is the same,
 and only its constants differ. The products and the accumulator are aligned with the largest exponent among
-them; a product's is the sum of its factors', and a subnormal factor has the exponent of the least normal one.
+them; a product's is the sum of its factors', and a subnormal number has the exponent of the least normal one.
 Each is cut off toward zero some bits further down. The sum of what is left is exact, and is cut off, or
 rounded to nearest, to the accumulator's format.
 

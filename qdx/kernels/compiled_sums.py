@@ -109,6 +109,7 @@ def _kernel(
     floor = np.float32(2.0 ** (least if least is not None and clamped else _LEAST))
     ceiling = np.float32(2.0**_MOST)
     # Adding and taking off 1.5 · 2^52 units leaves whole units, rounded to nearest.
+    least_half = np.float32(2.0**-14)
     whole, least_power, infinite = 1.5 * 2.0 ** (52 - result_bits), 2.0**-14, np.float32(2.0**16)
 
     @njit(nogil=True, cache=True, error_model="numpy")
@@ -138,6 +139,8 @@ def _kernel(
                     for n in range(count):
                         before = held[m, n]
                         top = to_float32(np.int32(to_int32(before) & exponent))
+                        if nearest:  # a subnormal float16 accumulator has the least normal one's exponent
+                            top = top if top > least_half or before == zero else least_half
                         for k in range(products):
                             own = x_power[m, start + k] * power[k, n]
                             top = own if own > top else top

@@ -25,7 +25,8 @@ from qdx.kernels.partition import Region
 HOPPER = rule_of("h100")
 _BLOCK = 32  # rows of K that a warp takes at a time
 _OF_ZERO = -10_000  # exponent of zero: under every number's
-_LEAST_HALF = -60  # under 2^-53, the least sum of products of float16 numbers that a step keeps
+# Largest exponents that no step on float16 factors, and no step at all, falls below, but where all is zero.
+_LEAST_HALF, _LEAST_WIDE = -60, -300
 _ELEMENTS = 1 << 18  # products handled at once: a core's second-level cache
 _CONVERTED = 32  # products of one instruction on converted factors
 
@@ -83,6 +84,9 @@ def by_torch(x_MK: Tensor, weight_KN: Tensor, rule: Rule, held_MN: Tensor) -> Te
     """Do what `chain` does, in torch and for every number; K is a whole number of steps."""
     rows, length = x_MK.shape
     sum_MN = held_MN.to(torch.float64)
+    # Products of float16 numbers are exact in float32, and aligned ones too.
+    dtype = torch.float32 if rule.factors == "fp16" else torch.float64
+    x_MK, weight_KN = x_MK.to(dtype), weight_KN.to(dtype)
     x_exponent_MK = _exponents(x_MK, rule.least_factor)
     weight_exponent_KN = _exponents(weight_KN, rule.least_factor)
     step = max(1, _ELEMENTS // (max(1, rows) * rule.products))
@@ -91,7 +95,7 @@ def by_torch(x_MK: Tensor, weight_KN: Tensor, rule: Rule, held_MN: Tensor) -> Te
         for start in range(0, length, rule.products):
             k = slice(start, start + rule.products)
             sum_MN[:, columns] = _step(
-                x_MK[:, k, None].to(torch.float64) * weight_KN[None, k, columns].to(torch.float64),
+                x_MK[:, k, None] * weight_KN[None, k, columns],
                 (x_exponent_MK[:, k, None] + weight_exponent_KN[None, k, columns]).amax(1),
                 sum_MN[:, columns],
                 rule,
@@ -106,28 +110,25 @@ def _exponents(value: Tensor, least: int) -> Tensor:
 
 
 def _step(product_MKN: Tensor, exponent_MN: Tensor, held_MN: Tensor, rule: Rule) -> Tensor:
-    """Add exact products, float64, to numbers of the accumulator's format in float64.
+    """Add exact products, float32 or float64, to numbers of the accumulator's format in float64.
 
     `exponent_MN` is the greatest of the products', each the sum of its factors' exponents: 1.5 · 1.5 counts
     as 2^0, though it is over 2.
     """
-    largest_MN = torch.maximum(exponent_MN, _exponents(held_MN, -126))
-    # Below every product of the formats, so that without a least exponent zeros alone have one too.
-    largest_MN.clamp_(min=-300 if rule.least is None else rule.least)
+    largest_MN = torch.maximum(exponent_MN, _exponents(held_MN, rule.least_result))
+    least = _LEAST_HALF if rule.factors == "fp16" else _LEAST_WIDE
+    largest_MN.clamp_(min=least if rule.least is None else max(least, rule.least))
     last_MN = largest_MN - rule.fraction_bits  # exponent of the last bit that is kept
-    total_MN = _shifted(product_MKN, -last_MN[:, None]).trunc_().sum(1) + _shifted(held_MN, -last_MN).trunc_()
+    scale_MN = torch.ldexp(torch.ones_like(held_MN), -last_MN)
+    aligned_MKN = (product_MKN * scale_MN[:, None].to(product_MKN.dtype)).trunc_()
+    total_MN = aligned_MKN.sum(1, dtype=torch.float64) + (held_MN * scale_MN).trunc_()
     exponent_MN = torch.frexp(total_MN).exponent - 1 + last_MN
     unit_MN = exponent_MN.clamp_(min=rule.least_result) - rule.result_bits
-    total_MN = _shifted(total_MN, last_MN - unit_MN)
-    total_MN = _shifted(total_MN.round_() if rule.nearest else total_MN.trunc_(), unit_MN)
+    total_MN = torch.ldexp(total_MN, last_MN - unit_MN)
+    total_MN = torch.ldexp(total_MN.round_() if rule.nearest else total_MN.trunc_(), unit_MN)
     total_MN = torch.where(total_MN.abs() >= rule.overflow, total_MN.sign() * torch.inf, total_MN)
-    plain_MN = product_MKN.sum(1) + held_MN
+    plain_MN = product_MKN.sum(1, dtype=torch.float64) + held_MN
     return torch.where(plain_MN.isfinite(), total_MN, plain_MN)
-
-
-def _shifted(value: Tensor, power: Tensor) -> Tensor:
-    """Return value · 2^power."""
-    return torch.ldexp(value, power)
 
 
 def sums(

@@ -117,7 +117,7 @@ def by_fractions(x_K: list[float], weight_K: list[float], rule: Rule) -> float:
         k = slice(start, start + rule.products)
         pairs = [(Fraction(a), Fraction(b)) for a, b in zip(x_K[k], weight_K[k], strict=True) if a and b]
         tops = [max(exponent(a), least) + max(exponent(b), least) for a, b in pairs]
-        tops += [exponent(held)] if held else []
+        tops += [max(exponent(held), rule.least_result)] if held else []
         if not tops:
             continue
         last = max(*tops, -1000 if rule.least is None else rule.least) - rule.fraction_bits
