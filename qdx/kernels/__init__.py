@@ -3,7 +3,8 @@
 Each module here is a linear layer that rounds where one of vLLM's kernels rounds and adds in the order in
 which it adds, as far as the public source tells. The order inside one float32 accumulator is the CPU's
 BLAS's, and what happens inside one tensor core instruction is left out; `KernelModel.exact` computes chosen
-outputs with both, bit for bit.
+outputs with both, bit for bit. What other parts of a card give bit for bit is in `tensor_core` and `cards`
+(sums), `elementary` (functions) and `operations` (norms, activation, rotation).
 """
 
 from __future__ import annotations

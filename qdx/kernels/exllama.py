@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from qdx.errors import QdxError
+from qdx.kernels import tensor_core
 from qdx.kernels._base import KernelModel, check_weight, scratch
+from qdx.kernels.cards import rule_of
 from qdx.kernels.weights import QuantizedWeight
 
 MOST_ROWS = 50
@@ -17,17 +19,23 @@ BLOCK_N = 512
 BLOCK_M = 8
 OCTET = 8
 STEP_K = 16
-# Where cuBLAS cuts K: (in-features, out-features): (first row, last row, parts)…, read from its grids on an
-# H100 (torch 2.11, CUDA 13; docs/results) at 51, 256 and 2048 rows. Assumed: one choice for 51 – 64 rows,
-# which fill one tile, and between 51 and 256 rows where both ends agree. 12288 x 4096 at 255 and 256 rows: 64
-# tiles on 128 thread blocks (segment_k_on), and the outputs recorded there are those of two halves. It is a
-# heuristic of cuBLAS's, so nothing is guessed for other shapes, row counts and GPUs: they are computed uncut.
-# vLLM has 768 x 768 in o_proj alone; a model with its query projection apart, as the transformers backend has
-# it, meets it there.
+HALF_SUMS = rule_of("h100", "fp16", "float16")
+# Into how many parts cuBLAS cuts K: (in-features, out-features): (first row, last row, parts)…. Read from the
+# grids of cublasHgemm on an H100 (torch 2.11, CUDA 13; docs/results/h100_emulator) at every number of rows
+# from 51 to 513. Outputs recorded where each kernel is first chosen are those of that many parts, bit by bit.
+# What is left out runs a kernel that shares parts of K in another way (segment_k_on), but for 12288 x 4096 at
+# 255 and 256 rows, whose outputs are those of two halves. It is a heuristic of cuBLAS's, so nothing is
+# guessed for other shapes, row counts and GPUs: they are computed uncut. vLLM has 768 x 768 in o_proj alone.
+# A model with its query projection apart, as the transformers backend has it, meets it there.
 SPLITS = {
-    (768, 768): ((51, 64, 4),),
-    (1536, 768): ((51, 256, 5),),
-    (12288, 4096): ((51, 64, 8), (255, 256, 2)),
+    (768, 1280): ((51, 513, 1),),
+    (768, 768): ((51, 53, 4), (54, 64, 6), (65, 513, 1)),
+    (768, 3072): ((51, 513, 1),),
+    (768, 1536): ((51, 513, 1),),
+    (1536, 768): ((51, 64, 5), (65, 128, 8), (129, 192, 6), (193, 256, 5), (257, 513, 1)),
+    (4096, 6144): ((51, 256, 1), (385, 513, 1)),
+    (4096, 4096): ((51, 64, 4), (65, 192, 1), (225, 384, 1), (394, 448, 1), (513, 513, 1)),
+    (12288, 4096): ((51, 64, 8), (129, 192, 1), (255, 256, 2), (257, 384, 1), (513, 513, 1)),
 }
 SPLITS_SM_COUNT = 132
 SPLIT_STEPS = 4  # parts of K are whole tiles of 64 rows
@@ -70,7 +78,8 @@ class Exllama(KernelModel):
       and two thread blocks an SM.
     - More rows: weights are reconstructed in fp16, and the matmul keeps its sums in fp16: one rounding for
       every 16 rows of K, the depth of a tensor core's instruction. Where cuBLAS is known to cut K (`SPLITS`),
-      the parts' fp16 sums are added in fp16, the first part first. Nothing is left to chance.
+      the parts' fp16 sums are added in fp16, the first part first. Nothing is left to chance, and where
+      `SPLITS` has the shape and the number of rows `exact` gives the kernel's very bits.
 
     The half FMA is computed in float32 and then rounded to fp16, which differs from one rounding only where
     the exact sum needs more than 24 bits and lies next to a tie.
@@ -91,7 +100,6 @@ class Exllama(KernelModel):
     name = "exllama"
     observed = "model:exllama"
     dtypes = (torch.float16,)
-    exact_known = False  # of few rows chance decides; how tensor cores round to fp16 sums was not found
 
     def __init__(
         self,
@@ -216,10 +224,39 @@ class Exllama(KernelModel):
         assert total_MN is not None
         return total_MN
 
+    def _cuts(self, rows: int) -> int | None:
+        """Return into how many parts cuBLAS cuts K; None where that is not known."""
+        if self.sm_count != SPLITS_SM_COUNT:
+            return None
+        known = SPLITS.get((self.in_features, self.out_features), ())
+        return next((parts for first, last, parts in known if first <= rows <= last), None)
+
     def _parts(self, rows: int, steps: int) -> list[range]:
         """Return the steps of K that are summed together."""
-        known = SPLITS.get((self.in_features, self.out_features), ())
-        parts = next((parts for first, last, parts in known if first <= rows <= last), 1)
-        cut = parts > 1 and self.sm_count == SPLITS_SM_COUNT
-        each = -(-steps // (parts * SPLIT_STEPS)) * SPLIT_STEPS if cut else steps
+        parts = self._cuts(rows) or 1
+        each = -(-steps // (parts * SPLIT_STEPS)) * SPLIT_STEPS if parts > 1 else steps
         return [range(at, min(at + each, steps)) for at in range(0, steps, each)]
+
+    def exact_known(self, rows: int) -> bool:
+        """Up to 50 rows chance decides; of more, where cuBLAS is known to cut K or not to."""
+        return rows > MOST_ROWS and self._cuts(rows) is not None
+
+    def multiply_exactly(self, x_MK: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Sum in fp16 accumulators, part by part."""
+        octets, groups = self._q_ILON.shape[2], self._scale_BGN.shape[1]
+        q_GKN = (
+            self._q_ILON[..., columns]
+            .permute(2, 0, 1, 3)
+            .reshape(self._blocks * groups, BLOCK_K // groups, len(columns))
+        )
+        scale_GN = self._scale_BGN[..., columns].view(-1, len(columns)).to(torch.float16)
+        weight_KN = (q_GKN * scale_GN[:, None]).to(torch.float32).view(octets * OCTET, len(columns))
+        missing = self._blocks * BLOCK_K - self.in_features
+        x_padded = torch.nn.functional.pad(x_MK[rows], (0, missing)).to(torch.float32)
+        total_MN: Tensor | None = None
+        for part in self._parts(x_MK.shape[0], octets * OCTET // STEP_K):
+            k = slice(part.start * STEP_K, part.stop * STEP_K)
+            y_MN = tensor_core.chain(x_padded[:, k], weight_KN[k], HALF_SUMS).to(torch.float16)
+            total_MN = y_MN if total_MN is None else total_MN.add_(y_MN)
+        assert total_MN is not None
+        return self.add_bias(total_MN, columns)
