@@ -304,6 +304,7 @@ def test_facts_of_a_machine_may_have_any_names(tmp_path):
     convert(tmp_path / "f.json", tmp_path / "f.nc")
     with qdx.open(tmp_path / "f.nc") as tree:
         assert "value" in {str(tree["provenance"][name].values[0]) for name in tree["provenance"].data_vars}
+    (tmp_path / "f.nc").unlink()
     content["metadata"]["environment"] = {f"k{i}": "v" for i in range(201)}
     refused_here(content, "metadata.environment: got 201 facts, limit 200", tmp_path)
 
