@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qdx import new_file
 from qdx.dataset import layout, writing
 from qdx.errors import QdxError
 
@@ -46,6 +47,8 @@ def join_repeats(parts: Sequence[Path], target: Path, attrs: Mapping[str, Any]) 
                 raise QdxError(
                     f"repeat {repeat} loaded kernels {observed}, repeat 0 {kernels[0]}: not one config"
                 )
+        with writing.disk_errors(part):
+            new_file.create(part)
         with writing.disk_errors(part), netCDF4.Dataset(part, "w", format="NETCDF4") as joined:
             _copy_attributes(files[0], joined)
             writing.set_attributes(joined, attrs)

@@ -14,7 +14,7 @@ from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
 from qdx.errors import printable
 from qdx.report.facts import Facts, next_command, report_command, resume_command, size
-from qdx.report.verifier import RULE, SECTIONS, is_verifier
+from qdx.report.verifier import RULE, SECTIONS, STATED, is_verifier
 
 ENVIRONMENT = (
     "qdx_version",
@@ -236,7 +236,7 @@ def prompts(view: View) -> str:
     sources: dict[str, str] = {}
     for source, digest in zip(stored["source"].values, stored["sha256"].values, strict=True):
         sources.setdefault(str(source), str(digest))
-    lines = []
+    lines = [f"  {STATED}:"] if is_verifier(view.tree) else []
     for source, digest in list(sources.items())[:MOST_REFERENCES]:
         lines.append(wrap(f"{source}" + (f"  sha256 {digest[:16]}…" if digest else ""), "  "))
     if len(sources) > MOST_REFERENCES:
