@@ -49,12 +49,12 @@ def checked(arguments: Sequence[str]) -> list[str] | None:
         name = key.lstrip("+~")
         if argument in FLAGS:
             kept.append(argument)
+        elif re.match(r"hydra\b", name):
+            if name in ("hydra/launcher", "hydra/sweeper") and _CHOICE.fullmatch(value):
+                kept.append(argument)
         elif _acts(argument) or not _KEY.fullmatch(key) or not (equals or key.startswith("~")):
             return None
-        elif name in ("hydra/launcher", "hydra/sweeper"):
-            if _CHOICE.fullmatch(value):
-                kept.append(argument)
-        elif re.match(r"hydra\b", name) is None:
+        else:
             kept.append(argument)
     return kept
 

@@ -1,10 +1,10 @@
 """``python -m qdx.commit DIR [OUT]``: the smallest file that a verifier can judge, and nothing else.
 
 It holds the references, the generated tokens, what a verdict needs of the provenance (`KEPT`) and a
-commitment to every row (see `qdx.analysis.verification.commitments`), of the first repeat of every config; and
-how many reruns of the others were bit-equal to it, which the exact test asks for. With ``--sweep`` it is a copy
-of ``sweep.nc`` to be published: rows, hashes and sketches of every repeat, without what the machine and its
-user are called.
+commitment to every row (see `qdx.analysis.verification.commitments`), of the first repeat of every
+config; and how many reruns of the others were bit-equal to it, which the exact test asks for. With
+``--sweep`` it is a copy of ``sweep.nc`` to be published: rows, hashes and sketches of every repeat,
+without what the machine and its user are called.
 """
 
 from __future__ import annotations

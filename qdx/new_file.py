@@ -1,8 +1,8 @@
 """Write a file that is new, whatever lies at its name: no link is followed out of the folder.
 
-A sweep folder may come from a stranger. A link in it, ``report.txt.part -> ~/.ssh/authorized_keys``, would
-make a report overwrite what it points to. So everything that qdx writes into such a folder is written here, or
-after `refuse_links` has looked at the folder.
+A sweep folder may come from a stranger. A link in it, ``report.txt.part -> ~/.ssh/authorized_keys``,
+would make a report overwrite what it points to. So everything that qdx writes into such a folder is
+written here, or after `refuse_links` has looked at the folder.
 """
 
 from __future__ import annotations
