@@ -1,4 +1,4 @@
-"""What a producer says is shown as said, on one line, and what cannot be compared is refused before the replay."""
+"""What a producer says is shown as said, on one line; what cannot be compared is refused before the replay."""
 
 from __future__ import annotations
 

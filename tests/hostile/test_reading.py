@@ -175,7 +175,7 @@ def test_limits_are_raised_by_name(sweep: Path, tmp_path: Path) -> None:
     with pytest.raises(QdxError, match="more than 20 groups and variables: raise max_objects"):
         guard(path)
     for wrong in (0, -1, True, "9", 1.5):
-        with pytest.raises(QdxError, match="max_bytes=.*must be a whole number of at least 1"):
+        with pytest.raises(QdxError, match=r"max_bytes=.*must be a whole number of at least 1"):
             allow(max_bytes=wrong)  # type: ignore[arg-type]
 
 

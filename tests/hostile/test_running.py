@@ -109,7 +109,10 @@ def test_the_childs_path_does_not_begin_with_the_working_folder(sweep: Path, tmp
 
 def test_the_child_finds_qdx_where_its_parent_did(tmp_path: Path) -> None:
     """Also where only the working folder made it importable, as in a checkout."""
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from qdx.process import command; print(*command('qdx.job'), sep='\\0')"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from qdx.process import command; "
+        "print(*command('qdx.job'), sep='\\0')"
+    )
     kept = making.python("-P", "-c", code, str(making.ROOT), cwd=tmp_path, PYTHONPATH="").stdout.rstrip("\n")
     said = served(kept.split("\0"), {}, cwd=tmp_path)
     assert "KeyError: 'do'" in said, said
@@ -185,8 +188,15 @@ def test_a_command_with_what_cannot_be_shown_is_not_shown(argument: str) -> None
 
 
 def test_an_honest_command_is_shown_as_it_was() -> None:
-    honest = ["-m", "quant=awq,gptq", "metric=[l2,kl]", "+model.checkpoint.awq=/a b", "~prompts.path", "hydra/launcher=joblib",
-              "prompts.instruction='Sum up: \"this\"'", "backend.threads=1"]  # fmt: skip
+    honest = [
+        "-m",
+        "quant=awq,gptq",
+        "metric=[l2,kl]",
+        "+model.checkpoint.awq=/a b",
+        "~prompts.path",
+        "hydra/launcher=joblib",
+        "prompts.instruction='Sum up: \"this\"'",
+    ]
     assert checked(honest) == honest
 
 
