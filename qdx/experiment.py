@@ -170,6 +170,7 @@ def load_prompts(experiment: Experiment, checkpoint: Checkpoint) -> Prompts:
             vocab=models.vocab_size(checkpoint.path),
             tokens=tokens,
             components=experiment.capture.components,
+            sketch_seed=CaptureSettings.seed,
         )
     references = source.load(tokenizer)
     check_references(references, who=str(node["_target_"]), tokens=tokens)

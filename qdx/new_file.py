@@ -93,7 +93,7 @@ def make_folder(path: Path) -> None:
 
 
 def refuse_links(directory: Path) -> None:
-    """Refuse a sweep folder in which a symbolic link leads out of it.
+    """Refuse a sweep folder in which a symbolic link leads out of it, or that holds what is not a file.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def refuse_links(directory: Path) -> None:
     Raises
     ------
     QdxError
-        Naming the first link, and where it leads.
+        Naming the first link, and where it leads, or the first fifo, socket or device.
     """
     root = directory.resolve()
     _refuse(directory, root, DEPTH)
@@ -122,5 +122,8 @@ def _refuse(folder: Path, root: Path, depth: int) -> None:
                     f"{path} is a link to {path.readlink()}, out of its folder: a sweep folder may be a "
                     "stranger's, so nothing is read or written through it: put the file itself there"
                 )
-        elif depth > 1 and entry.is_dir(follow_symlinks=False):
-            _refuse(path, root, depth - 1)
+        elif entry.is_dir(follow_symlinks=False):
+            if depth > 1:
+                _refuse(path, root, depth - 1)
+        elif not entry.is_file(follow_symlinks=False):
+            raise QdxError(f"{path} is a fifo, socket or device, which is not opened: remove it")

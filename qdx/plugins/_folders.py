@@ -20,8 +20,9 @@ _QDX = Path(__file__).parent.parent
 _also: list[Path] = []
 # Set to anything but 0: plug-in files of the working folder are left out, in children too (`--no-plugins`).
 LEFT_OUT = "QDX_NO_PLUGINS"
-# What a results folder holds. Who works in one reads it, and it may be a stranger's.
-_RESULTS = ("sweep.json", "sweep.nc", "commitments.nc", "producers.nc", "run.nc", "*/run.nc")
+# What a results folder holds. Who works in one reads it, and it may be a stranger's. Not sweep.nc alone: a
+# verifier copies that into a folder of his own.
+_RESULTS = ("sweep.json", "run.nc", "*/run.nc")
 _said: set[Path] = set()
 
 

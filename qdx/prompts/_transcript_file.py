@@ -56,6 +56,8 @@ class Transcripts:
     tokenizer_sha256 : str
     components : int
         Values of a row's sketch; 0 in a file of commitments, which has no sketches.
+    sketch_seed : str
+        Of their projection; "" where the file does not state it.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class Transcripts:
     vocab: int
     tokenizer_sha256: str
     components: int = 0
+    sketch_seed: str = ""
 
     @property
     def tokens(self) -> int:
@@ -235,6 +238,7 @@ class _Reader:
             vocab,
             self._one_fact("tokenizer_sha256"),
             components,
+            self._one_fact("sketch_seed") if "sketch_seed" in self._tree["provenance"].to_dataset() else "",
         )
 
     def _check_kind(self) -> None:

@@ -78,7 +78,13 @@ class Transcripts:
         return self.file.producers
 
     def require(
-        self, *, tokenizer_sha256: str, vocab: int, tokens: int, components: int | None = None
+        self,
+        *,
+        tokenizer_sha256: str,
+        vocab: int,
+        tokens: int,
+        components: int | None = None,
+        sketch_seed: int | None = None,
     ) -> None:
         """Refuse to replay with another model's tokens, or what could not be compared with the replay.
 
@@ -90,6 +96,8 @@ class Transcripts:
             ``generate.tokens``.
         components : int, optional
             ``capture.components``.
+        sketch_seed : int, optional
+            Of this version's projection.
 
         Raises
         ------
@@ -115,6 +123,11 @@ class Transcripts:
             raise QdxError(
                 f"{file.path}: the producers' sketches have {file.components} components, this run's "
                 f"{components}, which cannot be compared: capture.components={file.components}"
+            )
+        if sketch_seed is not None and file.components and file.sketch_seed not in ("", str(sketch_seed)):
+            raise QdxError(
+                f"{file.path}: the producers' sketches are of the seed {clean(file.sketch_seed)[:20]}, this "
+                f"version's of {sketch_seed}, which cannot be compared: use the qdx that the producers ran"
             )
 
     def keep(self, directory: Path) -> None:

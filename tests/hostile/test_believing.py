@@ -1,4 +1,4 @@
-"""What a producer says is shown as said, on one line; what cannot be compared is refused before the replay."""
+"""What a producer says is shown as said; what cannot be compared with a replay is refused before it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qdx.capture import CaptureSettings
 from qdx.errors import QdxError
 from qdx.prompts import Transcripts, describe
 from qdx.prompts._transcript_file import NAME
@@ -104,6 +105,10 @@ def test_sketches_that_this_run_does_not_have_are_named_before_the_replay(sweep:
     Transcripts(str(sweep)).require(**fitting, components=16)  # type: ignore[arg-type]
     with pytest.raises(QdxError, match=r"sketches have 16 components, this run's 64.*capture.components=16"):
         Transcripts(str(sweep)).require(**fitting, components=64)  # type: ignore[arg-type]
+    seed = CaptureSettings.seed
+    Transcripts(str(sweep)).require(**fitting, sketch_seed=seed)  # type: ignore[arg-type]
+    with pytest.raises(QdxError, match=rf"sketches are of the seed {seed}, this version's of {seed + 1}"):
+        Transcripts(str(sweep)).require(**fitting, sketch_seed=seed + 1)  # type: ignore[arg-type]
 
 
 class Tokenizer:

@@ -137,13 +137,16 @@ def test_folders_of_results_are_left_out_and_named_ones_are_not(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(_folders.LEFT_OUT, raising=False)
     assert tmp_path / "plugins" in folders()
-    for name in ("sweep.json", "sweep.nc", "commitments.nc", "awq/run.nc"):
+    (tmp_path / "received.nc").touch()
+    (tmp_path / "sweep.nc").touch()
+    assert tmp_path / "plugins" in folders(), "a verifier's own folder, with a file that he received"
+    for name in ("sweep.json", "run.nc", "awq/run.nc"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
         assert tmp_path / "plugins" not in folders(), name
         (tmp_path / name).unlink()
     assert capsys.readouterr().err.count("left out") == 1, "said once"
-    (tmp_path / "sweep.nc").touch()
+    (tmp_path / "sweep.json").touch()
     monkeypatch.setattr(_folders, "_also", [tmp_path / "plugins"])
     assert tmp_path / "plugins" in folders(), "--plugins names it"
 

@@ -81,6 +81,32 @@ def test_a_folder_that_is_a_link_is_refused(name: str, sweep: Path, tmp_path: Pa
     assert sorted(outside.rglob("*")) == before
 
 
+@pytest.mark.parametrize("name", ["sweep.json", "awq/status.json", "report.lock", "awq/run.nc.rows"])
+def test_a_fifo_in_a_folder_is_not_waited_for(name: str, sweep: Path, tmp_path: Path) -> None:
+    folder = copied(sweep, tmp_path / "s")
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(QdxError, match=f"{name} is a fifo, socket or device"):
+        build(folder, console=False, formats=["txt"])
+
+
+def test_a_list_of_jobs_that_is_not_a_list_is_not_read(sweep: Path, tmp_path: Path) -> None:
+    folder = copied(sweep, tmp_path / "s")
+    with (folder / "sweep.json").open("wb") as file:
+        file.truncate(10**10)
+    with pytest.raises(QdxError, match="not a regular file of at most 64 MiB"):
+        build(folder, console=False, formats=["txt"])
+
+
+def test_a_label_that_begins_a_line_of_the_report_is_refused(sweep: Path, tmp_path: Path) -> None:
+    folder = copied(sweep, tmp_path / "s")
+    plan = json.loads((folder / "sweep.json").read_text())
+    for label in ("awq\n\nVERDICT  1 claim: 1 confirmed", "awq\x1b[2J", "aw\u202eq"):
+        (folder / "sweep.json").write_text(json.dumps({**plan, "labels": [label]}))
+        with pytest.raises(QdxError, match="is no name of a folder"):
+            build(folder, console=False, formats=["txt"])
+
+
 def test_a_link_that_stays_in_the_folder_is_replaced_and_not_followed(sweep: Path, tmp_path: Path) -> None:
     folder = copied(sweep, tmp_path / "s")
     kept = folder / "kept.txt"
