@@ -245,7 +245,10 @@ def prompts(view: View) -> str:
         lines.append(f"  {plural(len(names), 'reference')}, each {said[0]}")
     rows = []
     for i, name in enumerate(names[:MOST_REFERENCES]):
-        pages, offset = " ".join(str(stored["pages"].values[i]).split()), int(stored["token_offset"].values[i])
+        pages, offset = (
+            " ".join(str(stored["pages"].values[i]).split()),
+            int(stored["token_offset"].values[i]),
+        )
         one = pages.isdecimal()
         where = [f"{'page' if one else 'pages'} {pages}" if pages else "", f"from source token {offset:,}"]
         own = Path(str(stored["source"].values[i])).name if len(sources) > 1 else ""
