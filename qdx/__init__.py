@@ -7,7 +7,15 @@
 - `register` makes a function or class a plug-in: a metric, analysis, backend or prompt source.
 """
 
-from __future__ import annotations
+import sys
+
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and sys.path:
+    # `python -m qdx…` puts the working folder before everything else: a results folder that holds a torch.py
+    # would be asked for torch. While a package is looked for, argv[0] is "-m"; an `import qdx` is never here.
+    # In a checkout that folder is where qdx is: it becomes the last one.
+    _first = sys.path.pop(0)
+    if __file__.startswith(_first.rstrip("/") + "/qdx/"):
+        sys.path.append(_first)
 
 from typing import TYPE_CHECKING, Any
 

@@ -6,8 +6,10 @@ import os
 import sys
 
 from qdx.errors import QdxError
-from qdx.plugins import conf_dir, load
+from qdx.plugins import conf_dir, leave_out, load
 from qdx.process import FULL_ERROR
+
+NO_PLUGINS = "--no-plugins"  # plug-in files of the working folder are not looked for
 
 
 def main() -> None:
@@ -33,6 +35,9 @@ def main() -> None:
         os.environ[FULL_ERROR] = "1"
     # Hydra prints a traceback and exits by itself unless this is set; qdx makes one line with a remedy of it.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    if NO_PLUGINS in sys.argv[1:]:  # Hydra knows no such flag
+        sys.argv = [argument for argument in sys.argv if argument != NO_PLUGINS]
+        leave_out()
     try:
         load()
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()

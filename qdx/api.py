@@ -48,8 +48,8 @@ def run(overrides: Sequence[str] = (), *, directory: str | Path | None = None) -
     >>> tree.qdx.pairs("l2").mean(["reference", "position"])  # doctest: +SKIP
     """
     from qdx.accessor import open
+    from qdx.commands import quoted
     from qdx.plugins import check_reachable
-    from qdx.sweep import quoted
 
     _check_list(overrides)
     check_reachable(overrides)

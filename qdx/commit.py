@@ -1,21 +1,24 @@
-"""``python -m qdx.commit DIR [OUT]``: the smallest file that a verifier can judge.
+"""``python -m qdx.commit DIR [OUT]``: the smallest file that a verifier can judge, and nothing else.
 
-It holds the references, the generated tokens, the provenance and a commitment to every row (see
-`qdx.analysis.verification.commitments`), of the first repeat of every config; and how many reruns of the
-others were bit-equal to it, which the exact test asks for.
+It holds the references, the generated tokens, what a verdict needs of the provenance (`KEPT`) and a
+commitment to every row (see `qdx.analysis.verification.commitments`), of the first repeat of every
+config; and how many reruns of the others were bit-equal to it, which the exact test asks for. With
+``--sweep`` it is a copy of ``sweep.nc`` to be published: rows, hashes and sketches of every repeat,
+without what the machine and its user are called.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from qdx import new_file
 from qdx.analysis.verification.commitments import of_run
 from qdx.analysis.verification.compared import own_repeats
 from qdx.dataset import checksums
@@ -28,8 +31,27 @@ from qdx.dataset.writing import disk_errors
 from qdx.errors import QdxError
 
 PHASES = ("prefill", "decode")
-NAME = "commitments.nc"
+NAME, PUBLISHED = "commitments.nc", "published.nc"
 SMALL = 16 * 1024  # bytes
+# Of /provenance: what decides which numbers an honest run computes, and what ties the file to weights, tokens
+# and code. A fact that is new is left out until it is named here: a file that is published must not say by
+# accident what its machine, its folders or its user are called.
+KEPT = (
+    "schema_version", "qdx_version", "code_sha256",
+    "format", "requested_kernel", "observed_kernel", "dtype", "model", "quantizer",
+    "weights_sha256", "tokenizer_sha256", "references_sha256", "transcripts_sha256", "vocab",
+    "engine", "engine_version", "backend", "backend_version", "model_runner",
+    "batch_size", "batch_layout", "sampling", "threads", "seed", "sketch_seed", "capture_mode",
+    "repeat_scope", "repeat_processes", "simulated",
+    "gpu", "compute_capability", "sm_count", "cpu", "cpu_capability", "blas",
+    "torch_version", "torch_switches", "kernel_environment",
+    "cuda_version", "cuda_runtime", "cublas_version", "cublaslt_version", "cudnn_version", "driver_version",
+)  # fmt: skip
+KEPT_PREFIXES = (
+    "backend_",
+    "vllm_",
+)  # settings of a backend, which choose kernels; the second of early versions
+LAYERS = ("kernel_class", "kernel", "layer_type", "config")
 
 
 def commit(directory: Path, out: Path | None = None) -> Path:
@@ -62,28 +84,119 @@ def commit(directory: Path, out: Path | None = None) -> Path:
         groups = _groups(tree, directory)
     finally:
         tree.close()
-    part = target.with_name(f"{target.name}.part")
-    part.unlink(missing_ok=True)
-    attrs = {"kind": "commitments", "schema_version": SCHEMA_VERSION, **software()}
-    with disk_errors(part):
+    _write(target, "commitments", groups)
+    return target
+
+
+def publish(directory: Path, out: Path | None = None) -> Path:
+    """Write a copy of a sweep's ``sweep.nc`` that says nothing of the machine's and the user's names.
+
+    Parameters
+    ----------
+    directory : Path
+        A sweep folder, with ``sweep.nc``.
+    out : Path, optional
+        Default ``DIR/published.nc``.
+
+    Returns
+    -------
+    Path
+        The file: references without their text (the tokens say it), generated tokens, all repeats' rows as
+        ``sweep.nc`` has them, and `KEPT` of the provenance. Distances and analyses are left out.
+
+    Raises
+    ------
+    QdxError
+        When the folder is no sweep's, or is a verifier's.
+    """
+    directory = Path(directory)
+    source = directory / SWEEP
+    if not source.is_file():
+        raise QdxError(f"{directory} holds no {SWEEP}: give a sweep folder, or run python -m qdx.report DIR")
+    target = directory / PUBLISHED if out is None else Path(out)
+    if target.exists() and target.samefile(source):
+        raise QdxError(f"{target} is the file to read: give another name to write to")
+    tree = open_file(source)
+    try:
+        if any(phase not in tree.children for phase in (*PHASES, "output")):
+            raise QdxError(f"{directory} is a verifier's sweep: its configs produced nothing to publish")
+        groups = {
+            "provenance": kept_provenance(tree["provenance"].to_dataset().load()),
+            "references": kept_references(tree["references"].to_dataset().load()),
+        }
+        for phase in (*PHASES, "replay", "output"):
+            if phase in tree.children:
+                groups[phase] = tree[phase].to_dataset().drop_vars("text", errors="ignore").load()
+    finally:
+        tree.close()
+    _write(target, "sweep", groups)
+    return target
+
+
+def kept_provenance(stored: xr.Dataset) -> xr.Dataset:
+    """Return the facts that a verdict needs, and the kernels of the layers."""
+    own = [str(name) for name in stored.variables]
+    fits = [name for name in own if name in (*KEPT, *LAYERS) or name.startswith(KEPT_PREFIXES)]
+    kept = stored.drop_vars([name for name in own if name not in fits])
+    if "weights_sha256" in kept:  # a mapping of file names to digests; names of folders are nobody's business
+        values = [_without_folders(str(value)) for value in kept["weights_sha256"].values]
+        kept["weights_sha256"] = ("config", np.array(values, object))
+    return kept
+
+
+def _without_folders(weights: str) -> str:
+    import json
+
+    try:
+        files = json.loads(weights)
+    except ValueError:
+        return weights
+    if not isinstance(files, dict):
+        return weights
+    return json.dumps({Path(name).name: digest for name, digest in files.items()}, sort_keys=True)
+
+
+def kept_references(references: xr.Dataset) -> xr.Dataset:
+    """Return the references without their text, and with the names of their sources but not their folders."""
+    plain = references.drop_vars("text", errors="ignore")
+    if "source" in plain:
+        names = [str(source).rsplit("/", 1)[-1] for source in plain["source"].values]
+        plain["source"] = ("reference", np.array(names, object), plain["source"].attrs)
+    return plain
+
+
+def _write(target: Path, kind: str, groups: Mapping[str, xr.Dataset]) -> None:
+    versions = {name: value for name, value in software().items() if name != "time_utc"}
+    attrs = {"kind": kind, "schema_version": SCHEMA_VERSION, **versions}
+    with disk_errors(target), new_file.replacing(target) as part:
         xr.Dataset(attrs=attrs).to_netcdf(part, mode="w", engine="netcdf4")
         for name, dataset in groups.items():
-            encoding = {str(key): _encoding(variable) for key, variable in dataset.variables.items()}
-            plain = dataset.drop_encoding().drop_attrs() if name == "provenance" else dataset.drop_encoding()
+            plain = dataset.drop_encoding()
+            plain.attrs = {}
+            if name == "provenance":
+                plain = plain.drop_attrs()
+            encoding = {str(key): _encoding(variable) for key, variable in plain.variables.items()}
             plain.to_netcdf(part, mode="a", group=name, engine="netcdf4", encoding=encoding)
         checksums.store(part)
-    part.replace(target)
-    return target
+
+
+def contents(path: Path) -> str:
+    """Say what a file that is to be published holds: its groups, and every fact of its provenance."""
+    tree = open_file(path)
+    try:
+        lines = [f"{name}: {', '.join(map(str, tree[name].data_vars))}" for name in tree.children]
+        return "\n".join(f"  /{line}" for line in lines)
+    finally:
+        tree.close()
 
 
 def _groups(tree: xr.DataTree, directory: Path) -> dict[str, xr.Dataset]:
     if any(phase not in tree.children for phase in (*PHASES, "output")):
         raise QdxError(f"{directory} is a verifier's sweep: its configs produced nothing to commit to")
-    references = tree["references"].to_dataset().load()
     output = tree["output"].to_dataset()[["token_id"]].isel(repeat=[0]).load()
     groups = {
-        "provenance": tree["provenance"].to_dataset().load(),
-        "references": references.drop_vars("text", errors="ignore"),  # the tokens say it
+        "provenance": kept_provenance(tree["provenance"].to_dataset().load()),
+        "references": kept_references(tree["references"].to_dataset().load()),
     }
     for phase in PHASES:
         groups[phase] = _phase(tree, directory, phase)
@@ -138,13 +251,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m qdx.commit", description=__doc__)
     parser.add_argument("directory", metavar="DIR", type=Path, help="a sweep folder, with <label>/run.nc")
     parser.add_argument("out", metavar="OUT", type=Path, nargs="?", help=f"default: DIR/{NAME}")
+    parser.add_argument(
+        "--sweep",
+        action="store_true",
+        help=f"a copy of sweep.nc to be published, DIR/{PUBLISHED} by default: rows and no commitments",
+    )
     chosen = parser.parse_args(arguments)
     try:
-        target = commit(chosen.directory, chosen.out)
+        target = (publish if chosen.sweep else commit)(chosen.directory, chosen.out)
     except QdxError as error:
         print(f"qdx: error: {error}", file=sys.stderr)
         return 2
     print(f"{target}: {readable(target.stat().st_size)}")
+    print(f"it holds, and nothing else:\n{contents(target)}")
     print(f"verify it: python -m qdx -m prompts=transcripts prompts.path={target} quant=…")
     return 0
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from qdx import backends, models, plugins
+from qdx import backends, models, new_file, plugins
 from qdx.capture import CaptureSettings, Recorder
 from qdx.dataset import provenance, resume
 from qdx.dataset.arithmetic import ARITHMETIC, arithmetic
@@ -133,7 +133,7 @@ def run_in_processes(
     progress.start("repeats in fresh processes", repeats)
     for repeat, folder in enumerate(repeat_folders(directory, repeats)):
         progress.step(f"repeat {repeat + 1} of {repeats}")
-        folder.mkdir(exist_ok=True)
+        new_file.make_folder(folder)
         (folder / STATUS).unlink(missing_ok=True)
         one = OmegaConf.merge(cfg, {"repeats": 1, "repeat_scope": "engine", "seed": cfg.seed + repeat})
         request = {"do": "run", "config": OmegaConf.to_yaml(one, resolve=True), "directory": str(folder)}
@@ -188,6 +188,8 @@ def load_prompts(experiment: Experiment, checkpoint: Checkpoint) -> Prompts:
             tokenizer_sha256=models.tokenizer_sha256(checkpoint.path),
             vocab=models.vocab_size(checkpoint.path),
             tokens=tokens,
+            components=experiment.capture.components,
+            sketch_seed=CaptureSettings.seed,
         )
     references = source.load(tokenizer)
     check_references(references, who=str(node["_target_"]), tokens=tokens)

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
+from qdx import new_file
 from qdx.dataset.folder import STATUS
 from qdx.errors import QdxError
 from qdx.process import FULL_ERROR, interrupted, serve, spawn
@@ -41,7 +42,7 @@ def run(
         Empty on success, otherwise the error; ``status.json`` then holds it and its traceback.
     """
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
+    new_file.make_folder(folder)
     status = folder / STATUS
     status.unlink(missing_ok=True)
     request = {"do": "run", "config": config, "directory": directory, "command_line": command_line}
@@ -54,13 +55,8 @@ def run(
 def write_status(folder: Path, error: str, trace: str) -> None:
     """Record that a job failed, and why, as far as its disk takes it: standard error says it in any case."""
     text = json.dumps({"status": "failed", "error": error, "traceback": trace}, indent=1)
-    part = folder / f"{STATUS}.part"
-    try:
-        part.write_text(text + "\n")
-        part.replace(folder / STATUS)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        new_file.write_text(folder / STATUS, text + "\n")
 
 
 def main() -> None:

@@ -60,18 +60,30 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
         When the file cannot be made.
     """
     while True:
-        with path.open("a") as file, held(file.fileno(), wait=wait):
-            if not _is(path, file.fileno()):  # its last holder removed it before the lock was had here
-                continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
+        descriptor = _open(path)
+        try:
+            with held(descriptor, wait=wait):
+                if not _is(path, descriptor):  # its last holder removed it before the lock was had here
+                    continue
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    """Open or make the file; a link or a fifo that a stranger's folder has in its place is replaced."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    if path.is_symlink() or path.is_fifo():
+        path.unlink(missing_ok=True)
+    return os.open(path, flags, 0o666)
 
 
 def _is(path: Path, descriptor: int) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
         return False

@@ -12,6 +12,7 @@ from qdx import models, plugins
 from qdx.capture import plan
 from qdx.dataset import folder, resume, size
 from qdx.dataset.checking import reading
+from qdx.dataset.guarding import guard
 from qdx.errors import QdxError, nearest
 from qdx.experiment import Prompts, find_checkpoint, identify, load_prompts
 from qdx.schema import Experiment, validate
@@ -199,6 +200,7 @@ def earlier_runs(directory: Path, labels: set[str]) -> dict[str, dict[str, str]]
     for path in directory.glob(f"*/{folder.RUN}"):
         if path.parent.name in labels:
             continue
+        guard(path)
         with reading(path), netCDF4.Dataset(path) as file:
             facts: dict[str, Any] = {name: file.getncattr(name) for name in ALIKE if name in file.ncattrs()}
             facts["components"] = len(file["replay"].dimensions["component"])

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -24,6 +25,24 @@ FULL_ERROR = "QDX_FULL_ERROR"
 
 _interrupted = threading.Event()
 CLOSING_S = 20  # a child that was interrupted has this long to close its file
+
+
+def command(module: str) -> list[str]:
+    """Return the command that runs the function ``main`` of a module of qdx in a new interpreter.
+
+    The working folder, from which the user started, is not on the child's path (``-P``): a ``torch.py`` in it
+    would be imported in the place of torch. The folder that holds qdx is, as the last one.
+
+    Parameters
+    ----------
+    module : str
+        Such as ``qdx.job``.
+    """
+    home = str(Path(__file__).parent.parent)
+    start = (
+        f"import sys; {home!r} in sys.path or sys.path.append({home!r}); from {module} import main; main()"
+    )
+    return [sys.executable, "-P", "-c", start]
 
 
 def spawn(
@@ -46,7 +65,7 @@ def spawn(
         Empty when the child succeeded, otherwise how it ended.
     """
     child = subprocess.Popen(
-        [sys.executable, "-m", "qdx.job"],
+        command("qdx.job"),
         stdin=subprocess.PIPE,
         cwd=cwd,
         env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},

@@ -55,7 +55,9 @@ def _at_least(key: str, value: int, least: int) -> None:
 
 def names_folder(label: object) -> bool:
     """Whether a label is the name of a folder inside the sweep's, not a path such as ``../x``."""
-    return isinstance(label, str) and label not in ("", ".", "..") and not set(label) & set("/\\\0")
+    if not isinstance(label, str) or not label.isprintable():  # a line break would begin a line of a report
+        return False
+    return label not in ("", ".", "..") and not set(label) & set("/\\")
 
 
 @dataclass

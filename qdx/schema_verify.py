@@ -10,11 +10,15 @@ from qdx.errors import QdxError
 
 @dataclass
 class TranscriptPrompts:
-    """Options of the source that replays what producers generated."""
+    """Options of the source that replays what producers generated; limits: `qdx.dataset.guarding.Limits`."""
 
     _target_: str
     name: str
     path: str
+    max_bytes: int | None = None
+    max_objects: int | None = None
+    max_length: int | None = None
+    max_seconds: int | None = None
 
 
 @dataclass

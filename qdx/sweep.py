@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import json
 import os
-import re
 import shlex
 import sys
 import traceback
@@ -26,8 +25,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from qdx import job as job_process
-from qdx import launching, plugins
+from qdx import launching, new_file, plugins
 from qdx.backends.choosing import AUTO, explanation
+from qdx.commands import own_command, quoted
 from qdx.dataset.folder import PLAN
 from qdx.errors import QdxError, nearest
 from qdx.locking import locked
@@ -111,18 +111,11 @@ def command_line() -> str:
 def _settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Take from a file of transcripts what the command line leaves open; see `qdx.prompts.transcripts`."""
     if OmegaConf.select(cfg, "prompts.name") == "transcripts":
-        from qdx.prompts.transcripts import settle
+        from qdx.dataset.guarding import allow
+        from qdx.prompts.transcripts import LIMITS, settle
 
+        allow(**{name: OmegaConf.select(cfg, f"prompts.{name}") for name in LIMITS})
         settle(cfg, overrides)
-
-
-def quoted(value: str) -> str:
-    """Return a value as Hydra's override grammar takes it: in quotes where a character means something."""
-    if re.fullmatch(r"[\w/.:+-]+", value, re.ASCII):
-        return value
-    # Inside quotes a backslash means something only before a quote.
-    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
-    return f"'{escaped}'"
 
 
 def start(config: DictConfig) -> None:
@@ -148,6 +141,8 @@ def start(config: DictConfig) -> None:
     if not config.hydra.overrides.task:
         print(_what_is_run(jobs), flush=True)
     directory = Path(config.hydra.sweep.dir).absolute()
+    new_file.refuse_links(directory)  # a sweep that is resumed may be a stranger's folder
+    (directory / "multirun.yaml").unlink(missing_ok=True)  # Hydra writes it, through a link too
     with flag_override(config, ["readonly", "struct"], False):
         if swept:
             config.hydra.overrides.task.append(f"swept=[{','.join(swept)}]")
@@ -311,12 +306,7 @@ def _write_manifest(directory: Path, manifest: dict[str, Any]) -> str:
         },
         indent=1,
     )
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        part.write_text(text + "\n")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    new_file.write_text(path, text + "\n")
     return resume
 
 
@@ -325,10 +315,9 @@ def _earlier(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {"labels": [], "resume": ""}
     from qdx.dataset.checking import scan
-    from qdx.report.facts import own_command
 
     state = scan(path.parent)
-    return {"labels": state.labels, "resume": own_command(state.settings.get("resume"))}
+    return {"labels": state.labels, "resume": own_command(state.settings.get("resume"), path.parent)}
 
 
 def stopped(error: Exception) -> bool:

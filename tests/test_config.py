@@ -14,11 +14,11 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from qdx import sweep
+from qdx.commands import quoted
 from qdx.errors import QdxError
 from qdx.launching import parallel, require
 from qdx.plugins import conf_dir
 from qdx.schema import Experiment, validate
-from qdx.sweep import quoted
 from tests.sweeping import environment, qdx
 
 GROUPS = [

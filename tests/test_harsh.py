@@ -221,7 +221,7 @@ ODD = "a b 'ö' $x 文,=[1]"
 def test_every_path_may_hold_spaces_quotes_and_unicode(
     tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qdx.sweep import quoted
+    from qdx.commands import quoted
 
     odd = tmp_path / ODD
     (odd / "plugins").mkdir(parents=True)

@@ -158,9 +158,10 @@ def test_commands_of_a_results_folder_are_shown_only_as_qdx(swept: Path) -> None
         for path in (p for name, p in report.paths.items() if name.startswith("report.")):
             text = path.read_text()
             assert "curl" not in text and "rm -r" not in text and "unclosed" not in text
-    good = "python -m qdx -m quant=awq 'hydra.sweep.dir=/a b' && python -m qdx quant=gptq"
-    _say(swept, resume=good)
-    assert good in build(swept, console=False, formats=["txt"]).text
+    good = "python -m qdx -m quant=awq {} && python -m qdx quant=gptq"
+    _say(swept, resume=good.format("'hydra.sweep.dir=/a b'"))
+    here = good.format(f"hydra.sweep.dir={swept}")
+    assert here in build(swept, console=False, formats=["txt"]).text, "the folder is where it is now"
 
 
 def test_code_in_a_model_folder_is_not_run(tmp_path: Path, tiny_models: dict[str, Path]) -> None:

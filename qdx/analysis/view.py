@@ -231,11 +231,11 @@ def stated(rows: xr.Dataset, stored: xr.Dataset, name: str, label: str) -> str:
     if name in rows.coords:
         column = rows[name]
         if value := str(column.sel(config=label).values if "config" in column.dims else column.values):
-            return value
+            return " ".join(value.split())  # a fact of a stranger's that has lines could look like a section
     older = f"vllm_{name.removeprefix('backend_')}"
     for key in (name, older):
         if key in stored:
-            value = str(stored[key].sel(config=label).values)
+            value = " ".join(str(stored[key].sel(config=label).values).split())
             return {"1": "True", "0": "False"}.get(value, value) if key == "vllm_enforce_eager" else value
     return ""
 

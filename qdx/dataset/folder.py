@@ -11,6 +11,7 @@ from typing import Any
 from qdx.errors import QdxError
 
 RUN, PART, STATUS, PLAN, SWEEP = "run.nc", "run.nc.part", "status.json", "sweep.json", "sweep.nc"
+LARGEST = 64 * 2**20  # bytes of sweep.json and status.json
 ROWS, NEW = "run.nc.rows", "run.nc.new"  # beside a .part: its full rows, and the file that will replace it
 
 
@@ -86,6 +87,8 @@ def scan(directory: Path) -> Sweep:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file() or path.stat().st_size > LARGEST:  # of a stranger's: a fifo would be waited for
+        raise QdxError(f"{path} cannot be read: not a regular file of at most {LARGEST // 2**20} MiB")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

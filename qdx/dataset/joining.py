@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qdx import new_file
 from qdx.dataset import checksums, layout, writing
 from qdx.dataset.arithmetic import ARITHMETIC
 from qdx.dataset.checked import require
@@ -58,6 +59,8 @@ def join_repeats(parts: Sequence[Path], target: Path, attrs: Mapping[str, Any]) 
         whole_run = {"repeat_processes": sum(int(own.get("repeat_processes", 1)) for own in stated)}
         if all("replay_exact" in own for own in stated):
             whole_run["replay_exact"] = min(int(own["replay_exact"]) for own in stated)
+        with writing.disk_errors(part):
+            new_file.create(part)
         with writing.disk_errors(part), netCDF4.Dataset(part, "w", format="NETCDF4") as joined:
             _copy_attributes(files[0], joined)
             writing.set_attributes(joined, {**attrs, **whole_run})

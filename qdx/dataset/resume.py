@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from qdx.dataset.folder import NEW, PART, ROWS
+from qdx.dataset.guarding import guard
+from qdx.errors import QdxError
 
 
 def is_complete(path: Path, config_hash: str) -> bool:
@@ -22,12 +24,14 @@ def is_complete(path: Path, config_hash: str) -> bool:
     if not path.exists():
         return False
     try:
+        guard(path)
         with netCDF4.Dataset(path) as file:
             attrs = {name: file.getncattr(name) for name in file.ncattrs()}
     except (
         OSError,
         RuntimeError,
         AttributeError,
+        QdxError,
     ):  # not a NetCDF file, or cut short: it will be set aside, not believed
         return False
     return attrs.get("status") == "complete" and attrs.get("config_hash") == config_hash

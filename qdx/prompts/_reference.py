@@ -193,7 +193,7 @@ def describe(
         lines += ["the source is short: continuations run into the next window (the windows do not overlap)"]
     width = max(len(reference.name) for reference in references)
     shown = references[:MOST_LINES]
-    lines += [f"{reference.name:<{width}}  {_provenance(reference)}" for reference in shown]
+    lines += [f"{reference.name:<{width}}  {_provenance(reference, transcripts)}" for reference in shown]
     if len(references) > len(shown):
         lines += [f"… and {len(references) - len(shown)} more, up to {references[-1].name}"]
     return "\n".join(lines)
@@ -233,13 +233,16 @@ def _length_lines(references: Sequence[Reference]) -> list[str]:
     return lines
 
 
-def _provenance(reference: Reference) -> str:
+def _provenance(reference: Reference, stated: bool = False) -> str:
+    """Where a reference came from and how it begins; `stated`: by a producer, whose word it is."""
     parts = [reference.source]
     if reference.pages:
         parts += [f"{'pages' if '-' in reference.pages else 'page'} {reference.pages}"]
     first = reference.token_offset
     parts += [f"tokens {first}–{first + reference.content_length - 1}", f"sha256 {reference.sha256[:12]}"]
-    return f"{', '.join(parts)}: “{_excerpt(reference.text)}”"
+    quote = f"“{_excerpt(reference.text)}”"
+    where = ", ".join(parts)
+    return f"{quote} (stated by the producer: {where})" if stated else f"{where}: {quote}"
 
 
 def _excerpt(text: str, limit: int = 40) -> str:

@@ -1,12 +1,15 @@
 """Reads what a stranger's file says that producers ran, and refuses, by name, what does not fit together.
 
 Everything in the file is data: ids and numbers are checked against each other, names and texts are only
-printed. Nothing in it is executed, and no path in it is opened.
+printed, on one line. Nothing in it is executed, and no path in it is opened: `qdx.dataset.guarding.guard` has
+looked at its structure before it is read. The text of the prompts is not read at all: who shows it decodes
+the token ids.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qdx.errors import QdxError
+from qdx.errors import QdxError, printable
 from qdx.prompts._reference import Ids, Reference, references_sha256
 
 if TYPE_CHECKING:
@@ -28,7 +31,13 @@ if TYPE_CHECKING:
 GROUPS = ("references", "provenance", "prefill", "decode", "output")
 KINDS = ("sweep", "commitments")
 UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # Unicode categories
-LONGEST_NAME = 200
+LONGEST_NAME = 80
+LONGEST_TEXT = 200  # of a source or of a fact, which a report shows on one line
+# A label or a name is a word in a table and not a sentence: no space, no quotes, nothing outside ASCII, where
+# letters of other alphabets look alike and joiners are invisible.
+NAME = re.compile(r"[A-Za-z0-9_.,=+:@%~^&;!?#()\[\]{}$-]+")
+PAGES = re.compile(r"([0-9]{1,7}(-[0-9]{1,7})?(, ?[0-9]{1,7}(-[0-9]{1,7})?)*)?")
+DIGEST = re.compile(r"([0-9a-f]{64})?")
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,10 @@ class Transcripts:
     tokenizer_sha256 : str
     lacking : tuple of str
         Lines on what the file does not state; see `qdx.dataset.lacking`.
+    components : int
+        Values of a row's sketch; 0 in a file of commitments, which has no sketches.
+    sketch_seed : str
+        Of their projection; "" where the file does not state it.
     """
 
     path: Path
@@ -55,6 +68,8 @@ class Transcripts:
     vocab: int
     tokenizer_sha256: str
     lacking: tuple[str, ...] = ()
+    components: int = 0
+    sketch_seed: str = ""
 
     @property
     def tokens(self) -> int:
@@ -89,6 +104,8 @@ def locate(path: object) -> Path:
         if not (found / "sweep.nc").is_file():
             raise QdxError(f"{found} holds no sweep.nc: make it with python -m qdx.report {found}")
         return found / "sweep.nc"
+    if found.exists() and not found.is_file():
+        raise QdxError(f"prompts.path: {found} is a fifo, device or socket: give the producers' sweep.nc")
     if not found.is_file():
         raise QdxError(f"prompts.path: {found}: no such file: give the producers' sweep.nc")
     return found
@@ -111,16 +128,18 @@ def read(path: Path) -> Transcripts:
     Raises
     ------
     QdxError
-        For a file that is truncated, of another schema version or no sweep's, lacks a group or a variable, is
-        a verifier's, holds no transcript, or whose parts contradict each other. The message names the file
-        and what is wrong.
+        For a file that the guard refuses (`qdx.dataset.guarding`), that is truncated, of another schema
+        version or no sweep's, lacks a group or a variable, is a verifier's, holds no transcript, or whose
+        parts contradict each other. The message names the file and what is wrong.
     DamageError
         When any of its values is not what was written: what the report reads is found before the replay.
     """
     from qdx.dataset.checked import require
     from qdx.dataset.checksums import is_checked
+    from qdx.dataset.guarding import guard
     from qdx.dataset.opening import open_file
 
+    guard(path)
     if is_checked(path):
         require(path)
     try:
@@ -137,6 +156,66 @@ def read(path: Path) -> Transcripts:
         raise QdxError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     finally:
         tree.close()
+
+
+def check_name(text: str, what: str) -> None:
+    """Hold a label or a name of a stranger's to an alphabet and a length.
+
+    Parameters
+    ----------
+    text : str
+    what : str
+        Where it stands, for the message.
+
+    Raises
+    ------
+    QdxError
+        Naming the first character that is outside, by its number: it may look like one that is inside.
+    """
+    if len(text) > LONGEST_NAME:
+        raise QdxError(
+            f"{what}: {clean(text[:40])!r}… is no name: {len(text)} characters, limit {LONGEST_NAME}: its "
+            "maker can give it another one (label=…)"
+        )
+    if NAME.fullmatch(text):
+        return
+    outside = next((c for c in text if not NAME.fullmatch(c)), "")
+    said = f"it holds U+{ord(outside):04X} {_called(outside)}" if outside else "it is empty"
+    raise QdxError(
+        f"{what}: {clean(text)!r} is no name: {said}; letters, digits and _.,=+:@-()[]{{}} are allowed: its "
+        "maker can give it another one (label=…)"
+    )
+
+
+def _called(character: str) -> str:
+    return unicodedata.name(character, "control character").lower()
+
+
+def check_fact(text: str, what: str, *, ascii_only: bool = True) -> None:
+    """Hold a fact of a stranger's to one line of a limited length that looks like what it is.
+
+    Raises
+    ------
+    QdxError
+    """
+    outside = [c for c in text if not c.isprintable() or (ascii_only and not c.isascii())]
+    if outside:
+        raise QdxError(
+            f"{what} is {clean(text[:60])!r}: it holds U+{ord(outside[0]):04X} {_called(outside[0])}"
+        )
+    if len(text) > LONGEST_TEXT or text != " ".join(text.split()):
+        raise QdxError(
+            f"{what} is {text[:60]!r}, {len(text)} characters: must be at most {LONGEST_TEXT}, without "
+            "spaces at its ends or several in a row"
+        )
+
+
+def one_line(text: object) -> str:
+    """Text on one line: what acts on a terminal and line breaks become �, and a long one is cut."""
+    shown = (
+        printable(str(text)).replace("\n", "\ufffd").replace("\u200c", "\ufffd").replace("\u200d", "\ufffd")
+    )
+    return shown if len(shown) <= LONGEST_TEXT else shown[: LONGEST_TEXT - 1] + "…"
 
 
 def clean(text: object) -> str:
@@ -158,6 +237,7 @@ class _Reader:
 
         self._check_kind()
         vocab = int(self._one_fact("vocab"))
+        components = self._check_evidence()
         references = self._references(vocab)
         names = self._names("output", "config")
         tokens_CRT = self._tokens(names, references, vocab)
@@ -169,6 +249,8 @@ class _Reader:
             vocab,
             self._one_fact("tokenizer_sha256"),
             tuple(clean(line) for line in lacking(self._tree)),
+            components,
+            self._one_fact("sketch_seed") if "sketch_seed" in self._tree["provenance"].to_dataset() else "",
         )
 
     def _check_kind(self) -> None:
@@ -192,6 +274,42 @@ class _Reader:
         if missing:
             raise QdxError(f"no group /{missing[0]}: it holds no transcripts, or was changed")
 
+    def _check_evidence(self) -> int:
+        """Refuse rows without what they are compared by, now and not after the replay; return components.
+
+        A commitments file has a commitment for every row, a sweep a hash and a sketch.
+        """
+        row = ("config", "repeat", "reference", "position")
+        committed = str(self._tree.attrs.get("kind")) == "commitments"
+        wanted = (
+            {"commitment": (*row, "byte")} if committed else {"row_hash": row, "sketch": (*row, "component")}
+        )
+        found: dict[str, int] = {}
+        for phase in ("prefill", "decode"):
+            dataset = self._tree[phase].to_dataset()
+            for name in ("captured", *wanted):
+                if name not in dataset.variables:
+                    raise QdxError(f"/{phase} has no {name}: its rows cannot be compared with a replay's")
+            for name, variable in dataset.data_vars.items():
+                own = variable.dims
+                # Also of what a later version may add: a row has these four dimensions and one of its own.
+                if "position" in own and own != ("reference", "position"):
+                    extra = [str(dim) for dim in own if dim not in row]
+                    if set(row) - set(own) or len(extra) > 1 or "producer" in extra:
+                        raise QdxError(
+                            f"/{phase}/{name} is over {', '.join(map(str, own))}: expected {', '.join(row)}"
+                        )
+            for name, dims in wanted.items():
+                if set(dataset[name].dims) != set(dims):
+                    raise QdxError(f"/{phase}/{name} is over {dataset[name].dims}, expected {dims}")
+            if not committed:
+                found[phase] = int(dataset.sizes["component"])
+        if len(set(found.values())) > 1:
+            raise QdxError(
+                f"sketches have {found['prefill']} components in prefill, {found['decode']} in decode"
+            )
+        return found.get("decode", 0)
+
     def _values(self, group: str, name: str, *dims: str) -> NDArray[Any]:
         dataset = self._tree[group].to_dataset()
         if name not in dataset.variables:
@@ -205,15 +323,13 @@ class _Reader:
         values = self._values(group, name, *dims)
         if values.dtype.kind not in "iu":
             raise QdxError(f"/{group}/{name} holds {values.dtype}, expected integers")
-        return values.astype(np.int64)
+        # A copy of eight bytes a value only where four do not hold it: a file may be large.
+        return values if values.dtype == np.int32 else values.astype(np.int64)
 
     def _names(self, group: str, name: str) -> list[str]:
         names = [str(value) for value in self._values(group, name, name)]
         for text in names:
-            if clean(text) != text or not text.strip() or len(text) > LONGEST_NAME or "\n" in text:
-                raise QdxError(
-                    f"/{group}/{name}: {clean(text[:40])!r} is no name: control characters or length"
-                )
+            check_name(text, f"/{group}/{name}")
         if not names or len(set(names)) < len(names):
             raise QdxError(f"/{group}/{name} has {len(names)} names, each must stand once")
         return names
@@ -233,15 +349,21 @@ class _Reader:
             name: self._integers("references", name, "reference")
             for name in ("length", "prefix_length", "content_length", "suffix_length", "token_offset")
         }
-        present = self._tree["references"].to_dataset()
-        about = ("source", "pages", "sha256", *(["text"] if "text" in present else []))
-        texts = {name: self._values("references", name, "reference") for name in about}
+        texts = {
+            name: self._values("references", name, "reference") for name in ("source", "pages", "sha256")
+        }
         found = []
         for r, name in enumerate(names):
             parts = [int(counts[f"{part}_length"][r]) for part in ("prefix", "content", "suffix")]
             length = int(counts["length"][r])
             if min(parts) < 0 or parts[1] < 1 or sum(parts) != length or length > ids_RN.shape[1]:
                 raise QdxError(f"reference {name!r}: parts of {parts} tokens do not add up to {length}")
+            for about, pattern in (("pages", PAGES), ("sha256", DIGEST)):
+                text = str(texts[about][r])
+                if len(text) > LONGEST_NAME or not pattern.fullmatch(text):
+                    raise QdxError(
+                        f"reference {name!r}: its {about} are {clean(text[:40])!r}: it was changed"
+                    )
             found.append(
                 Reference(
                     name=name,
@@ -250,11 +372,11 @@ class _Reader:
                     content_length=parts[1],
                     suffix_length=parts[2],
                     continuation=_ids(next_RN[r], vocab, f"continuation of reference {name!r}"),
-                    text=clean(texts["text"][r]) if "text" in texts else "",  # commitments come without
-                    source=clean(texts["source"][r]),
-                    pages=clean(texts["pages"][r]),
+                    text="",  # of the token ids, see `Transcripts.load`: what the file says need not fit them
+                    source=one_line(texts["source"][r]),
+                    pages=str(texts["pages"][r]),
                     token_offset=int(counts["token_offset"][r]),
-                    sha256=clean(texts["sha256"][r]),
+                    sha256=str(texts["sha256"][r]),
                 )
             )
         if "references_sha256" not in self._tree["provenance"].to_dataset():  # of an early version
@@ -314,7 +436,7 @@ class _Reader:
                     )
 
     def _producers(self, names: Sequence[str], tokens_CRT: NDArray[np.int64]) -> list[Producer]:
-        from qdx.dataset.layout import CONFIG_COORDS, Producer
+        from qdx.dataset.layout import CONFIG_COORDS, Producer, setting_names
 
         decode = self._tree["decode"].to_dataset()
         # What the report will say of the producers: text that cannot be read is found before the replay.
@@ -327,7 +449,12 @@ class _Reader:
             for key, variable in CONFIG_COORDS.items():
                 value = columns[key][c]
                 kind = {"str": str, "bool": bool, "i4": int}[variable.dtype]
-                coords[key] = clean(value) if kind is str else kind(value)
+                coords[key] = kind(value)
+                if kind is str:
+                    check_fact(str(value), f"{key} of producer {name!r}", ascii_only=key != "model")
+            for key in setting_names(decode.coords):
+                values = np.broadcast_to(decode[key].values, len(names))
+                check_fact(str(values[c]), f"{key} of producer {name!r}", ascii_only=False)
             if coords["batch_size"] < 1:
                 raise QdxError(f"producer {name!r} states batch_size {coords['batch_size']}: it was changed")
             found.append(Producer(name, tokens_CRT[c].astype(np.int32), coords))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qdx import new_file
 from qdx.errors import QdxError
 from qdx.plugins import register
 from qdx.prompts._reference import Reference, Summary
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from qdx.dataset.layout import Producer
 
 TARGET = "qdx.prompts.Transcripts"
-OPTIONS = ("name", "_target_", "path")
+LIMITS = ("max_bytes", "max_objects", "max_length", "max_seconds")  # see `qdx.dataset.guarding.Limits`
+OPTIONS = ("name", "_target_", "path", *LIMITS)
+PASSES = (
+    0.01,
+    0.1,
+)  # seconds of a step of decode: a small model on a GPU, a large one or a small one on a CPU
+LONG = 2_000  # steps of decode: below, nobody waits long
 COPY = "producers.nc"  # of the file, in the verifier's sweep folder
 
 
@@ -35,6 +41,9 @@ class Transcripts:
     ----------
     path : str
         The producers' ``sweep.nc``, their sweep folder, or what ``python -m qdx.commit`` wrote.
+    max_bytes, max_objects, max_length, max_seconds : int, optional
+        What the file may claim, where that is more than usual; see `qdx.dataset.guarding.Limits`. They hold
+        for every file that this process opens from then on.
 
     Attributes
     ----------
@@ -43,7 +52,16 @@ class Transcripts:
     """
 
     path: str
+    max_bytes: int | None = None
+    max_objects: int | None = None
+    max_length: int | None = None
+    max_seconds: int | None = None
     summary: Summary | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        from qdx.dataset.guarding import allow
+
+        allow(**{name: getattr(self, name) for name in LIMITS})
 
     @cached_property
     def file(self) -> File:
@@ -51,16 +69,24 @@ class Transcripts:
         return read_once(locate(self.path))
 
     def load(self, tokenizer: Any) -> list[Reference]:
-        """Return the references of the file; see `PromptSource.load`."""
-        return [one if one.text else _decoded(one, tokenizer) for one in self.file.references]
+        """Return the references, their text decoded from the token ids; see `PromptSource.load`."""
+        return [_decoded(one, tokenizer) for one in self.file.references]
 
     @property
     def producers(self) -> list[Producer]:
         """Every producer with its first repeat's tokens."""
         return self.file.producers
 
-    def require(self, *, tokenizer_sha256: str, vocab: int, tokens: int) -> None:
-        """Refuse to replay with another model's tokens.
+    def require(
+        self,
+        *,
+        tokenizer_sha256: str,
+        vocab: int,
+        tokens: int,
+        components: int | None = None,
+        sketch_seed: int | None = None,
+    ) -> None:
+        """Refuse to replay with another model's tokens, or what could not be compared with the replay.
 
         Parameters
         ----------
@@ -68,6 +94,10 @@ class Transcripts:
             Of the verifier's checkpoint.
         tokens : int
             ``generate.tokens``.
+        components : int, optional
+            ``capture.components``.
+        sketch_seed : int, optional
+            Of this version's projection.
 
         Raises
         ------
@@ -89,19 +119,26 @@ class Transcripts:
                 f"generate.tokens={tokens}: the transcripts of {file.path} have {file.tokens} tokens, all of "
                 "which are replayed: remove generate.tokens"
             )
+        if components is not None and file.components not in (0, components):
+            raise QdxError(
+                f"{file.path}: the producers' sketches have {file.components} components, this run's "
+                f"{components}, which cannot be compared: capture.components={file.components}"
+            )
+        if sketch_seed is not None and file.components and file.sketch_seed not in ("", str(sketch_seed)):
+            raise QdxError(
+                f"{file.path}: the producers' sketches are of the seed {clean(file.sketch_seed)[:20]}, this "
+                f"version's of {sketch_seed}, which cannot be compared: use the qdx that the producers ran"
+            )
 
     def keep(self, directory: Path) -> None:
         """Copy the file into a sweep folder, where the report finds it whatever becomes of the original."""
         source, target = self.file.path, directory / COPY
         if target.exists() and target.samefile(source):
             return
-        directory.mkdir(parents=True, exist_ok=True)
-        part = directory / f"{COPY}.part"
-        shutil.copyfile(source, part)
-        part.replace(target)
+        new_file.copy(source, target)
 
     def describe(self, batch_size: int) -> str:
-        """Say who produced what, and where this replay is batched otherwise."""
+        """Say who produced what, how long the replay is, and where it is batched otherwise."""
         from qdx.dataset.checksums import UNCHECKED, is_checked
 
         lines = [f"transcripts of {len(self.producers)} producers, {self.file.tokens} tokens a reference:"]
@@ -121,11 +158,43 @@ class Transcripts:
                 f"NOTE: batch_size={batch_size}, and {', '.join(other)} ran another: batches choose kernels, "
                 f"so those rows may differ for honest producers; batch_size={sizes} meets them all"
             )
+        if said := duration(len(self.file.references), len(self.producers), self.file.tokens, batch_size):
+            lines.append(said)
         return "\n".join([*lines, *(f"NOTE: {line}" for line in self.file.lacking)])
 
 
+def duration(references: int, producers: int, tokens: int, batch_size: int) -> str:
+    """Say how long a replay of one config is, before it starts; "" where it is short.
+
+    Parameters
+    ----------
+    references, producers, tokens, batch_size : int
+
+    Returns
+    -------
+    str
+        The steps of a repeat, and the hours that they take at the two speeds of `PASSES`, which it states.
+    """
+    # The first token comes from prefill, which reads a whole prompt.
+    steps = -(-references // batch_size) * producers * tokens
+    if steps < LONG:
+        return ""
+    low, high = (f"{_readable(steps * s)} where a step takes {s * 1000:.0f} ms" for s in PASSES)
+    return (
+        f"NOTE: {steps:,} steps for each config and repeat: {low}, {high}, and the time of "
+        f"{references:,} prompts' prefill"
+    )
+
+
+def _readable(seconds: float) -> str:
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def _decoded(reference: Reference, tokenizer: Any) -> Reference:
-    """The reference with the text of its content, which a commitments file leaves out."""
+    """The reference with the text of its content, whatever the file says that it is."""
     start = reference.prefix_length
     ids = reference.token_ids[start : start + reference.content_length]
     return replace(reference, text=clean(tokenizer.decode(ids.tolist())))

@@ -7,7 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qdx import plugins
+from qdx.dataset.guarding import NAMES, Limits, allow
 from qdx.errors import QdxError
+from qdx.new_file import refuse_links
 from qdx.report import build, imported
 from qdx.report.build import show
 from qdx.report.verifier import adopt_calibration
@@ -37,8 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--plugins", metavar="FOLDER", action="append", default=[],
         help="a folder of plug-in files that the sweep was measured with; they are run: name it only if you "
-        "trust them (plugins/ of the working folder is always looked in)",
+        "trust them (plugins/ of the working folder is looked in too, unless that folder holds results)",
     )  # fmt: skip
+    parser.add_argument("--no-plugins", action="store_true", help="leave plugins/ of the working folder out")
+    for name in NAMES:
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar="N",
+            type=int,
+            help=f"what a file may claim before it is read, where that is more than {getattr(Limits, name)} "
+            f"(as prompts.{name})",
+        )
     parser.add_argument(
         "--calibration",
         metavar="DIR",
@@ -51,15 +63,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     formats = chosen.formats.split(",") if chosen.formats is not None else None
     figures = (chosen.figures == "all" or chosen.figures.split(",")) if chosen.figures is not None else None
+    if chosen.no_plugins:
+        plugins.leave_out()
     try:
+        allow(**{name: getattr(chosen, name) for name in NAMES})
         if (file := imported.find(Path(chosen.directory))) is not None:
             if formats is not None or figures is not None or chosen.calibration:
                 raise QdxError(f"{file} is an import: its report is printed as text, without other options")
             show(imported.report(file))
             return 0
+        if chosen.calibration:
+            refuse_links(Path(chosen.directory))
         for number, folder in enumerate(chosen.calibration, 1):
             adopt_calibration(Path(chosen.directory), folder, number)
-        report = build(chosen.directory, formats=formats, figures=figures, plugin_folders=chosen.plugins)
+        report = build(
+            chosen.directory, formats=formats, figures=figures, plugin_folders=chosen.plugins, guarded=True
+        )
     except QdxError as error:
         print(f"qdx: error: {error}", file=sys.stderr)
         return 2

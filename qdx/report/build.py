@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdx import plugins
+from qdx import new_file, plugins
 from qdx.errors import QdxError
 from qdx.locking import locked
 
@@ -68,6 +68,7 @@ def build(
     figures: Sequence[str] | bool | None = None,
     plugin_folders: Sequence[str | Path] = (),
     console: bool = True,
+    guarded: bool = False,
 ) -> Report:
     """Merge the finished runs of a sweep, measure, analyse and report.
 
@@ -88,6 +89,8 @@ def build(
         ``plugins/`` of the working folder.
     console : bool
         Print the report, and progress while distances are measured.
+    guarded : bool
+        The folder may be a stranger's: look at its files before they are read (`guard_folder`).
 
     Returns
     -------
@@ -101,11 +104,32 @@ def build(
         be made, or a figure that is not there: they are named at the top of the report.
     """
     directory = Path(directory)
+    new_file.refuse_links(directory)
+    if guarded:
+        guard_folder(directory)
     with contextlib.ExitStack() as stack:
         # Two reports of a folder write the same files. Why a folder cannot be written is said further on.
         with contextlib.suppress(OSError):
             stack.enter_context(locked(directory / "report.lock", wait=True))
         return _build(directory, metrics, analyses, formats, figures, plugin_folders, console)
+
+
+def guard_folder(directory: Path) -> None:
+    """Refuse a folder whose files name other files, claim too much or cannot be read.
+
+    Raises
+    ------
+    QdxError
+        See `qdx.dataset.guarding.guard`.
+    """
+    from qdx.dataset import checking, folder
+    from qdx.dataset.guarding import guard
+    from qdx.prompts.transcripts import COPY
+    from qdx.report.verifier import CALIBRATION
+
+    beside = [directory / folder.SWEEP, directory / COPY]
+    beside += [directory / CALIBRATION / name for name in (folder.SWEEP, COPY)]
+    guard(*(path for path in beside if path.exists()), *checking.scan(directory).runs.values())
 
 
 def _build(
@@ -136,17 +160,13 @@ def _build(
     plugins.add_folders(plugin_folders)
     measures = _callables("metric", metrics, "metrics", state, DEFAULT_METRICS)
     steps = _callables("analysis", analyses, "analyses", state, DEFAULT_ANALYSES)
-    part = directory / f"{folder.SWEEP}.part"
-    with disk_errors(part):
-        part.unlink(missing_ok=True)
-    try:
+    with contextlib.ExitStack() as stack:
+        with disk_errors(target):
+            part = stack.enter_context(new_file.replacing(target))
         with checking.blaming(state.runs.values()):
             sections, problems = _measure(
                 directory, part, measures, steps, state.settings, console, wanted.memory
             )
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
     runs = [run for label, run in state.runs.items() if label not in problems.runs]
     facts = replace(
         facts,
@@ -337,13 +357,8 @@ def _write(
     contents = {**finished, "summary.json": dump(summary)}
     for name in sorted(contents, key=lambda name: name.endswith((".html", ".md"))):
         path = facts.directory / name
-        part = path.with_name(path.name + ".part")
-        try:
-            with disk_errors(path):
-                part.write_text(contents[name], encoding="utf-8", newline="\n")
-                part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with disk_errors(path):
+            new_file.write_text(path, contents[name])
     text = render(facts, tree, sections, files)
     if console:
         show(text)

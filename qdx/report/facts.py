@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qdx.commands import checked, own_command
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -72,29 +74,12 @@ def size(count: int) -> str:
 
 def resume_command(facts: Facts) -> str:
     """The command that runs what failed or is missing; empty when the folder does not say."""
-    return own_command(facts.settings.get("resume"))
+    return own_command(facts.settings.get("resume"), facts.directory)
 
 
 def started_command(facts: Facts) -> str:
     """The command that started the sweep; empty when the folder does not say."""
-    return own_command(facts.settings.get("command_line"))
-
-
-def own_command(command: object) -> str:
-    """A command that a folder holds, where it runs qdx and nothing else: a report shows it to be pasted."""
-    try:
-        words = shlex.split(command) if isinstance(command, str) else []
-    except ValueError:
-        return ""
-    parts: list[list[str]] = [[]]
-    for word in words:
-        if word == "&&":
-            parts.append([])
-        else:
-            parts[-1].append(word)
-    if any(part[:3] != ["python", "-m", "qdx"] for part in parts):
-        return ""
-    return " && ".join(shlex.join(part) for part in parts)  # quoted anew: only && joins commands
+    return own_command(facts.settings.get("command_line"), facts.directory)
 
 
 def report_command(facts: Facts) -> str:
@@ -113,7 +98,8 @@ def next_command(facts: Facts, configs: list[str]) -> tuple[str, str]:
         Empty for a verifier's sweep, which produced no transcripts.
     """
     stated = facts.settings.get("arguments")
-    arguments = [str(a) for a in stated] if isinstance(stated, list) else []
+    # What cannot be shown is no reason to show nothing: quant and the path are known without it.
+    arguments = checked([str(a) for a in stated]) or [] if isinstance(stated, list) else []
     if "prompts=transcripts" in arguments:
         return "", ""
     kept = [a for a in arguments if a != "-m" and not _from_file(a)]

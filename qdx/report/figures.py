@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from qdx import new_file
 from qdx.analysis.layout import plural
 from qdx.analysis.numerics import (
     Floats,
@@ -115,10 +116,10 @@ class Figures:
                     f"it has {', '.join(known) or 'none'}"
                 )
         if wanted:
-            directory.mkdir(parents=True, exist_ok=True)
+            new_file.make_folder(directory)
         paths = [directory / f"{name}.svg" for name in wanted]
         for name, path in zip(wanted, paths, strict=True):
-            path.write_text(known[name].standalone(), encoding="utf-8", errors="replace", newline="\n")
+            new_file.write_text(path, known[name].standalone(), errors="replace")
         return paths
 
 

@@ -18,6 +18,7 @@ from qdx.report.facts import Facts, size
 from qdx.report.figures import unit_of
 from qdx.report.text import environment_rows
 from qdx.report.verifier import SECTIONS as VERIFIED
+from qdx.report.verifier import STATED, is_verifier
 
 SHIPPED = (
     "noise_floor",
@@ -102,7 +103,8 @@ def prompts(view: View) -> Table:
                 *counts,
             ]
         )
-    return Table("References", head, rows, 4)
+    title = f"References ({STATED})" if is_verifier(view.tree) else "References"
+    return Table(title, head, rows, 4)
 
 
 def noise(view: View, section: Section) -> list[Table]:

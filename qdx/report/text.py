@@ -15,7 +15,7 @@ from qdx.analysis.view import PHASE_TITLES, View
 from qdx.dataset.lacking import lacking
 from qdx.errors import printable
 from qdx.report.facts import Facts, next_command, report_command, resume_command, size
-from qdx.report.verifier import RULE, SECTIONS, is_verifier
+from qdx.report.verifier import RULE, SECTIONS, STATED, is_verifier
 
 ENVIRONMENT = (
     "qdx_version",
@@ -245,7 +245,7 @@ def prompts(view: View) -> str:
     sources: dict[str, str] = {}
     for source, digest in zip(stored["source"].values, stored["sha256"].values, strict=True):
         sources.setdefault(str(source), str(digest))
-    lines = []
+    lines = [f"  {STATED}:"] if is_verifier(view.tree) else []
     for source, digest in list(sources.items())[:MOST_REFERENCES]:
         lines.append(wrap(f"{source}" + (f"  sha256 {digest[:16]}…" if digest else ""), "  "))
     if len(sources) > MOST_REFERENCES:
@@ -254,7 +254,10 @@ def prompts(view: View) -> str:
         lines.append(f"  {plural(len(names), 'reference')}, each {said[0]}")
     rows = []
     for i, name in enumerate(names[:MOST_REFERENCES]):
-        pages, offset = str(stored["pages"].values[i]), int(stored["token_offset"].values[i])
+        pages, offset = (
+            " ".join(str(stored["pages"].values[i]).split()),
+            int(stored["token_offset"].values[i]),
+        )
         one = pages.isdecimal()
         where = [f"{'page' if one else 'pages'} {pages}" if pages else "", f"from source token {offset:,}"]
         own = Path(str(stored["source"].values[i])).name if len(sources) > 1 else ""

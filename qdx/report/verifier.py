@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qdx import new_file
 from qdx.errors import QdxError
 from qdx.prompts.transcripts import COPY
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SECTIONS = ("environment_validation", "verify", "crossing", "attribution")  # in the order of the report
 CALIBRATION = "calibration"  # folder below the sweep's, with the two files of an earlier verification
 LEFT_OUT = ("consistency",)  # analyses of free generations, of which a verifier makes none
+STATED = "sources, pages, offsets and sha256 as stated by the producer, not checked here"
 RULE = (
     "none: this sweep replayed transcripts. Its configs are compared with each other in prefill, where all "
     "see the same tokens; replays are judged transcript by transcript (Claims, Producer × verifier, "
@@ -51,10 +52,12 @@ def adopt_calibration(directory: Path, folder: Path, number: int = 1) -> None:
     Raises
     ------
     QdxError
-        When `folder` is no verifier's sweep.
+        When `folder` is no verifier's sweep, or a file of it is refused (`qdx.dataset.guarding`).
     """
     from qdx.dataset.folder import SWEEP
+    from qdx.dataset.guarding import guard
     from qdx.dataset.opening import open_file
+    from qdx.prompts._transcript_file import check_name, read
 
     missing = [name for name in (SWEEP, COPY) if not (folder / name).is_file()]
     if missing:
@@ -62,20 +65,23 @@ def adopt_calibration(directory: Path, folder: Path, number: int = 1) -> None:
             f"calibration {folder}: it holds no {missing[0]}: give the folder of a finished sweep "
             "that was run with prompts=transcripts"
         )
+    guard(folder / SWEEP, folder / COPY)
     tree = open_file(folder / SWEEP)
     try:
         if not is_verifier(tree):
             raise QdxError(f"calibration {folder}: its {SWEEP} is no verifier's: /replay has no producer")
+        for dim in ("config", "producer"):
+            for label in tree["replay"].to_dataset()[dim].values:
+                check_name(str(label), f"calibration {folder / SWEEP}: /replay/{dim}")
     finally:
         tree.close()
+    read(folder / COPY)  # its names are printed
     target = calibration_folder(directory, number)
     if folder.resolve() == target.resolve():
         return
-    target.mkdir(parents=True, exist_ok=True)
+    new_file.make_folder(target)
     for name in (SWEEP, COPY):
-        part = target / f"{name}.part"
-        shutil.copyfile(folder / name, part)
-        part.replace(target / name)
+        new_file.copy(folder / name, target / name)
 
 
 def judge(

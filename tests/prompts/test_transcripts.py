@@ -51,14 +51,23 @@ def rewritten(source: Path, target: Path, edit: Callable[[Groups], object]) -> P
     return target
 
 
+class Tokenizer:
+    """Decodes ids as their numbers."""
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
+
+
 def test_references_and_first_transcripts_come_back_as_they_are(sweep: Path) -> None:
     source = Transcripts(str(sweep))
-    loaded = source.load(None)
+    loaded = source.load(Tokenizer())
     for mine, theirs in zip(small_references(), loaded, strict=True):
         for name in ("token_ids", "continuation"):
             np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
-        for name in ("name", "prefix_length", "content_length", "suffix_length", "text", "source", "sha256"):
+        for name in ("name", "prefix_length", "content_length", "suffix_length", "source", "sha256"):
             assert getattr(mine, name) == getattr(theirs, name)
+        content = mine.token_ids[mine.prefix_length : mine.prefix_length + mine.content_length]
+        assert theirs.text == Tokenizer().decode(content.tolist()), "not what the file says"
     with qdx.open(sweep / "sweep.nc") as tree:
         tokens = tree["output/token_id"].isel(repeat=0)
         for producer in source.producers:
@@ -172,7 +181,11 @@ TAMPERED = {
         "expected one for all configs",
     ),
     "the stated vocabulary": (set_to("provenance", "vocab", "", 0), "/provenance/vocab"),
-    "a name that acts on a terminal": (escape_in_a_name, "'�\\[2Jgptq' is no name"),
+    "a name that acts on a terminal": (escape_in_a_name, "'�\\[2Jgptq' is no name: it holds U.001B"),
+    "a GPU that acts on a terminal": (
+        set_to("decode", "gpu", "\x1b[31mH100", 0),
+        "gpu of producer 'awq' is '�\\[31mH100': it holds U.001B control character",
+    ),
     "a batch of nothing": (set_to("decode", "batch_size", 0, 0), "states batch_size 0"),
 }
 
@@ -200,8 +213,8 @@ def test_a_truncated_file_and_one_of_something_else_are_refused(sweep: Path, tmp
     with netCDF4.Dataset(empty, "w"):
         pass
     for path, said in (
-        (cut, "not a whole NetCDF-4 file"),
-        (text, "not a whole"),
+        (cut, "is not read: the HDF5 library cannot open it: .*truncated"),
+        (text, "is not read: its first bytes are not HDF5's"),
         (empty, "qdx did not write"),
     ):
         with pytest.raises(QdxError, match=said):
@@ -248,14 +261,13 @@ def test_texts_that_act_on_a_terminal_are_shown_harmless(sweep: Path, tmp_path: 
         tmp_path / "t.nc",
         lambda groups: [
             set_to("references", "text", "a\x1b]0;owned\x07b\nc", 0)(groups),
-            set_to("references", "source", "\u202efdp.x", 0)(groups),
-            set_to("decode", "gpu", "\x1b[31mH100", 0)(groups),
+            set_to("references", "source", "\u202efdp.x\nVERDICT", 0)(groups),
         ],
     )
     source = Transcripts(str(path))
-    first = source.load(None)[0]
-    assert (first.text, first.source) == ("a\ufffd]0;owned\ufffdb\nc", "\ufffdfdp.x")
-    assert source.producers[0].coords["gpu"] == "\ufffd[31mH100"
+    first = source.load(Tokenizer())[0]
+    assert "owned" not in first.text, "the token ids say what the prompt is"
+    assert first.source == "\ufffdfdp.x\ufffdVERDICT"
     assert "\x1b" not in source.describe(1)
 
 

@@ -168,7 +168,10 @@ def test_failed_and_missing_jobs_come_first_and_the_others_are_analysed(folder):
     top = report.text[: report.text.index("Environment")]
     assert "INCOMPLETE: 2 of 4 configs finished" in top
     assert "failed   awq_marlin: kernel marlin refuses 576 columns" in top and "missing  gptq" in top
-    assert "python -m qdx -m quant=awq,awq_marlin,gptq,gptq_marlin hydra.sweep.dir=x" in top
+    assert (
+        "python -m qdx -m quant=awq,awq_marlin,gptq,gptq_marlin " in top
+        and f"hydra.sweep.dir={folder}" in top
+    )
     assert report.failed == {"awq_marlin": "kernel marlin refuses 576 columns"} and report.missing == ["gptq"]
     assert headings(report.text) == SECTIONS
     assert list(xr.open_dataset(folder / "sweep.nc", group="replay")["config"].values) == [
@@ -359,14 +362,14 @@ def test_an_interrupted_merge_leaves_the_earlier_files(folder, monkeypatch):
 def test_the_next_command_replays_this_sweep_and_leaves_prompts_to_the_file(folder):
     started = [
         "-m", "quant=awq,gptq", "repeats=2", "prompts=text", "prompts.path=a.txt", "generate.tokens=8",
-        "batch_size=4", "'metric=[l2,kl]'", "model=local", "model.checkpoint.awq='/a b'",
+        "batch_size=4", "metric=[l2,kl]", "model=local", "model.checkpoint.awq='/a b'",
     ]  # fmt: skip
     settings(folder, arguments=started, resume="python -m qdx resume")
     text = build(folder, analyses=CLASSES, console=False).text
     last = text.rstrip().splitlines()[-1].strip()
     assert shlex.split(last) == [
         "python", "-m", "qdx", "-m", "prompts=transcripts", "prompts.path=sweep.nc",
-        "quant=awq,gptq", "repeats=2", "'metric=[l2,kl]'", "model=local", "model.checkpoint.awq='/a b'",
+        "quant=awq,gptq", "repeats=2", "metric=[l2,kl]", "model=local", "model.checkpoint.awq='/a b'",
     ]  # fmt: skip
 
 
