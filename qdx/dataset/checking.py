@@ -212,7 +212,7 @@ def check_label(path: Path, label: object) -> None:
     QdxError
     """
     if not names_folder(label):
-        raise QdxError(f"{path} is damaged: config {label!r} is no name of a folder")
+        raise QdxError(f"{path}: the label {label!r} is no name of a folder: it was changed")
 
 
 def find_damage(paths: Iterable[Path]) -> str:

@@ -38,22 +38,6 @@ def test_level_that_few_references_can_attain():
     assert conformal.fewest_references(0.05, transcripts=4) == 39
 
 
-def test_combination_and_holm():
-    assert conformal.combine([0.1, 0.3]) == pytest.approx(0.4)
-    assert conformal.combine([0.9, 0.8]) == 1
-    assert conformal.combine([0.2, np.nan]) == 0.2  # one transcript needs no combination
-    assert math.isnan(conformal.combine([]))
-    adjusted = conformal.holm([0.04, 0.01, np.nan, 0.03])
-    np.testing.assert_allclose(adjusted, [0.06, 0.03, np.nan, 0.06])
-    assert (conformal.holm([0.5, 0.9]) == 1.0).all()
-
-
-def test_holm_errs_no_more_often_than_it_says():
-    generator = np.random.default_rng(0)
-    wrong = np.mean([(conformal.holm(generator.uniform(size=5)) <= 0.05).any() for _ in range(4000)])
-    assert wrong < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 4000)
-
-
 def test_answers_by_size_of_the_set():
     say = lambda p: str(conformal.answer(["a", "b", "c"], p, 0.05))  # noqa: E731
     assert say([0.2, 0.05, 0.01]) == "a"

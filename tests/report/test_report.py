@@ -134,7 +134,7 @@ def test_the_summary_is_strict_json_with_sorted_keys(built, finished):
 
     summary = json.loads(content, parse_constant=refuse)
     assert summary == json.loads(json.dumps(built.summary))
-    assert list(summary) == sorted(summary) and summary["schema_version"] == 1
+    assert list(summary) == sorted(summary) and summary["schema_version"] == 2
     assert list(summary["analyses"]) == sorted(
         ["noise_floor", "consistency", "effects", "classes", "pairs", "snr", "cost"]
     )
