@@ -56,8 +56,8 @@ def chain(x_MK: Tensor, weight_KN: Tensor, rule: Rule, held_MN: Tensor) -> tuple
     width = -(-columns // (threads * COLUMNS)) * COLUMNS
 
     def run(first: tuple[int, int]) -> None:
-        m, n = slice(first[0], first[0] + ROWS), slice(first[1], first[1] + width)
-        kernel(x[m], powers[m], weight[:, n], total[m, n], beyond[m, n])
+        m, n = (first[0], min(first[0] + ROWS, rows)), (first[1], min(first[1] + width, columns))
+        kernel(x, powers, weight, total, beyond, m, n)
 
     parts = [(m, n) for m in range(0, rows, ROWS) for n in range(0, columns, max(1, width))]
     if threads == 1 or len(parts) == 1:
@@ -83,7 +83,7 @@ def _powers(x: Any, least: int) -> Any:
 def _kernel(
     products: int, fraction_bits: int, least: int | None, result_bits: int, nearest: bool, least_factor: int
 ) -> Callable[..., None]:
-    """Compile the sums of one rule, once a machine: numba keeps what it compiled."""
+    """Compile the sums of one rule, which takes a second or two, once a process."""
     from llvmlite import ir
     from numba import njit, types
     from numba.extending import intrinsic
@@ -112,37 +112,37 @@ def _kernel(
     least_half = np.float32(2.0**-14)
     whole, least_power, infinite = 1.5 * 2.0 ** (52 - result_bits), 2.0**-14, np.float32(2.0**16)
 
-    @njit(nogil=True, cache=True, error_model="numpy")
-    def run(x: Any, x_power: Any, weight: Any, total: Any, beyond: Any) -> None:
-        rows, columns = total.shape
+    @njit(nogil=True, error_model="numpy")  # numba's own cache does not find what was made in a function
+    def run(x: Any, x_power: Any, weight: Any, total: Any, beyond: Any, m: Any, n: Any) -> None:
+        top_row, rows = m[0], m[1] - m[0]
         factor = np.empty((products, COLUMNS), np.float32)
         power = np.empty((products, COLUMNS), np.float32)
         held = np.empty((rows, COLUMNS), np.float32)
         marked = np.empty((rows, COLUMNS), np.int32)
-        for first in range(0, columns, COLUMNS):
-            count = min(COLUMNS, columns - first)
+        for first in range(n[0], n[1], COLUMNS):
+            count = min(COLUMNS, n[1] - first)
             wild = np.int32(0)
-            for m in range(rows):
-                for n in range(count):
-                    held[m, n] = total[m, first + n]
-                    marked[m, n] = 0
+            for row in range(rows):
+                for lane in range(count):
+                    held[row, lane] = total[top_row + row, first + lane]
+                    marked[row, lane] = 0
             for start in range(0, x.shape[1], products):
                 for k in range(products):
-                    for n in range(count):
-                        value = weight[start + k, first + n]
+                    for lane in range(count):
+                        value = weight[start + k, first + lane]
                         own = to_float32(np.int32(to_int32(value) & exponent))
                         wild = np.int32(wild | np.int32(to_int32(own) == exponent))
                         own = own if own > normal else normal
-                        factor[k, n] = value
-                        power[k, n] = own if value != zero else zero
-                for m in range(rows):
-                    for n in range(count):
-                        before = held[m, n]
+                        factor[k, lane] = value
+                        power[k, lane] = own if value != zero else zero
+                for row in range(rows):
+                    for lane in range(count):
+                        before = held[row, lane]
                         top = to_float32(np.int32(to_int32(before) & exponent))
                         if nearest:  # a subnormal float16 accumulator has the least normal one's exponent
                             top = top if top > least_half or before == zero else least_half
                         for k in range(products):
-                            own = x_power[m, start + k] * power[k, n]
+                            own = x_power[top_row + row, start + k] * power[k, lane]
                             top = own if own > top else top
                         wrong = np.int32(not top <= ceiling)
                         if not clamped:
@@ -151,7 +151,9 @@ def _kernel(
                         scale = to_float32(np.int32(np.int32(one - to_int32(top)) + up))
                         kept = np.int32(0)
                         for k in range(products):
-                            kept = np.int32(kept + np.int32(x[m, start + k] * factor[k, n] * scale))
+                            kept = np.int32(
+                                kept + np.int32(x[top_row + row, start + k] * factor[k, lane] * scale)
+                            )
                         exact = np.float64(kept) + np.float64(np.int32(before * scale))
                         exact *= np.float64(top) * down
                         if nearest:
@@ -161,11 +163,11 @@ def _kernel(
                             wrong = np.int32(wrong | np.int32(not abs(after) < infinite))
                         else:
                             after = np.float32(to_float64(to_int64(exact) & mask))
-                        held[m, n] = after
-                        marked[m, n] = np.int32(marked[m, n] | wrong)
-            for m in range(rows):
-                for n in range(count):
-                    total[m, first + n] = held[m, n]
-                    beyond[m, first + n] = marked[m, n] | wild
+                        held[row, lane] = after
+                        marked[row, lane] = np.int32(marked[row, lane] | wrong)
+            for row in range(rows):
+                for lane in range(count):
+                    total[top_row + row, first + lane] = held[row, lane]
+                    beyond[top_row + row, first + lane] = marked[row, lane] | wild
 
     return run  # type: ignore[no-any-return]
