@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +25,15 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from tests import tiny
 
     return tiny.build(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(autouse=True)
+def limits_of_received_files() -> Iterator[None]:
+    """Undo what a test allows this process to read."""
+    from qdx.dataset import guarding
+
+    before = guarding._limits
+    yield
+    if guarding._limits is not before:
+        guarding._limits = before
+        guarding._passed.clear()

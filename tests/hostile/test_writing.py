@@ -241,6 +241,7 @@ ELSEWHERE = {
     "__main__.py": "/dev/null",
     "legacy/convert.py": "a name that its user gave",
     "dataset/merging.py": "a name that its caller made new",
+    "dataset/checksums.py": "behind the end of a file that its caller made new",
     "dataset/joining.py": "after new_file.create",
     "commit.py": "within new_file.replacing",
     "backends/": "a scratch file of the engine's",
