@@ -369,7 +369,7 @@ def test_the_next_command_replays_this_sweep_and_leaves_prompts_to_the_file(fold
     last = text.rstrip().splitlines()[-1].strip()
     assert shlex.split(last) == [
         "python", "-m", "qdx", "-m", "prompts=transcripts", "prompts.path=sweep.nc",
-        "quant=awq,gptq", "repeats=2", "metric=[l2,kl]", "model=local", "model.checkpoint.awq='/a b'",
+        "quant=awq,gptq", "metric=[l2,kl]", "model=local", "model.checkpoint.awq='/a b'",
     ]  # fmt: skip
 
 
