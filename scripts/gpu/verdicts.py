@@ -1,7 +1,7 @@
 """What ``scripts/gpu/verdicts.sh`` made, in tables; nothing here needs a GPU.
 
     python scripts/gpu/verdicts.py facts SWEEP.nc …       what records state of their environment class
-    python scripts/gpu/verdicts.py claims VERIFIED …      the verdicts under every producer's own and other names
+    python scripts/gpu/verdicts.py claims VERIFIED …      every producer judged under its own and other names
     python scripts/gpu/verdicts.py false VERIFIED COPY    a copy where every producer claims the next config
     python scripts/gpu/verdicts.py gather FOLDER SWEEP …  the runs of several sweeps in one sweep.nc
     python scripts/gpu/verdicts.py honest SWEEP.nc        the true claims, as verify.claims takes them
