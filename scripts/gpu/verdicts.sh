@@ -2,7 +2,8 @@
 # Verdicts about real kernels: honest producers, false claims, and honest producers of another environment class.
 #   verdicts.sh OUT [key=value …]
 # OUT/made/base holds five configs' transcripts. Beside it the same configs are made in other classes, which a record states and which
-# may change rows: a smaller cuBLAS workspace, cuBLASLt for cuBLAS, NVIDIA_TF32_OVERRIDE=0, batches of four.
+# may change rows: a smaller cuBLAS workspace, cuBLASLt for cuBLAS, NVIDIA_TF32_OVERRIDE=0, vLLM's batch-invariant kernels, other attention,
+# batches of four.
 # Three verifiers' sweeps replay them, three repeats in processes of their own: OUT/verified/base those of its own class, .../others those of
 # the other classes, .../batch4 the batches in batches. Further arguments go to every sweep.
 # Environment: QUANT, OTHERS, REFERENCES, TOKENS, SNIPPET, MODEL (synthetic:…), BACKEND ("vllm" and its options), JOBS a sweep; STAGES (made verified).
@@ -10,7 +11,7 @@
 set -euo pipefail
 out=$(mkdir -p "$1" && cd "$1" && pwd); shift
 here=$(cd "$(dirname "$0")" && pwd)
-others=${OTHERS:-workspace cublaslt tf32 batch4}
+others=${OTHERS:-workspace cublaslt tf32 invariant attention batch4}
 quant=${QUANT:-awq,awq_marlin,awq_machete,gptq,gptq_marlin}
 shape=${MODEL:-synthetic:layers=4,hidden=1024,mlp=3072,heads=8,kv_heads=4,head=128,vocab=32000,seed=0}
 read -ra backend <<<"${BACKEND:-vllm backend.max_model_len=1024 backend.max_num_batched_tokens=4096 backend.gpu_memory_utilization=0.02 backend.kv_cache_memory_bytes=200000000}"
@@ -27,7 +28,7 @@ sweep() { # FOLDER key=value …: a verdict's exit status (3, 4) is a result, an
 made() { # NAME key=value …
   local name=$1 label=(); shift
   [ "$name" = base ] || label=("label='\${quant.name}-$name'")
-  sweep "$out/made/$name" prompts=pydoc prompts.references="${REFERENCES:-12}" prompts.snippet_tokens="${SNIPPET:-256}" generate.tokens="${TOKENS:-16}" \
+  sweep "$out/made/$name" prompts=pydoc prompts.references="${REFERENCES:-16}" prompts.snippet_tokens="${SNIPPET:-256}" generate.tokens="${TOKENS:-16}" \
     repeats=1 quant="$quant" "${label[@]}" "$@"
 }
 verified() { # NAME PRODUCERS key=value …
@@ -48,6 +49,9 @@ for stage in ${STAGES:-made verified}; do
         workspace) CUBLAS_WORKSPACE_CONFIG=:16:8 made workspace & ;;
         cublaslt) TORCH_BLAS_PREFER_CUBLASLT=1 made cublaslt & ;;
         tf32) NVIDIA_TF32_OVERRIDE=0 made tf32 & ;;
+        invariant) # vLLM 0.20.2 refuses quantization=awq_marlin with these
+          (quant=${quant/awq_marlin,/} quant=${quant/awq_machete,/}; VLLM_BATCH_INVARIANT=1 made invariant) & ;;
+        attention) made attention backend.attention_backend=TRITON_ATTN & ;;
         batch4) made batch4 batch_size=4 & ;;
       esac
     done
