@@ -247,7 +247,9 @@ def _expand(config: DictConfig, loader: Any) -> tuple[list[str], list[list[str]]
             f"it starts, which only the basic sweeper allows: remove hydra/sweeper"
         )
     arguments = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    arguments += [str(override) for override in config.hydra.overrides.task]
+    # Unresolved: an interpolation such as label='${quant.name}-b' is each job's own.
+    task: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    arguments += [str(override) for override in task]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
     # A later override of a key replaces an earlier one, so the last one says whether it is swept.
     last = {override.get_key_element(): override for override in parsed}

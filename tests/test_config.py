@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from qdx import compose as compose_sweep
 from qdx import sweep
 from qdx.commands import quoted
 from qdx.errors import QdxError
@@ -216,6 +217,11 @@ def test_labels_are_unique_and_fit_a_file_name() -> None:
     assert experiment.label == "gptq,batch_size=4,model=smollm2"
     experiment = composed("swept=[prompts.path]", "prompts.path=/tmp/a b.pdf")
     assert re.fullmatch(r"awq,prompts\.path=_tmp_a_b\.pdf-[0-9a-f]{6}", experiment.label)
+
+
+def test_an_interpolation_in_an_override_is_each_jobs_own() -> None:
+    jobs = compose_sweep(["quant=awq,gptq", "label='${quant.name}-b'"])
+    assert [cfg.label for cfg in jobs] == ["awq-b", "gptq-b"]
 
 
 def test_two_paths_that_differ_in_a_separator_have_two_labels() -> None:

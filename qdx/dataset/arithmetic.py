@@ -80,6 +80,8 @@ LEFT_OUT = re.compile(
     r"(^|_)(LOG\w*|PATHS?|DIR|FILE\w*|CACHE\w*|HOST\w*|IP|PORT|URL|SERVER|KEY|TOKEN|SECRET|PASSWORD|USER|"
     r"THREADS|VERBOSE|DEBUG\w*|TRACE|TIMEOUT\w*|NVML|SOCKET|IFNAME|HCA|ID|SO)(_|$)"
 )
+# What a container's image was built with: the versions that are loaded are facts of their own.
+OF_IMAGE = re.compile(r"(CUBLAS|CUDNN|NCCL|PYTORCH)_(BUILD_)?VERSION")
 _STAGES = ("MAJOR_VERSION", "MINOR_VERSION", "PATCH_LEVEL")  # libraryPropertyType of NVIDIA's libraries
 
 
@@ -134,7 +136,7 @@ def kernel_environment(variables: Mapping[str, str]) -> dict[str, str]:
 def _chooses(name: str) -> bool:
     if name in NAMES:
         return True
-    if LEFT_OUT.search(name):
+    if LEFT_OUT.search(name) or OF_IMAGE.fullmatch(name):
         return False
     if name.startswith("VLLM_"):
         return bool(VLLM_WORDS.search(name))

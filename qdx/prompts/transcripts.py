@@ -238,14 +238,18 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
         if "repeat_scope" not in given:
             cfg.repeat_scope = "process"
         if "repeats" not in given:
-            cfg.repeats = repeats_needed(len(file.references), len(file.producers), float(cfg.verify.alpha))
+            size = cfg.batch_size  # not checked yet
+            batch = size if isinstance(size, int) and 0 < size <= len(file.references) else 1
+            units = len(file.references) // batch  # references that share a batch count once
+            cfg.repeats = repeats_needed(units, len(file.producers), float(cfg.verify.alpha))
 
 
-def repeats_needed(references: int, claims: int, alpha: float) -> int:
+def repeats_needed(units: int, claims: int, alpha: float) -> int:
     """Return how often a verifier runs, so that few references can refute a kernel that does not repeat.
 
-    Among R repeats of its own the producer is the odd one out in all m references with p = 2/(R + 1)^m, which
-    counts as many times as a claim has tests (prefill's rows, distances, text) and the file has claims.
+    Among R repeats of its own the producer is the odd one out in all m units (references, or batches of them)
+    with p = 2/(R + 1)^m, which counts as many times as a claim has tests (prefill's rows, distances, text)
+    and the file has claims.
 
     Returns
     -------
@@ -258,5 +262,5 @@ def repeats_needed(references: int, claims: int, alpha: float) -> int:
     (4, 3, 3)
     """
     tests = 3
-    enough = (r for r in (3, 4, 5) if alpha * (r + 1) ** references >= 2 * tests * claims)
+    enough = (r for r in (3, 4, 5) if alpha * (r + 1) ** units >= 2 * tests * claims)
     return next(enough, 3)

@@ -235,6 +235,26 @@ def test_a_fact_of_the_class_that_differs_or_is_missing_cancels_refutation_by_ro
     assert set(verdicts(told, stated[1]).values()) == {"refuted"}
 
 
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ('{"VLLM_DISABLED_KERNELS":"MacheteLinearKernel"}', "refuted"),
+        ('{"CUBLAS_WORKSPACE_CONFIG":":16:8","VLLM_DISABLED_KERNELS":""}', "undecided"),
+        ('["VLLM_DISABLED_KERNELS"]', "undecided"),
+    ],
+)
+def test_kernels_that_vllm_might_not_load_are_no_part_of_the_class(stated: str, expected: str) -> None:
+    """qdx sets that variable itself to get Marlin, and the kernel that was loaded is recorded."""
+    producers, verifier = trees({"a": 0.0, "b": 0.0}, producer_facts={"kernel_environment": stated})
+
+    def another_sum(data: xr.Dataset) -> xr.Dataset:
+        data["row_hash"] = data["row_hash"] + np.uint64(1)
+        return data
+
+    told = change(producers, decode=another_sum, prefill=another_sum)
+    assert set(verdicts(told, verifier).values()) == {expected}
+
+
 def test_a_driver_and_qdx_itself_are_no_part_of_the_class():
     rows = trees({"a": 0.0})[0]
     own = class_of(rows, rows["decode"].to_dataset(), "a")

@@ -16,7 +16,7 @@ from qdx.commit import commit
 from qdx.dataset import append, merge
 from qdx.errors import QdxError
 from qdx.prompts import Transcripts, references_sha256
-from qdx.prompts.transcripts import COPY, settle
+from qdx.prompts.transcripts import COPY, repeats_needed, settle
 from tests.helpers import TOKENS, VOCAB, coords, small_references, write_run, write_sweep
 
 LABELS = ["awq", "gptq"]
@@ -300,6 +300,17 @@ def test_tokens_and_batching_come_from_the_file_unless_given(batched: Path) -> N
     cfg = config(batched, batch_size=4)
     settle(cfg, ["batch_size=4", "generate.tokens=16"])
     assert (cfg.generate.tokens, cfg.batch_size) == (16, 4)
+
+
+def test_references_that_share_a_batch_count_once_for_the_repeats(batched: Path) -> None:
+    references = len(Transcripts(str(batched)).file.references)
+    repeats = {}
+    for size in (1, references):
+        cfg = config(batched, batch_size=size)
+        settle(cfg, [f"batch_size={size}"])
+        repeats[size] = cfg.repeats
+    assert repeats == {size: repeats_needed(references // size, 3, 0.05) for size in (1, references)}
+    assert repeats_needed(16, 5, 0.05) == 3 and repeats_needed(16 // 4, 5, 0.05) == 4
 
 
 def test_producers_that_were_batched_otherwise_are_named(batched: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import xarray as xr
 
 from qdx.analysis.view import SETTINGS, settings_of, stated
+from qdx.dataset.arithmetic import canonical
 
 # A fact that cannot be empty on that kind of machine: where it is empty, the file does not state it.
 EVERYWHERE = {
@@ -49,6 +51,9 @@ TITLES = {
 }
 MACHINE = ("gpu or cpu", "compute_capability", "sm_count", "cpu", "threads", "cpu_capability")
 _ABSENT = ("", "0")
+# Of `kernel_environment`, what only leads to facts that are observed themselves: which linear kernels vLLM
+# may not load shows in the kernel that it did load. qdx sets it to get Marlin where Machete is preferred.
+SHOWN_OTHERWISE = ("VLLM_DISABLED_KERNELS",)
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,7 @@ def class_of(tree: xr.DataTree, rows: xr.Dataset, label: str) -> dict[str, str]:
     if of("batch_size") not in ("", "1"):
         names += COMPANIONS
     facts |= {name: of(name) for name in names}
+    facts["kernel_environment"] = _deciding(facts["kernel_environment"])
     settings = dict(zip(SETTINGS, settings_of(of), strict=True))
     if facts["backend"] == "vllm":
         # The step's token budget counts only where it may cut a prefill: `settings_of` empties it elsewhere.
@@ -122,6 +128,17 @@ def class_of(tree: xr.DataTree, rows: xr.Dataset, label: str) -> dict[str, str]:
     else:
         facts |= {name: value for name, value in settings.items() if value}
     return {name: "" if value in _ABSENT and name != "gpu or cpu" else value for name, value in facts.items()}
+
+
+def _deciding(kernel_environment: str) -> str:
+    """Leave out of a record's environment variables what `SHOWN_OTHERWISE` names; keep what is no object."""
+    try:
+        values = json.loads(kernel_environment)
+    except (ValueError, RecursionError):
+        return kernel_environment
+    if not isinstance(values, dict):
+        return kernel_environment
+    return canonical({name: value for name, value in values.items() if name not in SHOWN_OTHERWISE})
 
 
 def compare(one: Mapping[str, str], two: Mapping[str, str]) -> Match:
