@@ -141,7 +141,13 @@ def _own_repeats(asked: Plan) -> list[str]:
         "OWN REPEATS: one environment class, and a kernel that does not repeat (one with atomics)",
         _line("needs", f"repeats={asked.repeats} repeat_scope=process; no calibration"),
         *_tests(asked, 3, "prefill rows where they repeat, distances, text"),
-        *_found(asked, lambda d: within_power(d, m, members, share), "stand out"),
+        *_found(
+            asked,
+            lambda d: within_power(
+                d, m, members, share * Fraction(1 if members == 2 else 2, 2 if members == 2 else 3)
+            ),
+            "stand out",
+        ),
         _line("can end in", "confirmed in prefill · not refuted · refuted · other config · undecided"),
     ]
 

@@ -248,7 +248,7 @@ def repeats_needed(units: int, claims: int, alpha: float) -> int:
     """Return how often a verifier runs, so that few references can refute a kernel that does not repeat.
 
     Among R repeats of its own the producer is the odd one out in all m units (references, or batches of them)
-    with p = 2/(R + 1)^m, which counts as many times as a claim has tests (prefill's rows, distances, text)
+    with p = 3/(R + 1)^m, which counts as many times as a claim has tests (prefill's rows, distances, text)
     and the file has claims.
 
     Returns
@@ -259,8 +259,8 @@ def repeats_needed(units: int, claims: int, alpha: float) -> int:
     Examples
     --------
     >>> repeats_needed(4, 4, 0.05), repeats_needed(20, 4, 0.05), repeats_needed(1, 1, 0.05)
-    (4, 3, 3)
+    (5, 3, 3)
     """
     tests = 3
-    enough = (r for r in (3, 4, 5) if alpha * (r + 1) ** units >= 2 * tests * claims)
+    enough = (r for r in (3, 4, 5) if alpha * (r + 1) ** units >= 3 * tests * claims)
     return next(enough, 3)

@@ -78,7 +78,7 @@ def verify(
         exact_alpha,
         bool(known),
         np.stack([(likeliest == c).sum(-1) for c in range(len(data.configs))], -1),
-        _others(data, claimed),
+        _others(data),
     )
     decided = [decide(evidence, d, c, claimed[d]) for d, c in enumerate(at)]
     p_DC = weigh_pairs(data, known)
@@ -156,12 +156,9 @@ def _likelihood(data: Replays, known: Sequence[Replays]) -> Floats:
     return found
 
 
-def _others(data: Replays, claimed: Sequence[str]) -> list[list[str]]:
-    """What of a producer's own record is not the config's; asked of a claim of its own label only."""
-    return [
-        [record_differs(own, here) if claim == label else "" for here in data.record_C]
-        for label, claim, own in zip(data.producers, claimed, data.record_D, strict=True)
-    ]
+def _others(data: Replays) -> list[list[str]]:
+    """What of a producer's own record is not the config's."""
+    return [[record_differs(own, here) for here in data.record_C] for own in data.record_D]
 
 
 def _result(
@@ -219,7 +216,10 @@ def _result(
             [greedy[sampling_of(data, d)] for d in range(len(claimed))],
             "whether the record states plain greedy decoding",
         ),
-        "answer": (_answers(data, p_DC, float(evidence.alpha)), "configs that no listed test refutes alone"),
+        "answer": (
+            _answers(data, p_DC, float(evidence.alpha)),
+            "configs that no listed test refutes, each by itself",
+        ),
     }
     for name, (texts, about) in columns.items():
         result[name] = ("producer", np.array(texts, object), {**ONE, "long_name": about})
@@ -246,12 +246,14 @@ def _listed(claim: Claim | None, name: str) -> tuple[float, str]:
 
 def _answers(data: Replays, p_DC: Floats, alpha: float) -> list[str]:
     found = []
-    for row in p_DC:
-        left = [label for label, p in zip(data.configs, row, strict=True) if p > alpha]
-        if not np.isfinite(row).any():
-            found.append("not tested")
-        else:
-            found.append(", ".join(left) or "none of them")
+    for d, row in enumerate(p_DC):
+        left = []
+        for c, (label, p) in enumerate(zip(data.configs, row, strict=True)):
+            if sampling_of(data, d) and data.misfit_DCRT[d, c].any():
+                continue  # its text does not fit this config's rows
+            if not p <= alpha:
+                left.append(label if np.isfinite(p) else f"{label} (not tested)")
+        found.append(", ".join(left) or "none of them")
     return found
 
 

@@ -23,10 +23,10 @@ from qdx.analysis.verification.p_values import (
     fewest_calibration,
     fisher_equality_p,
     holm,
+    own_repeats_false_share,
+    own_repeats_p,
     pooled_p,
     split,
-    within_reference_false_share,
-    within_reference_p,
 )
 from qdx.analysis.verification.profile import fit_profile, symmetric_scores
 from qdx.analysis.verification.units import greatest_of_units
@@ -151,8 +151,8 @@ def why_no_rows(data: Replays, rows: Compared, match: Match, c: int) -> str:
         return f"the environment classes are not shown to be one ({match.why})"
     if not data.own_processes(c) or data.processes_C[c] < FEWEST_PROCESSES:
         return (
-            "the config was not rerun here in two further processes of its own, which shows that a start "
-            "does not choose the kernel (repeats=3 repeat_scope=process)"
+            "the config was not rerun here in two further processes of its own, so nothing shows that a "
+            "start does not choose the kernel (repeats=3 repeat_scope=process)"
         )
     return "" if repeats_exactly(rows, c) else "the config does not repeat bit by bit here"
 
@@ -280,14 +280,14 @@ class _Within:
 
     def test(self, share: Fraction | None) -> Test:
         units, members = self.score_UM.shape
-        least = min(Fraction(1), Fraction(2, members**units))
+        least = min(Fraction(1), Fraction(2 if members == 2 else 3, members**units))
         return Test(
             self.name,
-            within_reference_p(self.score_UM),
+            own_repeats_p(self.score_UM),
             least,
             self.null,
             units,
-            0 if share is None else within_reference_false_share(self.score_UM, share),
+            0 if share is None else own_repeats_false_share(self.score_UM, share),
         )
 
 
@@ -354,9 +354,10 @@ def _start_check(data: Replays, c: int) -> str:
     for d in range(len(data.producers)):
         pair = data.between_DCRMM[d, c][:, 1:, 1:]
         score_RM = symmetric_scores(pair, np.empty((*pair.shape[:2], 0)), float(_floor(data, d)))
-        for member in range(score_RM.shape[1]):
-            order = [member, *(i for i in range(score_RM.shape[1]) if i != member)]
-            worst.append(within_reference_p(score_RM[:, order]) or Fraction(1))
+        score_UM, _ = greatest_of_units(score_RM, data.units_DR[d])
+        for member in range(score_UM.shape[1]):
+            order = [member, *(i for i in range(score_UM.shape[1]) if i != member)]
+            worst.append(own_repeats_p(score_UM[:, order]) or Fraction(1))
     if worst and len(worst) * min(worst) <= Fraction(1, 100):
         return "one engine start here differs from the others as a whole, so that starts are not alike"
     return ""
@@ -393,6 +394,8 @@ def _noisy_test(
     if sets:
         if start:
             return start
+        if one_value := _of_one_value(sets):
+            return one_value
         made = _pooled(data, sets, d, c, name)
         if made is not None:
             return made
@@ -418,6 +421,23 @@ def _noisy_test(
         return "no transcript could be scored"
     null = f"the config's own {plural(data.repeats, 'repeat')} here, each in a process of its own"
     return _Within(name, score_UM, null)
+
+
+def _of_one_value(sets: Sequence[Calibrated]) -> str:
+    """Say which fact the producer does not state, and of which the known transcripts have one value only.
+
+    Where an exact config's known transcripts are all alike, any rounding of another library is the greatest
+    score: an honest producer would be refuted for what she did not state.
+    """
+    for title in dict.fromkeys(title for one in sets for title in one.made.unstated):
+        names = [name for name, own in TITLES.items() if own == title]
+        facts = [one.data.class_D[one.data.producers.index(one.label)] for one in sets]
+        if len({own[name] for own in facts for name in names if own.get(name)}) < 2:
+            return (
+                f"the producer does not state its {title}, and the calibration covers one value of it: give "
+                "sets of two or more"
+            )
+    return ""
 
 
 def _exact_text(data: Replays, d: int, c: int) -> _Listed | str:
@@ -523,9 +543,11 @@ def _gap_p(data: Replays, one: Calibrated, d: int, c: int) -> Fraction | None:
     floor = row_mean(row_mean(known.floor_DRT[producer])[None, fit])[0]
 
     def gaps(energy_VR: Floats) -> Floats:
+        least = floor if np.isfinite(floor) else 0.0
         with np.errstate(divide="ignore", invalid="ignore"):
-            x_VR = np.log(np.maximum(energy_VR, floor if np.isfinite(floor) else 0.0))
-            return np.asarray((x_VR[claim] - np.delete(x_VR, claim, 0)).max(0))
+            x_VR = np.log(np.maximum(energy_VR, least))
+            gap_R = (x_VR[claim] - np.delete(x_VR, claim, 0)).max(0)
+        return np.asarray(np.where(energy_VR[claim] <= least, np.minimum(gap_R, 0.0), gap_R))
 
     judged = gaps(np.stack([row_mean(data.energy_DCRT[d, data.configs.index(v)]) for v in labels]))
     null = gaps(np.stack([row_mean(known.energy_DCRT[producer, known.configs.index(v)]) for v in labels]))

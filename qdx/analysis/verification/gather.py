@@ -43,9 +43,11 @@ class Replays:
     energy_DCRT : array (producer, config, reference, token)
         ‖r‖²/k of the sketches, NaN where a row is missing.
     floor_DRT : array (producer, reference, token)
+        See `likelihood.ulp_floor`; of the verifier's own rows, which a producer cannot scale.
     components : int
     between_DCRMM : array (producer, config, reference, member, member)
-        Mean energies between the members of a config: 0 is the producer, 1 … Q are the repeats here.
+        Mean energies between the members of a config: 0 is the producer, 1 … Q are the repeats here. Rows
+        count up to the one that predicts the first token in which two members differ.
     beside_DCRMV : array (producer, config, reference, member, config)
         Mean energies of those members against every config's first repeat.
     margin_DCRT : array (producer, config, reference, token)
@@ -218,12 +220,13 @@ class Replays:
     def text_members(self, d: int, c: int) -> Floats:
         """Score the producer's text beside this machine's own choices on it: (reference, member).
 
-        A member's score is the number of its tokens that another member did not choose, over all others; a
-        token where a row here has several greatest logits counts for nobody. The rule is the same for every
-        member, so that an honest producer's place among the repeats is uniform.
+        A member's score is the number of its tokens that another member did not choose, over all others, up
+        to and including the first token in which any two differ: until then all members chose one path,
+        afterwards it is the producer's alone. The rule is the same for every member, so that an honest
+        producer's place among the repeats is uniform.
         """
         choice_RMT = self.choice_DCRMT[d, c]
-        counted = (choice_RMT >= 0).all(1) & ~self.tied_DCRT[d, c]
+        counted = (choice_RMT >= 0).all(1) & on_common_path(choice_RMT)
         differ = choice_RMT[:, :, None] != choice_RMT[:, None]
         score = (differ & counted[:, None, None]).sum((2, 3)).astype(float)
         known = self.tokens_DCR[d, c] == self.emitted_DR[d]
@@ -271,6 +274,12 @@ def same_machines(data: Replays, known: Replays) -> Bools:
     return found
 
 
+def on_common_path(choice_RMT: Ints) -> Bools:
+    """Tokens up to and including the first one in which two members differ: (reference, token)."""
+    split_RT = (choice_RMT != choice_RMT[:, :1]).any(1)
+    return np.asarray(np.cumsum(split_RT, -1) - split_RT == 0)
+
+
 def key_of(token_ids: NDArray[Any]) -> str:
     """SHA-256 of a reference's token ids: what makes two references the same."""
     return hashlib.sha256(np.ascontiguousarray(token_ids, "<i4").tobytes()).hexdigest()
@@ -314,16 +323,18 @@ def _align(
     both_DCRT = here_DRT[:, None] & captured_DCQRT[:, :, 0]
     output_DRT = _emitted(tree, own, producers, references)
     _same_tokens(own, replay, output_DRT, captured_DCQRT[:, :, 0], producers)
-    energies = _energies(own, replay, here_DRT, captured_DCQRT)
+    first = _First.of(tree, verifier, producers, configs, references, replay.sizes["repeat"])
+    choice_DCRMT = np.concatenate(
+        [first.choice_DCRM[..., None], _choices(replay, captured_DCQRT, output_DRT)], -1
+    )
+    energies = _energies(own, replay, here_DRT, captured_DCQRT, choice_DCRMT)
     found = marks(own, replay)
     equal_DCRT = np.zeros_like(both_DCRT)
     if found is not None:
         order = (*REPLAY, "word")
         mine, theirs = (data.transpose(*(d for d in order if d in data.dims)) for data in found)
         equal_DCRT = both_DCRT & (mine.isel(repeat=0).values[:, None] == theirs.isel(repeat=0).values).all(-1)
-    first = _First.of(tree, verifier, producers, configs, references, replay.sizes["repeat"])
     margin_DCRT, tied_DCRT = _margins(replay, captured_DCQRT[:, :, 0])
-    choice_DCRMT = _choices(replay, captured_DCQRT, output_DRT)
     keys = _keys(tree, references)
     batch = [str(v) for v in np.broadcast_to(own["batch_size"].values, (len(producers),))]
     units = [units_of(keys, spans_of(tree, references), int(size or 1)) for size in batch]
@@ -343,7 +354,7 @@ def _align(
         margin_DCRT=np.concatenate([first.margin_DCR[..., None], margin_DCRT], -1),
         tied_DCRT=np.concatenate([first.tied_DCR[..., None], tied_DCRT], -1),
         same_DCRT=np.concatenate([first.same_DCR[..., None], equal_DCRT], -1),
-        choice_DCRMT=np.concatenate([first.choice_DCRM[..., None], choice_DCRMT], -1),
+        choice_DCRMT=choice_DCRMT,
         emitted_DR=(_transcripts(tree, producers, references) >= 0).sum(-1),
         decode=_decode(tree, own, replay, found is not None, both_DCRT, equal_DCRT, energies),
         prefill=prefill(tree, verifier, producers, references),
@@ -426,7 +437,9 @@ class _Energies:
     beside_DCRMV: Floats
 
 
-def _energies(own: xr.Dataset, replay: xr.Dataset, here_DRT: Bools, captured_DCQRT: Bools) -> _Energies:
+def _energies(
+    own: xr.Dataset, replay: xr.Dataset, here_DRT: Bools, captured_DCQRT: Bools, choice_DCRMT: Ints
+) -> _Energies:
     producers, configs, repeats, references, _ = captured_DCQRT.shape
     members = repeats + 1
     energy_DCRT = np.full((producers, configs, *here_DRT.shape[1:]), np.nan)
@@ -439,25 +452,28 @@ def _energies(own: xr.Dataset, replay: xr.Dataset, here_DRT: Bools, captured_DCQ
             f"sketches of {own.sizes['component']} and {replay.sizes['component']} components cannot be "
             "compared: use one capture.components"
         )
-    dtypes = [str(v) for v in np.broadcast_to(own["dtype"].values, (producers,))]
+    dtypes = [str(v) for v in np.broadcast_to(replay["dtype"].values, (configs,))]
     shape = (*here_DRT.shape, replay.sizes["component"])
     mine_DRTK = _own(own, "sketch", "component").astype(np.float64) if sketched else np.zeros(shape)
     here_DRT = here_DRT & sketched
     for d in range(producers):  # one producer's sketches in memory at a time
         theirs = replay["sketch"].isel(producer=d).transpose(*REPLAY[1:], "component")
         theirs_CQRTK = theirs.values.astype(np.float64)
-        floor_DRT[d] = np.where(here_DRT[d], ulp_floor(np.nan_to_num(mine_DRTK[d]), dtypes[d]), np.nan)
+        floors = [ulp_floor(theirs_CQRTK[c, 0], dtypes[c]) for c in range(configs)]
+        floor_DRT[d] = np.where(here_DRT[d], np.min(floors, 0), np.nan)
         for c in range(configs):
             member_MRTK = np.concatenate([mine_DRTK[d][None], theirs_CQRTK[c]])
             there_MRT = np.concatenate([here_DRT[d][None], captured_DCQRT[d, c]])
+            common_RT = on_common_path(choice_DCRMT[d, c])[:, 1:]
             for i in range(members):
                 for j in range(i):
                     values_RT = _energy(member_MRTK[i] - member_MRTK[j], there_MRT[i] & there_MRT[j])
-                    between[d, c, :, i, j] = between[d, c, :, j, i] = row_mean(values_RT)
+                    shared_RT = np.where(common_RT, values_RT, np.nan)
+                    between[d, c, :, i, j] = between[d, c, :, j, i] = row_mean(shared_RT)
                     if (i, j) == (1, 0):
                         energy_DCRT[d, c] = values_RT
                 for v in range(configs):
-                    both = there_MRT[i] & captured_DCQRT[d, v, 0]
+                    both = there_MRT[i] & captured_DCQRT[d, v, 0] & common_RT
                     beside[d, c, :, i, v] = row_mean(_energy(member_MRTK[i] - theirs_CQRTK[v, 0], both))
     return _Energies(energy_DCRT, floor_DRT, between, beside)
 

@@ -371,6 +371,57 @@ def within_reference_false_share(score_RM: Floats, alpha: Fraction) -> int:
     return len(rank_R)
 
 
+def leading_run_p(score_RM: Floats) -> Fraction | None:
+    """Test whether the references whose scores are greatest have the producer on top.
+
+    References are ordered by their greatest member score, which no permutation of members changes. The run is
+    how many from the first on have the producer strictly on top: P(run ≥ k) = M^−k under the claim. So a few
+    transcripts that stand far out are found, however many honest ones are beside them.
+
+    Parameters
+    ----------
+    score_RM : array (reference, member)
+        See `within_reference_p`.
+
+    Returns
+    -------
+    Fraction or None
+        None without a complete reference or without a repeat.
+    """
+    score = np.asarray(score_RM, np.float64)
+    score = score[np.isfinite(score).all(-1)]
+    if not len(score) or score.shape[1] < 2:
+        return None
+    order = np.argsort(-score.max(-1), kind="stable")
+    first_R = np.asarray((score[order, :1] > score[order, 1:]).all(-1))
+    run = int(np.logical_and.accumulate(first_R).sum())
+    return Fraction(1, score.shape[1] ** run)
+
+
+def own_repeats_p(score_RM: Floats) -> Fraction | None:
+    """Combine `within_reference_p`, which is twice a smallest p, and `leading_run_p`: three statistics.
+
+    With one repeat the first has a single statistic, and there are two.
+    """
+    within, run = within_reference_p(score_RM), leading_run_p(score_RM)
+    if within is None or run is None:
+        return None
+    few = np.asarray(score_RM).shape[1] == 2
+    return min(Fraction(1), 2 * within if few else within * 3 / 2, (2 if few else 3) * run)
+
+
+def own_repeats_false_share(score_RM: Floats, alpha: Fraction) -> int:
+    """Bound the number of false references from below: closed testing.
+
+    All references are tested by `own_repeats_p`, every part of them by `within_reference_p`. Any test of its
+    level serves for any set of hypotheses.
+    """
+    p = own_repeats_p(score_RM)
+    if p is None or p > alpha:
+        return 0
+    return max(1, within_reference_false_share(score_RM, alpha))
+
+
 def fisher_equality_p(differ: int, judged: int, reruns: int) -> Fraction | None:
     """Test `differ` of `judged` references that are not bit-equal, where none of `reruns` differed.
 

@@ -80,6 +80,7 @@ def _assumed(data: Replays, evidence: Evidence) -> list[str]:
     """What the tests assume, and how many references they need."""
     alpha = float(evidence.alpha)
     asked = sum(claim is not None for claim in evidence.claims)
+    most = max(data.processes_C, default=0)
     said = [
         f"Level {alpha:.0%} over all claims together (Holm) and over the T tests of each (T · min p). "
         f"{plural(len(data.references), 'reference')}, at most "
@@ -93,8 +94,8 @@ def _assumed(data: Replays, evidence: Evidence) -> list[str]:
         "(verify.calibration) by a pooled exact test (tail count and rank sum), or, in one environment "
         "class, against the config's own repeats here by permutation within each reference.",
         "Assumed: judged and known transcripts are exchangeable (prompts of one kind), and an engine's start "
-        "does not choose the kernel. The producers' own labels are never their calibration. A level holds on "
-        "average over calibration sets.",
+        f"does not choose the kernel: {most} starts here were compared, and one that differs with "
+        f"probability q is missed by them with (1 − q)^{most}. The producers' own labels are never their calibration.",
         "A file cannot show that its rows are older than this verifier's own: choose prompts, lengths and "
         "time yourself.",
     ]
@@ -126,9 +127,9 @@ def _spread(known: int, evidence: Evidence) -> str:
         )
     low, high = false_alarm_spread(known, j)
     return (
-        f"With {plural(known, 'known transcript')}, the smallest set here, one honest transcript is flagged "
-        f"in {j / (known + 1):.2%} on average over sets; of one set the rate lies between {low:.2%} and "
-        f"{high:.2%} (95 %)."
+        f"A level holds on average over calibration sets. With {plural(known, 'known transcript')}, the "
+        f"smallest set here, an unadjusted test of one honest transcript flags it in {j / (known + 1):.2%} on "
+        f"average; of one set that rate lies between {low:.2%} and {high:.2%} (95 %)."
     )
 
 

@@ -9,7 +9,7 @@ import xarray as xr
 
 from qdx.analysis.numerics import Floats, Ints
 
-Span = tuple[str, int, int]
+Span = tuple[str, int, Ints]
 
 
 def spans_of(tree: xr.DataTree, references: Sequence[str]) -> list[Span]:
@@ -17,28 +17,33 @@ def spans_of(tree: xr.DataTree, references: Sequence[str]) -> list[Span]:
 
     Returns
     -------
-    list of (document's SHA-256, first token, token after the last)
+    list of (document's SHA-256, first token, ids of the content)
         An empty document where the file does not say.
     """
     stored = tree["references"].to_dataset().sel(reference=list(references))
-    names = ("sha256", "token_offset", "content_length")
+    names = ("sha256", "token_offset", "prefix_length", "content_length")
     if any(name not in stored for name in names):
-        return [("", 0, 0)] * len(references)
+        return [("", 0, np.empty(0, np.int64))] * len(references)
+    ids_RN = stored["token_ids"].transpose("reference", "token").values.astype(np.int64)
     columns = [stored[name].values for name in names]
-    return [(str(s), int(a), int(a) + int(n)) for s, a, n in zip(*columns, strict=True)]
+    return [
+        (str(s), int(a), ids[int(p) : int(p) + int(n)])
+        for s, a, p, n, ids in zip(*columns, ids_RN, strict=True)
+    ]
 
 
 def units_of(keys: Sequence[str], spans: Sequence[Span], batch_size: int) -> Ints:
     """Number the unit that each reference belongs to.
 
     References are of one unit when they have the same token ids, ran in the same batch, or are cut from
-    overlapping tokens of one document.
+    overlapping tokens of one document. Where they are cut from is stated by whoever made the file, so the
+    tokens that they would share have to be the same: nobody can make one unit of all by saying so.
 
     Parameters
     ----------
     keys : sequence of str
         Hash of each reference's token ids, in the order in which they ran.
-    spans : sequence of (document, first token, token after the last)
+    spans : sequence of (document, first token, ids of the content)
     batch_size : int
         References that ran together: the first ``batch_size`` ones, then the next, and so on.
 
@@ -64,17 +69,29 @@ def units_of(keys: Sequence[str], spans: Sequence[Span], batch_size: int) -> Int
         join(first.setdefault(key, i), i)
         if i % max(1, batch_size):
             join(i - 1, i)
-    order = sorted((i for i, span in enumerate(spans) if span[0]), key=lambda i: spans[i])
-    furthest = -1  # of the document, the reference that reaches furthest so far
+    order = sorted((i for i, span in enumerate(spans) if span[0]), key=lambda i: spans[i][:2])
+    open_ones: list[int] = []  # of the document, those that reach to the one at hand
     for i in order:
-        if furthest >= 0 and spans[i][0] == spans[furthest][0] and spans[i][1] < spans[furthest][2]:
-            join(furthest, i)
-        same = furthest >= 0 and spans[i][0] == spans[furthest][0]
-        if not same or spans[i][2] > spans[furthest][2]:
-            furthest = i
+        document, start, _ = spans[i]
+        open_ones = [o for o in open_ones if spans[o][0] == document and _end(spans[o]) > start]
+        for other in open_ones:
+            if _share(spans[other], spans[i]):
+                join(other, i)
+        open_ones.append(i)
     roots = [root(i) for i in range(len(keys))]
     number = {r: n for n, r in enumerate(dict.fromkeys(roots))}
     return np.array([number[r] for r in roots], np.int64)
+
+
+def _end(span: Span) -> int:
+    return span[1] + len(span[2])
+
+
+def _share(one: Span, two: Span) -> bool:
+    """Whether two spans of a document, the second of which does not begin earlier, hold the same tokens."""
+    first = one[2][two[1] - one[1] :]
+    count = min(len(first), len(two[2]))
+    return count > 0 and bool((first[:count] == two[2][:count]).all())
 
 
 def greatest_of_units(score_R: Floats, unit_R: Ints) -> tuple[Floats, Ints]:

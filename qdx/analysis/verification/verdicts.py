@@ -101,6 +101,7 @@ def every_row_equal(data: Replays, d: int, v: int) -> bool:
         all(bool(rows.all_equal_DC[d, v]) for rows in data.phases)
         and data.prefill is not None
         and not text_misfits(data, d, v)[0]
+        and bool((data.greedy_DCR[d, v] == data.emitted_DR[d]).all())
     )
 
 
@@ -136,7 +137,8 @@ def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
             max(transcripts, tested.false_at_least),
         )
     equal = every_row_equal(data, d, c)
-    if not equal and evidence.other_DC[d][c]:
+    stated_other = evidence.other_DC[d][c]
+    if not equal and stated_other and data.producers[d] == claim:
         why = f"its own record states other {evidence.other_DC[d][c]}; {rows}"
         return Verdict("other config", "record", why, tested.false_at_least)
     others = [v for v in range(len(data.configs)) if v != c and every_row_equal(data, d, v)]
@@ -146,6 +148,9 @@ def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
         return Verdict("other config", "rows", why)
     if tested.p_holm is not None and tested.p_holm <= evidence.alpha:
         return _refuted(evidence, tested, d, c, rows)
+    if not equal and stated_other:  # another claim than the label: tested first, and never good news
+        why = f"its own record states other {stated_other}; {rows}"
+        return Verdict("other config", "record", why, tested.false_at_least)
     blocked = _blocked(evidence, tested, d, greedy)
     if equal and not blocked:
         twins = f" (and to those of {', '.join(data.configs[v] for v in others)})" if others else ""
@@ -159,6 +164,8 @@ def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
     if not any(test.name == "text" for test in noisy):
         noisy = []  # rows that fit say nothing about a text that could not be tested
     open_decode = tested.test("decode rows") is None
+    if _units_overlap(data, d):
+        noisy = []
     prefill = data.prefill is not None and bool(data.prefill.all_equal_DC[d, c])
     if prefill and open_decode and noisy and not blocked:
         why = f"{rows}; {_tests_text(tested)}"
@@ -177,11 +184,12 @@ def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
 def _refuted(evidence: Evidence, tested: Claim, d: int, c: int, rows: str) -> Verdict:
     found = [test for test in tested.tests if test.p is not None]
     best = min(found, key=lambda test: test.p or Fraction(1))
+    most = max(found, key=lambda test: test.false_at_least)
     assert tested.p_holm is not None
     why = f"{rows}; {_tests_text(tested)}; p = {_p(tested.p_holm)} adjusted over tests and claims"
     share = tested.false_at_least
     if share:
-        why += f"; at least {share} of {plural(best.judged, 'transcript')} false"
+        why += f"; at least {share} of {plural(most.judged, 'independent transcript')} false"
     return Verdict("refuted", best.name, f"{why}{_ranks(evidence, d, '; ')}", share)
 
 
@@ -200,9 +208,17 @@ def _blocked(evidence: Evidence, tested: Claim, d: int, greedy: bool | None) -> 
     if tested.single:
         low = [test for test in tested.tests if test.p is not None and test.p <= evidence.alpha]
         return f"the test of {low[0].name} alone has p = {_p(low[0].p)}, so it is not confirmed"
+    if _units_overlap(evidence.data, d):
+        return "its references overlap, so that several count once, and false ones among them are hidden"
     if tested.behind:
         return "another config is likelier by more than known transcripts show, so it is not confirmed"
     return ""
+
+
+def _units_overlap(data: Replays, d: int) -> bool:
+    """Whether a unit has more references than ran in one batch."""
+    batch = data.class_D[d].get("batch_size", "")
+    return int(np.bincount(data.units_DR[d]).max()) > max(1, int(batch) if batch.isdigit() else 1)
 
 
 def _too_little(data: Replays, d: int, c: int) -> str:
@@ -282,8 +298,8 @@ def _remedy(evidence: Evidence, tested: Claim, d: int) -> str:
             f"p {_p(max(test.least for test in weak))} times {len(tested.tests)} tests and {asked} claims): "
             "more references, or more repeats here"
         )
-    if not evidence.calibrated and "distances" in tested.unlisted:
-        needed = counts_needed(evidence.alpha, asked, 2, judged)
+    if "no calibration" in tested.unlisted.get("text", ""):
+        needed = counts_needed(evidence.alpha, asked, len(tested.tests) + 2, judged)
         reasons.append(
             f"a calibration (verify.calibration) of {needed} references beside those that fit its scale "
             "would allow a test"
