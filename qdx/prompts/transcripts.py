@@ -135,6 +135,7 @@ class Transcripts:
         source, target = self.file.path, directory / COPY
         if target.exists() and target.samefile(source):
             return
+        directory.mkdir(parents=True, exist_ok=True)
         new_file.copy(source, target)
 
     def describe(self, batch_size: int) -> str:

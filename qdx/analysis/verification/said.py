@@ -95,7 +95,8 @@ def _assumed(data: Replays, evidence: Evidence) -> list[str]:
         "class, against the config's own repeats here by permutation within each reference.",
         "Assumed: judged and known transcripts are exchangeable (prompts of one kind), and an engine's start "
         f"does not choose the kernel: {most} starts here were compared, and one that differs with "
-        f"probability q is missed by them with (1 − q)^{most}. The producers' own labels are never their calibration.",
+        f"probability q is missed by them with (1 − q)^{most}. The producers' own labels are "
+        "never their calibration.",
         "A file cannot show that its rows are older than this verifier's own: choose prompts, lengths and "
         "time yourself.",
     ]
@@ -128,8 +129,8 @@ def _spread(known: int, evidence: Evidence) -> str:
     low, high = false_alarm_spread(known, j)
     return (
         f"A level holds on average over calibration sets. With {plural(known, 'known transcript')}, the "
-        f"smallest set here, an unadjusted test of one honest transcript flags it in {j / (known + 1):.2%} on "
-        f"average; of one set that rate lies between {low:.2%} and {high:.2%} (95 %)."
+        f"smallest set here, one honest transcript is flagged by an unadjusted test in {j / (known + 1):.2%} "
+        f"on average; of one set that rate lies between {low:.2%} and {high:.2%} (95 %)."
     )
 
 
