@@ -278,7 +278,8 @@ def config(path: Path, **more: object) -> OmegaConf:
         "path": str(path),
         "references": 4,
     }
-    return OmegaConf.create({"prompts": prompts, "generate": {"tokens": 16}, "batch_size": 1, **more})
+    given = {"prompts": prompts, "generate": {"tokens": 16}, "batch_size": 1, "verify": {"alpha": 0.05}}
+    return OmegaConf.create({**given, **more})
 
 
 @pytest.fixture(scope="module")
