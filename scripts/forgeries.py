@@ -247,6 +247,7 @@ def limit(
     if not at:
         return NOT_TESTED
     # Transcripts that the producer states as one unit are still so many false ones: units are hers to state.
+    # Where honest transcripts tie in a score, a test finds fewer than this; the excuse is the wider one.
     blind = all(len(listed) * claims * least_p(number, against, judged) > ALPHA for number, against in at)
     return TOO_FEW if blind else ""
 
@@ -265,7 +266,19 @@ def least_p(false: int, against: str, judged: int) -> Fraction:
 
 
 def judge(made: Draw, world: World, folder: Path) -> dict[str, object]:
-    """Forge a draw and have it judged."""
+    """Forge a draw and have it judged.
+
+    No limit excuses a trick that turns a bad verdict into a good one: what it gains is judged without it too.
+    """
+    result = _judge(made, world, folder)
+    if made.trick and result["limit"] and str(result["verdict"]).startswith(GOOD):
+        plain = _judge(replace(made, trick=""), world, folder / "without-its-trick")
+        if not str(plain["verdict"]).startswith(GOOD):
+            result["limit"] = ""
+    return result
+
+
+def _judge(made: Draw, world: World, folder: Path) -> dict[str, object]:
     start = time.monotonic()
     producer = producer_of(made, world)
     beside = next(c for c in world.size.configs if c not in world.size.changed)
