@@ -103,7 +103,8 @@ def draw(index: int, seed: int, world: World) -> Draw:
         return made
     if chance < 0.33:  # an honest producer elsewhere; with a calibration from here she is another class
         rows = f"noisy:0.005:{claim}"
-        return replace(made, kind="moved", rows=rows, prefill=rows, share=1.0, calibration="")
+        there = "torch" if machine == "here" else machine  # rows of one class would have been equal
+        return replace(made, kind="moved", rows=rows, prefill=rows, share=1.0, calibration="", machine=there)
     others = [c for c in world.size.configs if c != claim]
     text = one([claim, *others, *(OTHER + c for c in world.size.others), "random", "spam"])
     if generator.random() < 0.5:
