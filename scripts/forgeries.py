@@ -4,36 +4,45 @@ Every file has one false label, or is an honest control; beside it stands an hon
 (text, decode rows, prefill rows), in which share of transcripts, what is left out, which machine is stated,
 with which calibration, as sweep or as commitments: all are drawn. The world (checkpoints, honest runs, the
 replays of all texts) is built once, in a folder that is kept. A forgery must end in "refuted", "other
-config", "undecided" or "obligation not met". It may end otherwise only where a limit applies that its line
-states; an honest control may be rejected as often as the level allows. The exit status is 1 otherwise.
+config", "undecided" or "obligation not met". It may end in "not refuted" only where none of the tests that
+its verdict lists finds so few false transcripts, and in "confirmed in prefill" only so, where decode is all
+that is false; these are counted by themselves. An honest control may be rejected as often as the level
+allows. The exit status is 1 otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from math import comb
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from anywhere, also as a file
 
+from qdx.analysis.verification.p_values import binomial_tail, level
 from tests.verification import forging
 from tests.verification.forging import (
     DROPS,
     MACHINES,
     MISSING,
+    NOISY,
     SAMPLINGS,
     Producer,
     drops,
+    loud,
+    one_unit,
     some,
     state,
     unstate,
@@ -46,8 +55,11 @@ SHARES = (0.01, 0.1, 0.5, 0.9, 1.0)
 CHANGES = ("last", "tail", "one", "second", "moved")
 FILLED = ("garbage", "zeros", "nan", "huge")
 NOISES = ("0.005", "0.02", "0.2")
-DOES_NOT_REPEAT = ("gptq",)  # exllama's decode sums in an order that is new in every run
-TESTS = 4  # members that a verdict's list of tests has at most; for the limit of few false transcripts
+ALPHA = level(0.05)
+HONEST_OUTPUT = "an honest output"
+TOO_FEW = "fewer false transcripts than a listed test finds"
+NOT_TESTED = "no listed test looks at what is false"
+LIMITS = (HONEST_OUTPUT, TOO_FEW, NOT_TESTED)
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,7 @@ class Draw:
     commitments: bool
     seed: int
     sampling: str = ""
+    trick: str = ""  # "one unit": her false transcripts are stated as one; "loud": one with huge sketches
 
 
 def draw(index: int, seed: int, world: World) -> Draw:
@@ -90,7 +103,8 @@ def draw(index: int, seed: int, world: World) -> Draw:
         return made
     if chance < 0.33:  # an honest producer elsewhere; with a calibration from here she is another class
         rows = f"noisy:0.005:{claim}"
-        return replace(made, kind="moved", rows=rows, prefill=rows, share=1.0, calibration="")
+        there = "torch" if machine == "here" else machine  # rows of one class would have been equal
+        return replace(made, kind="moved", rows=rows, prefill=rows, share=1.0, calibration="", machine=there)
     others = [c for c in world.size.configs if c != claim]
     text = one([claim, *others, *(OTHER + c for c in world.size.others), "random", "spam"])
     if generator.random() < 0.5:
@@ -101,14 +115,17 @@ def draw(index: int, seed: int, world: World) -> Draw:
         rows = text
     prefill = claim if generator.random() < 0.7 else one([*others, *noisy, *FILLED])
     dropped = "nothing" if generator.random() < 0.5 else one(list(DROPS))
+    share = float(generator.choice(SHARES))
+    trick = one(["one unit", "loud"]) if generator.random() < 0.2 else ""
     return replace(
         made,
         kind="forgery",
         text=text,
         rows=rows,
         prefill=prefill,
-        share=float(generator.choice(SHARES)),
+        share=share,
         dropped=dropped,
+        trick=trick,
     )
 
 
@@ -120,6 +137,10 @@ def producer_of(made: Draw, world: World) -> Producer:
     edits.append(unstate(*MISSING) if facts is None else state(made.claim, **facts))
     if made.sampling:
         edits.append(SAMPLINGS[made.sampling](made.claim))
+    if made.trick == "one unit":
+        edits.append(one_unit([r for r, what in enumerate(each("false")) if what == "false"]))
+    if made.trick == "loud" and not made.commitments:
+        edits.append(loud(made.claim, 0))
     # With a share of 0, every transcript is honest.
     if not made.share:
         return Producer(made.claim, edits=edits, seed=made.seed)
@@ -128,19 +149,69 @@ def producer_of(made: Draw, world: World) -> Producer:
     )
 
 
-def false_transcripts(made: Draw, producer: Producer, world: World) -> int:
-    """How many transcripts are no honest output of the claimed config as far as they were published."""
+@dataclass(frozen=True)
+class FalseOnes:
+    """Transcripts whose text, decode rows and prefill rows are no honest output, as far as published."""
+
+    text: frozenset[int] = frozenset()
+    decode: frozenset[int] = frozenset()
+    prefill: frozenset[int] = frozenset()
+
+    @property
+    def any(self) -> frozenset[int]:
+        return self.text | self.decode | self.prefill
+
+
+def false_transcripts(made: Draw, producer: Producer, world: World) -> FalseOnes:
+    """Which transcripts of a draw are false.
+
+    A text is an honest output where every token is greedy, or ties, on a row that the claimed config computes
+    of it. Rows are where the claimed config computed them of this text, or where what was added to them is
+    smaller than its own reruns differ.
+    """
     if made.kind != "forgery":
-        return 0
+        return FalseOnes()
     kept_decode, kept_prefill = (_kept(made, phase) for phase in ("decode", "prefill"))
-    own = world.texts[made.claim]
-    count = 0
-    for r in range(world.count):
-        text_false = (world.texts[producer.text[r]][r] != own[r]).any()
-        rows_false = kept_decode and producer.rows[r] != made.claim
-        head_false = kept_prefill and producer.prefill[r] != made.claim
-        count += bool(text_false or rows_false or head_false)
-    return count
+    every = range(world.count)
+    text, rows, heads = (
+        [each] * world.count if isinstance(each, str) else list(each)
+        for each in (producer.text, producer.rows, producer.prefill)
+    )
+    loud_ones = {0} if made.trick == "loud" and not made.commitments else set()
+    return FalseOnes(
+        frozenset(r for r in every if not _greedy(world, made.claim, text[r])[r]),
+        frozenset(
+            r for r in every if kept_decode and (r in loud_ones or not _own(world, made, rows[r], text[r], r))
+        ),
+        frozenset(r for r in every if kept_prefill and heads[r] != made.claim),
+    )
+
+
+def _greedy(world: World, claim: str, text: str) -> np.ndarray:
+    """Whether a text is one that the claimed config may choose, by any of its repeats: (reference,)."""
+    groups = world.bank[claim]
+    replay = groups["replay"].isel(config=0).sel(producer=text).isel(rank=0)
+    order = ("repeat", "reference", "position")
+    row = (replay["target_logit"] == replay["top_logit"]) | ~replay["captured"]
+    chosen = row.transpose(*order).values.all(-1)
+    head = groups["prefill"].isel(config=0, rank=0)
+    top = head["top_logit"].sel(position=groups["references"]["length"]).transpose(*order[:2]).values
+    first = head["first_logit"].sel(producer=text).transpose(*order[:2]).values
+    return np.asarray((chosen & (first == top)).any(0))
+
+
+def _own(world: World, made: Draw, whose: str, text: str, r: int) -> bool:
+    """Whether decode rows are the claimed config's, or nearer to them than its own reruns are."""
+    if whose == made.claim:
+        return True
+    if made.commitments or not whose.startswith(NOISY) or not whose.endswith(f":{made.claim}"):
+        return False
+    replay = world.bank[made.claim]["replay"].isel(config=0, reference=r).sel(producer=text)
+    sketch = (
+        replay["sketch"].transpose("repeat", "position", "component").values[:, replay["captured"].values[0]]
+    )
+    between = ((sketch[0] - sketch[-1]) ** 2).mean()
+    return bool(float(whose.split(":")[1]) ** 2 <= between)
 
 
 def _kept(made: Draw, phase: str) -> bool:
@@ -148,20 +219,67 @@ def _kept(made: Draw, phase: str) -> bool:
     return keep is not forging.nothing
 
 
-def limit(made: Draw, false: int, world: World) -> str:
-    """The stated limit that applies to a forgery, or ""."""
-    if made.kind == "forgery" and not false:
-        return "an honest output"
-    # Of m judged and n others, k false ones lie above all others with this probability: the least p there is.
-    n, m = world.size.known // 2, world.count
-    least = 2 * comb(m, false) / comb(m + n, false)
-    if made.calibration and made.claim in DOES_NOT_REPEAT and 2 * TESTS * least > 0.05:
-        return "fewer false transcripts than the test finds"
-    return ""
+def limit(
+    made: Draw, false: FalseOnes, verdict: str, told: Mapping[str, Any], judged: int, claims: int
+) -> str:
+    """The stated limit that applies to a forgery, or "".
+
+    Parameters
+    ----------
+    told : Mapping
+        What ``summary.json`` says of the claim: its tests, and what each was held against.
+    judged, claims : int
+        Transcripts of a claim, and claims in the file.
+    """
+    if made.kind != "forgery":
+        return ""
+    if not false.any:
+        return HONEST_OUTPUT
+    if verdict.startswith("confirmed") and (verdict != "confirmed in prefill" or false.prefill):
+        return ""
+    listed = {n: t for n, t in told["tests"].items() if not t["against"].startswith("not listed")}
+    seen = {
+        "decode rows": false.decode,
+        "prefill rows": false.prefill,
+        "distances": false.decode,
+        "text": false.text,
+    }
+    at = [(len(seen[name]), str(test["against"])) for name, test in listed.items() if seen[name]]
+    if not at:
+        return NOT_TESTED
+    # Transcripts that the producer states as one unit are still so many false ones: units are hers to state.
+    # Where honest transcripts tie in a score, a test finds fewer than this; the excuse is the wider one.
+    blind = all(len(listed) * claims * least_p(number, against, judged) > ALPHA for number, against in at)
+    return TOO_FEW if blind else ""
+
+
+def least_p(false: int, against: str, judged: int) -> Fraction:
+    """P of a test in which all false ones, and no others, lie above everything that they are held against."""
+    if known := re.search(r"(\d[\d,]*) known transcript", against):
+        n = int(known[1].replace(",", ""))
+        return (1 if judged == 1 else 2) * Fraction(comb(judged, false), comb(judged + n, false))
+    if repeats := re.search(r"own (\d+) repeat", against):
+        members = int(repeats[1]) + 1
+        return (1 if members == 2 else 2) * binomial_tail(judged, false, members)
+    if reruns := re.search(r"(\d[\d,]*) rerun", against):
+        return Fraction(comb(judged, false), comb(judged + int(reruns[1].replace(",", "")), false))
+    raise ValueError(f"a test against {against!r}: unknown to this script")
 
 
 def judge(made: Draw, world: World, folder: Path) -> dict[str, object]:
-    """Forge a draw and have it judged."""
+    """Forge a draw and have it judged.
+
+    No limit excuses a trick that turns a bad verdict into a good one: what it gains is judged without it too.
+    """
+    result = _judge(made, world, folder)
+    if made.trick and result["limit"] and str(result["verdict"]).startswith(GOOD):
+        plain = _judge(replace(made, trick=""), world, folder / "without-its-trick")
+        if not str(plain["verdict"]).startswith(GOOD):
+            result["limit"] = ""
+    return result
+
+
+def _judge(made: Draw, world: World, folder: Path) -> dict[str, object]:
     start = time.monotonic()
     producer = producer_of(made, world)
     beside = next(c for c in world.size.configs if c not in world.size.changed)
@@ -174,13 +292,16 @@ def judge(made: Draw, world: World, folder: Path) -> dict[str, object]:
         calibration=made.calibration,
     )
     false = false_transcripts(made, producer, world)
+    summary = json.loads((found.folder / "summary.json").read_text())["verdicts"]["claims"]
+    told = next(one for one in summary if one["producer"] == made.claim)
+    verdict = found.verdicts[made.claim]
     return {
         **made.__dict__,
-        "false": false,
-        "verdict": found.verdicts[made.claim],
+        "false": len(false.any),
+        "verdict": verdict,
         "because": found.because[made.claim],
         "beside": found.verdicts[beside],
-        "limit": limit(made, false, world),
+        "limit": limit(made, false, verdict, told, world.count, len(producers)),
         "seconds": round(time.monotonic() - start, 1),
     }
 
@@ -205,6 +326,7 @@ def too_many(rejected: int, honest: int, alpha: float = 0.05) -> bool:
 def described(result: dict[str, object]) -> str:
     parts = [f"{k}={result[k]}" for k in ("claim", "text", "rows", "prefill", "share", "dropped", "machine")]
     parts.append(f"sampling={result['sampling'] or 'greedy'}")
+    parts += [f"trick={result['trick']}"] * bool(result["trick"])
     more = [f"calibration={result['calibration'] or 'none'}", f"commitments={result['commitments']}"]
     return f"#{result['index']} {' '.join(parts + more)}: {result['verdict']} ({result['because']})"
 
@@ -250,16 +372,16 @@ def _judged(made: Draw, world: World, folder: Path) -> dict[str, object]:
 def _summarize(results: Sequence[dict[str, object]]) -> int:
     kinds = {
         "forgeries": [r for r in results if r["kind"] == "forgery" and not r["limit"]],
-        "within a limit": [r for r in results if r["kind"] == "forgery" and r["limit"]],
+        **{limit: [r for r in results if r["kind"] == "forgery" and r["limit"] == limit] for limit in LIMITS},
         "honest": [r for r in results if r["kind"] == "honest"],
         "honest, other rows": [r for r in results if r["kind"] == "moved"],
     }
     for kind, some_results in kinds.items():
         counts = Counter(str(r["verdict"]) for r in some_results)
-        print(f"{kind:20}{len(some_results):6}  " + ", ".join(f"{n} {v}" for v, n in counts.most_common()))
+        print(f"{kind:50}{len(some_results):6}  " + ", ".join(f"{n} {v}" for v, n in counts.most_common()))
     beside = Counter(str(r["beside"]) for r in results)
     print(
-        f"{'honest label beside':20}{len(results):6}  "
+        f"{'honest label beside':50}{len(results):6}  "
         + ", ".join(f"{n} {v}" for v, n in beside.most_common())
     )
     honest = [*kinds["honest"], *kinds["honest, other rows"]]

@@ -369,6 +369,39 @@ def truncate(tokens: int) -> Edit:
     return edit
 
 
+def one_unit(indices: Sequence[int]) -> Edit:
+    """State references as cut from the same tokens of one document, and the others from others.
+
+    The hash of the references does not cover it.
+    """
+
+    def edit(groups: Groups) -> None:
+        data = groups["references"]
+        documents = [f"{r + 1:064x}" for r in range(data.sizes["reference"])]
+        for r in indices:
+            documents[r] = "f" * 64
+        offset = np.zeros(len(documents), data["token_offset"].dtype)
+        groups["references"] = data.assign(
+            sha256=("reference", np.array(documents, object)), token_offset=("reference", offset)
+        )
+
+    return edit
+
+
+def loud(label: str, reference: int, value: float = 1e30) -> Edit:
+    """Give one transcript sketches of huge numbers, from which a scale of rounding may be taken."""
+
+    def edit(groups: Groups) -> None:
+        data = groups["decode"]
+        c = data["config"].values.tolist().index(label)
+        sketch = data["sketch"].transpose("config", "repeat", "reference", "position", "component")
+        values = sketch.values.copy()
+        values[c, :, reference] = value
+        groups["decode"] = data.assign(sketch=(sketch.dims, values))
+
+    return edit
+
+
 def rehash(groups: Groups) -> None:
     """State the hash of the references as they are now."""
     data = groups["references"]

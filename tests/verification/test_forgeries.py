@@ -164,6 +164,30 @@ FURTHER: Mapping[str, Callable[[], Case]] = {
     ),
 }
 
+# The producer states something of her own that a test of noisy rows takes its scale or its count from.
+TRICKS: Mapping[str, Callable[[], Case]] = {
+    "one transcript's sketches are huge, the others' garbage, a claim that does not repeat": lambda: Case(
+        forged("gptq", "gptq", "garbage", forging.loud("gptq", 0)), CAUGHT
+    ),
+    "one transcript's sketches are huge, the others' another format's": lambda: Case(
+        forged("gptq", "gptq", "awq", forging.loud("gptq", 0)), CAUGHT
+    ),
+    "five of eight texts false, stated as cut from the same tokens of a document": lambda: Case(
+        [
+            Producer(
+                "gptq",
+                ["gptq+tail"] * 5 + ["gptq"] * 3,
+                "gptq",
+                edits=[forging.one_unit(range(5))],
+            )
+        ],
+        CAUGHT,
+    ),
+    "commitments to garbage beside an honest text, a claim that does not repeat": lambda: Case(
+        forged("gptq", "gptq", "garbage"), OPEN, commitments=True
+    ),
+}
+
 HONEST: Mapping[str, Callable[[], Case]] = {
     "every row equal": lambda: Case([Producer("awq"), *BESIDE], {"confirmed"}),
     "every row equal, with calibration": lambda: Case(
@@ -257,6 +281,15 @@ def test_a_forgery_that_was_once_confirmed_is_found(name: str, world: World, tmp
 @pytest.mark.parametrize("name", FURTHER)
 def test_a_forgery_is_found(name: str, world: World, tmp_path: Path) -> None:
     holds(world, FURTHER[name](), tmp_path / "judged")
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(
+    strict=True, reason="the verdict takes a scale or a count from the producer's own statement"
+)
+@pytest.mark.parametrize("name", TRICKS)
+def test_a_producers_own_statement_hides_nothing(name: str, world: World, tmp_path: Path) -> None:
+    holds(world, TRICKS[name](), tmp_path / "judged")
 
 
 @pytest.mark.parametrize("name", HONEST)
