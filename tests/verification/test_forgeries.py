@@ -284,9 +284,6 @@ def test_a_forgery_is_found(name: str, world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, reason="the verdict takes a scale or a count from the producer's own statement"
-)
 @pytest.mark.parametrize("name", TRICKS)
 def test_a_producers_own_statement_hides_nothing(name: str, world: World, tmp_path: Path) -> None:
     holds(world, TRICKS[name](), tmp_path / "judged")
