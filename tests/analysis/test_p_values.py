@@ -450,3 +450,40 @@ def test_the_fitting_part_is_fixed_by_keys_and_not_by_order():
     assert fit != list(range(10))
     assert [pv.fitting_part(n) for n in (3, 8, 40, 41, 100)] == [3, 8, 8, 9, 20]
     assert pv.split([]) == ([], [])
+
+
+# The leading run
+
+
+def test_the_leading_run_has_its_level_over_all_places_and_finds_a_few_far_out():
+    generator = np.random.default_rng(21)
+    for values in (3, 1000):
+        score = generator.integers(0, values, (5, 3)).astype(float)
+        every = []
+        for place in itertools.product(range(3), repeat=5):
+            turned = np.array([np.roll(row, -i) for row, i in zip(score, place, strict=True)])
+            every.append((pv.leading_run_p(turned), pv.own_repeats_p(turned)))
+        for column in zip(*every, strict=True):
+            for p in set(column):
+                assert F(sum(q <= p for q in column), len(column)) <= p
+    score = generator.random((40, 4))
+    score[:5, 0] += 10
+    assert pv.leading_run_p(score) <= F(1, 4**5)
+    assert pv.own_repeats_p(score) <= F(3, 4**5) < pv.within_reference_p(score)
+    assert 1 <= pv.own_repeats_false_share(score, F(1, 20)) <= 5
+    assert pv.own_repeats_p(np.ones((8, 3))) == 1
+    assert pv.own_repeats_p(score[:, :1]) is None
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("false", [0, 5])
+def test_own_repeats_with_the_run_hold_their_level_and_share(law, false):
+    generator, trials = np.random.default_rng(22), 300
+    rejected = over = 0
+    for _ in range(trials):
+        score = draw(law, generator, (24, 4))
+        score[:false, 0] += 1e6
+        rejected += pv.own_repeats_p(score) <= ALPHA
+        over += pv.own_repeats_false_share(score, ALPHA) > false
+    assert over / trials <= above(0.05, trials)
+    assert rejected / trials <= above(0.05, trials) if not false else rejected == trials

@@ -13,6 +13,7 @@ from qdx.analysis.numerics import Bools, Floats, Ints
 from qdx.analysis.verification.exact import Repeating, repeating
 from qdx.analysis.verification.likelihood import row_mean
 from qdx.analysis.view import View, masks
+from qdx.errors import QdxError
 
 ORDER = ("config", "repeat", "reference", "position")
 NO_ROWS = "the verifier kept no full rows to make commitments of (capture=full, and run.nc beside the report)"
@@ -69,11 +70,23 @@ class Compared:
 
 
 def marks(own: xr.Dataset, replay: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray] | None:
-    """What says of both sides whether rows are equal: hashes, or else commitments, as ``(…, word)``."""
-    for name in ("row_hash", "commitment"):
-        if name in own and name in replay:
-            return _words(own[name]), _words(replay[name])
-    return None
+    """Return what says of both sides whether rows are equal: commitments, or else hashes, as ``(…, word)``.
+
+    A file with commitments is judged by these alone: a hash that stands beside them could be copied from
+    anywhere, and binds nothing.
+
+    Raises
+    ------
+    QdxError
+        For commitments of another length than those here.
+    """
+    name = "commitment" if "commitment" in own else "row_hash"
+    if name not in own or name not in replay:
+        return None
+    sizes = [side[name].sizes.get("byte", 8) for side in (own, replay)]
+    if sizes[0] != sizes[1]:
+        raise QdxError(f"commitments of {sizes[0]} bytes, here {sizes[1]}: it was changed, or made by others")
+    return _words(own[name]), _words(replay[name])
 
 
 def _words(data: xr.DataArray) -> xr.DataArray:

@@ -167,7 +167,8 @@ def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
     if _units_overlap(data, d):
         noisy = []
     prefill = data.prefill is not None and bool(data.prefill.all_equal_DC[d, c])
-    if prefill and open_decode and noisy and not blocked:
+    both = {"distances", "text"} <= {test.name for test in noisy}  # decode's rows and its text
+    if prefill and open_decode and both and not blocked:
         why = f"{rows}; {_tests_text(tested)}"
         return Verdict("confirmed in prefill", "prefill rows", why)
     about = "; ".join(part for part in (rows, _tests_text(tested), blocked, _ranks(evidence, d)) if part)
