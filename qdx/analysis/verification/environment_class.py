@@ -41,9 +41,9 @@ COMPANIONS = {"references_sha256": "references of a batch"}
 RUNNER = {"model_runner": "model runner"}
 TITLES = {
     **EVERYWHERE,
+    **OF_A_MODEL,
     **ON_GPU,
     **ON_CPU,
-    **OF_A_MODEL,
     **COMPANIONS,
     **RUNNER,
     **SETTINGS,

@@ -114,8 +114,8 @@ class Calibrated:
         The claimed config, which both its producers and its verifier have.
     made : Match
         The producer's class against that of these transcripts.
-    judged : list of int
-        References of this set that are judged too and count for nothing here.
+    dropped : list of int
+        References of this set that are judged too, or share a unit with one: they count for nothing here.
     """
 
     data: Replays
@@ -127,8 +127,8 @@ class Calibrated:
     def machine(self) -> str:
         """What the transcripts were made on, in a few words."""
         facts = self.data.class_D[self.data.producers.index(self.label)]
-        shown = [facts[name] for name in (*MACHINE, "backend_version", "torch_version") if facts.get(name)]
-        return ", ".join(shown)
+        names = [name for name in (*MACHINE, "backend_version", "torch_version") if facts.get(name)]
+        return ", ".join(facts[n] if n == "gpu or cpu" else f"{TITLES[n]} {facts[n]}" for n in names)
 
 
 def sampling_of(data: Replays, d: int) -> bool | None:
@@ -557,8 +557,3 @@ def _gap_p(data: Replays, one: Calibrated, d: int, c: int) -> Fraction | None:
 def counts_needed(alpha: Fraction, claims: int, tests: int, judged: int) -> int:
     """References of a calibration, beside the fitting part, at which this many transcripts can be refuted."""
     return fewest_calibration(alpha, max(1, claims), max(1, tests), max(1, judged))
-
-
-def titles(names: Sequence[str]) -> str:
-    """Facts of an environment class by their titles."""
-    return ", ".join(TITLES.get(name, name) for name in names)
