@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from qdx.dataset.layout import WIDE
 from qdx.errors import QdxError
 
-MAGIC = b"QDXSUMS1"
+MAGIC = b"QDXSUMS2"
 OUTER = ("config", "repeat", "producer", "config_b", "repeat_pair", "reference")  # axes of blocks
 LANES = 2039  # a prime, so that what repeats in a row does not fall into one lane
 _HEAD = struct.Struct("<8sQI")  # MAGIC, bytes of what follows, its CRC-32
