@@ -40,7 +40,7 @@ def change(tree: xr.DataTree, group: str, dataset: xr.Dataset) -> xr.DataTree:
         ("replay", lambda d: d.drop_vars("sketch"), "verifier's file has no sketch"),
         ("replay", lambda d: d.isel(component=slice(4)), "8 and 4 components"),
         ("decode", lambda d: d.isel(reference=slice(5)), "lacks reference 'ref_5'"),
-        ("decode", lambda d: d.assign_coords(dtype=("config", ["int8"] * 3)), "logits of dtype 'int8'"),
+        ("replay", lambda d: d.assign_coords(dtype=("config", ["int8"] * 3)), "logits of dtype 'int8'"),
     ],
 )
 def test_unfit_files_are_refused_by_what_is_wrong(group, edit, said):

@@ -33,7 +33,11 @@ def earlier(path: Path) -> None:
         writing.put(file["provenance"], about, {"config": 1}, ["1"])
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.rglob("sweep.nc")), ids=lambda p: str(p.relative_to(RESULTS)))
+# The folders of verdicts were written by version 2.
+OF_VERSION_1 = sorted(path for path in RESULTS.rglob("sweep.nc") if "verdicts" not in str(path))
+
+
+@pytest.mark.parametrize("path", OF_VERSION_1, ids=lambda p: str(p.relative_to(RESULTS)))
 def test_published_files_of_version_1_open_and_say_what_they_lack(path: Path) -> None:
     with qdx.open(path) as tree:
         known = versions(tree)

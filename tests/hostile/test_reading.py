@@ -227,7 +227,9 @@ for path in sys.argv[1:]:
         said.append("read")
     except QdxError as error:
         said.append(str(error))
-peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+# ru_maxrss of this process itself would count what its parent held when it forked.
+own = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+peak = max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 print(json.dumps([said, peak / 2**10]))
 """
 

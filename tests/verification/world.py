@@ -123,7 +123,7 @@ class World:
         total = size.references + size.known
         world._sweep("made", own, size.configs, total)
         if size.others:
-            world._sweep("other", other, size.others, size.references)
+            world._sweep("other", other, size.others, total)  # of as many references: they are cut alike
         world._read_texts()
         world._verify("bank", own, world.texts, range(size.references))
         if size.known:
