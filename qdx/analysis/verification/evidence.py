@@ -180,7 +180,8 @@ def weigh(
         Of every producer; None where the claimed config was not replayed.
     """
     asked = sum(c >= 0 for c in at)
-    found = [_claim(data, known, d, c, alpha, asked) if c >= 0 else None for d, c in enumerate(at)]
+    starts = [_start_check(data, c) for c in range(len(data.configs))]
+    found = [_claim(data, known, d, c, alpha, asked, starts[c]) if c >= 0 else None for d, c in enumerate(at)]
     listed = [claim for claim in found if claim is not None and claim.tests]
     adjusted = dict(zip(map(id, listed), holm([claim.p for claim in listed]), strict=True))
     return [claim and replace(claim, p_holm=adjusted.get(id(claim))) for claim in found]
@@ -192,14 +193,17 @@ def weigh_pairs(data: Replays, known: Sequence[Replays]) -> Floats:
     NaN where the files allow no test.
     """
     found = np.full((len(data.producers), len(data.configs)), np.nan)
+    starts = [_start_check(data, c) for c in range(len(data.configs))]
     for d, c in np.ndindex(*found.shape):
-        p = bonferroni([listed.test(None).p for listed in _listed(data, known, d, c)[0]])
+        p = bonferroni([listed.test(None).p for listed in _listed(data, known, d, c, starts[c])[0]])
         found[d, c] = np.nan if p is None else float(p)
     return found
 
 
-def _claim(data: Replays, known: Sequence[Replays], d: int, c: int, alpha: Fraction, claims: int) -> Claim:
-    tests, unlisted = _listed(data, known, d, c)
+def _claim(
+    data: Replays, known: Sequence[Replays], d: int, c: int, alpha: Fraction, claims: int, start: str
+) -> Claim:
+    tests, unlisted = _listed(data, known, d, c, start)
     share = alpha / (max(1, len(tests)) * max(1, claims))
     done = [listed.test(share) for listed in tests]
     gap = [_gap_p(data, one, d, c) for one in _calibrated(data, known, d, c)]
@@ -212,8 +216,10 @@ def _claim(data: Replays, known: Sequence[Replays], d: int, c: int, alpha: Fract
     )
 
 
-def _listed(data: Replays, known: Sequence[Replays], d: int, c: int) -> tuple[list[_Listed], dict[str, str]]:
-    """The tests that the files allow, and why they do not allow the others."""
+def _listed(
+    data: Replays, known: Sequence[Replays], d: int, c: int, start: str
+) -> tuple[list[_Listed], dict[str, str]]:
+    """The tests that the files allow, and why they do not allow the others; `start` is of `_start_check`."""
     match = compare(data.class_D[d], data.class_C[c])
     tests, unlisted = list[_Listed](), dict[str, str]()
     for rows in data.phases:
@@ -226,7 +232,6 @@ def _listed(data: Replays, known: Sequence[Replays], d: int, c: int) -> tuple[li
             tests.append(_rows_test(data, rows, d, c, name))
     sets = _calibrated(data, known, d, c)
     greedy = sampling_of(data, d)
-    start = _start_check(data, c)
     for name, why in (
         ("distances", _why_no_distances(data, d, c)),
         ("text", "" if greedy else _why_no_text(greedy)),

@@ -274,7 +274,12 @@ def _rejected(judged: Floats, null: Floats, alpha: Fraction, test: PooledTest) -
 
 def complete_references(score_RM: Floats) -> int:
     """Count the references of `within_reference_p` whose members were all measured."""
-    return int(np.isfinite(np.asarray(score_RM, np.float64)).all(-1).sum())
+    return len(_complete(score_RM))
+
+
+def _complete(score_RM: Floats) -> Floats:
+    score = np.asarray(score_RM, np.float64)
+    return np.asarray(score[np.isfinite(score).all(-1)])
 
 
 def within_reference_p(score_RM: Floats) -> Fraction | None:
@@ -299,8 +304,7 @@ def within_reference_p(score_RM: Floats) -> Fraction | None:
     Fraction or None
         None without a complete reference or without a repeat.
     """
-    score = np.asarray(score_RM, np.float64)
-    score = score[np.isfinite(score).all(-1)]
+    score = _complete(score_RM)
     if not len(score) or score.shape[1] < 2:
         return None
     members = score.shape[1]
@@ -353,8 +357,7 @@ def within_reference_false_share(score_RM: Floats, alpha: Fraction) -> int:
     int
         Exceeds the true number with probability `alpha` at most; 0 when the test of all does not reject.
     """
-    score = np.asarray(score_RM, np.float64)
-    score = score[np.isfinite(score).all(-1)]
+    score = _complete(score_RM)
     p = within_reference_p(score)
     if p is None or p > alpha:
         return 0
@@ -388,8 +391,7 @@ def leading_run_p(score_RM: Floats) -> Fraction | None:
     Fraction or None
         None without a complete reference or without a repeat.
     """
-    score = np.asarray(score_RM, np.float64)
-    score = score[np.isfinite(score).all(-1)]
+    score = _complete(score_RM)
     if not len(score) or score.shape[1] < 2:
         return None
     order = np.argsort(-score.max(-1), kind="stable")
