@@ -18,7 +18,7 @@ from qdx.analysis.verification.environment import record_differs
 from qdx.backends.sampling import plain_greedy
 from qdx.capture import row_hash
 from qdx.dataset.lacking import SINCE_2, lacking
-from tests.prompts.test_transcripts import Groups, rewritten
+from tests.hostile.making import Groups, rewritten
 from tests.sweeping import SMALL, checkpoints, qdx
 
 CONFIGS = ["awq", "awq_marlin", "gptq"]

@@ -8,20 +8,19 @@ from pathlib import Path
 import netCDF4
 import numpy as np
 import pytest
-import xarray as xr
 from omegaconf import OmegaConf
 
 import qdx
 from qdx.commit import commit
-from qdx.dataset import append, merge
+from qdx.dataset import merge
 from qdx.errors import QdxError
 from qdx.prompts import Transcripts, references_sha256
 from qdx.prompts.transcripts import COPY, repeats_needed, settle
 from tests.helpers import TOKENS, VOCAB, coords, small_references, write_run, write_sweep
+from tests.hostile.making import Groups, rewritten
 
 LABELS = ["awq", "gptq"]
 FITTING = {"tokenizer_sha256": "t" * 64, "vocab": VOCAB, "tokens": TOKENS}
-Groups = dict[str, xr.Dataset]
 
 
 def attrs() -> dict[str, object]:
@@ -37,18 +36,6 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     merge(folder, folder / "sweep.nc")
     return folder
-
-
-def rewritten(source: Path, target: Path, edit: Callable[[Groups], object]) -> Path:
-    """Write a file again after `edit` has changed its groups."""
-    with qdx.open(source) as tree:
-        groups = {name: child.to_dataset().load() for name, child in tree.children.items()}
-        groups["/"] = xr.Dataset(attrs=tree.attrs)
-    edit(groups)
-    groups.pop("/").to_netcdf(target, engine="netcdf4")
-    for name, dataset in groups.items():
-        append(target, name, dataset)
-    return target
 
 
 class Tokenizer:
