@@ -20,7 +20,7 @@ from qdx.dataset.joining import join_repeats
 from qdx.errors import QdxError
 from qdx.flow import Flow
 from qdx.process import spawn
-from qdx.prompts import Transcripts, check_references, describe, references_sha256
+from qdx.prompts import RECORDS, Transcripts, check_references, describe, references_sha256
 from qdx.schema import Experiment, validate
 
 if TYPE_CHECKING:
@@ -155,6 +155,14 @@ def find_checkpoint(experiment: Experiment) -> Checkpoint:
     return models.resolve(name, format=experiment.quant.format)
 
 
+def convert_records(cfg: DictConfig) -> Path:
+    """Turn the records that a config names into a file of transcripts; see `qdx.prompts.records.convert`."""
+    from qdx.prompts.records import convert
+
+    experiment = validate(cfg)
+    return convert(experiment.prompts, find_checkpoint(experiment))
+
+
 @dataclass(frozen=True)
 class Prompts:
     """What a job runs on.
@@ -192,7 +200,9 @@ def load_prompts(experiment: Experiment, checkpoint: Checkpoint) -> Prompts:
             sketch_seed=CaptureSettings.seed,
         )
     references = source.load(tokenizer)
-    check_references(references, who=str(node["_target_"]), tokens=tokens)
+    # Records of other programs have no shared continuation: their transcripts are all that is replayed.
+    recorded = isinstance(source, Transcripts) and source.file.kind == RECORDS
+    check_references(references, who=str(node["_target_"]), tokens=0 if recorded else tokens)
     summary = getattr(source, "summary", None)
     said = describe(references, summary, transcripts=isinstance(source, Transcripts))
     if not isinstance(source, Transcripts):

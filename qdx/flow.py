@@ -83,12 +83,28 @@ class Flow:
                 recorder.begin("prefill", repeat, batch)
                 self.backend.prefill(prompts, recorder)
                 for index, producer in enumerate(producers):
-                    recorder.begin("replay", repeat, batch, producer=index)
-                    self.backend.replay(prompts, producer.token_ids[batch].tolist(), recorder)
+                    forced = producer.transcripts(batch)
+                    # Who answered nothing to a prompt, or one token, which prefill predicts, has nothing to replay.
+                    here = [i for i, ids in enumerate(forced) if len(ids) > 1]
+                    if not here:
+                        continue
+                    if len(here) < len(batch):
+                        # A replay goes on from the last prefill, so it has to be of these references alone.
+                        self._prefill_again([prompts[i] for i in here])
+                    recorder.begin("replay", repeat, [batch[i] for i in here], producer=index)
+                    self.backend.replay([prompts[i] for i in here], [forced[i] for i in here], recorder)
+                    if len(here) < len(batch):
+                        self._prefill_again(prompts)
                 recorder.sync()
         self.progress.start("replaying a transcript of its own")
-        count = self.experiment.generate.tokens
+        first = [len(ids) for one in producers for ids in one.transcripts(batches[0])]
+        count = max(2, *first)
         return {"replay_exact": generates_as_it_replays(self.backend, self._prompts(batches[0]), count)}
+
+    def _prefill_again(self, prompts: list[list[int]]) -> None:
+        """Make these the prompts that the next replay starts from; nothing is recorded."""
+        silent: Any = Listener([len(ids) for ids in prompts])
+        self.backend.prefill(prompts, silent)
 
     def _batches(self) -> list[list[int]]:
         """The indices of the references in groups of batch_size; the last one may be smaller."""

@@ -59,8 +59,23 @@ def write_status(folder: Path, error: str, trace: str) -> None:
         new_file.write_text(folder / STATUS, text + "\n")
 
 
+def _answer(request: Mapping[str, str]) -> None:
+    """Turn a file of records into one of transcripts, and say where it is or why there is none."""
+    from omegaconf import OmegaConf
+
+    from qdx import experiment
+
+    cfg = OmegaConf.create(request["config"])
+    assert not isinstance(cfg, list)
+    try:
+        said = {"path": str(experiment.convert_records(cfg))}
+    except QdxError as error:
+        said = {"error": str(error)}
+    Path(request["answer"]).write_text(json.dumps(said))
+
+
 def main() -> None:
-    """Serve the request on standard input: ``run`` a job, or ``prepare`` a sweep."""
+    """Serve the request on standard input: ``run`` a job, ``prepare`` a sweep, or read its ``records``."""
     request = serve()
     from omegaconf import OmegaConf
 
@@ -71,6 +86,8 @@ def main() -> None:
         if request["do"] == "prepare":
             configs = [OmegaConf.create(text) for text in request["configs"]]
             preparation.prepare(configs, Path(request["directory"]))
+        elif request["do"] == "records":
+            _answer(request)
         else:
             cfg = OmegaConf.create(request["config"])
             assert not isinstance(cfg, list)

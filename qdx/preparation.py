@@ -136,13 +136,15 @@ def check_lengths(job: Job) -> None:
         Naming the reference and the limit.
     """
     limit = models.context_length(job.checkpoint.path)
-    tokens = job.experiment.generate.tokens
-    for reference in job.prompts.references:
+    producers = job.prompts.producers
+    for r, reference in enumerate(job.prompts.references):
         length = len(reference.token_ids)
+        tokens = max((one.length(r) for one in producers), default=job.experiment.generate.tokens)
         if limit is not None and length + tokens > limit:
             raise QdxError(
                 f"reference {reference.name!r} has {length} tokens and {tokens} follow, the limit of "
-                f"{job.checkpoint.source} is {limit}: lower prompts.snippet_tokens"
+                f"{job.checkpoint.source} is {limit}: "
+                + ("choose the model that the producers ran" if producers else "lower prompts.snippet_tokens")
             )
     count, batch = len(job.prompts.references), job.experiment.batch_size
     if count % batch:

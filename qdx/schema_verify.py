@@ -15,6 +15,10 @@ class TranscriptPrompts:
     _target_: str
     name: str
     path: str
+    reader: str | None = None
+    requests: str | None = None
+    records: int | None = None
+    assume: dict[str, float] | None = None
     max_bytes: int | None = None
     max_objects: int | None = None
     max_length: int | None = None

@@ -177,8 +177,8 @@ class Backend(Protocol):
         Parameters
         ----------
         forced : list of list of int
-            T tokens for each reference; the row after token j predicts token j + 1, so T − 1 rows are
-            recorded.
+            T ≥ 2 tokens for each reference, each its own number of them; the row after token j predicts
+            token j + 1, so T − 1 rows are recorded.
         """
         ...
 

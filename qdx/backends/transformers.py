@@ -255,17 +255,29 @@ class TransformersBackend:
     def replay(self, batch: list[list[int]], forced: list[list[int]], recorder: Recorder) -> None:
         """Step through the forced tokens from the last prefill's cache."""
         state = self._begin()
-        forced_BT = torch.tensor(forced)
-        for step in range(1, forced_BT.shape[1]):
+        # A transcript that ended stays in the batch with its last token, so that the others' kernels see as
+        # many rows as before; its own rows are not recorded.
+        longest = max(len(ids) for ids in forced)
+        forced_BT = torch.tensor([[*ids, *ids[-1:] * (longest - len(ids))] for ids in forced])
+        for step in range(1, longest):
             logits_BV = state.step(self._model, forced_BT[:, step - 1])
-            self._record(batch, step, logits_BV, forced_BT[:, step], recorder)
+            going = [step < len(ids) for ids in forced]
+            self._record(batch, step, logits_BV, forced_BT[:, step], recorder, going)
 
     def _record(
-        self, batch: list[list[int]], step: int, logits_BV: Tensor, targets_B: Tensor, recorder: Recorder
+        self,
+        batch: list[list[int]],
+        step: int,
+        logits_BV: Tensor,
+        targets_B: Tensor,
+        recorder: Recorder,
+        going: list[bool] | None = None,
     ) -> None:
         import numpy as np
 
         for item, ids in enumerate(batch):
+            if going is not None and not going[item]:
+                continue
             positions = np.array([len(ids) + step])
             one = slice(item, item + 1)
             kept = _hidden(recorder, self._hidden_BTH[one, -1])

@@ -405,12 +405,14 @@ class Recorder:
         """Keep what prefill's last row says of the first token of every producer's transcript."""
         repeat, reference = at
         ids = np.array([producer.token_ids[reference, 0] for producer in self._producers], np.int32)
-        chosen_D = logits_V[torch.from_numpy(ids).to(logits_V.device, torch.int64)]
+        there = ids >= 0  # who answered nothing to this prompt has no first token
+        at_D = torch.from_numpy(np.where(there, ids, 0)).to(logits_V.device, torch.int64)
+        chosen_D = logits_V[at_D]
         ranks_D = (logits_V[None, :] > chosen_D[:, None]).sum(1)
         values = {
             "first_token_id": ids,
-            "first_logit": chosen_D.to("cpu", torch.float32).numpy(),
-            "first_rank": ranks_D.cpu().numpy().astype(np.int32),
+            "first_logit": np.where(there, chosen_D.to("cpu", torch.float32).numpy(), np.float32(np.nan)),
+            "first_rank": np.where(there, ranks_D.cpu().numpy(), -1).astype(np.int32),
         }
         self._firsts.append((repeat, reference, values))
 

@@ -67,6 +67,11 @@ def allow(**given: int | None) -> Limits:
     return _limits
 
 
+def limits() -> Limits:
+    """Return the limits of this process."""
+    return _limits
+
+
 def guard(*paths: Path) -> None:
     """Refuse files that name other files, claim too much, or that the HDF5 library cannot read.
 
@@ -87,12 +92,12 @@ def guard(*paths: Path) -> None:
     HDF5 can loop for ever over a damaged heap, and nothing in the process that called it can end that: hence
     the child, which is killed after ``max_seconds``.
     """
-    limits = _limits
-    left = [path for path in paths if _state(path, limits) not in _passed]
+    known = _limits
+    left = [path for path in paths if _state(path, known) not in _passed]
     if not left:
         return
-    states = [_state(path, limits) for path in left]
-    _look(left, limits)
+    states = [_state(path, known) for path in left]
+    _look(left, known)
     _passed.update(states)
 
 

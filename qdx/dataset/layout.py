@@ -75,6 +75,10 @@ class Producer:
         """Return the number of tokens of a transcript."""
         return int((self.token_ids[reference] >= 0).sum())
 
+    def transcripts(self, references: Sequence[int]) -> list[list[int]]:
+        """Return the tokens of some transcripts, each as long as it is."""
+        return [self.token_ids[r, : self.length(r)].tolist() for r in references]
+
 
 @dataclass(frozen=True)
 class Variable:

@@ -9,7 +9,7 @@ from typing import Any
 from qdx.errors import QdxError, nearest
 from qdx.plugins._record import keywords_of, plugin_of
 
-GIVEN: Mapping[str, tuple[str, ...]] = {"backend": ("checkpoint", "quant", "dtype", "seed"), "prompts": ()}
+GIVEN: Mapping[str, tuple[str, ...]] = {"backend": ("checkpoint", "quant", "dtype", "seed"), "prompts": (), "record_reader": ()}
 METHODS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "backend": {
         "observe": (),
@@ -19,6 +19,7 @@ METHODS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "reseed": ("seed",),
     },
     "prompts": {"load": ("tokenizer",)},
+    "record_reader": {"matches": ("head",), "read": ("path",)},
 }
 MISSING = "???"  # OmegaConf's mark of a value that must be given
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from qdx.errors import QdxError, nearest
 
-KINDS = ("metric", "analysis", "backend", "prompts")
+KINDS = ("metric", "analysis", "backend", "prompts", "record_reader")
 
 # What this process registered outside of qdx, and in which module.
 registered: dict[tuple[str, str], str] = {}
@@ -60,6 +60,7 @@ META: Mapping[str, tuple[str, ...]] = {
     "analysis": ("title", "check"),
     "backend": (),
     "prompts": (),
+    "record_reader": (),
 }
 
 
@@ -72,7 +73,7 @@ def register(kind: str, name: str, **meta: Any) -> Callable[[T], T]:
 
     Parameters
     ----------
-    kind : {"metric", "analysis", "backend", "prompts"}
+    kind : {"metric", "analysis", "backend", "prompts", "record_reader"}
         What it is:
 
         - a metric is a function of two float64 tensors (position, vocab), p of ``config`` and q of
@@ -81,7 +82,9 @@ def register(kind: str, name: str, **meta: Any) -> Callable[[T], T]:
         - a backend is a class with the methods of `qdx.backends.Backend`, made with the keywords
           ``checkpoint``, ``quant``, ``dtype``, ``seed`` and its options;
         - a prompt source is a class with ``load(tokenizer)``, see `qdx.prompts.PromptSource`; an option
-          ``continuation_tokens`` is ``generate.tokens`` unless set.
+          ``continuation_tokens`` is ``generate.tokens`` unless set;
+        - a record reader is a class with ``matches(head)`` and ``read(path)``, see
+          `qdx.records.RecordReader`; it is chosen by what a file holds, or with ``prompts.reader=…``.
     name : str
         Its name on the command line; letters, digits and ``_``.
     **meta

@@ -18,6 +18,7 @@ from qdx.plugins import _contract, _folders
 from qdx.plugins._record import record_of, registered
 
 ENTRY_POINTS = "qdx.plugins"
+READER = "record_reader"  # chosen by what a file holds: no group of the config
 PACKAGES = {"metric": "qdx.metrics", "analysis": "qdx.analysis"}  # of the shipped members
 
 
@@ -124,6 +125,8 @@ def check_reachable(overrides: Sequence[str]) -> None:
 
 
 def _shipped(kind: str, name: str) -> bool:
+    if kind == READER:
+        return (Path(__file__).parent.parent / "records" / f"{name}.py").exists()
     return (_folders.conf_dir() / kind / f"{name}.yaml").exists()
 
 
@@ -133,6 +136,8 @@ def _store(found: list[Found]) -> None:
 
     store = ConfigStore.instance()
     for one in found:
+        if one.kind == READER:
+            continue
         node = _contract.node_of(one.member, one.target)
         shaped = {one.name: node} if one.kind in ("metric", "analysis") else {"name": one.name, **node}
         store.store(group=one.kind, name=one.name, node=shaped, provider=one.origin)

@@ -225,6 +225,9 @@ def _length_lines(references: Sequence[Reference]) -> list[str]:
     for reference in references:
         shape = (reference.prefix_length, reference.content_length, reference.suffix_length)
         shapes.setdefault(shape, []).append(reference.name)
+    if len(shapes) > MOST_LINES:
+        lengths = sorted(len(reference.token_ids) for reference in references)
+        return [f"{_plural(len(references), 'reference')} of {lengths[0]:,} to {lengths[-1]:,} tokens"]
     lines = []
     for (prefix, content, suffix), names in shapes.items():
         who = _plural(len(names), "reference") if len(shapes) == 1 else ", ".join(names)

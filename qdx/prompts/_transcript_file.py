@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from qdx.dataset.layout import Producer
 
 GROUPS = ("references", "provenance", "prefill", "decode", "output")
-KINDS = ("sweep", "commitments")
+RECORDS = "records"  # of other programs, see `qdx.prompts._record_file`: tokens, and no rows
+OF_RECORDS = ("references", "provenance", "decode", "output", "stated")
+KINDS = ("sweep", "commitments", RECORDS)
 UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # Unicode categories
 LONGEST_NAME = 80
 LONGEST_TEXT = 200  # of a source or of a fact, which a report shows on one line
@@ -60,6 +62,10 @@ class Transcripts:
         Values of a row's sketch; 0 in a file of commitments, which has no sketches.
     sketch_seed : str
         Of their projection; "" where the file does not state it.
+    kind : str
+        One of `KINDS`.
+    notes : tuple of str
+        Lines on how records of other programs were read.
     """
 
     path: Path
@@ -70,11 +76,18 @@ class Transcripts:
     lacking: tuple[str, ...] = ()
     components: int = 0
     sketch_seed: str = ""
+    kind: str = "sweep"
+    notes: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:
-        """Generated tokens of each reference."""
+        """Generated tokens of each reference; of records, whose answers have lengths of their own, the most."""
         return int(self.producers[0].token_ids.shape[1])
+
+    @property
+    def replayed(self) -> int:
+        """Tokens of all transcripts together."""
+        return sum(int((producer.token_ids >= 0).sum()) for producer in self.producers)
 
     @property
     def sha256(self) -> str:
@@ -235,25 +248,30 @@ class _Reader:
         """Check everything and return it."""
         from qdx.dataset.lacking import lacking
 
-        self._check_kind()
+        kind = self._check_kind()
         vocab = int(self._one_fact("vocab"))
-        components = self._check_evidence()
+        recorded = kind == RECORDS
+        components = self._check_no_rows() if recorded else self._check_evidence()
         references = self._references(vocab)
         names = self._names("output", "config")
-        tokens_CRT = self._tokens(names, references, vocab)
-        self._check_rows(names, references, tokens_CRT)
+        tokens_CRT = self._tokens(names, references, vocab, ragged=recorded)
+        if not recorded:
+            self._check_rows(names, references, tokens_CRT)
+        notes = str(self._tree.attrs.get("notes", "")) if recorded else ""
         return Transcripts(
             self._path,
             references,
-            self._producers(names, tokens_CRT),
+            self._producers(names, tokens_CRT, least_batch=0 if recorded else 1),
             vocab,
             self._one_fact("tokenizer_sha256"),
-            tuple(clean(line) for line in lacking(self._tree)),
+            () if recorded else tuple(clean(line) for line in lacking(self._tree)),
             components,
             self._one_fact("sketch_seed") if "sketch_seed" in self._tree["provenance"].to_dataset() else "",
+            kind,
+            tuple(clean(line) for line in notes.split("\n") if line),
         )
 
-    def _check_kind(self) -> None:
+    def _check_kind(self) -> str:
         kind = str(self._tree.attrs.get("kind", ""))
         if kind == "run":
             raise QdxError("this is the run of one config: give the sweep.nc of its sweep")
@@ -270,9 +288,19 @@ class _Reader:
                 "this is a verifier's sweep, whose configs replayed and generated nothing: give the "
                 "producers' file that it replayed"
             )
-        missing = [name for name in GROUPS if name not in self._tree.children]
+        groups = OF_RECORDS if kind == RECORDS else GROUPS
+        missing = [name for name in groups if name not in self._tree.children]
         if missing:
             raise QdxError(f"no group /{missing[0]}: it holds no transcripts, or was changed")
+        return kind
+
+    def _check_no_rows(self) -> int:
+        """Refuse rows in a file of records: nobody but qdx records any, and these would be judged by nothing."""
+        rows = [name for name in self._tree.children if name in ("prefill", "replay")]
+        held = [str(name) for name in self._tree["decode"].to_dataset().data_vars if name != "captured"]
+        if rows or held or self._tree["decode"].to_dataset()["captured"].values.any():
+            raise QdxError(f"a file of records has no rows, this one has {', '.join([*rows, *held]) or 'some'}")
+        return 0
 
     def _check_evidence(self) -> int:
         """Refuse rows without what they are compared by, now and not after the replay; return components.
@@ -389,7 +417,9 @@ class _Reader:
             )
         return found
 
-    def _tokens(self, names: Sequence[str], references: Sequence[Reference], vocab: int) -> NDArray[np.int64]:
+    def _tokens(
+        self, names: Sequence[str], references: Sequence[Reference], vocab: int, *, ragged: bool
+    ) -> NDArray[np.int64]:
         order = ("config", "repeat", "reference", "output_token")
         if self._names("output", "reference") != [one.name for one in references]:
             raise QdxError("/output and /references name other references: it was changed")
@@ -397,7 +427,13 @@ class _Reader:
         if 0 in tokens_CQRT.shape or tokens_CQRT.shape[-1] < 2:
             raise QdxError("/output holds no transcript of two tokens or more: nothing to replay")
         first_CRT = tokens_CQRT[:, 0]
-        outside = np.argwhere((first_CRT < 0) | (first_CRT >= vocab))
+        least = 0
+        if ragged:  # a transcript ends where the first −1 is; who answered nothing to a prompt has none
+            least = -1
+            ended = np.cumsum(first_CRT < 0, -1) > 0
+            if (first_CRT[ended] >= 0).any() or not (first_CRT >= 0).any((1, 2)).all():
+                raise QdxError("/output: a transcript has a hole, or somebody has none: it was changed")
+        outside = np.argwhere((first_CRT < least) | (first_CRT >= vocab))
         if len(outside):
             c, r, t = outside[0]
             raise QdxError(
@@ -435,7 +471,9 @@ class _Reader:
                         "the reference and of /output: it was changed"
                     )
 
-    def _producers(self, names: Sequence[str], tokens_CRT: NDArray[np.int64]) -> list[Producer]:
+    def _producers(
+        self, names: Sequence[str], tokens_CRT: NDArray[np.int64], *, least_batch: int
+    ) -> list[Producer]:
         from qdx.dataset.layout import CONFIG_COORDS, Producer, setting_names
 
         decode = self._tree["decode"].to_dataset()
@@ -455,7 +493,7 @@ class _Reader:
             for key in setting_names(decode.coords):
                 values = np.broadcast_to(decode[key].values, len(names))
                 check_fact(str(values[c]), f"{key} of producer {name!r}", ascii_only=False)
-            if coords["batch_size"] < 1:
+            if coords["batch_size"] < least_batch:
                 raise QdxError(f"producer {name!r} states batch_size {coords['batch_size']}: it was changed")
             found.append(Producer(name, tokens_CRT[c].astype(np.int32), coords))
         return found

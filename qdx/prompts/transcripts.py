@@ -13,8 +13,10 @@ from qdx import new_file
 from qdx.errors import QdxError
 from qdx.plugins import register
 from qdx.prompts._reference import Reference, Summary
+from qdx.prompts._transcript_file import RECORDS, clean, locate, read_once
 from qdx.prompts._transcript_file import Transcripts as File
-from qdx.prompts._transcript_file import clean, locate, read_once
+from qdx.prompts.records import OPTIONS as OF_RECORDS
+from qdx.prompts.records import converted, is_record_file
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 TARGET = "qdx.prompts.Transcripts"
 LIMITS = ("max_bytes", "max_objects", "max_length", "max_seconds")  # see `qdx.dataset.guarding.Limits`
-OPTIONS = ("name", "_target_", "path", *LIMITS)
+OPTIONS = ("name", "_target_", "path", *OF_RECORDS, *LIMITS)
 PASSES = (
     0.01,
     0.1,
@@ -40,7 +42,10 @@ class Transcripts:
     Parameters
     ----------
     path : str
-        The producers' ``sweep.nc``, their sweep folder, or what ``python -m qdx.commit`` wrote.
+        The producers' ``sweep.nc``, their sweep folder, or what ``python -m qdx.commit`` wrote; or a file of
+        records of another program, which a sweep turns into transcripts before it starts.
+    reader, requests, records, assume
+        Of records alone: see `qdx.prompts.records`.
     max_bytes, max_objects, max_length, max_seconds : int, optional
         What the file may claim, where that is more than usual; see `qdx.dataset.guarding.Limits`. They hold
         for every file that this process opens from then on.
@@ -52,6 +57,10 @@ class Transcripts:
     """
 
     path: str
+    reader: str | None = None
+    requests: str | None = None
+    records: int | None = None
+    assume: dict[str, float] | None = None
     max_bytes: int | None = None
     max_objects: int | None = None
     max_length: int | None = None
@@ -66,7 +75,13 @@ class Transcripts:
     @cached_property
     def file(self) -> File:
         """The checked content of the file; see `qdx.prompts._transcript_file.read`."""
-        return read_once(locate(self.path))
+        path = locate(self.path)
+        if is_record_file(path):
+            raise QdxError(
+                f"{path} is no file that qdx wrote: a sweep makes transcripts of it (python -m qdx -m "
+                "prompts=transcripts …), nothing else does"
+            )
+        return read_once(path)
 
     def load(self, tokenizer: Any) -> list[Reference]:
         """Return the references, their text decoded from the token ids; see `PromptSource.load`."""
@@ -142,6 +157,8 @@ class Transcripts:
         """Say who produced what, how long the replay is, and where it is batched otherwise."""
         from qdx.dataset.checksums import UNCHECKED, is_checked
 
+        if self.file.kind == RECORDS:
+            return self._describe_records(batch_size)
         lines = [f"transcripts of {len(self.producers)} producers, {self.file.tokens} tokens a reference:"]
         for producer in self.producers:
             at = producer.coords
@@ -162,6 +179,20 @@ class Transcripts:
         if said := duration(len(self.file.references), len(self.producers), self.file.tokens, batch_size):
             lines.append(said)
         return "\n".join([*lines, *(f"NOTE: {line}" for line in self.file.lacking)])
+
+    def _describe_records(self, batch_size: int) -> str:
+        file = self.file
+        lengths = [[int(n) for n in (one.token_ids >= 0).sum(1) if n] for one in self.producers]
+        lines = [f"NOTE: {line}" for line in file.notes if line.startswith("PROMPT:")]
+        lines.append(f"records of other programs: {file.replayed:,} tokens of {len(self.producers)} producers")
+        lines += [
+            f"  {one.name}: {len(own)} answers of {min(own)} to {max(own)} tokens"
+            for one, own in zip(self.producers, lengths, strict=True)
+        ]
+        lines += [f"  {line}" for line in file.notes if not line.startswith("PROMPT:")]
+        if said := duration(1, 1, file.replayed, batch_size):
+            lines.append(said)
+        return "\n".join(lines)
 
 
 def duration(references: int, producers: int, tokens: int, batch_size: int) -> str:
@@ -204,6 +235,7 @@ def _decoded(reference: Reference, tokenizer: Any) -> Reference:
 def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Take from the file of transcripts what the command line leaves open, in place.
 
+    A file of records is turned into one of transcripts, whose path takes its place.
     ``generate.tokens`` is the transcripts' length; ``batch_size`` that of most producers (the smallest of
     equally many), so that the decode kernels see the same number of rows. ``repeat_scope`` is ``process``: an
     engine may choose a kernel at each start, so only repeats that started anew say what an honest producer's
@@ -227,8 +259,12 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
     if str(OmegaConf.select(cfg, "prompts._target_")) != TARGET or OmegaConf.is_missing(cfg.prompts, "path"):
         return  # the check of the config says what is missing
     given = {text.partition("=")[0].lstrip("+") for text in overrides}
+    if is_record_file(locate(cfg.prompts.path)):
+        with flag_override(cfg, ["readonly", "struct"], False):
+            cfg.prompts.path = str(converted(cfg))
     file = Transcripts(cfg.prompts.path).file
-    sizes = Counter(int(producer.coords["batch_size"]) for producer in file.producers)
+    # 0: records of other programs do not say what ran beside them.
+    sizes = Counter(max(1, int(producer.coords["batch_size"])) for producer in file.producers)
     with flag_override(cfg, ["readonly", "struct"], False):
         for key in [str(key) for key in cfg.prompts if key not in OPTIONS and f"prompts.{key}" not in given]:
             del cfg.prompts[key]  # an experiment sets it for the prompts that it was written for
@@ -243,6 +279,8 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
             batch = size if isinstance(size, int) and 0 < size <= len(file.references) else 1
             units = len(file.references) // batch  # references that share a batch count once
             cfg.repeats = repeats_needed(units, len(file.producers), float(cfg.verify.alpha))
+            if file.kind == RECORDS:  # it has no rows, for which more than the engine's starts would count
+                cfg.repeats = min(cfg.repeats, 3)
 
 
 def repeats_needed(units: int, claims: int, alpha: float) -> int:

@@ -1,0 +1,147 @@
+"""Records of other programs as transcripts: turned into ids once, before a sweep's jobs are composed.
+
+Options of ``prompts=transcripts`` that concern records alone:
+
+- ``reader``: name of the reader; by default the one that recognises the file.
+- ``requests``: file with the requests, where the answers stand alone (the input of a Batch).
+- ``records``: how many answers are replayed; all by default, as far as they are few.
+- ``assume``: sampling parameters that the record does not state, such as ``{temperature: 0}``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qdx.errors import QdxError
+from qdx.process import spawn
+from qdx.prompts._transcript_file import locate
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from qdx.models import Checkpoint
+
+OPTIONS = ("reader", "requests", "records", "assume")
+NETCDF = (b"\x89HDF", b"CDF\x01", b"CDF\x02", b"CDF\x05")
+# What of a checkpoint's folder decides how a conversation becomes ids, beside the vocabulary.
+DECIDING = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json", "generation_config.json")
+
+
+def is_record_file(path: Path) -> bool:
+    """Whether a file is none that qdx wrote, so that a reader of records has to take it."""
+    with path.open("rb") as stream:
+        return not stream.read(4).startswith(NETCDF)
+
+
+def converted(cfg: DictConfig) -> Path:
+    """Return the file of transcripts that the records of a config become; it is made in a process of its own.
+
+    Tokenizers and chat templates are loaded there, and memory that a hostile file takes is its own.
+
+    Parameters
+    ----------
+    cfg : DictConfig
+        A job's composed config.
+
+    Raises
+    ------
+    QdxError
+        When no reader takes the file, or none of its answers can be replayed.
+    """
+    from omegaconf import OmegaConf
+
+    return _converted(OmegaConf.to_yaml(cfg, resolve=True), *_state(locate(cfg.prompts.path)))
+
+
+@lru_cache(maxsize=16)
+def _converted(config: str, _mtime_ns: int, _size: int) -> Path:
+    with tempfile.TemporaryDirectory(prefix="qdx-records-") as folder:
+        answer = Path(folder) / "answer.json"
+        ended = spawn({"do": "records", "config": config, "answer": str(answer)})
+        if not answer.is_file():
+            raise QdxError(f"the records could not be read: {ended or 'no answer'}")
+        said: dict[str, str] = json.loads(answer.read_text())
+    if "error" in said:
+        raise QdxError(said["error"])
+    return Path(said["path"])
+
+
+def _state(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_mtime_ns, state.st_size
+
+
+def convert(node: Any, checkpoint: Checkpoint) -> Path:
+    """Turn a file of records into one of transcripts, in the folder of prepared things, and return it.
+
+    Parameters
+    ----------
+    node : TranscriptPrompts
+        Path and options.
+    checkpoint : Checkpoint
+        Whose tokenizer and chat template make the ids.
+
+    Raises
+    ------
+    QdxError
+    """
+    from qdx import models, plugins
+    from qdx.dataset.guarding import allow
+    from qdx.dataset.provenance import code_sha256
+    from qdx.prompts._record_file import Request, collect, write
+    from qdx.prompts._record_ids import Ids
+    from qdx.records.decoding import defaults_of
+
+    allow(**{name: getattr(node, name) for name in ("max_bytes", "max_objects", "max_length", "max_seconds")})
+    request = Request(
+        locate(node.path),
+        node.reader or "",
+        str(locate(node.requests)) if node.requests else "",
+        node.records,
+        dict(node.assume or {}),
+    )
+    own = [checkpoint.path / name for name in DECIDING]
+    tokenizer = models.tokenizer_sha256(checkpoint.path)
+    key = hashlib.sha256(
+        json.dumps(
+            [
+                _digest(request.path),
+                _digest(Path(request.requests)) if request.requests else "",
+                [request.reader, request.records, sorted(request.assume.items()), request.path.name],
+                tokenizer,
+                models.vocab_size(checkpoint.path),
+                [_digest(path) if path.is_file() else "" for path in own],
+                code_sha256(),
+                [
+                    [one.name, plugins.code_of(one.member).get("plugin_sha256", "")]
+                    for one in plugins.load()
+                    if one.kind == "record_reader"
+                ],
+            ]
+        ).encode()
+    ).hexdigest()
+    target = models.cache_folder() / "records" / f"{key[:32]}.nc"
+    if target.is_file():
+        return target
+    ids = Ids(models.load_tokenizer(checkpoint.path), models.vocab_size(checkpoint.path))
+    found = collect(request, ids, defaults_of(checkpoint.path))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise QdxError(
+            f"{target.parent} cannot be written ({error}): set QDX_CACHE to another folder"
+        ) from error
+    write(
+        request, found, target, tokenizer_sha256=tokenizer, vocab=models.vocab_size(checkpoint.path)
+    )
+    return target
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,122 @@
+"""What a record says of its decoding, as the text that `qdx.backends.sampling` judges, and what it leaves open."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qdx.dataset.arithmetic import canonical
+from qdx.records.record import Sampling
+
+# Value of each parameter with which it does nothing. What a record does not state is assumed to be this.
+NEUTRAL: Mapping[str, Any] = {
+    "top_p": 1,
+    "top_k": 0,
+    "min_p": 0,
+    "repetition_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "min_tokens": 0,
+}
+# Of a greedy choice these change nothing, so nobody has to be asked for them.
+HARMLESS_IF_GREEDY = ("top_p", "top_k", "min_p")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What is known of how an answer's tokens were chosen.
+
+    Attributes
+    ----------
+    statement : str
+        See `qdx.backends.sampling.plain_greedy`; "" where something has to be asked for.
+    assumed : tuple of str
+        Parameters that the record does not state and that are taken to do nothing.
+    asked : tuple of str
+        Parameters that the record does not state and that nobody can assume.
+    """
+
+    statement: str
+    assumed: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, sampling: Sampling, defaults: Mapping[str, Any]) -> Decoding:
+        """Read the sampling parameters of a record.
+
+        Parameters
+        ----------
+        sampling : Sampling
+        defaults : Mapping
+            What the checkpoint's ``generation_config.json`` says: a server may take it for what a request
+            does not state.
+        """
+        if sampling.temperature is None:
+            return cls("", (), ("temperature",))
+        greedy = sampling.temperature == 0
+        values: dict[str, Any] = {"temperature": sampling.temperature}
+        assumed, asked = [], []
+        for name, neutral in NEUTRAL.items():
+            stated = getattr(sampling, name)
+            values[name] = neutral if stated is None else stated
+            if stated is not None or (greedy and name in HARMLESS_IF_GREEDY):
+                continue
+            # Sampling settings of a checkpoint are in force at many servers unless a request says otherwise.
+            (asked if defaults.get(name, neutral) not in (neutral, None) else assumed).append(name)
+        if sampling.logit_bias is None:
+            assumed.append("logit_bias")
+        values |= {
+            "method": "greedy" if greedy else "random",
+            "logit_bias": {name: value for name, value in (sampling.logit_bias or {}).items() if value},
+            "ignore_eos": bool(sampling.ignore_eos),
+        }
+        if sampling.restrictions:
+            values["structured_outputs"] = ", ".join(sorted(sampling.restrictions))
+        return cls("" if asked else canonical(values), tuple(assumed), tuple(asked))
+
+
+def of_all(decodings: Sequence[Decoding]) -> Decoding:
+    """Return what is known of all answers of a provider together.
+
+    Where they were not chosen in one way, the statement says so, and it is not a greedy one.
+    """
+    assumed = tuple(dict.fromkeys(name for one in decodings for name in one.assumed))
+    asked = tuple(dict.fromkeys(name for one in decodings for name in one.asked))
+    statements = list(dict.fromkeys(one.statement for one in decodings))
+    if asked:
+        return Decoding("", assumed, asked)
+    if len(statements) == 1:
+        return Decoding(statements[0], assumed)
+    values = [json.loads(text) for text in statements]
+    merged: dict[str, Any] = {}
+    for name in values[0]:
+        seen = [one.get(name) for one in values]
+        merged[name] = seen[0] if all(one == seen[0] for one in seen) else seen[:8]
+    methods = {one["method"] for one in values}
+    if methods == {"greedy"}:  # what differs among greedy ones is judged by the strictest of each
+        merged = {name: _strictest(name, [one.get(name) for one in values]) for name in values[0]}
+        if any("structured_outputs" in one for one in values):
+            merged["structured_outputs"] = "of some answers"
+    else:
+        merged["method"] = "random"
+    return Decoding(canonical(merged), assumed)
+
+
+def _strictest(name: str, values: Sequence[Any]) -> Any:
+    """The value that is furthest from doing nothing, where a statement has room for one."""
+    neutral = NEUTRAL.get(name, {} if name == "logit_bias" else False if name == "ignore_eos" else None)
+    other = [value for value in values if value != neutral]
+    return other[0] if other else values[0]
+
+
+def defaults_of(checkpoint: Path) -> dict[str, Any]:
+    """Return what the ``generation_config.json`` of a checkpoint sets; nothing where there is none."""
+    file = checkpoint / "generation_config.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {name: values[name] for name in NEUTRAL if name in values} if isinstance(values, dict) else {}
