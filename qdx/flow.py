@@ -84,7 +84,7 @@ class Flow:
                 self.backend.prefill(prompts, recorder)
                 for index, producer in enumerate(producers):
                     forced = producer.transcripts(batch)
-                    # Who answered nothing to a prompt, or one token, which prefill predicts, has nothing to replay.
+                    # Nobody replays no answer, or one of a single token, which prefill predicts.
                     here = [i for i, ids in enumerate(forced) if len(ids) > 1]
                     if not here:
                         continue

@@ -61,12 +61,12 @@ def write_status(folder: Path, error: str, trace: str) -> None:
 
 def _answer(request: Mapping[str, str]) -> None:
     """Turn a file of records into one of transcripts, and say where it is or why there is none."""
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     from qdx import experiment
 
     cfg = OmegaConf.create(request["config"])
-    assert not isinstance(cfg, list)
+    assert isinstance(cfg, DictConfig)
     try:
         said = {"path": str(experiment.convert_records(cfg))}
     except QdxError as error:

@@ -9,7 +9,11 @@ from typing import Any
 from qdx.errors import QdxError, nearest
 from qdx.plugins._record import keywords_of, plugin_of
 
-GIVEN: Mapping[str, tuple[str, ...]] = {"backend": ("checkpoint", "quant", "dtype", "seed"), "prompts": (), "record_reader": ()}
+GIVEN: Mapping[str, tuple[str, ...]] = {
+    "backend": ("checkpoint", "quant", "dtype", "seed"),
+    "prompts": (),
+    "record_reader": (),
+}
 METHODS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "backend": {
         "observe": (),

@@ -163,7 +163,10 @@ def collect(request: Request, ids: Ids, defaults: Mapping[str, Any]) -> Collecte
         else:
             taken.discard(-heapq.heapreplace(heap, (-key, number, made))[0])
     if not heap:
-        reasons = [*found.losses.lines(), *(f"{count} × {why}" for why, count in found.left_out.most_common())]
+        reasons = [
+            *found.losses.lines(),
+            *(f"{count} × {why}" for why, count in found.left_out.most_common()),
+        ]
         said = "; ".join(reasons[:4]) or "the file is empty"
         raise QdxError(f"{request.path}: read as {name}, no answer can be replayed: {said}")
     found.transcripts = [made for _, _, made in sorted(heap, key=lambda item: item[1])]
@@ -172,8 +175,8 @@ def collect(request: Request, ids: Ids, defaults: Mapping[str, Any]) -> Collecte
 
 def _too_many(request: Request, most: int) -> QdxError:
     return QdxError(
-        f"{request.path}: more than {most:,} answers, and each is replayed: prompts.records={most // 10} takes so "
-        "many of them, by the hash of their names"
+        f"{request.path}: more than {most:,} answers, and each is replayed: prompts.records={most // 10} takes "
+        "so many of them, by the hash of their names"
     )
 
 
@@ -182,7 +185,9 @@ def _key(record: Record, number: int) -> int:
     return int.from_bytes(hashlib.sha256(name.encode("utf-8", "replace")).digest()[:8])
 
 
-def transcript(record: Record, ids: Ids, assume: Mapping[str, Any], defaults: Mapping[str, Any]) -> Transcript:
+def transcript(
+    record: Record, ids: Ids, assume: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> Transcript:
     """Turn a record into ids and numbers.
 
     Raises
@@ -298,14 +303,14 @@ def notes(request: Request, found: Collected, decoding: Mapping[str, Decoding]) 
         lines.append(
             f"PROMPT: the provider's prompt has {first.stated['prompt_tokens']} tokens, "
             f"{made[first.prompt.how]} {len(first.prompt.ids)} ({len(other)} of {total} answers, first "
-            f"{first.stated['where']}): another template or a hidden system prompt; nothing is decided of them"
+            f"{first.stated['where']}): another template or a hidden system prompt; nothing is decided"
         )
     own = [one for one in transcripts if one.prompt.how == "given" and one.prompt.made >= 0]
     if other := [one for one in own if one.prompt.made != len(one.prompt.ids)]:
         lines.append(
-            f"PROMPT: the provider's prompt has {len(other[0].prompt.ids)} tokens by its own ids, the template makes "
-            f"{other[0].prompt.made} of the request ({len(other)} of {len(own)} answers): another template or a "
-            "hidden system prompt; the given ids are replayed"
+            f"PROMPT: the provider's prompt has {len(other[0].prompt.ids)} tokens by its own ids, the "
+            f"template makes {other[0].prompt.made} of the request ({len(other)} of {len(own)} answers): another "
+            "template or a hidden system prompt; the given ids are replayed"
         )
     lines.append(
         f"read as {found.reader}: {found.read:,} answers, {total:,} taken"
@@ -320,12 +325,15 @@ def notes(request: Request, found: Collected, decoding: Mapping[str, Decoding]) 
     how = Counter(one.answer.how for one in transcripts)
     words = {
         "given": "as the record gives them", "bytes": "by the bytes of each token",
-        "text": "from the text, which may have been generated in other tokens", "joined": "as the template joins them",
+        "text": "from the text, which may have been generated in other tokens",
+        "joined": "as the template joins them",
     }  # fmt: skip
     known = sum(len(one.answer.ids) for one in transcripts)
     lines.append(f"{known:,} tokens: " + ", ".join(f"{n} answers {words[h]}" for h, n in how.most_common()))
     if cut := sum(one.answer.left_out for one in transcripts):
-        lines.append(f"{cut:,} tokens cannot be known and are left out, with all that follow them in their answers")
+        lines.append(
+            f"{cut:,} tokens cannot be known and are left out, with all that follow them in their answers"
+        )
     for label, one in decoding.items():
         lines += _of_decoding(label, one, request.assume)
     return lines
@@ -364,11 +372,17 @@ def write(request: Request, found: Collected, target: Path, *, tokenizer_sha256:
     decoding = {
         label: of_all([one.decoding for one in transcripts if one.who == who]) for who, label in names.items()
     }
-    table = _table([names[one.who] for one in transcripts], [one.prompt.ids for one in transcripts], producers)
+    table = _table(
+        [names[one.who] for one in transcripts], [one.prompt.ids for one in transcripts], producers
+    )
     references = [_reference(r, transcripts, row) for r, row in enumerate(table.T)]
     at = [one.name for one in references]
     stated = {
-        name: (("config", "reference"), values, {"units": "1", "long_name": ABOUT.get(name, name.replace("_", " "))})
+        name: (
+            ("config", "reference"),
+            values,
+            {"units": "1", "long_name": ABOUT.get(name, name.replace("_", " "))},
+        )
         for name, values in _stated(transcripts, table).items()
     }
     shape = (len(producers), len(references))
@@ -395,13 +409,16 @@ def write(request: Request, found: Collected, target: Path, *, tokenizer_sha256:
     columns["sampling"] = [decoding[label].statement for label in producers]
     columns["assumed"] = [", ".join(decoding[label].assumed) for label in producers]
     columns["asked"] = [", ".join(decoding[label].asked) for label in producers]
-    columns["fingerprint"] = [_one([t.fingerprint for t in transcripts if names[t.who] == n]) for n in producers]
+    columns["fingerprint"] = [
+        _one([t.fingerprint for t in transcripts if names[t.who] == n]) for n in producers
+    ]
     dims = ("config", "repeat", "reference", "position")
     about = reference_arrays(references)
     axes = {"token_ids": "token", "continuation": "continuation_token"}
     datasets = {
         "provenance": xr.Dataset(
-            {name: ("config", np.array(values, object)) for name, values in columns.items()}, {"config": producers}
+            {name: ("config", np.array(values, object)) for name, values in columns.items()},
+            {"config": producers},
         ),
         "references": xr.Dataset(
             {
@@ -418,9 +435,7 @@ def write(request: Request, found: Collected, target: Path, *, tokenizer_sha256:
         "output": xr.Dataset(
             {"token_id": (("config", "repeat", "reference", "output_token"), ids)}, {**index, "repeat": [0]}
         ),
-        "stated": xr.Dataset(
-            {**stated, **_positions(transcripts, table, longest)}, index
-        ),
+        "stated": xr.Dataset({**stated, **_positions(transcripts, table, longest)}, index),
     }
     attrs = {
         "kind": KIND,
@@ -461,9 +476,7 @@ def _reference(number: int, transcripts: Sequence[Transcript], row: NDArray[np.i
     ids = np.array(one.prompt.ids, np.int32)
     digest = hashlib.sha256(np.ascontiguousarray(ids, "<i4").tobytes()).hexdigest()
     source = " ".join(printable(str(one.stated["where"])).split())[:200]
-    return Reference(
-        f"ref_{number}", ids, 0, len(ids), 0, np.empty(0, np.int32), "", source, "", 0, digest
-    )
+    return Reference(f"ref_{number}", ids, 0, len(ids), 0, np.empty(0, np.int32), "", source, "", 0, digest)
 
 
 def _stated(transcripts: Sequence[Transcript], table: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
@@ -518,16 +531,24 @@ def _positions(transcripts: Sequence[Transcript], table: NDArray[np.int64], long
     top_id = np.full((*table.shape, longest, max(1, width)), -1, np.int32)
     top = np.full(top_id.shape, np.nan, np.float32)
     for (d, r), i in np.ndenumerate(table):
-        if i >= 0 and len(transcripts[i].logprob_T):
-            one = transcripts[i]
+        if i >= 0 and len(transcripts[int(i)].logprob_T):
+            one = transcripts[int(i)]
             count, k = one.top_id_TK.shape
             own[d, r, :count] = one.logprob_T
             top_id[d, r, :count, :k], top[d, r, :count, :k] = one.top_id_TK, one.top_logprob_TK
     dims = ("config", "reference", "output_token")
     return {
         "logprob": (dims, own, {"units": "nat", "long_name": "stated log-probability of the token"}),
-        "top_id": ((*dims, "rank"), top_id, {"units": "1", "long_name": "ids of the stated list; -1: not known"}),
-        "top_logprob": ((*dims, "rank"), top, {"units": "nat", "long_name": "their stated log-probabilities"}),
+        "top_id": (
+            (*dims, "rank"),
+            top_id,
+            {"units": "1", "long_name": "ids of the stated list; -1: not known"},
+        ),
+        "top_logprob": (
+            (*dims, "rank"),
+            top,
+            {"units": "nat", "long_name": "their stated log-probabilities"},
+        ),
     }
 
 
@@ -556,7 +577,12 @@ def _encoding(variable: xr.Variable) -> dict[str, Any]:
         return {"dtype": "S1"}
     if variable.dtype.kind == "b":
         return {}
-    return {"zlib": True, "complevel": 4, "shuffle": True, **({"_FillValue": None} if variable.dtype.kind in "iu" else {})}
+    return {
+        "zlib": True,
+        "complevel": 4,
+        "shuffle": True,
+        **({"_FillValue": None} if variable.dtype.kind in "iu" else {}),
+    }
 
 
 def _digest(path: Path) -> str:

@@ -35,7 +35,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answer:
-    """The token ids of an answer as far as they are known, how, and how many tokens were left out after them."""
+    """The ids of an answer as far as they are known, how, and how many tokens after them were left out."""
 
     ids: tuple[int, ...]
     how: str
@@ -43,7 +43,7 @@ class Answer:
 
 
 class LeftOut(ValueError):
-    """An answer that gives no transcript although it could be read; the message is a reason that many share."""
+    """An answer that could be read and gives no transcript; the message is a reason that many share."""
 
 
 class Ids:
@@ -118,7 +118,9 @@ class Ids:
     def _checked(self, ids: Sequence[int], name: str) -> tuple[int, ...]:
         for i, one in enumerate(ids):
             if one >= self._vocab:
-                raise FieldError(f"{name}[{i}]", one, f"an id of this model's vocabulary of {self._vocab} tokens")
+                raise FieldError(
+                    f"{name}[{i}]", one, f"an id of this model's vocabulary of {self._vocab} tokens"
+                )
         return tuple(ids)
 
     def _by_bytes(self, tokens: Sequence[Token]) -> Answer:
@@ -171,10 +173,10 @@ class Ids:
             raise LeftOut("its text makes another number of tokens than it states")
 
     def _joined(self, record: Record) -> Answer:
-        """Join reasoning, text and tool calls as the chat template writes them; only a stated count confirms it."""
+        """Join reasoning, text and tool calls as the chat template writes them; a stated count must agree."""
         if record.messages is None or not self._tokenizer.chat_template:
             raise LeftOut("its reasoning or tool calls cannot be joined without messages and a chat template")
-        message = {"role": "assistant", "content": record.output or ""}
+        message: dict[str, Any] = {"role": "assistant", "content": record.output or ""}
         if record.reasoning:
             message["reasoning_content"] = record.reasoning
         if record.tool_calls:
@@ -220,7 +222,9 @@ class Ids:
             )
         except Exception as error:  # the template is a program: it raises whatever the messages lead to
             what = (str(error).strip().splitlines() or [type(error).__name__])[0][:LONGEST]
-            raise FieldError("messages", f"refused ({what})", "messages that the chat template takes") from error
+            raise FieldError(
+                "messages", f"refused ({what})", "messages that the chat template takes"
+            ) from error
         return text
 
     @cached_property
@@ -261,7 +265,11 @@ def octets_of(tokenizer: Any) -> dict[bytes, list[int]]:
 
 def _letters() -> dict[str, int]:
     """The letter that a byte-level vocabulary writes for each byte (Radford et al. 2019, GPT-2's encoder)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     letters = {chr(byte): byte for byte in printable}
     others = [byte for byte in range(256) if byte not in printable]
     return letters | {chr(256 + i): byte for i, byte in enumerate(others)}

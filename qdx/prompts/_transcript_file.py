@@ -81,7 +81,7 @@ class Transcripts:
 
     @property
     def tokens(self) -> int:
-        """Generated tokens of each reference; of records, whose answers have lengths of their own, the most."""
+        """Generated tokens of each reference; of records, whose answers have own lengths, the most."""
         return int(self.producers[0].token_ids.shape[1])
 
     @property
@@ -295,11 +295,13 @@ class _Reader:
         return kind
 
     def _check_no_rows(self) -> int:
-        """Refuse rows in a file of records: nobody but qdx records any, and these would be judged by nothing."""
+        """Refuse rows in a file of records: nobody but qdx records any, and nothing would judge these."""
         rows = [name for name in self._tree.children if name in ("prefill", "replay")]
         held = [str(name) for name in self._tree["decode"].to_dataset().data_vars if name != "captured"]
         if rows or held or self._tree["decode"].to_dataset()["captured"].values.any():
-            raise QdxError(f"a file of records has no rows, this one has {', '.join([*rows, *held]) or 'some'}")
+            raise QdxError(
+                f"a file of records has no rows, this one has {', '.join([*rows, *held]) or 'some'}"
+            )
         return 0
 
     def _check_evidence(self) -> int:

@@ -136,9 +136,7 @@ def convert(node: Any, checkpoint: Checkpoint) -> Path:
         raise QdxError(
             f"{target.parent} cannot be written ({error}): set QDX_CACHE to another folder"
         ) from error
-    write(
-        request, found, target, tokenizer_sha256=tokenizer, vocab=models.vocab_size(checkpoint.path)
-    )
+    write(request, found, target, tokenizer_sha256=tokenizer, vocab=models.vocab_size(checkpoint.path))
     return target
 
 

@@ -184,7 +184,9 @@ class Transcripts:
         file = self.file
         lengths = [[int(n) for n in (one.token_ids >= 0).sum(1) if n] for one in self.producers]
         lines = [f"NOTE: {line}" for line in file.notes if line.startswith("PROMPT:")]
-        lines.append(f"records of other programs: {file.replayed:,} tokens of {len(self.producers)} producers")
+        lines.append(
+            f"records of other programs: {file.replayed:,} tokens of {len(self.producers)} producers"
+        )
         lines += [
             f"  {one.name}: {len(own)} answers of {min(own)} to {max(own)} tokens"
             for one, own in zip(self.producers, lengths, strict=True)

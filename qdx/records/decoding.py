@@ -1,4 +1,4 @@
-"""What a record says of its decoding, as the text that `qdx.backends.sampling` judges, and what it leaves open."""
+"""What a record says of its decoding, as text that `qdx.backends.sampling` judges; what it leaves open."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ class Decoding:
             return cls("", (), ("temperature",))
         greedy = sampling.temperature == 0
         values: dict[str, Any] = {"temperature": sampling.temperature}
-        assumed, asked = [], []
+        assumed: list[str] = []
+        asked: list[str] = []
         for name, neutral in NEUTRAL.items():
             stated = getattr(sampling, name)
             values[name] = neutral if stated is None else stated

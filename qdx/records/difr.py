@@ -27,7 +27,11 @@ class Difr:
         one = samples[0] if isinstance(samples, list) and samples else first
         if samples is None and "samples" in first:  # a long file, of which the beginning shows keys alone
             return "prompt_token_ids" in first
-        return isinstance(one, dict) and "prompt_token_ids" in one and bool({"outputs", "output_token_ids"} & one.keys())
+        return (
+            isinstance(one, dict)
+            and "prompt_token_ids" in one
+            and bool({"outputs", "output_token_ids"} & one.keys())
+        )
 
     def read(self, path: Path) -> Iterator[Record | Unreadable]:
         """Read every answer of a file; see `qdx.records.RecordReader`."""
@@ -88,5 +92,6 @@ def _sample(
             retokenized=downloaded,
             sampling=sampling,
             other=left,
-            **about,
+            model=about.get("model", ""),
+            provider=about.get("provider", ""),
         )

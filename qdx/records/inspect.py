@@ -110,7 +110,7 @@ def _unpacked(stream: Any, member: zipfile.ZipInfo) -> bytes:
     if len(local) < 30 or local[:4] != ZIP:
         raise ValueError("the member's header is damaged")
     stream.seek(int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little"), 1)
-    packed = stream.read(min(member.compress_size, limits().max_bytes))
+    packed: bytes = stream.read(min(member.compress_size, limits().max_bytes))
     if member.compress_type == zipfile.ZIP_STORED:
         text = packed
     elif member.compress_type == zipfile.ZIP_DEFLATED:
@@ -123,7 +123,9 @@ def _unpacked(stream: Any, member: zipfile.ZipInfo) -> bytes:
     elif member.compress_type == ZSTANDARD:
         text = _zstandard(packed, most + 1)
     else:
-        raise ValueError(f"the member has compression method {member.compress_type}, not deflate or Zstandard")
+        raise ValueError(
+            f"the member has compression method {member.compress_type}, not deflate or Zstandard"
+        )
     if len(text) > most:
         raise ValueError(f"the member has more than {most:,} bytes unpacked (max_length)")
     return text
@@ -138,7 +140,8 @@ def _zstandard(packed: bytes, most: int) -> bytes:
             "JSON: inspect log convert LOG --to json --output-dir DIR"
         ) from None
     try:
-        return zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(io.BytesIO(packed)).read(most)
+        reader = zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(io.BytesIO(packed))
+        return bytes(reader.read(most))
     except zstandard.ZstdError as error:
         raise ValueError(f"the member is damaged ({error})") from None
 
@@ -180,7 +183,9 @@ def _answers(where: str, sample: Fields, settings: Mapping[str, Any]) -> Iterato
         raise FieldError("messages", messages, "an answer of the assistant at the end")
     sampling = _sampling({**settings["options"], **asked.get("config", {})})
     identity = f"{sample.raw('id')}/{sample.raw('epoch')}"
-    tools = [{"type": "function", "function": tool} for tool in asked.get("tools", []) if isinstance(tool, dict)]
+    tools = [
+        {"type": "function", "function": tool} for tool in asked.get("tools", []) if isinstance(tool, dict)
+    ]
     for number, choice in enumerate(choices):
         message = choice.object("message") or Fields({}, choice.at("message"))
         said, thought = _parts(_resolved({"content": message.raw("content")}, texts)["content"])
@@ -211,7 +216,11 @@ def _answers(where: str, sample: Fields, settings: Mapping[str, Any]) -> Iterato
 
 def _asked(events: object) -> dict[str, Any]:
     """Return the config and the tools of the last call of a model among a sample's events."""
-    calls = [e for e in events if isinstance(e, dict) and e.get("event") == "model"] if isinstance(events, list) else []
+    calls = (
+        [e for e in events if isinstance(e, dict) and e.get("event") == "model"]
+        if isinstance(events, list)
+        else []
+    )
     if not calls:
         return {}
     config = calls[-1].get("config")

@@ -40,7 +40,9 @@ def _line(value: lines.Value) -> Iterator[Record]:
     number, status = line.integer("data_index"), line.text("status")
     request, extra, response = line.raw("request"), line.raw("extra_body"), line.raw("response")
     if status not in ("", "success"):
-        refuse_error((response or {}).get("error") if isinstance(response, dict) else response, "response.error")
+        refuse_error(
+            (response or {}).get("error") if isinstance(response, dict) else response, "response.error"
+        )
         raise FieldError("status", status, "success: the vendor gave no answer")
     if not isinstance(request, dict) or not isinstance(extra, dict | None):
         raise FieldError("request", request, "an object, with extra_body beside it")

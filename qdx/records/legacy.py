@@ -62,4 +62,3 @@ def _record(where: str, label: str, run: Fields, about: Any) -> Record:
         weight_format=str(facts.get("quantization") or ""),
         other=run.left(),
     )
-

@@ -113,7 +113,7 @@ def values(path: Path) -> Iterator[Value | Unreadable]:
 
 
 def _kind(stream: IO[bytes]) -> str:
-    """Say how the values of a file are laid out: by its first line, and where that is no value, its second."""
+    """Say how the values of a file are laid out: by its first line, or where that is no value, its second."""
     longest = limits().max_length
     first = b""
     while not first.strip() and (line := stream.readline(longest)):
@@ -171,8 +171,8 @@ def _document(path: Path, stream: IO[bytes]) -> Iterator[Value | Unreadable]:
     text = stream.read(most + 1)
     if len(text) > most:
         raise QdxError(
-            f"{path}: one JSON object of more than {most:,} bytes: write its entries as JSON lines, which are "
-            "read one by one"
+            f"{path}: one JSON object of more than {most:,} bytes: write its entries as JSON lines, which "
+            "are read one by one"
         )
     try:
         yield Value(path.name, parse(text.removeprefix(b"\xef\xbb\xbf")))

@@ -1,4 +1,4 @@
-"""Samples of lm-evaluation-harness (``samples_<task>_<date>.jsonl``): prompts as text or messages, and answers.
+"""Samples of lm-evaluation-harness (``samples_<task>_<date>.jsonl``): prompts and answers as text.
 
 Only tasks that generate have answers. A task that compares given texts, such as multiple choice, has
 log-likelihoods of texts that no model chose: its lines are named and left out.
@@ -49,7 +49,9 @@ def _answers(value: lines.Value) -> Iterator[Record]:
         prompt, options = call_fields.raw("arg_0"), call_fields.raw("arg_1")
         if not isinstance(options, dict):
             raise FieldError(
-                call_fields.at("arg_1"), options, "options of generation: a given text was scored, nothing answered"
+                call_fields.at("arg_1"),
+                options,
+                "options of generation: a given text was scored, nothing answered",
             )
         if not isinstance(answers, list):
             raise FieldError(f"resps[{call}]", answers, "a list of answers")

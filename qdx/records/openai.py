@@ -339,7 +339,9 @@ def _token(entry: Fields) -> Token:
     ):
         raise FieldError(entry.at("bytes"), octets, "a list of bytes")
     # vLLM puts the bytes of the words "token_id:5" there in its list of alternatives.
-    known = bytes(octets) if octets and bytes(octets) != text.encode() or (octets and number is None) else None
+    known = (
+        bytes(octets) if (octets and bytes(octets) != text.encode()) or (octets and number is None) else None
+    )
     return Token(text, known, number, logprob(entry.raw("logprob"), entry.at("logprob")))
 
 
@@ -362,7 +364,9 @@ def completion_tokens(logprobs: Fields | None) -> tuple[list[Token], list[int]]:
     """Return the positions of a legacy completion, and where each begins in the text."""
     if logprobs is None:
         return [], []
-    columns = _Columns(*(_list(logprobs, n) for n in ("tokens", "token_logprobs", "top_logprobs", "text_offset")))
+    columns = _Columns(
+        *(_list(logprobs, n) for n in ("tokens", "token_logprobs", "top_logprobs", "text_offset"))
+    )
     count = len(columns.tokens)
     for name, column in (("token_logprobs", columns.logprobs), ("top_logprobs", columns.top)):
         if column and len(column) != count:
@@ -371,7 +375,11 @@ def completion_tokens(logprobs: Fields | None) -> tuple[list[Token], list[int]]:
     for i, text in enumerate(columns.tokens):
         if not isinstance(text, str):
             raise FieldError(f"{logprobs.at('tokens')}[{i}]", text, "a text")
-        stated = logprob(columns.logprobs[i], f"{logprobs.at('token_logprobs')}[{i}]") if columns.logprobs else math.nan
+        stated = (
+            logprob(columns.logprobs[i], f"{logprobs.at('token_logprobs')}[{i}]")
+            if columns.logprobs
+            else math.nan
+        )
         top: list[Token] = []
         if columns.top and columns.top[i] is not None:
             place = f"{logprobs.at('top_logprobs')}[{i}]"

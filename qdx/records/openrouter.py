@@ -1,4 +1,4 @@
-"""What OpenRouter adds to answers of the OpenAI interface: which provider answered, and what it was asked for."""
+"""What OpenRouter adds to answers of the OpenAI interface: who answered, and what was asked of whom."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def choose(path: Path, name: str = "", requests: str = "") -> tuple[str, RecordR
     Raises
     ------
     QdxError
-        When there is no such reader, none or two plug-ins recognise the file, or the reader takes no requests.
+        When there is no such reader, none or two plug-ins recognise the file, or it takes no requests.
     """
     added = {one.name: one.member for one in plugins.load() if one.kind == "record_reader"}
     if name:

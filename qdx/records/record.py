@@ -284,7 +284,9 @@ def number(
 ) -> float:
     """Return a finite number within bounds."""
     bound = f"{'above' if above else 'of at least'} {least:g}" if math.isfinite(least) else ""
-    limits = " and ".join(part for part in (bound, f"at most {most:g}" if math.isfinite(most) else "") if part)
+    limits = " and ".join(
+        part for part in (bound, f"at most {most:g}" if math.isfinite(most) else "") if part
+    )
     expected = f"a finite number{f' {limits}' if limits else ''}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise FieldError(path, value, expected)
@@ -339,7 +341,7 @@ def stated_sampling(request: Fields) -> Sampling:
     if choice not in (None, "auto", "none"):
         restrictions["tool_choice"] = choice
     stop = request.raw("stop")
-    if not (stop is None or isinstance(stop, str) or isinstance(stop, list)):
+    if not (stop is None or isinstance(stop, str | list)):
         raise FieldError(request.at("stop"), stop, "a text or a list of texts")
     longest = request.integer("max_completion_tokens")
     shortest = request.integer("max_tokens")

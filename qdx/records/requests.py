@@ -38,7 +38,9 @@ class Requests:
             raise QdxError(f"prompts.requests: {path}: no such file: give the input file of the Batch")
         self._keys, self._starts = self._index()
         if not len(self._keys):
-            raise QdxError(f"prompts.requests: {path} has no line with a custom_id: give the input of a Batch")
+            raise QdxError(
+                f"prompts.requests: {path} has no line with a custom_id: give the input of a Batch"
+            )
 
     def _index(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         blocks: list[NDArray[np.int64]] = []
@@ -83,7 +85,9 @@ class Requests:
                 if value.get("custom_id") == identity:
                     found.append(value)
         if len(found) > 1:
-            raise FieldError("custom_id", identity, f"one request of that name in {self._path.name}, got several")
+            raise FieldError(
+                "custom_id", identity, f"one request of that name in {self._path.name}, got several"
+            )
         if not found:
             return None
         body = found[0].get("body", found[0].get("request"))

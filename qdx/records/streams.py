@@ -130,7 +130,9 @@ class Streams:
         one.add(piece)
         if one.size > limits().max_length:
             del self._open[name]
-            yield Unreadable(one.where, f"the streamed answer has more than {limits().max_length:,} bytes (max_length)")
+            yield Unreadable(
+                one.where, f"the streamed answer has more than {limits().max_length:,} bytes (max_length)"
+            )
         while len(self._open) > MOST_OPEN:
             _, oldest = self._open.popitem(last=False)
             yield oldest.where, oldest.whole()

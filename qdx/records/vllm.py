@@ -1,7 +1,7 @@
 """What vLLM adds to answers of the OpenAI interface: token ids, and log-probabilities of the prompt.
 
-Fields: ``prompt_token_ids`` and ``prompt_logprobs`` (of a chat in the response, of a completion in the choice),
-``token_ids`` of a choice (``return_token_ids``), ``"token_id:N"`` in the place of a token's text
+Fields: ``prompt_token_ids`` and ``prompt_logprobs`` (of a chat in the response, of a completion in the
+choice), ``token_ids`` of a choice (``return_token_ids``), ``"token_id:N"`` in the place of a token's text
 (``return_tokens_as_token_ids``); −9999.0 stands for a log-probability of −∞.
 """
 
@@ -100,7 +100,8 @@ def positions(record: Record, choice: Fields) -> Record:
         )
     for i, (token, one) in enumerate(zip(record.tokens, ids, strict=True)):
         if token.token_id not in (None, one):
-            raise FieldError(f"{choice.at('token_ids')}[{i}]", one, f"{token.token_id}, as logprobs has there")
+            raise FieldError(
+                f"{choice.at('token_ids')}[{i}]", one, f"{token.token_id}, as logprobs has there"
+            )
     tokens = tuple(replace(token, token_id=one) for token, one in zip(record.tokens, ids, strict=True))
     return replace(record, output_ids=ids, tokens=tokens)
-

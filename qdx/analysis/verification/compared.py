@@ -17,6 +17,7 @@ from qdx.errors import QdxError
 
 ORDER = ("config", "repeat", "reference", "position")
 NO_ROWS = "the verifier kept no full rows to make commitments of (capture=full, and run.nc beside the report)"
+OF_RECORDS = "the records of other programs have no rows"
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,9 @@ def class_of(tree: xr.DataTree, rows: xr.Dataset, label: str) -> dict[str, str]:
 
     on_gpu = of("compute_capability") not in ("", "cpu", "0", "none")
     names = [*EVERYWHERE, *(ON_GPU if on_gpu else ON_CPU)]
-    facts = {"gpu or cpu": "GPU" if on_gpu else "CPU"}
+    # Records of other programs do not even say that.
+    recorded = str(tree.attrs.get("kind", "")) == "records"
+    facts = {"gpu or cpu": "" if recorded else "GPU" if on_gpu else "CPU"}
     if of("simulated").lower() in ("true", "1"):
         names += OF_A_MODEL
     if of("batch_size") not in ("", "1"):

@@ -15,7 +15,7 @@ from qdx.analysis.numerics import Floats, Ints
 from qdx.analysis.verification.compared import Compared
 from qdx.analysis.verification.environment import record_differs
 from qdx.analysis.verification.environment_class import MACHINE, TITLES, Match, compare
-from qdx.analysis.verification.gather import Replays
+from qdx.analysis.verification.gather import Recorded, Replays
 from qdx.analysis.verification.likelihood import row_mean
 from qdx.analysis.verification.p_values import (
     bonferroni,
@@ -133,7 +133,8 @@ class Calibrated:
 
 def sampling_of(data: Replays, d: int) -> bool | None:
     """Whether a producer states plain greedy decoding; None where its record does not say."""
-    if not data.sampling_D[d] and 0 < data.schema_D[d] <= GREEDY_ONLY:
+    recorded = data.records_D[d] is not None
+    if not recorded and not data.sampling_D[d] and 0 < data.schema_D[d] <= GREEDY_ONLY:
         return True  # a file of that version could hold nothing else
     return plain_greedy(data.sampling_D[d])
 
@@ -234,7 +235,7 @@ def _listed(
     greedy = sampling_of(data, d)
     for name, why in (
         ("distances", _why_no_distances(data, d, c)),
-        ("text", "" if greedy else _why_no_text(greedy)),
+        ("text", _why_no_text(greedy, data.records_D[d])),
     ):
         if why:
             unlisted[name] = why
@@ -337,11 +338,26 @@ def _why_no_distances(data: Replays, d: int, c: int) -> str:
     return ""
 
 
-def _why_no_text(greedy: bool | None) -> str:
+def _why_no_text(greedy: bool | None, record: Recorded | None) -> str:
+    if record is not None and record.other_prompts:
+        return other_prompts(record)
+    if greedy:
+        return ""
     if greedy is None:
+        if record is not None and record.asked:
+            return f"the record does not state {record.asked}, which 'prompts.assume={{…}}' can say"
         return "the record does not state how its tokens were chosen"
     return (
         "the record states another decoding than plain greedy, and this version has no test of sampled output"
+    )
+
+
+def other_prompts(record: Recorded) -> str:
+    """Say that a provider's prompt is not the one that was replayed."""
+    stated, here = record.example
+    return (
+        f"the provider's prompt has {stated} tokens, the one replayed here {here} (and others in "
+        f"{plural(record.other_prompts, 'answer')} in all): another template or a hidden system prompt"
     )
 
 
@@ -399,7 +415,8 @@ def _noisy_test(
     if sets:
         if start:
             return start
-        if one_value := _of_one_value(sets):
+        recorded = data.records_D[d] is not None
+        if one_value := _of_one_arithmetic(sets) if recorded else _of_one_value(sets):
             return one_value
         made = _pooled(data, sets, d, c, name)
         if made is not None:
@@ -443,6 +460,24 @@ def _of_one_value(sets: Sequence[Calibrated]) -> str:
                 "sets of two or more"
             )
     return ""
+
+
+def _of_one_arithmetic(sets: Sequence[Calibrated]) -> str:
+    """Say that no known transcript was made by other arithmetic than the one that replayed it.
+
+    A provider states nothing of its machine, so the null has to hold what an honest other kernel does.
+    Transcripts that the replay's own arithmetic made are all greedy here, and any near-tie that another
+    kernel decides otherwise would be the greatest score.
+    """
+    for one in sets:
+        d, c = one.data.producers.index(one.label), one.data.configs.index(one.label)
+        rows = one.data.decode
+        if rows.compared_DCR[d, c].any() and not rows.all_equal_DC[d, c]:
+            return ""
+    return (
+        "the provider states nothing of its machine, and the calibration holds no transcript of another "
+        "kernel, setting or machine than the replay's (verify.calibration)"
+    )
 
 
 def _exact_text(data: Replays, d: int, c: int) -> _Listed | str:
@@ -513,9 +548,12 @@ def _text_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | Non
     """Scores of judged and known texts; nothing is fitted, and all known ones test."""
     fit, test = _usable(one)
     known = one.data
-    null_R = known.text_scores()[known.producers.index(one.label), known.configs.index(one.label)]
+    producer = known.producers.index(one.label)
+    # The judged texts may be shorter and then count for less, which refutes nobody; the known ones may not.
+    most = int(min(known.emitted_DR[producer].max(initial=0), data.emitted_DR[d].max(initial=0)))
+    null_R = known.text_scores(most, whole=True)[producer, known.configs.index(one.label)]
     kept = sorted([*fit, *test])
-    return (data.text_scores()[d, c], null_R, kept) if kept else None
+    return (data.text_scores(most)[d, c], null_R, kept) if kept else None
 
 
 def _profile_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | None:

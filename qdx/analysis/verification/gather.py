@@ -12,18 +12,51 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from qdx.analysis.numerics import Bools, Floats, Ints
-from qdx.analysis.verification.compared import NO_ROWS, Compared, marks, own_repeats, prefill
+from qdx.analysis.verification.compared import (
+    NO_ROWS,
+    OF_RECORDS,
+    Compared,
+    marks,
+    own_repeats,
+    prefill,
+)
 from qdx.analysis.verification.environment import facts_of
 from qdx.analysis.verification.environment_class import MACHINE, class_of, compare
-from qdx.analysis.verification.exact import pooled, repeating
+from qdx.analysis.verification.exact import Repeating, pooled, repeating
 from qdx.analysis.verification.likelihood import Calibration, energy, row_mean, ulp_floor
-from qdx.analysis.verification.units import spans_of, units_of
+from qdx.analysis.verification.units import Span, spans_of, units_of
 from qdx.dataset.lacking import versions
-from qdx.errors import QdxError
+from qdx.errors import QdxError, printable
 
 SHARED = {"tokenizer_sha256": "tokenizer", "vocab": "vocabulary size", "sketch_seed": "seed of the sketches"}
 REPLAY = ("producer", "config", "repeat", "reference", "position")
+RECORDS = "records"  # kind of a file of other programs' records: tokens, and no rows
+MOST_NOTES, LONGEST_NOTE = 60, 400  # lines of a file of records, and characters of each, that are shown
 UNREAL = 1e250  # energy of a published row whose sketch is not finite: further off than any real one
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What records of another program say of a producer, and what had to be taken for granted.
+
+    Attributes
+    ----------
+    assumed, asked : str
+        Sampling parameters that are not stated: those that were taken to do nothing, and those that nobody
+        can assume.
+    other_prompts : int
+        Transcripts whose record states another number of prompt tokens than were replayed.
+    example : (int, int)
+        Stated and replayed number of the first of them.
+    from_text : int
+        Transcripts whose ids were made from text.
+    """
+
+    assumed: str = ""
+    asked: str = ""
+    other_prompts: int = 0
+    example: tuple[int, int] = (0, 0)
+    from_text: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +110,10 @@ class Replays:
         What each producer states of its decoding; "" where it does not.
     schema_D : list of int
         Schema version that each producer's run was written with; 0 where the file does not say.
+    records_D : list of Recorded or None
+        What is known of a producer's records of another program; None of a file that qdx recorded.
+    notes : list of str
+        How such records were read, and what of them was not.
     """
 
     producers: list[str]
@@ -104,6 +141,8 @@ class Replays:
     repeats: int
     sampling_D: list[str]
     schema_D: list[int]
+    records_D: list[Recorded | None]
+    notes: list[str]
 
     @classmethod
     def of(cls, producer_tree: xr.DataTree, verifier_tree: xr.DataTree) -> Replays:
@@ -140,12 +179,13 @@ class Replays:
                     f"the producers' file lacks {name} {lacking[0]!r} that the verifier replayed; it has "
                     f"{', '.join(known[:8])}: give the file that was replayed"
                 )
-        if not len(np.intersect1d(own["position"].values, replay["position"].values)):
+        recorded = str(producer_tree.attrs.get("kind", "")) == RECORDS
+        if not recorded and not len(np.intersect1d(own["position"].values, replay["position"].values)):
             raise QdxError("transcripts and replays share no position: give the file that was replayed")
         committed = "commitment" in own
         names = ("captured", "token_id", "row_hash", "sketch")
         needed_of = (
-            ("producers'", own, ("captured",) if committed else names),
+            ("producers'", own, ("captured",) if committed or recorded else names),
             ("verifier's", replay, names),
         )
         for tree, found, needed in needed_of:
@@ -206,16 +246,31 @@ class Replays:
         """Whether every repeat of a config here ran in a process of its own."""
         return self.processes_C[config] >= self.repeats > 1
 
-    def text_scores(self) -> Floats:
+    def text_scores(self, most: int | None = None, *, whole: bool = False) -> Floats:
         """Score each text by its tokens that are not greedy here, ties excepted.
 
-        Equal numbers of them are ordered by the mean margin m: the score is their number + m/(1 + m). The
-        result is over (producer, config, reference).
+        Equal numbers of them are ordered by the mean margin m: the score is their number + m/(1 + m).
+
+        Parameters
+        ----------
+        most : int, optional
+            Tokens that count, from the first; a shorter text counts for what it has.
+        whole : bool
+            NaN for a text that is shorter than `most`: fewer tokens give smaller scores by themselves, which
+            known transcripts must not have beside longer judged ones.
+
+        Returns
+        -------
+        array (producer, config, reference)
         """
-        wrong = np.nansum((self.margin_DCRT > 0).astype(float), -1)
-        margin = np.where(np.isfinite(self.margin_DCR), self.margin_DCR, 0.0)
+        margin_DCRT = self.margin_DCRT[..., :most]
+        wrong = np.nansum((margin_DCRT > 0).astype(float), -1)
+        mean_DCR = row_mean(margin_DCRT)
+        margin = np.where(np.isfinite(mean_DCR), mean_DCR, 0.0)
         score = wrong + margin / (1 + margin)
-        return np.asarray(np.where((self.tokens_DCR == self.emitted_DR[:, None]), score, np.nan))
+        least = most if whole and most is not None else 1
+        known = (self.tokens_DCR == self.emitted_DR[:, None]) & (self.emitted_DR[:, None] >= least)
+        return np.asarray(np.where(known, score, np.nan))
 
     def text_members(self, d: int, c: int) -> Floats:
         """Score the producer's text beside this machine's own choices on it: (reference, member).
@@ -229,7 +284,7 @@ class Replays:
         counted = (choice_RMT >= 0).all(1) & on_common_path(choice_RMT)
         differ = choice_RMT[:, :, None] != choice_RMT[:, None]
         score = (differ & counted[:, None, None]).sum((2, 3)).astype(float)
-        known = self.tokens_DCR[d, c] == self.emitted_DR[d]
+        known = (self.tokens_DCR[d, c] == self.emitted_DR[d]) & (self.emitted_DR[d] > 0)
         score[~known] = np.nan
         return np.asarray(score)
 
@@ -330,6 +385,7 @@ def _align(
     energies = _energies(own, replay, here_DRT, captured_DCQRT, choice_DCRMT)
     found = marks(own, replay)
     equal_DCRT = np.zeros_like(both_DCRT)
+    recorded = str(tree.attrs.get("kind", "")) == RECORDS
     if found is not None:
         order = (*REPLAY, "word")
         mine, theirs = (data.transpose(*(d for d in order if d in data.dims)) for data in found)
@@ -337,7 +393,12 @@ def _align(
     margin_DCRT, tied_DCRT = _margins(replay, captured_DCQRT[:, :, 0])
     keys = _keys(tree, references)
     batch = [str(v) for v in np.broadcast_to(own["batch_size"].values, (len(producers),))]
-    units = [units_of(keys, spans_of(tree, references), int(size or 1)) for size in batch]
+    shared = _shared(tree, producers, references) if recorded else [()] * len(producers)
+    spans, emitted_DR = spans_of(tree, references), (_transcripts(tree, producers, references) >= 0).sum(-1)
+    units = [
+        units_of(*_there(keys, spans, own_R), int(size or 1), groups)
+        for size, groups, own_R in zip(batch, shared, emitted_DR, strict=True)
+    ]
     stored = tree["provenance"].to_dataset() if "provenance" in tree.children else xr.Dataset()
     shown = verifier["provenance"].to_dataset() if "provenance" in verifier.children else xr.Dataset()
     return Replays(
@@ -355,7 +416,7 @@ def _align(
         tied_DCRT=np.concatenate([first.tied_DCR[..., None], tied_DCRT], -1),
         same_DCRT=np.concatenate([first.same_DCR[..., None], equal_DCRT], -1),
         choice_DCRMT=choice_DCRMT,
-        emitted_DR=(_transcripts(tree, producers, references) >= 0).sum(-1),
+        emitted_DR=emitted_DR,
         decode=_decode(tree, own, replay, found is not None, both_DCRT, equal_DCRT, energies),
         prefill=prefill(tree, verifier, producers, references),
         class_D=[class_of(tree, own, label) for label in producers],
@@ -365,7 +426,45 @@ def _align(
         processes_C=[_count(shown, "repeat_processes", label) for label in configs],
         repeats=replay.sizes["repeat"],
         sampling_D=[_text(stored, "sampling", label) for label in producers],
+        records_D=[_record_of(tree, stored, label) if recorded else None for label in producers],
+        notes=_notes(tree) if recorded else [],
         schema_D=[versions(tree).get(label, 0) for label in producers],
+    )
+
+
+def _shared(tree: xr.DataTree, producers: list[str], references: list[str]) -> list[tuple[int, ...]]:
+    """Groups of each producer's transcripts that share a seed or are one cached answer; −1: no transcript."""
+    group = tree["stated"].to_dataset()["group"].sel(config=producers, reference=references)
+    return [tuple(map(int, row)) for row in group.transpose("config", "reference").values]
+
+
+def _notes(tree: xr.DataTree) -> list[str]:
+    lines = [printable(line)[:LONGEST_NOTE] for line in str(tree.attrs.get("notes", "")).split("\n") if line]
+    return lines[:MOST_NOTES]
+
+
+def _there(keys: Sequence[str], spans: Sequence[Span], emitted_R: Ints) -> tuple[list[str], list[Span]]:
+    """Keys and spans of a producer's transcripts; a reference without one is a unit of nobody."""
+    nobody: Span = ("", 0, np.empty(0, np.int64))
+    return (
+        [key if n else f"no transcript {i}" for i, (key, n) in enumerate(zip(keys, emitted_R, strict=True))],
+        [span if n else nobody for span, n in zip(spans, emitted_R, strict=True)],
+    )
+
+
+def _record_of(tree: xr.DataTree, stored: xr.Dataset, label: str) -> Recorded:
+    about = tree["stated"].to_dataset().sel(config=label)
+    length = tree["references"].to_dataset()["length"].sel(reference=about["reference"]).values
+    said, here = about["prompt_tokens"].values, about["group"].values >= 0
+    other = here & (said >= 0) & (said != length)
+    first = int(np.argmax(other)) if other.any() else 0
+    how = about["answer_how"].values.astype(str)
+    return Recorded(
+        _text(stored, "assumed", label),
+        _text(stored, "asked", label),
+        int(other.sum()),
+        (int(said[first]), int(length[first])),
+        int((here & np.isin(how, ("text", "joined"))).sum()),
     )
 
 
@@ -550,7 +649,7 @@ class _First:
         last = here[["top_logit", "top_id", "row_hash"]].sel(position=length)
         top = last["top_logit"].isel(repeat=0).transpose("config", "reference", "rank").values
         chosen = here["first_logit"].isel(repeat=0).transpose("producer", "config", "reference").values
-        found.margin_DCR[:] = top[None, ..., 0].astype(np.float64) - chosen
+        found.margin_DCR[:] = top[None, ..., 0].astype(np.float64) - chosen  # NaN where nothing was emitted
         if top.shape[-1] > 1:
             found.tied_DCR[:] = (top[..., 0] == top[..., 1])[None]
         choice = last["top_id"].isel(rank=0).transpose("config", "reference", "repeat").values
@@ -584,6 +683,13 @@ def _same_first(
     return np.asarray(there[:, None] & (mine[:, None] == theirs[None]).all(-1))
 
 
+def _repeats_of(tree: xr.DataTree, own: xr.Dataset) -> list[Repeating]:
+    """How the producers repeat; records of other programs say nothing of it."""
+    if "row_hash" not in own and "commitment" not in own:
+        return [Repeating(0, 0)] * own.sizes["config"]
+    return own_repeats(tree, "decode", [str(label) for label in own["config"].values])
+
+
 def _decode(
     tree: xr.DataTree,
     own: xr.Dataset,
@@ -607,9 +713,9 @@ def _decode(
         np.where(np.isfinite(distance), distance, np.nan),
         compared,
         equal_DCRT.sum(-1),
-        own_repeats(tree, "decode", [str(label) for label in own["config"].values]),
+        _repeats_of(tree, own),
         [pooled(list(of)) for of in zip(*repeats_DC, strict=True)],
-        "" if comparable else NO_ROWS,
+        "" if comparable else OF_RECORDS if "row_hash" not in own and "commitment" not in own else NO_ROWS,
         content_DCR=compared,
         content_equal_DCR=equal_DCRT.sum(-1),
         expected_DCR=captured[:, :, 0].sum(-1),

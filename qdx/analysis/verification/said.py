@@ -35,12 +35,16 @@ def claims(
     at : sequence of int
         The claimed config of every producer; −1: it was not replayed.
     """
-    lines = [wrap(f"{result.attrs['headline']}.", "  "), ""]
+    first = [line for line in data.notes if line.startswith("PROMPT:")]
+    lines = [wrap(line.removeprefix("PROMPT: "), "  ") for line in first]
+    lines += [wrap(f"{result.attrs['headline']}.", "  "), ""]
     for d, (producer, verdict) in enumerate(zip(data.producers, decided, strict=True)):
         claim = str(result["claim"].values[d])
         name = producer if claim == producer else f"{producer} as {claim}"
         why = f"{verdict.because[:1].upper()}{verdict.because[1:]}"
         lines.append(wrap(f"{name}: {verdict.kind.upper()} ({verdict.concerns}). {why}.", "  ", "    "))
+    if data.notes:
+        lines += ["", *(wrap(line, "  ", "    ") for line in data.notes if line not in first)]
     lines += ["", *_listed(data, evidence), "", *_repeats(data), "", *_assumed(data, evidence)]
     lines += ["", _summary(data, evidence, result, at)]
     return "\n".join([*lines, *_references(data, result, at)])

@@ -32,7 +32,7 @@ def spans_of(tree: xr.DataTree, references: Sequence[str]) -> list[Span]:
     ]
 
 
-def units_of(keys: Sequence[str], spans: Sequence[Span], batch_size: int) -> Ints:
+def units_of(keys: Sequence[str], spans: Sequence[Span], batch_size: int, groups: Sequence[int] = ()) -> Ints:
     """Number the unit that each reference belongs to.
 
     References are of one unit when they have the same token ids, ran in the same batch, or are cut from
@@ -46,6 +46,8 @@ def units_of(keys: Sequence[str], spans: Sequence[Span], batch_size: int) -> Int
     spans : sequence of (document, first token, ids of the content)
     batch_size : int
         References that ran together: the first ``batch_size`` ones, then the next, and so on.
+    groups : sequence of int
+        Answers of one number share a seed or are one cached answer; −1 shares with nobody.
 
     Returns
     -------
@@ -69,6 +71,10 @@ def units_of(keys: Sequence[str], spans: Sequence[Span], batch_size: int) -> Int
         join(first.setdefault(key, i), i)
         if i % max(1, batch_size):
             join(i - 1, i)
+    first_of: dict[int, int] = {}
+    for i, group in enumerate(groups):
+        if group >= 0:
+            join(first_of.setdefault(group, i), i)
     order = sorted((i for i, span in enumerate(spans) if span[0]), key=lambda i: spans[i][:2])
     open_ones: list[int] = []  # of the document, those that reach to the one at hand
     for i in order:

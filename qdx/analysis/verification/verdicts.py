@@ -10,8 +10,8 @@ import numpy as np
 
 from qdx.analysis.layout import plural
 from qdx.analysis.verification.compared import Compared
-from qdx.analysis.verification.evidence import Claim, Test, counts_needed, sampling_of
-from qdx.analysis.verification.gather import Replays
+from qdx.analysis.verification.evidence import Claim, Test, counts_needed, other_prompts, sampling_of
+from qdx.analysis.verification.gather import Recorded, Replays
 
 KINDS: Mapping[str, str] = {
     "confirmed": "every row is bit-equal, and the text is what these rows say",
@@ -121,10 +121,24 @@ def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
         The claimed label.
     """
     data = evidence.data
+    record = data.records_D[d]
+    if c < 0 and record is not None and claim == data.producers[d]:
+        why = (
+            "records of other programs claim no config: say which one it is, "
+            f"'verify.claims={{{claim}: …}}', one of {', '.join(data.configs)}"
+        )
+        if record.other_prompts:
+            why = f"{other_prompts(record)}; {why}"
+        elif sampling_of(data, d):  # greedy tokens say nothing of sampled output
+            each = [f"{label} {_greedy_text(data, d, v)}" for v, label in enumerate(data.configs)]
+            why = f"{'; '.join(each)}; {why}"
+        return Verdict("undecided", "config", why)
     if c < 0:
         return Verdict("undecided", "config", f"config {claim} was not replayed: add it to quant=…")
     tested = evidence.claims[d]
     assert tested is not None
+    if record is not None:
+        return _of_records(evidence, tested, d, c, record)
     greedy, rows = sampling_of(data, d), _rows_text(data, d, c)
     tokens, transcripts = text_misfits(data, d, c)
     if greedy and tokens:
@@ -180,6 +194,39 @@ def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
     if noisy:
         return Verdict("not refuted", ", ".join(test.name for test in noisy), about)
     return Verdict("undecided", "evidence", f"{about}{_remedy(evidence, tested, d)}")
+
+
+def _of_records(evidence: Evidence, tested: Claim, d: int, c: int, record: Recorded) -> Verdict:
+    """Decide a claim about records of another program: tokens and no rows, which end at most in not refuted.
+
+    The tests of a text are of greedy output, so that sampled output is neither confirmed nor refuted by them.
+    """
+    data, greedy = evidence.data, sampling_of(evidence.data, d)
+    if record.other_prompts:
+        return Verdict("undecided", "prompt", other_prompts(record))
+    if not greedy:
+        why = tested.unlisted.get("text", "")
+        said = f"sampled output: {why}" if greedy is False else why
+        return Verdict("undecided", "sampling", said)
+    about = _greedy_text(data, d, c)
+    if record.assumed:
+        about += f"; assumed to do nothing, since it is not stated: {record.assumed}"
+    if record.from_text:
+        about += f"; ids of {plural(record.from_text, 'answer')} were made from text"
+    missing = int((data.emitted_DR[d] - data.tokens_DCR[d, c]).sum())
+    if missing:
+        return Verdict("undecided", "coverage", f"{plural(missing, 'token')} without a row here; {about}")
+    if tested.p_holm is not None and tested.p_holm <= evidence.alpha:
+        if not record.from_text:
+            return _refuted(evidence, tested, d, c, about)
+        why = f"{_tests_text(tested)}, which refutes only where the ids are those that were emitted; {about}"
+        return Verdict("undecided", "text", why)
+    blocked = _blocked(evidence, tested, d, greedy)
+    strong = [test for test in tested.tests if _can_refute(evidence, tested, test)]
+    said = "; ".join(part for part in (about, _tests_text(tested), blocked) if part)
+    if strong and not _units_overlap(data, d):
+        return Verdict("not refuted", "text", said)
+    return Verdict("undecided", "evidence", f"{said}{_remedy(evidence, tested, d)}")
 
 
 def _refuted(evidence: Evidence, tested: Claim, d: int, c: int, rows: str) -> Verdict:
