@@ -175,8 +175,8 @@ def collect(request: Request, ids: Ids, defaults: Mapping[str, Any]) -> Collecte
 
 def _too_many(request: Request, most: int) -> QdxError:
     return QdxError(
-        f"{request.path}: more than {most:,} answers, and each is replayed: prompts.records={most // 10} takes "
-        "so many of them, by the hash of their names"
+        f"{request.path}: more than {most:,} answers, and each is replayed: prompts.records={most // 10} "
+        "takes so many of them, by the hash of their names"
     )
 
 
@@ -309,8 +309,8 @@ def notes(request: Request, found: Collected, decoding: Mapping[str, Decoding]) 
     if other := [one for one in own if one.prompt.made != len(one.prompt.ids)]:
         lines.append(
             f"PROMPT: the provider's prompt has {len(other[0].prompt.ids)} tokens by its own ids, the "
-            f"template makes {other[0].prompt.made} of the request ({len(other)} of {len(own)} answers): another "
-            "template or a hidden system prompt; the given ids are replayed"
+            f"template makes {other[0].prompt.made} of the request ({len(other)} of {len(own)} answers): "
+            "another template or a hidden system prompt; the given ids are replayed"
         )
     lines.append(
         f"read as {found.reader}: {found.read:,} answers, {total:,} taken"
