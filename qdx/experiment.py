@@ -207,7 +207,9 @@ def load_prompts(experiment: Experiment, checkpoint: Checkpoint) -> Prompts:
     said = describe(references, summary, transcripts=isinstance(source, Transcripts))
     if not isinstance(source, Transcripts):
         return Prompts(references, said, tokenizer)
-    said = f"{said}\n{source.describe(experiment.batch_size)}"
+    about = source.describe(experiment.batch_size)
+    # Of records the first thing to know is whether the prompts are the provider's.
+    said = f"{about}\n{said}" if recorded else f"{said}\n{about}"
     return Prompts(references, said, tokenizer, source.producers, source)
 
 

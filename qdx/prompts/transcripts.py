@@ -183,7 +183,7 @@ class Transcripts:
     def _describe_records(self, batch_size: int) -> str:
         file = self.file
         lengths = [[int(n) for n in (one.token_ids >= 0).sum(1) if n] for one in self.producers]
-        lines = [f"NOTE: {line}" for line in file.notes if line.startswith("PROMPT:")]
+        lines = [line.replace("PROMPT:", "NOTE:", 1) for line in file.notes if line.startswith("PROMPT:")]
         lines.append(
             f"records of other programs: {file.replayed:,} tokens of {len(self.producers)} producers"
         )

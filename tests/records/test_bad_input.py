@@ -233,7 +233,7 @@ def test_more_answers_than_are_replayed_unasked_are_refused_with_the_way_out(
     monkeypatch.setattr("qdx.prompts._record_file.MOST", 20)
     path = tmp_path / "many.jsonl"
     path.write_text("\n".join(changed(lambda v, i=i: v["response"].update(id=f"c{i}")) for i in range(30)))
-    with pytest.raises(QdxError, match="more than 20 answers.*prompts.records=2 takes so many of them"):
+    with pytest.raises(QdxError, match=r"more than 20 answers.*prompts.records=2 takes so many of them"):
         gathered(path, ids)
     five = gathered(path, ids, records=5)
     assert len(five.transcripts) == 5 and five.read == 30
@@ -253,9 +253,9 @@ def test_which_answers_are_taken_does_not_depend_on_their_order(tmp_path: Path, 
 def test_what_is_assumed_has_to_be_a_parameter_and_a_number() -> None:
     with pytest.raises(QdxError, match=r"prompts.assume.temprature: one of .*did you mean 'temperature'"):
         Request(Path("x"), assume={"temprature": 0})
-    with pytest.raises(QdxError, match="prompts.assume.temperature=hot: must be a number"):
+    with pytest.raises(QdxError, match=r"prompts.assume.temperature=hot: must be a number"):
         Request(Path("x"), assume={"temperature": "hot"})
-    with pytest.raises(QdxError, match="prompts.records=0: must be 1 or more"):
+    with pytest.raises(QdxError, match=r"prompts.records=0: must be 1 or more"):
         Request(Path("x"), records=0)
 
 

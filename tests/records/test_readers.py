@@ -1,4 +1,4 @@
-"""Every committed file is read by the reader that it is for, and what is read agrees with itself and the model."""
+"""Every committed file is read by its reader, and what is read agrees with itself and with the model."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_a_reader_can_be_forced_and_an_unknown_one_is_refused() -> None:
     assert choose(FILES / "vllm_chat_text.jsonl", "openai")[0] == "openai"
     with pytest.raises(QdxError, match=r"prompts.reader=vlm: one of .*did you mean 'vllm'"):
         choose(FILES / "vllm_chat_text.jsonl", "vlm")
-    with pytest.raises(QdxError, match="prompts.requests=x: the reader k2 takes no requests"):
+    with pytest.raises(QdxError, match=r"prompts.requests=x: the reader k2 takes no requests"):
         choose(FILES / "k2_results.jsonl", "k2", "x")
 
 
@@ -335,7 +335,8 @@ def test_a_marker_in_an_answers_text_is_text(ids: Ids) -> None:
 THINKING = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>\n{% endif %}{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}<call>{{ c.function.name }} {{ c.function.arguments.x }}</call>{% endfor %}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function.name }} {{ c.function.arguments.x }}</call>"
+    "{% endfor %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 

@@ -1,0 +1,220 @@
+"""Records through the command line: what is judged, what is not, and what a stranger's file cannot do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import qdx
+from qdx.analysis.verification import verify
+from qdx.errors import QdxError
+from qdx.prompts._transcript_file import read
+from tests.hostile.making import rewritten
+from tests.records import FILES
+from tests.sweeping import checkpoints
+from tests.sweeping import qdx as run_qdx
+from tests.verification.forging import read as read_groups
+
+CLAIMS = {"tiny-greedy": "none", "tiny-sampled": "none", "tiny-hidden": "none"}
+PARTS = {
+    "vllm_chat_greedy.jsonl": "tiny-greedy",
+    "vllm_chat_sampled_token_id.jsonl": "tiny-sampled",
+    "vllm_chat_hidden_prompt.jsonl": "tiny-hidden",
+}
+
+
+def mixed(path: Path) -> Path:
+    """Three files that vLLM wrote as one, each as the answers of another model."""
+    lines = []
+    for name, label in PARTS.items():
+        for line in (FILES / name).read_text().splitlines():
+            value = json.loads(line)
+            value["response"]["model"] = label
+            lines.append(json.dumps(value))
+    path.write_text("\n".join([*lines, lines[0][:99]]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> dict[str, Path]:
+    """The checkpoint that vLLM served, with the tokenizer that it had then."""
+    folder = tmp_path_factory.mktemp("served")
+    for name, path in tiny_models.items():
+        shutil.copytree(path, folder / name)
+        for file in (FILES / "tokenizer").iterdir():
+            shutil.copy(file, folder / name / file.name)
+    return {name: folder / name for name in tiny_models}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) -> tuple[Path, str]:
+    """Replayed two at a time: answers of unequal lengths share batches, and prompts lack answers."""
+    folder = tmp_path_factory.mktemp("records")
+    done = run_qdx(
+        "-m", "prompts=transcripts", f"prompts.path={mixed(folder / 'mixed.jsonl')}", "quant=none,awq",
+        "repeats=1", "batch_size=2", "backend.threads=1", "report.formats=[txt]", "hydra.sweep.dir=s",
+        f"verify.claims={{{', '.join(f'{k}: {v}' for k, v in CLAIMS.items())}}}",
+        *checkpoints(models), cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 4, done.stdout + done.stderr
+    return folder / "s", done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def result(sweep: tuple[Path, str]) -> Any:
+    with qdx.open(sweep[0] / "producers.nc") as made, qdx.open(sweep[0] / "sweep.nc") as here:
+        return verify(made, here, claims=CLAIMS).result.load()
+
+
+def test_another_prompt_than_the_providers_is_the_first_thing_that_is_said(sweep: tuple[Path, str]) -> None:
+    folder, said = sweep
+    first = next(line for line in said.splitlines() if line.startswith("prompts: "))
+    assert "the provider's prompt has 50 tokens, the template makes 38" in first
+    report = (folder / "report.txt").read_text()
+    claims = report[report.index("\nClaims\n") :]
+    assert claims.index("the provider's prompt has 50 tokens") < claims.index("3 claims")
+
+
+def test_lines_that_could_not_be_read_are_named_and_counted(sweep: tuple[Path, str]) -> None:
+    assert "1 could not be read:" in sweep[1] and "mixed.jsonl:11: it is not JSON" in sweep[1]
+
+
+def test_every_claim_is_undecided_for_its_own_reason(result: Any) -> None:
+    at = {str(p): i for i, p in enumerate(result["producer"].values)}
+    verdicts = {
+        p: (str(result["verdict"].values[i]), str(result["concerns"].values[i])) for p, i in at.items()
+    }
+    assert verdicts == {
+        "tiny-greedy": ("undecided", "evidence"),
+        "tiny-sampled": ("undecided", "sampling"),
+        "tiny-hidden": ("undecided", "prompt"),
+    }
+    because = {p: str(result["because"].values[i]) for p, i in at.items()}
+    assert because["tiny-sampled"].startswith("sampled output")
+    assert "50 tokens, the one replayed here 38" in because["tiny-hidden"]
+    assert "no calibration" in because["tiny-greedy"] and "assumed to do nothing" in because["tiny-greedy"]
+
+
+def test_greedy_tokens_of_vllm_are_greedy_here_and_not_in_another_format(result: Any) -> None:
+    one = result.sel(producer="tiny-greedy")
+    tokens = one["tokens"].sum("reference").sel(config="none").item()
+    greedy = one["tokens_greedy"].sum("reference")
+    assert tokens == 8 + 12 + 16 + 20, "every emitted token is judged, whatever the lengths"
+    assert greedy.sel(config="none").item() >= tokens - 1, "another library may decide a near-tie otherwise"
+    assert greedy.sel(config="awq").item() < 0.7 * tokens
+
+
+def test_answers_of_one_seed_are_one_unit(result: Any) -> None:
+    each = result["units"]  # of eight references, with those that nobody answered
+    assert each.sel(producer="tiny-sampled").item() == 1
+    assert each.sel(producer="tiny-greedy").item() == 8
+
+
+def test_what_records_state_is_in_the_tree_for_every_transcript(sweep: tuple[Path, str]) -> None:
+    with qdx.open(sweep[0] / "producers.nc") as tree:
+        stated, output = tree["stated"].to_dataset().load(), tree["output"].to_dataset().load()
+    sampled = stated.sel(config="tiny-sampled")
+    here = sampled["group"].values >= 0
+    assert here.sum() == 8 and len(set(sampled["group"].values[here])) == 1, "all have seed 11"
+    assert set(sampled["seed"].values[here]) == {"11"} and set(sampled["temperature"].values[here]) == {1.0}
+    assert (sampled["top_p"].values[here] == 0.95).all() and np.isnan(sampled["min_p"].values[here]).all()
+    greedy = stated.sel(config="tiny-greedy")
+    assert set(greedy["temperature"].values[greedy["group"].values >= 0]) == {0.0}
+    assert set(greedy["finish_reason"].values[greedy["group"].values >= 0]) == {"length"}
+    lengths = (output["token_id"].sel(config="tiny-greedy").values[0] >= 0).sum(-1)
+    assert sorted(lengths[lengths > 0].tolist()) == [8, 12, 16, 20]
+    for reference in greedy["reference"].values:
+        own = output["token_id"].sel(config="tiny-greedy", reference=reference).values[0]
+        count = int((own >= 0).sum())
+        logprob = greedy["logprob"].sel(reference=reference).values
+        assert np.isfinite(logprob[:count]).all() and np.isnan(logprob[count:]).all()
+        top_id = greedy["top_id"].sel(reference=reference).values
+        known = top_id[:count, 0] >= 0
+        assert (top_id[:count, 0][known] == own[:count][known]).all(), (
+            "greedy: the first of the list is the token"
+        )
+    hidden = stated.sel(config="tiny-hidden")
+    own = hidden["group"].values >= 0
+    assert (hidden["prompt_tokens"].values[own] - hidden["template_tokens"].values[own] == 12).all()
+
+
+def test_replays_are_as_long_as_their_transcripts(sweep: tuple[Path, str]) -> None:
+    with qdx.open(sweep[0] / "producers.nc") as made, qdx.open(sweep[0] / "none" / "run.nc") as run:
+        tokens = made["output"].to_dataset()["token_id"].values[:, 0]
+        captured = run["replay"].to_dataset()["captured"].isel(config=0, repeat=0)
+        rows = captured.transpose("producer", "reference", "position").values.sum(-1)
+        assert str(run.attrs["replay_exact"]) in ("1", "True")
+    np.testing.assert_array_equal(rows, np.maximum((tokens >= 0).sum(-1) - 1, 0))
+
+
+def replay_with(sweep: Path, target: Path, edit: Any, claims: dict[str, str] | None = None) -> Any:
+    """The verdicts of a records file that was changed after the replay."""
+    path = rewritten(sweep / "producers.nc", target, edit)
+    with qdx.open(path) as made, qdx.open(sweep / "sweep.nc") as here:
+        return verify(made, here, claims=claims or CLAIMS).result.load()
+
+
+def test_sampled_output_is_never_judged_by_greedy_tests_whatever_version_the_file_says(
+    sweep: tuple[Path, str], tmp_path: Path
+) -> None:
+    def old(groups: dict[str, xr.Dataset]) -> None:
+        count = groups["provenance"].sizes["config"]
+        groups["provenance"]["schema_version"] = ("config", np.array(["1"] * count, object))
+        groups["provenance"]["sampling"] = ("config", np.array([""] * count, object))
+
+    result = replay_with(sweep[0], tmp_path / "old.nc", old)
+    assert set(result["verdict"].values) == {"undecided"}
+    assert set(result["plain_greedy"].values) == {"not stated"}
+
+
+def test_a_record_without_a_claim_is_asked_for_one_and_says_what_fits(sweep: tuple[Path, str]) -> None:
+    with qdx.open(sweep[0] / "producers.nc") as made, qdx.open(sweep[0] / "sweep.nc") as here:
+        result = verify(made, here).result
+    because = str(result["because"].sel(producer="tiny-greedy").values)
+    assert "'verify.claims={tiny-greedy: …}', one of none, awq" in because
+    assert "none 5" in because and "of 56 tokens greedy" in because
+    assert "greedy;" not in str(result["because"].sel(producer="tiny-sampled").values)
+
+
+def test_a_file_of_records_with_rows_is_refused(sweep: tuple[Path, str], tmp_path: Path) -> None:
+    def with_rows(groups: dict[str, xr.Dataset]) -> None:
+        groups["decode"]["captured"][:] = True
+
+    def with_a_hole(groups: dict[str, xr.Dataset]) -> None:
+        groups["output"]["token_id"].values[0, 0, 0, 1] = -1
+
+    for edit, said in (
+        (with_rows, "a file of records has no rows"),
+        (with_a_hole, "a transcript has a hole"),
+    ):
+        with pytest.raises(QdxError, match=said):
+            read(rewritten(sweep[0] / "producers.nc", tmp_path / "changed.nc", edit))
+
+
+def test_the_same_records_are_not_read_twice(sweep: tuple[Path, str], models: dict[str, Path]) -> None:
+    """Every config of the sweep replayed one file, whose hash is in each."""
+    hashes = {
+        str(read_groups(sweep[0] / label / "run.nc")["/"].attrs["transcripts_sha256"])
+        for label in ("none", "awq")
+    }
+    assert hashes == {read(sweep[0] / "producers.nc").sha256}
+
+
+def test_a_file_that_cannot_be_used_ends_the_sweep_before_it_starts(
+    tmp_path: Path, models: dict[str, Path]
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"doc_id": 0, "arguments": {}, "resps": [[]]}\n')
+    done = run_qdx(
+        "-m", "prompts=transcripts", f"prompts.path={path}", "quant=none", "hydra.sweep.dir=s",
+        *checkpoints(models), cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "read as lm_eval, no answer can be replayed" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "s" / "sweep.json").exists()
