@@ -356,8 +356,8 @@ def other_prompts(record: Recorded) -> str:
     """Say that a provider's prompt is not the one that was replayed."""
     stated, here = record.example
     return (
-        f"the provider's prompt has {stated} tokens, the one replayed here {here} (and others in "
-        f"{plural(record.other_prompts, 'answer')} in all): another template or a hidden system prompt"
+        f"the provider's prompt has {stated} tokens, the one replayed here {here} (so in "
+        f"{plural(record.other_prompts, 'answer')}): another template or a hidden system prompt"
     )
 
 
@@ -422,6 +422,11 @@ def _noisy_test(
         if made is not None:
             return made
         return "the calibration has too few references that are not judged themselves"
+    if not match.same and data.records_D[d] is not None:
+        return (
+            "no calibration, and the provider states nothing of its machine: known transcripts of another "
+            "kernel, setting or machine say how many tokens of an honest one are not greedy here"
+        )
     if not match.same:
         return f"no calibration, and the environment classes are not shown to be one ({match.why})"
     if start:

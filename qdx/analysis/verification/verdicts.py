@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -226,7 +226,10 @@ def _of_records(evidence: Evidence, tested: Claim, d: int, c: int, record: Recor
     said = "; ".join(part for part in (about, _tests_text(tested), blocked) if part)
     if strong and not _units_overlap(data, d):
         return Verdict("not refuted", "text", said)
-    return Verdict("undecided", "evidence", f"{said}{_remedy(evidence, tested, d)}")
+    only_text = replace(
+        tested, unlisted={"text": tested.unlisted["text"]} if "text" in tested.unlisted else {}
+    )
+    return Verdict("undecided", "evidence", f"{said}{_remedy(evidence, only_text, d)}")
 
 
 def _refuted(evidence: Evidence, tested: Claim, d: int, c: int, rows: str) -> Verdict:
