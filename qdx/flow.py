@@ -103,6 +103,8 @@ class Flow:
 
     def _prefill_again(self, prompts: list[list[int]]) -> None:
         """Make these the prompts that the next replay starts from; nothing is recorded."""
+        if isinstance(self.backend, OnePass):  # its replays compute a prefill of their own
+            return
         silent: Any = Listener([len(ids) for ids in prompts])
         self.backend.prefill(prompts, silent)
 

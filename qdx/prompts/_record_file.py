@@ -81,6 +81,8 @@ class Transcript:
     logprob_T: NDArray[np.float32]
     top_id_TK: NDArray[np.int32]
     top_logprob_TK: NDArray[np.float32]
+    prompt_id_PK: NDArray[np.int32]
+    prompt_logprob_PK: NDArray[np.float32]
 
 
 @dataclass
@@ -198,6 +200,9 @@ def transcript(
         When the answer gives no transcript.
     """
     prompt, answer = ids.prompt(record), ids.answer(record)
+    if not prompt.ids:
+        raise LeftOut("its prompt has no token")
+    ids.fit(prompt, answer)
     sampling = record.sampling.assuming(assume)
     count = len(answer.ids)
     tokens = record.tokens[:count] if len(record.tokens) >= count else ()
@@ -209,6 +214,13 @@ def transcript(
         logprob_T[t] = token.logprob
         for k, other in enumerate(token.top[:width]):
             top_id_TK[t, k], top_logprob_TK[t, k] = ids.known(other), other.logprob
+    listed = record.prompt_logprobs or ()
+    most = min(MOST_RANKS, max((len(one) for one in listed), default=0))
+    prompt_id_PK = np.full((len(listed), most), -1, np.int32)
+    prompt_logprob_PK = np.full((len(listed), most), np.nan, np.float32)
+    for p, one in enumerate(listed):
+        for k, (number, value) in enumerate(list(one.items())[:most]):
+            prompt_id_PK[p, k], prompt_logprob_PK[p, k] = number, value
     stated: dict[str, Any] = {name: getattr(sampling, name) for name in NUMBERS}
     stated |= {
         "seed": "" if sampling.seed is None else str(sampling.seed),
@@ -235,6 +247,8 @@ def transcript(
         logprob_T,
         top_id_TK,
         top_logprob_TK,
+        prompt_id_PK,
+        prompt_logprob_PK,
     )
 
 
@@ -248,13 +262,14 @@ def labels(transcripts: Sequence[Transcript]) -> dict[tuple[str, str, str], str]
     """Return a name for everybody who answered, in the alphabet of labels; no two are equal."""
     found: dict[tuple[str, str, str], str] = {}
     for who in dict.fromkeys(one.who for one in transcripts):
-        text = ":".join(part for part in who if part) or "provider"
+        text = "+".join(part for part in who if part) or "provider"
         # A model that lies in a folder is called by its last parts.
         text = "_".join(text.split("/")[-2:]) if text.startswith("/") else text.replace("/", "_")
-        text = re.sub(r"[^A-Za-z0-9_.,=+:@-]", "_", text)[:70]
+        # What can be typed as a key of verify.claims without quotes.
+        text = re.sub(r"[^A-Za-z0-9_.+@-]", "_", text)[:70]
         number, name = 1, text
         while name in found.values():
-            number, name = number + 1, f"{text}~{number + 1}"
+            number, name = number + 1, f"{text}@{number + 1}"
         found[who] = name
     return found
 
@@ -333,6 +348,12 @@ def notes(request: Request, found: Collected, decoding: Mapping[str, Decoding]) 
     if cut := sum(one.answer.left_out for one in transcripts):
         lines.append(
             f"{cut:,} tokens cannot be known and are left out, with all that follow them in their answers"
+        )
+    modes = {str(one.stated["logprobs_mode"]) for one in transcripts if len(one.logprob_T)}
+    if "" in modes:
+        lines.append(
+            "log-probabilities are kept as they are stated: logprobs_mode (before or after temperature and "
+            "truncation) is not stated"
         )
     for label, one in decoding.items():
         lines += _of_decoding(label, one, request.assume)
@@ -537,7 +558,9 @@ def _positions(transcripts: Sequence[Transcript], table: NDArray[np.int64], long
             own[d, r, :count] = one.logprob_T
             top_id[d, r, :count, :k], top[d, r, :count, :k] = one.top_id_TK, one.top_logprob_TK
     dims = ("config", "reference", "output_token")
+    of_prompts = _of_prompts(transcripts, table)
     return {
+        **of_prompts,
         "logprob": (dims, own, {"units": "nat", "long_name": "stated log-probability of the token"}),
         "top_id": (
             (*dims, "rank"),
@@ -549,6 +572,27 @@ def _positions(transcripts: Sequence[Transcript], table: NDArray[np.int64], long
             top,
             {"units": "nat", "long_name": "their stated log-probabilities"},
         ),
+    }
+
+
+def _of_prompts(transcripts: Sequence[Transcript], table: NDArray[np.int64]) -> dict[str, Any]:
+    """Stated log-probabilities of prompts, over (config, reference, prompt_token, prompt_rank)."""
+    length = max(one.prompt_id_PK.shape[0] for one in transcripts)
+    width = max(one.prompt_id_PK.shape[1] for one in transcripts)
+    if not length * width:
+        return {}
+    ids = np.full((*table.shape, length, width), -1, np.int32)
+    values = np.full(ids.shape, np.nan, np.float32)
+    for (d, r), i in np.ndenumerate(table):
+        if i >= 0:
+            one = transcripts[int(i)]
+            count, k = one.prompt_id_PK.shape
+            ids[d, r, :count, :k], values[d, r, :count, :k] = one.prompt_id_PK, one.prompt_logprob_PK
+    dims = ("config", "reference", "prompt_token", "prompt_rank")
+    about = "log-probabilities that the record lists for each token of the prompt"
+    return {
+        "prompt_id": (dims, ids, {"units": "1", "long_name": f"ids of the {about}; -1: none"}),
+        "prompt_logprob": (dims, values, {"units": "nat", "long_name": about}),
     }
 
 

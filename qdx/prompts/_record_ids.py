@@ -54,10 +54,22 @@ class Ids:
     tokenizer : transformers.PreTrainedTokenizerBase
     vocab : int
         Logits in a row of the model.
+    context : int, optional
+        Tokens that the model has positions for.
     """
 
-    def __init__(self, tokenizer: Any, vocab: int) -> None:
-        self._tokenizer, self._vocab = tokenizer, vocab
+    def __init__(self, tokenizer: Any, vocab: int, context: int | None = None) -> None:
+        self._tokenizer, self._vocab, self._context = tokenizer, vocab, context
+
+    def fit(self, prompt: Prompt, answer: Answer) -> None:
+        """Refuse what the model has no positions for.
+
+        Raises
+        ------
+        LeftOut
+        """
+        if self._context is not None and len(prompt.ids) + len(answer.ids) > self._context:
+            raise LeftOut(f"prompt and answer are longer than the model's {self._context:,} positions")
 
     def prompt(self, record: Record) -> Prompt:
         """Return the ids of a record's prompt.

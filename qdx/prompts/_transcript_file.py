@@ -111,7 +111,10 @@ def locate(path: object) -> Path:
     from hydra.utils import to_absolute_path
 
     if not isinstance(path, str | Path) or not str(path).strip():
-        raise QdxError(f"prompts.path={path}: give the producers' sweep.nc, its folder or a commitments file")
+        raise QdxError(
+            f"prompts.path={path}: give the producers' sweep.nc, its folder, a commitments file or "
+            "records of another program"
+        )
     found = Path(to_absolute_path(str(Path(path).expanduser())))
     if found.is_dir():
         if not (found / "sweep.nc").is_file():

@@ -90,6 +90,8 @@ def convert(node: Any, checkpoint: Checkpoint) -> Path:
     ------
     QdxError
     """
+    from hydra.utils import to_absolute_path
+
     from qdx import models, plugins
     from qdx.dataset.guarding import allow
     from qdx.dataset.provenance import code_sha256
@@ -101,7 +103,7 @@ def convert(node: Any, checkpoint: Checkpoint) -> Path:
     request = Request(
         locate(node.path),
         node.reader or "",
-        str(locate(node.requests)) if node.requests else "",
+        str(Path(to_absolute_path(str(Path(node.requests).expanduser())))) if node.requests else "",
         node.records,
         dict(node.assume or {}),
     )
@@ -111,7 +113,7 @@ def convert(node: Any, checkpoint: Checkpoint) -> Path:
         json.dumps(
             [
                 _digest(request.path),
-                _digest(Path(request.requests)) if request.requests else "",
+                _digest(Path(request.requests)) if Path(request.requests).is_file() else "",
                 [request.reader, request.records, sorted(request.assume.items()), request.path.name],
                 tokenizer,
                 models.vocab_size(checkpoint.path),
@@ -128,7 +130,11 @@ def convert(node: Any, checkpoint: Checkpoint) -> Path:
     target = models.cache_folder() / "records" / f"{key[:32]}.nc"
     if target.is_file():
         return target
-    ids = Ids(models.load_tokenizer(checkpoint.path), models.vocab_size(checkpoint.path))
+    ids = Ids(
+        models.load_tokenizer(checkpoint.path),
+        models.vocab_size(checkpoint.path),
+        models.context_length(checkpoint.path),
+    )
     found = collect(request, ids, defaults_of(checkpoint.path))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

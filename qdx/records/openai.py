@@ -232,6 +232,8 @@ def _common(where: str, request: Fields | None, body: Fields) -> Record:
         )
     if request is not None:
         messages = request.objects("messages")
+        if (own := request.raw("chat_template")) is not None:
+            raise FieldError(request.at("chat_template"), own, "the model's own template: another is not run")
         template = request.raw("chat_template_kwargs") or {}
         if not isinstance(template, dict):
             raise FieldError(request.at("chat_template_kwargs"), template, "an object")

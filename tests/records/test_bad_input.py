@@ -267,3 +267,65 @@ def test_two_requests_of_one_name_answer_nothing(tmp_path: Path) -> None:
     found = list(choose(path, requests=str(requests))[1].read(path))
     assert "custom_id is 'request-0': expected one request of that name" in str(found[0])
     assert isinstance(found[1], Record) and found[1].messages
+
+
+def test_a_template_that_a_request_brings_along_is_not_run(tmp_path: Path, ids: Ids) -> None:
+    path = tmp_path / "responses.jsonl"
+    own = changed(lambda v: v["request"].update(chat_template="{{ 1 / 0 }}"))
+    path.write_text(f"{GOOD[0]}\n{own}\n")
+    found = gathered(path, ids)
+    assert len(found.transcripts) == 1 and "request.chat_template is '{{ 1 / 0 }}'" in found.losses.named[0]
+
+
+def test_what_the_model_has_no_positions_for_is_left_out_and_counted(tmp_path: Path, ids: Ids) -> None:
+    path = tmp_path / "responses.jsonl"
+    path.write_text("\n".join(GOOD))
+    short = Ids(ids._tokenizer, VOCAB, context=60)
+    assert [len(one.prompt.ids) + len(one.answer.ids) for one in gathered(path, ids).transcripts] == [
+        46,
+        48,
+        60,
+        66,
+    ]
+    found = gathered(path, short)
+    assert len(found.transcripts) == 3
+    assert dict(found.left_out) == {"prompt and answer are longer than the model's 60 positions": 1}
+
+
+def test_every_provider_has_a_name_that_can_be_typed_and_is_no_other_ones(tmp_path: Path, ids: Ids) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from qdx.prompts._record_file import labels
+    from qdx.prompts._transcript_file import check_name
+
+    path = tmp_path / "responses.jsonl"
+    lines = []
+    for i, (provider, model) in enumerate(
+        [
+            ("Together", "qwen/qwen3-8b"),
+            ("Together", "qwen_qwen3-8b"),
+            ("", "/home/me/models/qwen"),
+            ("a b\x1b", "é"),
+        ]
+    ):
+        lines.append(
+            changed(lambda v, p=provider, m=model, i=i: v["response"].update(provider=p, model=m, id=f"c{i}"))
+        )
+    path.write_text("\n".join(lines))
+    names = list(labels(gathered(path, ids).transcripts).values())
+    assert names[:2] == ["Together+qwen_qwen3-8b", "Together+qwen_qwen3-8b@2"]
+    assert names[2] == "models_qwen" and len(set(names)) == 4
+    for name in names:
+        check_name(name, "a label")
+        text = f"verify.claims={{{name}: none}}"
+        assert OverridesParser.create().parse_override(text).value() == {name: "none"}
+
+
+def test_log_probabilities_of_a_prompt_are_kept(tmp_path: Path, ids: Ids) -> None:
+    found = gathered(FILES / "vllm_completions.jsonl", ids)
+    for one in found.transcripts:
+        assert one.prompt_id_PK.shape[0] == len(one.prompt.ids)
+        assert one.prompt_id_PK[1:, 0].tolist() == list(one.prompt.ids[1:]), (
+            "vLLM lists the token itself first"
+        )
+        assert (one.prompt_logprob_PK[1:, 0] < 0).all()
