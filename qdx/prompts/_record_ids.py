@@ -111,9 +111,10 @@ class Ids:
         if record.output_ids is not None:
             ids = self._checked(record.output_ids, "token_ids")
             return Answer(ids, TEXT if record.retokenized else GIVEN)
-        if record.tokens and not record.reasoning and not record.tool_calls:
-            return self._by_bytes(record.tokens)
-        if record.reasoning or record.tool_calls:
+        joined = bool(record.reasoning or record.tool_calls)
+        if record.tokens and (not joined or len(record.tokens) == record.completion_tokens):
+            return self._by_bytes(record.tokens)  # reasoning is among them where they are all
+        if joined:
             return self._joined(record)
         return self._by_text(record)
 

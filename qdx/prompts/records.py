@@ -33,7 +33,12 @@ DECIDING = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json"
 
 
 def is_record_file(path: Path) -> bool:
-    """Whether a file is none that qdx wrote, so that a reader of records has to take it."""
+    """Whether a file is none that qdx wrote, so that a reader of records has to take it.
+
+    What is called ``.nc`` is one of qdx's, which may be damaged.
+    """
+    if path.suffix == ".nc":
+        return False
     with path.open("rb") as stream:
         return not stream.read(4).startswith(NETCDF)
 

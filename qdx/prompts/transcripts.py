@@ -75,13 +75,7 @@ class Transcripts:
     @cached_property
     def file(self) -> File:
         """The checked content of the file; see `qdx.prompts._transcript_file.read`."""
-        path = locate(self.path)
-        if is_record_file(path):
-            raise QdxError(
-                f"{path} is no file that qdx wrote: a sweep makes transcripts of it (python -m qdx -m "
-                "prompts=transcripts …), nothing else does"
-            )
-        return read_once(path)
+        return read_once(locate(self.path))
 
     def load(self, tokenizer: Any) -> list[Reference]:
         """Return the references, their text decoded from the token ids; see `PromptSource.load`."""
