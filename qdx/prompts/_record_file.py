@@ -254,7 +254,10 @@ def transcript(
 
 def _json(value: object) -> str:
     """JSON in ASCII, as far as it is kept: cut JSON would be no JSON, so what is too long is counted."""
-    text = json.dumps(value, default=str)
+    try:
+        text = json.dumps(value, default=str)
+    except RecursionError:
+        return json.dumps({"left out": "nested too deeply"})
     return text if len(text) <= LONGEST_OTHER else json.dumps({"characters left out": len(text)})
 
 

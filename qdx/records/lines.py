@@ -22,6 +22,7 @@ MOST_BYTES = 2**28  # of a document that is one object: Python's objects take te
 HEAD = 2**20  # bytes that a format is recognised from, and the whole first line
 _PIECE = 2**18
 _SPACE = " \t\r\n"
+_HALVES = re.compile("[\ud800-\udfff]")
 _SPACES = re.compile(r"[ \t\r\n]*")
 
 
@@ -81,7 +82,7 @@ def parse(text: str | bytes) -> Any:
         When it is not JSON, is nested too deeply, or names a key twice.
     """
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        return _whole_text(json.loads(text, object_pairs_hook=_once))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError as error:
@@ -199,6 +200,7 @@ def _array(path: Path, stream: IO[bytes]) -> Iterator[Value | Unreadable]:
         if number >= 0 and at < len(text):
             try:
                 value, end = scanner.raw_decode(text, at)
+                value = _whole_text(value)
                 if ended or end < len(text):  # a number that ends where the text does may go on
                     yield Value(where, value)
                     at, number = end, number + 1
@@ -222,6 +224,17 @@ def _array(path: Path, stream: IO[bytes]) -> Iterator[Value | Unreadable]:
         except UnicodeDecodeError as error:
             yield Unreadable(where, f"byte {error.start} of it is not UTF-8; what follows is not read")
             return
+
+
+def _whole_text(value: Any) -> Any:
+    """Put � for halves of a surrogate pair, which JSON can escape and no tokenizer and no file can hold."""
+    if isinstance(value, str):
+        return value if value.isascii() else _HALVES.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [_whole_text(one) for one in value]
+    if isinstance(value, dict):
+        return {_whole_text(name): _whole_text(one) for name, one in value.items()}
+    return value
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -341,9 +341,8 @@ def _token(entry: Fields) -> Token:
     ):
         raise FieldError(entry.at("bytes"), octets, "a list of bytes")
     # vLLM puts the bytes of the words "token_id:5" there in its list of alternatives.
-    known = (
-        bytes(octets) if (octets and bytes(octets) != text.encode()) or (octets and number is None) else None
-    )
+    literal = number is not None and bytes(octets or ()) == text.encode()
+    known = None if literal or not octets else bytes(octets)
     return Token(text, known, number, logprob(entry.raw("logprob"), entry.at("logprob")))
 
 

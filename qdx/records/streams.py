@@ -23,7 +23,7 @@ class _Open:
     size: int = 0
 
     def add(self, piece: dict[str, Any]) -> None:
-        self.size += len(str(piece))
+        self.size += size_of(piece)
         for name, value in piece.items():
             if name != "choices" and value is not None:
                 self.body.setdefault(name, value)
@@ -47,6 +47,19 @@ class _Open:
         chat = any("message" in choice for choice in self.choices.values())
         kind = "chat.completion" if chat else "text_completion"
         return {**self.body, "object": kind, "choices": [self.choices[i] for i in sorted(self.choices)]}
+
+
+def size_of(value: object) -> int:
+    """About how many characters a JSON value has."""
+    left, size = [value], 0
+    while left:
+        one = left.pop()
+        size += len(one) if isinstance(one, str) else 8
+        if isinstance(one, list):
+            left += one
+        elif isinstance(one, dict):
+            left += [*one, *one.values()]
+    return size
 
 
 def _extend(whole: dict[str, Any], piece: dict[str, Any]) -> None:
