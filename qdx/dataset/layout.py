@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 SCHEMA_VERSION = 2
 READABLE = (1, 2)
 PHASES = ("prefill", "decode", "replay")
+RECORDS = "records"  # kind of a file that was made of other programs' records: it has tokens, and no rows
 REGIONS = ("prefix", "content", "suffix", "output")
 ROW_DIMS = ("config", "repeat", "reference", "position")
 

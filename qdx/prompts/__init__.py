@@ -8,6 +8,7 @@ programs' records, with the tokens that were generated after them.
 
 from __future__ import annotations
 
+from qdx.dataset.layout import RECORDS
 from qdx.prompts._reference import (
     PromptSource,
     Reference,
@@ -17,7 +18,6 @@ from qdx.prompts._reference import (
     describe,
     references_sha256,
 )
-from qdx.prompts._transcript_file import RECORDS
 from qdx.prompts.inline import Inline
 from qdx.prompts.pdf import Pdf
 from qdx.prompts.pydoc import Pydoc

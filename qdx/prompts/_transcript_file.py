@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qdx.dataset.layout import RECORDS
 from qdx.errors import QdxError, printable
 from qdx.prompts._reference import Ids, Reference, references_sha256
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from qdx.dataset.layout import Producer
 
 GROUPS = ("references", "provenance", "prefill", "decode", "output")
-RECORDS = "records"  # of other programs, see `qdx.prompts._record_file`: tokens, and no rows
 OF_RECORDS = ("references", "provenance", "decode", "output", "stated")
 KINDS = ("sweep", "commitments", RECORDS)
 UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # Unicode categories

@@ -100,7 +100,8 @@ def convert(node: Any, checkpoint: Checkpoint) -> Path:
     from qdx import models, plugins
     from qdx.dataset.guarding import allow
     from qdx.dataset.provenance import code_sha256
-    from qdx.prompts._record_file import Request, collect, write
+    from qdx.prompts._record_collect import Request, collect
+    from qdx.prompts._record_file import write
     from qdx.prompts._record_ids import Ids
     from qdx.records.decoding import defaults_of
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdx import new_file
+from qdx.dataset.layout import RECORDS
 from qdx.errors import QdxError
 from qdx.plugins import register
 from qdx.prompts._reference import Reference, Summary
-from qdx.prompts._transcript_file import RECORDS, clean, locate, read_once
 from qdx.prompts._transcript_file import Transcripts as File
+from qdx.prompts._transcript_file import clean, locate, read_once
 from qdx.prompts.records import OPTIONS as OF_RECORDS
 from qdx.prompts.records import converted, is_record_file
 

@@ -12,7 +12,7 @@ import pytest
 
 from qdx.dataset.guarding import allow
 from qdx.errors import QdxError
-from qdx.prompts._record_file import Collected, Request, collect
+from qdx.prompts._record_collect import Collected, Request, collect
 from qdx.prompts._record_ids import Ids
 from qdx.records import Record, Unreadable, choose
 from tests.records import FILES
@@ -113,7 +113,7 @@ def test_control_characters_act_on_no_terminal(tmp_path: Path, ids: Ids) -> None
     bad = changed(lambda v: v["request"].update(temperature="\x1b[2J"))
     path.write_text(f"{GOOD[0]}\n{bad}\n")
     found = gathered(path, ids)
-    from qdx.prompts._record_file import notes
+    from qdx.prompts._record_collect import notes
 
     assert "\x1b" not in "\n".join(notes(Request(path), found, {}))
 
@@ -230,7 +230,7 @@ def test_a_damaged_member_is_named(tmp_path: Path) -> None:
 def test_more_answers_than_are_replayed_unasked_are_refused_with_the_way_out(
     tmp_path: Path, ids: Ids, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qdx.prompts._record_file.MOST", 20)
+    monkeypatch.setattr("qdx.prompts._record_collect.MOST", 20)
     path = tmp_path / "many.jsonl"
     path.write_text("\n".join(changed(lambda v, i=i: v["response"].update(id=f"c{i}")) for i in range(30)))
     with pytest.raises(QdxError, match=r"more than 20 answers.*prompts.records=2 takes so many of them"):
@@ -295,7 +295,7 @@ def test_what_the_model_has_no_positions_for_is_left_out_and_counted(tmp_path: P
 def test_every_provider_has_a_name_that_can_be_typed_and_is_no_other_ones(tmp_path: Path, ids: Ids) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from qdx.prompts._record_file import labels
+    from qdx.prompts._record_collect import labels
     from qdx.prompts._transcript_file import check_name
 
     path = tmp_path / "responses.jsonl"

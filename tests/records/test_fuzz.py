@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from qdx.prompts._record_file import Request, collect, groups_of, labels, notes, write
+from qdx.prompts._record_collect import Request, collect, groups_of, labels, notes
+from qdx.prompts._record_file import write
 from qdx.prompts._record_ids import Ids
 from qdx.prompts._transcript_file import read as read_transcripts
 from qdx.records import Record, Unreadable, choose

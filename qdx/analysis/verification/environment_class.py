@@ -10,6 +10,7 @@ import xarray as xr
 
 from qdx.analysis.view import SETTINGS, settings_of, stated
 from qdx.dataset.arithmetic import canonical
+from qdx.dataset.layout import RECORDS
 
 # A fact that cannot be empty on that kind of machine: where it is empty, the file does not state it.
 EVERYWHERE = {
@@ -113,7 +114,7 @@ def class_of(tree: xr.DataTree, rows: xr.Dataset, label: str) -> dict[str, str]:
     on_gpu = of("compute_capability") not in ("", "cpu", "0", "none")
     names = [*EVERYWHERE, *(ON_GPU if on_gpu else ON_CPU)]
     # Records of other programs do not even say that.
-    recorded = str(tree.attrs.get("kind", "")) == "records"
+    recorded = str(tree.attrs.get("kind", "")) == RECORDS
     facts = {"gpu or cpu": "" if recorded else "GPU" if on_gpu else "CPU"}
     if of("simulated").lower() in ("true", "1"):
         names += OF_A_MODEL

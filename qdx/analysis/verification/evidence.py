@@ -15,7 +15,7 @@ from qdx.analysis.numerics import Floats, Ints
 from qdx.analysis.verification.compared import Compared
 from qdx.analysis.verification.environment import record_differs
 from qdx.analysis.verification.environment_class import MACHINE, TITLES, Match, compare
-from qdx.analysis.verification.gather import Recorded, Replays
+from qdx.analysis.verification.gather import Replays
 from qdx.analysis.verification.likelihood import row_mean
 from qdx.analysis.verification.p_values import (
     bonferroni,
@@ -29,6 +29,7 @@ from qdx.analysis.verification.p_values import (
     split,
 )
 from qdx.analysis.verification.profile import fit_profile, symmetric_scores
+from qdx.analysis.verification.recorded import Recorded
 from qdx.analysis.verification.units import greatest_of_units
 from qdx.backends.sampling import plain_greedy
 

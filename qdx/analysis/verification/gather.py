@@ -24,39 +24,22 @@ from qdx.analysis.verification.environment import facts_of
 from qdx.analysis.verification.environment_class import MACHINE, class_of, compare
 from qdx.analysis.verification.exact import Repeating, pooled, repeating
 from qdx.analysis.verification.likelihood import Calibration, energy, row_mean, ulp_floor
-from qdx.analysis.verification.units import Span, spans_of, units_of
+from qdx.analysis.verification.recorded import (
+    Recorded,
+    notes_of,
+    record_of,
+    shared_groups,
+    stated_text,
+    there_only,
+)
+from qdx.analysis.verification.units import spans_of, units_of
 from qdx.dataset.lacking import versions
-from qdx.errors import QdxError, printable
+from qdx.dataset.layout import RECORDS
+from qdx.errors import QdxError
 
 SHARED = {"tokenizer_sha256": "tokenizer", "vocab": "vocabulary size", "sketch_seed": "seed of the sketches"}
 REPLAY = ("producer", "config", "repeat", "reference", "position")
-RECORDS = "records"  # kind of a file of other programs' records: tokens, and no rows
-MOST_NOTES, LONGEST_NOTE = 60, 400  # lines of a file of records, and characters of each, that are shown
 UNREAL = 1e250  # energy of a published row whose sketch is not finite: further off than any real one
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """What records of another program say of a producer, and what had to be taken for granted.
-
-    Attributes
-    ----------
-    assumed, asked : str
-        Sampling parameters that are not stated: those that were taken to do nothing, and those that nobody
-        can assume.
-    other_prompts : int
-        Transcripts whose record states another number of prompt tokens than were replayed.
-    example : (int, int)
-        Stated and replayed number of the first of them.
-    from_text : int
-        Transcripts whose ids were made from text.
-    """
-
-    assumed: str = ""
-    asked: str = ""
-    other_prompts: int = 0
-    example: tuple[int, int] = (0, 0)
-    from_text: int = 0
 
 
 @dataclass(frozen=True)
@@ -393,10 +376,10 @@ def _align(
     margin_DCRT, tied_DCRT = _margins(replay, captured_DCQRT[:, :, 0])
     keys = _keys(tree, references)
     batch = [str(v) for v in np.broadcast_to(own["batch_size"].values, (len(producers),))]
-    shared = _shared(tree, producers, references) if recorded else [()] * len(producers)
+    shared = shared_groups(tree, producers, references) if recorded else [()] * len(producers)
     spans, emitted_DR = spans_of(tree, references), (_transcripts(tree, producers, references) >= 0).sum(-1)
     units = [
-        units_of(*_there(keys, spans, own_R), int(size or 1), groups)
+        units_of(*there_only(keys, spans, own_R), int(size or 1), groups)
         for size, groups, own_R in zip(batch, shared, emitted_DR, strict=True)
     ]
     stored = tree["provenance"].to_dataset() if "provenance" in tree.children else xr.Dataset()
@@ -425,55 +408,15 @@ def _align(
         record_C=[facts_of(verifier, "replay", label) for label in configs],
         processes_C=[_count(shown, "repeat_processes", label) for label in configs],
         repeats=replay.sizes["repeat"],
-        sampling_D=[_text(stored, "sampling", label) for label in producers],
-        records_D=[_record_of(tree, stored, label) if recorded else None for label in producers],
-        notes=_notes(tree) if recorded else [],
+        sampling_D=[stated_text(stored, "sampling", label) for label in producers],
+        records_D=[record_of(tree, stored, label) if recorded else None for label in producers],
+        notes=notes_of(tree) if recorded else [],
         schema_D=[versions(tree).get(label, 0) for label in producers],
     )
 
 
-def _shared(tree: xr.DataTree, producers: list[str], references: list[str]) -> list[tuple[int, ...]]:
-    """Groups of each producer's transcripts that share a seed or are one cached answer; −1: no transcript."""
-    group = tree["stated"].to_dataset()["group"].sel(config=producers, reference=references)
-    return [tuple(map(int, row)) for row in group.transpose("config", "reference").values]
-
-
-def _notes(tree: xr.DataTree) -> list[str]:
-    lines = [printable(line)[:LONGEST_NOTE] for line in str(tree.attrs.get("notes", "")).split("\n") if line]
-    return lines[:MOST_NOTES]
-
-
-def _there(keys: Sequence[str], spans: Sequence[Span], emitted_R: Ints) -> tuple[list[str], list[Span]]:
-    """Keys and spans of a producer's transcripts; a reference without one is a unit of nobody."""
-    nobody: Span = ("", 0, np.empty(0, np.int64))
-    return (
-        [key if n else f"no transcript {i}" for i, (key, n) in enumerate(zip(keys, emitted_R, strict=True))],
-        [span if n else nobody for span, n in zip(spans, emitted_R, strict=True)],
-    )
-
-
-def _record_of(tree: xr.DataTree, stored: xr.Dataset, label: str) -> Recorded:
-    about = tree["stated"].to_dataset().sel(config=label)
-    length = tree["references"].to_dataset()["length"].sel(reference=about["reference"]).values
-    said, here = about["prompt_tokens"].values, about["group"].values >= 0
-    other = here & (said >= 0) & (said != length)
-    first = int(np.argmax(other)) if other.any() else 0
-    how = about["answer_how"].values.astype(str)
-    return Recorded(
-        _text(stored, "assumed", label),
-        _text(stored, "asked", label),
-        int(other.sum()),
-        (int(said[first]), int(length[first])),
-        int((here & np.isin(how, ("text", "joined"))).sum()),
-    )
-
-
-def _text(stored: xr.Dataset, name: str, label: str) -> str:
-    return str(stored[name].sel(config=label).values) if name in stored else ""
-
-
 def _count(stored: xr.Dataset, name: str, label: str) -> int:
-    text = _text(stored, name, label)
+    text = stated_text(stored, name, label)
     return int(text) if text.isdigit() else 0
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from qdx.analysis.layout import plural
 from qdx.analysis.verification.compared import Compared
 from qdx.analysis.verification.evidence import Claim, Test, counts_needed, other_prompts, sampling_of
-from qdx.analysis.verification.gather import Recorded, Replays
+from qdx.analysis.verification.gather import Replays
+from qdx.analysis.verification.recorded import Recorded
 
 KINDS: Mapping[str, str] = {
     "confirmed": "every row is bit-equal, and the text is what these rows say",
