@@ -310,7 +310,7 @@ def notes(request: Request, found: Collected, decoding: Mapping[str, Decoding]) 
             f"{first.stated['where']}): another template or a hidden system prompt; nothing is decided"
         )
     own = [one for one in transcripts if one.prompt.how == "given" and one.prompt.made >= 0]
-    if other := [one for one in own if one.prompt.made != len(one.prompt.ids)]:
+    if other := [one for one in own if one.prompt.differs]:
         lines.append(
             f"PROMPT: the provider's prompt has {len(other[0].prompt.ids)} tokens by its own ids, the "
             f"template makes {other[0].prompt.made} of the request ({len(other)} of {len(own)} answers): "

@@ -26,11 +26,15 @@ LONGEST = 200  # characters of a template's complaint
 
 @dataclass(frozen=True)
 class Prompt:
-    """The token ids of a prompt, how they are known, and how many the template makes of the request (−1)."""
+    """The token ids of a prompt, how they are known, and what the template makes of the request.
+
+    `made` is the number of its tokens (−1: not known), `differs` whether given ids are others than those.
+    """
 
     ids: tuple[int, ...]
     how: str
     made: int = -1
+    differs: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ class Ids:
         """
         if record.prompt_ids is not None:
             ids = self._checked(record.prompt_ids, "prompt_token_ids")
-            return Prompt(ids, GIVEN, self._made(record))
+            made = self._made(record)
+            return Prompt(ids, GIVEN, -1 if made is None else len(made), made is not None and made != ids)
         if record.messages is not None:
             ids = self._template(record)
             return Prompt(ids, TEMPLATE, len(ids))
@@ -205,14 +210,14 @@ class Ids:
         self._confirmed(record, len(ids), necessary=True)
         return Answer(ids, JOINED)
 
-    def _made(self, record: Record) -> int:
-        """How many tokens the template makes of a request whose ids are given; −1 where it cannot."""
+    def _made(self, record: Record) -> tuple[int, ...] | None:
+        """What the template makes of a request whose ids are given; None where it cannot."""
         if record.messages is None:
-            return -1
+            return None
         try:
-            return len(self._template(record))
+            return self._template(record)
         except FieldError:
-            return -1
+            return None
 
     def _template(self, record: Record) -> tuple[int, ...]:
         text = self._rendered(record, [])

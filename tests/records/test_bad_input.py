@@ -329,3 +329,19 @@ def test_log_probabilities_of_a_prompt_are_kept(tmp_path: Path, ids: Ids) -> Non
             "vLLM lists the token itself first"
         )
         assert (one.prompt_logprob_PK[1:, 0] < 0).all()
+
+
+def test_given_ids_that_the_template_does_not_make_of_the_request_are_reported_first(
+    tmp_path: Path, ids: Ids
+) -> None:
+    from qdx.prompts._record_collect import notes
+
+    path = tmp_path / "responses.jsonl"
+    same_length = changed(lambda v: v["response"]["prompt_token_ids"].__setitem__(3, 5), 0)
+    path.write_text("\n".join([same_length, *GOOD[1:]]))
+    found = gathered(path, ids)
+    assert [one.prompt.differs for one in found.transcripts] == [True, False, False, False]
+    first = notes(Request(path), found, {})[0]
+    assert (
+        first.startswith("PROMPT:") and "(1 of 4 answers)" in first and "the given ids are replayed" in first
+    )
