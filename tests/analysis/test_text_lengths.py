@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qdx.analysis.verification.environment_class import Match
-from qdx.analysis.verification.evidence import Calibrated, _text_scores
-from qdx.analysis.verification.gather import Replays
-from qdx.analysis.verification.p_values import pooled_p
+from qdx.verification.environment_class import Match
+from qdx.verification.evidence import Calibrated, _text_scores
+from qdx.verification.p_values import pooled_p
+from qdx.verification.replays import Replays
 from tests.analysis.replaying import trees
 
 ALPHA, TRIALS, TOKENS = F(1, 20), 300, 16

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from qdx.analysis.verification import verify
-from qdx.analysis.verification.verdicts import BAD, exit_status
 from qdx.backends.sampling import greedy
+from qdx.verification import verify
+from qdx.verification.verdicts import BAD, exit_status
 from tests.analysis.replaying import trees
 
 TOKENS, JUDGED, KNOWN = 16, 8, 60

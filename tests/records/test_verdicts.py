@@ -12,9 +12,9 @@ import pytest
 import xarray as xr
 
 import qdx
-from qdx.analysis.verification import verify
 from qdx.errors import QdxError
 from qdx.prompts._transcript_file import read
+from qdx.verification import verify
 from tests.hostile.making import rewritten
 from tests.records import FILES
 from tests.sweeping import checkpoints
