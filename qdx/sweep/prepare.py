@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from qdx import models, plugins
-from qdx.capture import plan
+from qdx.capture.plan import plan
 from qdx.dataset import folder, resume, size
 from qdx.dataset.check import reading
 from qdx.dataset.guarding import guard
