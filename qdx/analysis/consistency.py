@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from qdx.analysis.options import check
-from qdx.analysis.section import Section
+from qdx.analysis.section import Section, check
 from qdx.analysis.view import View
 from qdx.document.text import DIAGONAL, NOT_MEASURED, legend, matrix, percent, plural, wrap
 from qdx.plugins import register

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from qdx.analysis.options import check
-from qdx.analysis.section import Section
+from qdx.analysis.section import Section, check
 from qdx.analysis.view import PHASE_TITLES, View
 from qdx.document.text import NOT_MEASURED, figure, percent, plural, table, wrap
 from qdx.errors import QdxError, nearest

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from qdx.analysis.options import check
-from qdx.analysis.section import Section
+from qdx.analysis.section import Section, check
 from qdx.analysis.view import PHASE_TITLES, REGIONS, View, describe_metric, select_metrics
 from qdx.document.text import distance_cells, figure, legend, matrix, plural, wrap
 from qdx.plugins import register

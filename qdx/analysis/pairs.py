@@ -8,8 +8,7 @@ from itertools import combinations
 import numpy as np
 import xarray as xr
 
-from qdx.analysis.options import check
-from qdx.analysis.section import Section
+from qdx.analysis.section import Section, check
 from qdx.analysis.view import View, select_metrics
 from qdx.document.text import clip, figure, plural, table, wrap
 from qdx.plugins import register

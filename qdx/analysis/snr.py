@@ -8,8 +8,7 @@ import numpy as np
 import xarray as xr
 
 from qdx.analysis.classes import REPEATS, repeat_state
-from qdx.analysis.options import check
-from qdx.analysis.section import Section
+from qdx.analysis.section import Section, check
 from qdx.analysis.view import PHASE_TITLES, View, select_metrics
 from qdx.document.text import DIAGONAL, NOT_MEASURED, legend, matrix, plural, wrap
 from qdx.plugins import register
