@@ -1,6 +1,6 @@
 """What stays of a row of logits: a 64-bit hash, which says whether two rows are bit-equal, and a sketch.
 
-**Hash.** ``h = a_0 · V + Σ_i a_{i+1} · bits_i  (mod 2^64)``, where ``bits_i`` is the bit pattern of logit i as an
+**Hash.** ``h = a_0 · V + Σ_i a_{i+1} · bits_i (mod 2^64)``; ``bits_i`` is the bit pattern of logit i as an
 unsigned integer (16 bits for float16 and bfloat16, 32 for float32) and ``a_i`` is output i of the splitmix64
 generator started at 0, with its lowest bit set. This is the multilinear family of D. Lemire and O. Kaser,
 "Strongly universal string hashing is fast" (The Computer Journal 57, 2014). Odd multipliers make it certain,

@@ -1,5 +1,6 @@
-"""What lies in a sweep folder: which labels were asked for, are whole, failed, or never came, and whether a job's
-result is there already.
+"""What lies in a sweep folder: which labels were asked for, are whole, failed, or never came.
+
+It also says whether a job's result is there already.
 """
 
 from __future__ import annotations
