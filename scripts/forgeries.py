@@ -348,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draws = [draw(i, chosen.seed, world) for i in indices]
     folder = chosen.world / f"judged-{chosen.seed}"
     results = []
-    # Spawned: a fork of a process that has computed inherits torch's pool without its threads, and waits for ever.
+    # Spawned: a fork inherits the pool of a torch that has computed without its threads, and waits for ever.
     with ProcessPoolExecutor(chosen.jobs, multiprocessing.get_context("spawn")) as pool:
         for result in pool.map(partial(_judged, world=world, folder=folder), draws):
             results.append(result)
