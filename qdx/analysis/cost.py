@@ -13,7 +13,7 @@ from qdx.analysis.view import PHASE_TITLES, View
 from qdx.document.text import NOT_MEASURED, figure, percent, plural, table, wrap
 from qdx.errors import QdxError, nearest
 from qdx.plugins import register
-from qdx.statistics import FEWEST_REFERENCES, Bools, Floats
+from qdx.statistics import FEWEST_REFERENCES, Bools, Floats, ratio_interval, tails
 
 # Free decode is no text that two configs share.
 TEXT_REGION = {"prefill": "content", "replay": "output"}
@@ -146,11 +146,11 @@ def _measure(rows: Rows, level: float, draws: int, seed: int) -> dict[str, Float
     if not count:
         return {"rows": np.array(0)}
     change_R = np.where(used, rows.base_RP - rows.own_RP, 0.0).sum(-1)
-    low, high = pooled_interval(change_R, count_R, level, draws, seed)
+    low, high = ratio_interval(change_R, count_R, tails(level), draws, seed)
     known = used & np.isfinite(rows.kl_RP)
     kl, delta = rows.kl_RP[known], rows.delta
-    kl_low, kl_high = pooled_interval(
-        np.where(known, rows.kl_RP, 0.0).sum(-1), known.sum(-1), level, draws, seed
+    kl_low, kl_high = ratio_interval(
+        np.where(known, rows.kl_RP, 0.0).sum(-1), known.sum(-1), tails(level), draws, seed
     )
     same = int(rows.same_RP[used].sum())
     top = binomtest(same, count).proportion_ci(level, method="wilson")
@@ -185,30 +185,6 @@ def percentiles(values: Floats, levels: tuple[float, ...]) -> Floats:
         return np.full(len(levels), np.nan)
     beyond = np.minimum(levels, 1 - np.asarray(levels)) * len(values)
     return np.where(beyond >= 1 - 1e-9, np.quantile(values, levels), np.nan)
-
-
-def pooled_interval(
-    total_R: Floats, count_R: Floats, level: float, draws: int, seed: int
-) -> tuple[float, float]:
-    """Percentile bootstrap over references of the mean of all rows, Σ total / Σ count.
-
-    Parameters
-    ----------
-    total_R, count_R : array (references,)
-        Sum over the rows of a reference, and how many they are; a reference without rows is left out.
-
-    Returns
-    -------
-    (low, high)
-        NaN, NaN under `FEWEST_REFERENCES`.
-    """
-    total, count = total_R[count_R > 0], count_R[count_R > 0]
-    if len(total) < FEWEST_REFERENCES:
-        return float("nan"), float("nan")
-    drawn = np.random.default_rng(seed).integers(0, len(total), (draws, len(total)))
-    means = total[drawn].sum(-1) / count[drawn].sum(-1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def _dataset(measured: list[list[dict[str, Floats]]], phases: list[str], configs: list[str]) -> xr.Dataset:

@@ -12,7 +12,7 @@ from qdx.analysis.section import Section, check
 from qdx.analysis.view import REGIONS, View, select_metrics
 from qdx.document.text import clip, figure, legend, letters, needs_letters, percent, plural, table, wrap
 from qdx.plugins import register
-from qdx.statistics import first_difference, masked_mean, mean_of_references, mismatch_bound
+from qdx.statistics import Bools, Floats, first_difference, masked_mean, mean_of_references, mismatch_bound
 
 MOST_PAIRS = 6  # repeat pairs that get a column of their own
 
@@ -127,6 +127,30 @@ def _generations(view: View) -> xr.Dataset:
     )
 
 
+def rows_of_references(values: Floats, mask: Bools) -> Floats:
+    """Distances between repeats by what they are averaged over.
+
+    Parameters
+    ----------
+    values : array (config, repeat pair, reference, position)
+    mask : array of bool
+        Which rows count; shaped to broadcast with `values`.
+
+    Returns
+    -------
+    array (config, reference, repeat pair × position)
+        NaN where nothing was measured or counts.
+    """
+    inside = np.where(mask, values, np.nan).transpose(0, 2, 1, 3)
+    return inside.reshape(*inside.shape[:2], -1)
+
+
+def mean_floor(rows_CRX: Floats) -> Floats:
+    """The noise floor (config,): mean over references of each one's mean distance between its repeats."""
+    of_reference, _ = masked_mean(rows_CRX, np.ones(rows_CRX.shape, bool))
+    return mean_of_references(of_reference)[0]
+
+
 def _distances(view: View, names: list[str]) -> xr.Dataset:
     pairs = next((view.repeat_pairs(m, p) for m in names for p in view.phases if view.repeat_pairs(m, p)), [])
     base = (len(names), len(view.phases), len(REGIONS), len(view.configs))
@@ -140,15 +164,10 @@ def _distances(view: View, names: list[str]) -> xr.Dataset:
                 continue
             for r, mask in enumerate(view.region_masks(metric, phase).values()):
                 inside = np.where(mask, values, np.nan)
-                of_pair, _ = masked_mean(
-                    inside, np.ones(inside.shape, bool)
-                )  # config, repeat_pair, reference
+                of_pair, _ = masked_mean(inside, np.ones(inside.shape, bool))
                 pair_mean[m, p, r], _ = mean_of_references(of_pair)
-                flat = inside.transpose(0, 2, 1, 3).reshape(
-                    *of_pair[:, 0].shape, -1
-                )  # config, reference, rows
-                of_reference, _ = masked_mean(flat, np.ones(flat.shape, bool))
-                floats["mean"][m, p, r], _ = mean_of_references(of_reference)
+                flat = rows_of_references(values, mask)
+                floats["mean"][m, p, r] = mean_floor(flat)
                 for c in range(len(view.configs)):
                     finite = flat[c][np.isfinite(flat[c])]
                     rows[m, p, r, c] = len(finite)

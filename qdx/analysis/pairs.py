@@ -11,13 +11,13 @@ import xarray as xr
 from qdx.analysis.section import Section, check
 from qdx.analysis.view import View, select_metrics
 from qdx.document.text import clip, figure, plural, table, wrap
+from qdx.kernel_names import pair_type
 from qdx.plugins import register
 from qdx.statistics import (
     FEWEST_REFERENCES,
     bootstrap_interval,
     mean_of_references,
     median_of_references,
-    pair_type,
 )
 
 FEWEST_TO_GROUP = 6  # so few pairs are read one by one

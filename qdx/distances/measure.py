@@ -17,15 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qdx.dataset.layout import PHASES
 from qdx.distances.blocks import Broken, Damaged, Limits, measure_full, present
 from qdx.distances.coarse import coarsen, shared
 from qdx.distances.pairs import Measure, MetricError, Pair, PhaseRows, dataset_of, pairs_of
 
 if TYPE_CHECKING:
     import xarray as xr
-
-
-PHASES = ("prefill", "decode", "replay")
 
 
 def compute(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from qdx import new_file, plugins
 from qdx.errors import QdxError
 from qdx.locking import locked
+from qdx.progress import Progress
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -266,12 +267,12 @@ def _measure(
 
     problems = _Problems()
     dataset.merge(directory, part, damaged=problems.runs)
-    with _Progress(console) as progress:
+    with Progress("measuring distances", shown=console, every=None) as progress:
         measure.compute(
             directory,
             part,
             measures,
-            progress=progress,
+            progress=progress.reached,
             broken=problems.metrics,
             damaged=problems.rows,
             memory_mib=memory,
@@ -454,30 +455,3 @@ def show(text: str) -> None:
     """Print, also where the terminal's encoding lacks a character."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, errors="replace").decode(encoding), end="", flush=True)
-
-
-class _Progress:
-    """A bar on a terminal, on standard error so that the report can be piped; nothing in a log file."""
-
-    def __init__(self, shown: bool) -> None:
-        self._shown = shown and sys.stderr.isatty()
-        self._bar: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> _Progress:
-        if self._shown:
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task("measuring distances", total=None)
-        return self
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()

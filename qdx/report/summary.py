@@ -16,7 +16,7 @@ from qdx.analysis.view import View
 from qdx.report.state import Facts, next_command, report_command, resume_command
 from qdx.report.text import simulated_configs
 
-SCHEMA_VERSION = 2  # 2: `verdicts`
+SUMMARY_VERSION = 2  # 2: `verdicts`
 VERDICT_SCHEMA = 1
 LONG = {  # in sweep.nc; too long for a summary
     "effects": ("reference_mean", "rows", "not_measured"),
@@ -43,7 +43,7 @@ def summarize(
     """
     summary: dict[str, Any] = {
         "kind": "summary",
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": SUMMARY_VERSION,
         "qdx_version": qdx.__version__,
         "time_utc": time,
         "directory": str(facts.directory),

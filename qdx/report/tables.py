@@ -12,10 +12,10 @@ from qdx.analysis.section import Section
 from qdx.analysis.view import View
 from qdx.document.svg import NOT_MEASURED, Table, number
 from qdx.document.text import percent, plural
+from qdx.kernel_names import another_kernel
 from qdx.report.figures import unit_of
 from qdx.report.state import Facts, size
 from qdx.report.text import environment_rows
-from qdx.statistics import another_kernel
 from qdx.verification.environment import lines as environment_lines
 from qdx.verification.sections import SECTIONS as VERIFIED
 from qdx.verification.sections import STATED, is_verifier

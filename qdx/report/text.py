@@ -13,8 +13,8 @@ from qdx.analysis.view import PHASE_TITLES, View
 from qdx.dataset.lacking import lacking
 from qdx.document.text import WIDTH, clip, legend, letters, needs_letters, plural, table, wrap
 from qdx.errors import printable
+from qdx.kernel_names import another_kernel
 from qdx.report.state import Facts, next_command, report_command, resume_command, size
-from qdx.statistics import another_kernel
 from qdx.verification.sections import RULE, SECTIONS, STATED, is_verifier
 
 ENVIRONMENT = (

@@ -10,7 +10,7 @@ import xarray as xr
 from qdx.analysis.section import Section
 from qdx.analysis.view import SETTINGS, stated
 from qdx.document.text import clip, plural, wrap
-from qdx.statistics import plain_kernel
+from qdx.kernel_names import plain_kernel
 
 SOFTWARE: Mapping[str, str] = {
     "backend": "engine",
