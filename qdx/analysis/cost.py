@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -248,64 +248,60 @@ def _phase_text(view: View, at: xr.Dataset, phase: str, level: str) -> list[str]
         lines.append("    no KL: add kl to metric=[…]")
     elif int(coarse["kl"].attrs.get("coarse_rows", 0)):
         lines.append("    KL is a lower bound: rows were kept as their top ids (capture=topk)")
-    each = [at.sel(config=c) for c in at["config"].values]
-    names = [str(c) for c in at["config"].values]
+    each = {str(c): at.sel(config=c) for c in at["config"].values}
+    tables = [_perplexity(each, level), _divergence(each, level), _change(each), _change_levels(each)]
+    return [*lines, *"\n\n".join(tables).split("\n")]
 
-    def block(head: list[str], cells: list[list[str]]) -> str:
-        return table(head, [[name, *row] for name, row in zip(names, cells, strict=True)], indent="    ")
 
-    lines.append(
-        block(
-            ["config", "perplexity", "baseline's", "ratio", level, "same top", level],
-            [
-                [
-                    *(_plain(one[n]) for n in ("perplexity", "baseline_perplexity", "perplexity_ratio")),
-                    _span(one, "perplexity_ratio", _plain),
-                    percent(float(one["same_top"])),
-                    _span(one, "same_top", lambda value: percent(float(value))),
-                ]
-                for one in each
-            ],
-        )
+def _perplexity(each: Mapping[str, xr.Dataset], level: str) -> str:
+    rows = [
+        [
+            name,
+            *(_plain(one[n]) for n in ("perplexity", "baseline_perplexity", "perplexity_ratio")),
+            _span(one, "perplexity_ratio", _plain),
+            percent(float(one["same_top"])),
+            _span(one, "same_top", lambda value: percent(float(value))),
+        ]
+        for name, one in each.items()
+    ]
+    return table(
+        ["config", "perplexity", "baseline's", "ratio", level, "same top", level], rows, indent="    "
     )
-    lines += [
-        "",
-        block(
-            ["KL [nat]", "mean", level, *(_level(v) for v in KL_LEVELS), "greatest"],
-            [
-                [
-                    figure(float(one["kl_mean"])),
-                    _span(one, "kl_mean", lambda value: figure(float(value))),
-                    *(figure(float(v)) for v in one["kl_percentile"].values),
-                    figure(float(one["kl_greatest"])),
-                ]
-                for one in each
-            ],
-        ),
+
+
+def _divergence(each: Mapping[str, xr.Dataset], level: str) -> str:
+    rows = [
+        [
+            name,
+            figure(float(one["kl_mean"])),
+            _span(one, "kl_mean", lambda value: figure(float(value))),
+            *(figure(float(v)) for v in one["kl_percentile"].values),
+            figure(float(one["kl_greatest"])),
+        ]
+        for name, one in each.items()
     ]
-    signed = ("delta_p_least", "delta_p_greatest")
-    lines += [
-        "",
-        block(
-            ["Δp [% points]", "mean", "RMS", "least", "greatest"],
-            [
-                [
-                    _points(float(one["delta_p_mean"])),
-                    _points(float(one["delta_p_rms"])).lstrip("+"),
-                    *(_points(float(one[n])) for n in signed),
-                ]
-                for one in each
-            ],
-        ),
+    head = ["KL [nat]", "mean", level, *(_level(v) for v in KL_LEVELS), "greatest"]
+    return table(head, rows, indent="    ")
+
+
+def _change(each: Mapping[str, xr.Dataset]) -> str:
+    rows = [
+        [
+            name,
+            _points(float(one["delta_p_mean"])),
+            _points(float(one["delta_p_rms"])).lstrip("+"),
+            *(_points(float(one[n])) for n in ("delta_p_least", "delta_p_greatest")),
+        ]
+        for name, one in each.items()
     ]
-    lines += [
-        "",
-        block(
-            ["Δp", *(_level(v) for v in DELTA_LEVELS)],
-            [[_points(float(v)) for v in one["delta_p_percentile"].values] for one in each],
-        ),
+    return table(["Δp [% points]", "mean", "RMS", "least", "greatest"], rows, indent="    ")
+
+
+def _change_levels(each: Mapping[str, xr.Dataset]) -> str:
+    rows = [
+        [name, *(_points(float(v)) for v in one["delta_p_percentile"].values)] for name, one in each.items()
     ]
-    return lines
+    return table(["Δp", *(_level(v) for v in DELTA_LEVELS)], rows, indent="    ")
 
 
 def _level(value: float) -> str:

@@ -15,6 +15,8 @@ from qdx.kernel_names import pair_type
 from qdx.plugins import register
 from qdx.statistics import (
     FEWEST_REFERENCES,
+    Floats,
+    Ints,
     bootstrap_interval,
     mean_of_references,
     median_of_references,
@@ -56,7 +58,6 @@ def pairs(
     view = View(tree)
     names = select_metrics(view, metrics)
     index = list(combinations(range(len(view.configs)), 2))
-    formats, kernels = view.of_config("format"), view.of_config("observed_kernel")
     shape = (len(names), len(view.phases), len(index))
     numbers = {name: np.full(shape, np.nan) for name in ("mean", "median", "low", "high")}
     measured = np.zeros(shape, np.int64)
@@ -72,6 +73,38 @@ def pairs(
                 numbers["low"][m, p, i], numbers["high"][m, p, i] = bootstrap_interval(
                     value, level, draws, seed
                 )
+    result = _dataset(view, names, index, numbers, measured, level)
+    result.attrs |= {
+        "ci_kind": "percentile bootstrap over references",
+        "ci_prob": level,
+        "draws": draws,
+        "seed": seed,
+    }
+    for variable in numbers:
+        result[variable].attrs |= {"ci_kind": "percentile bootstrap", "ci_prob": level}
+    text = {} if index else dict.fromkeys(view.phases[:1], "  one config: no pair")
+    if names and index:
+        for phase in view.phases:
+            text[phase] = _text(result, names[0], phase, shown)
+        if len(view.references) < FEWEST_REFERENCES:
+            text[view.phases[0]] += "\n" + wrap(
+                f"No interval: {plural(len(view.references), 'reference')}, and under {FEWEST_REFERENCES} a "
+                "bootstrap "
+                "over references says nothing (raise prompts.references).",
+                "    ",
+            )
+    return Section("pairs", "Pairwise summary", result, text)
+
+
+def _dataset(
+    view: View,
+    names: list[str],
+    index: list[tuple[int, int]],
+    numbers: dict[str, Floats],
+    measured: Ints,
+    level: float,
+) -> xr.Dataset:
+    formats, kernels = view.of_config("format"), view.of_config("observed_kernel")
     meaning = {
         "mean": "mean over references of each one's mean distance of content rows",
         "median": "median over references of each one's mean distance of content rows",
@@ -80,12 +113,9 @@ def pairs(
         "high": f"upper end of the {level:.0%} bootstrap interval of the mean",
     }
     dims = ("metric", "phase", "pair")
-    result = xr.Dataset(
+    return xr.Dataset(
         {
-            **{
-                k: (dims, v, {"long_name": meaning[k], "ci_kind": "percentile bootstrap", "ci_prob": level})
-                for k, v in numbers.items()
-            },
+            **{name: (dims, values, {"long_name": meaning[name]}) for name, values in numbers.items()},
             "references_measured": (dims, measured, {"units": "1", "long_name": "references measured"}),
         },
         coords={
@@ -100,25 +130,7 @@ def pairs(
                 [pair_type(formats[a], formats[b], kernels[a], kernels[b]) for a, b in index],
             ),
         },
-        attrs={
-            "ci_kind": "percentile bootstrap over references",
-            "ci_prob": level,
-            "draws": draws,
-            "seed": seed,
-        },
     )
-    text = {} if index else dict.fromkeys(view.phases[:1], "  one config: no pair")
-    if names and index:
-        for phase in view.phases:
-            text[phase] = _text(result, names[0], phase, shown)
-        if len(view.references) < FEWEST_REFERENCES:
-            text[view.phases[0]] += "\n" + wrap(
-                f"No interval: {plural(len(view.references), 'reference')}, and under {FEWEST_REFERENCES} a "
-                "bootstrap "
-                "over references says nothing (raise prompts.references).",
-                "    ",
-            )
-    return Section("pairs", "Pairwise summary", result, text)
 
 
 def _text(result: xr.Dataset, metric: str, phase: str, shown: int) -> str:
