@@ -68,6 +68,5 @@ def _check_phases(phases: Any) -> None:
         raise QdxError(f"phases={phases}: choose at least one of {', '.join(REPORT_ORDER)}")
     for phase in phases:
         if phase not in REPORT_ORDER:
-            raise QdxError(
-                f"phases={phase}: no phase, one of {', '.join(REPORT_ORDER)}{nearest(str(phase), REPORT_ORDER)}"
-            )
+            close = nearest(str(phase), REPORT_ORDER)
+            raise QdxError(f"phases={phase}: no phase, one of {', '.join(REPORT_ORDER)}{close}")
