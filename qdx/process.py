@@ -36,7 +36,7 @@ def command(module: str) -> list[str]:
     Parameters
     ----------
     module : str
-        Such as ``qdx.job``.
+        Such as ``qdx.sweep.job``.
     """
     home = str(Path(__file__).parent.parent)
     start = (
@@ -53,7 +53,7 @@ def spawn(
     Parameters
     ----------
     request : dict
-        JSON values; ``"do"`` says what, see `qdx.job`.
+        JSON values; ``"do"`` says what, see `qdx.sweep.job`.
     cwd : str, optional
         The child's working folder; this process's by default.
     environment : Mapping, optional

@@ -18,6 +18,8 @@ SCHEMA_VERSION = 2
 READABLE = (1, 2)
 PHASES = ("prefill", "decode", "replay")
 RECORDS = "records"  # kind of a file that was made of other programs' records: it has tokens, and no rows
+REPORT_ORDER = ("prefill", "replay", "decode")  # two paths of shared tokens first, then each config's own
+OWN_PHASES = ("prefill", "decode")  # of what a producer computed for herself
 REGIONS = ("prefix", "content", "suffix", "output")
 ROW_DIMS = ("config", "repeat", "reference", "position")
 

@@ -262,7 +262,7 @@ def _children(cwd: Path) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            if b"qdx.job" in (entry / "cmdline").read_bytes() and (entry / "cwd").readlink() == cwd:
+            if b"qdx.sweep.job" in (entry / "cmdline").read_bytes() and (entry / "cwd").readlink() == cwd:
                 found.append(int(entry.name))
         except (OSError, ValueError):
             continue
