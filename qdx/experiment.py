@@ -1,4 +1,4 @@
-"""One job: references → backend and recorder → ``run.nc``. Runs in a child process of its own (`qdx.sweep.job`)."""
+"""One job: references → backend and recorder → ``run.nc``. Runs in a child process (`qdx.sweep.job`)."""
 
 from __future__ import annotations
 
