@@ -10,10 +10,10 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
-from qdx import new_file
+from qdx import new_file, program
 from qdx.dataset.folder import STATUS
 from qdx.errors import QdxError
-from qdx.process import FULL_ERROR, interrupted, serve, spawn
+from qdx.process import FULL_ERROR, answer, interrupted, serve, spawn
 
 
 def run(
@@ -61,6 +61,10 @@ def write_status(folder: Path, error: str, trace: str) -> None:
 
 def main() -> None:
     """Serve the request on standard input: ``run`` a job, or ``prepare`` a sweep."""
+    program.run(_serve, full=bool(os.environ.get(FULL_ERROR)))
+
+
+def _serve() -> int:
     request = serve()
     from omegaconf import OmegaConf
 
@@ -78,19 +82,23 @@ def main() -> None:
             with Progress(str(cfg.label)) as progress:
                 stated = request["command_line"], progress, request.get("hashed")
                 progress.done(experiment.run(cfg, folder, *stated))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as error:  # the parent says it
+        return error.status if isinstance(error, program.Ended) else 130
     except Exception as error:
-        if interrupted():
-            sys.exit(130)
-        expected = isinstance(error, QdxError) and not os.environ.get(FULL_ERROR)
-        message = str(error) if isinstance(error, QdxError) else f"{type(error).__name__}: {error}"
+        if status := interrupted():
+            return status
+        expected = isinstance(error, QdxError) or program.of_disk(error)
+        message = (
+            program.in_one_line(error) if expected else str(QdxError(f"{type(error).__name__}: {error}"))
+        )
         if request["do"] == "run":
             write_status(Path(request["directory"]), message, traceback.format_exc())
-        if not expected:
+            answer(message)
+        if not expected or os.environ.get(FULL_ERROR):
             traceback.print_exc()
         print(f"qdx: error: {message}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

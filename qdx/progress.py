@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -11,6 +12,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 LINE_EVERY_S = 15.0
+
+
+def console() -> Console:
+    """Return standard error for a progress bar, and for plain lines where it is not a terminal.
+
+    ``FORCE_COLOR`` would make rich draw a bar into a log file, with ``NO_COLOR`` too.
+    """
+    terminal = sys.stderr.isatty() and os.environ.get("TTY_COMPATIBLE") != "0"
+    stream = getattr(sys.stderr, "unfiltered", sys.stderr) if terminal else sys.stderr
+    return Console(file=stream, force_terminal=terminal, no_color=bool(os.environ.get("NO_COLOR")))
 
 
 class Progress:
@@ -24,7 +35,7 @@ class Progress:
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self._console = Console(file=sys.stderr)
+        self._console = console()
         self._bar: Bar | None = None
         if self._console.is_terminal:
             self._bar = Bar(

@@ -30,8 +30,9 @@ class Steps:
 
     def __enter__(self) -> Steps:
         if self.show and sys.stderr.isatty():
-            from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            from qdx.progress import console
 
             columns = (
                 TextColumn("{task.description}"),
@@ -39,7 +40,7 @@ class Steps:
                 TextColumn("{task.percentage:>3.0f} %"),
                 TimeElapsedColumn(),
             )
-            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._bar = Progress(*columns, console=console())
             self._bar.start()
             self._task = self._bar.add_task(self.title, total=float(self.total))
         return self

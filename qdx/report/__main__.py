@@ -11,6 +11,7 @@ from qdx import plugins
 from qdx.dataset.guarding import NAMES, Limits, allow
 from qdx.errors import QdxError
 from qdx.new_file import refuse_links
+from qdx.program import of_disk, run
 from qdx.report import build, imported
 from qdx.report.build import show
 from qdx.report.verifier import adopt_calibration
@@ -81,9 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except QdxError as error:
         print(f"qdx: error: {error}", file=sys.stderr)
-        return 2
+        return 1 if of_disk(error) else 2
     return 1 if report.failed or report.missing else report.verdict_status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

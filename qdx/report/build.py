@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from qdx import new_file, plugins
 from qdx.errors import QdxError
 from qdx.locking import locked
+from qdx.program import PLAIN
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -104,7 +105,7 @@ def build(
         be made, or a figure that is not there: they are named at the top of the report.
     """
     directory = Path(directory)
-    new_file.refuse_links(directory)
+    new_file.require_place(directory)
     if guarded:
         guard_folder(directory)
     with contextlib.ExitStack() as stack:
@@ -452,8 +453,8 @@ def _page(
 
 def show(text: str) -> None:
     """Print, also where the terminal's encoding lacks a character."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, errors="replace").decode(encoding), end="", flush=True)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, errors=PLAIN).decode(encoding), end="", flush=True)
 
 
 class _Progress:
@@ -466,10 +467,11 @@ class _Progress:
 
     def __enter__(self) -> _Progress:
         if self._shown:
-            from rich.console import Console
             from rich.progress import Progress
 
-            self._bar = Progress(console=Console(stderr=True), transient=True)
+            from qdx.progress import console
+
+            self._bar = Progress(console=console(), transient=True)
             self._bar.start()
             self._task = self._bar.add_task("measuring distances", total=None)
         return self

@@ -103,7 +103,7 @@ def test_the_childs_path_does_not_begin_with_the_working_folder(sweep: Path, tmp
     assert not (tmp_path / "mark").exists()
     assert "imported" not in said and "qdx: error" in said, "it came as far as the config, which is empty"
     ended = spawn(request, cwd=str(sweep), environment={"PYTHONPATH": str(making.ROOT)})
-    assert ended == "child process exited with 1"
+    assert ended.startswith("ConfigAttributeError: Missing key label"), ended
     assert not (tmp_path / "mark").exists()
 
 
