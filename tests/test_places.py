@@ -15,9 +15,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import netCDF4
+import numpy as np
 import pytest
 
 import qdx as package
+from tests.dataset.test_damage import uncheck
 from tests.helpers import write_sweep
 from tests.sweeping import SMALL, checkpoints, environment
 from tests.test_harsh import started, until
@@ -436,3 +439,31 @@ def test_a_report_that_a_signal_ends_leaves_the_earlier_one(tmp_path: Path) -> N
     assert said.splitlines()[-1].startswith("qdx: ended by SIGTERM: ") and "Traceback" not in said, said
     assert (path / "sweep.nc").read_bytes() == before
     assert not [*path.rglob("*.part"), *path.rglob("*.lock")]
+
+
+@pytest.mark.parametrize("name", ["top_logit", "logsumexp"])
+def test_a_value_that_became_nan_is_blamed_on_its_row(name: str, tmp_path: Path) -> None:
+    metrics = {key: {"_target_": f"qdx.metrics.{key}"} for key in ("l2", "margin", "top1")}
+    path = folder(tmp_path / "s", metrics=metrics)
+    run = path / "gptq" / "run.nc"
+    uncheck(run)  # with checksums the block is found to be another one, and named
+    key: tuple[int, ...] = (0, 0, 1, 4) if name == "logsumexp" else (0, 0, 1, 4, 0)
+    with netCDF4.Dataset(run, "r+") as file:
+        variable = file["replay"][name]
+        variable.set_auto_maskandscale(False)
+        assert np.isfinite(variable[key])
+        variable[key] = np.nan
+        position = int(file["replay"]["position"][4])
+    done = shell("{}", "qdx.report", "s", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    lines(done)
+    text = " ".join((path / "report.txt").read_text().split())
+    said = f"/replay/top_logit or logsumexp of repeat 0, reference ref_1, position {position} is not a number"
+    assert said in text and "gptq/run.nc" in text
+    assert "register nan_when" not in text and "metric 'margin'" not in text
+    with package.open(path / "sweep.nc") as tree:
+        for metric in metrics:
+            values = tree[f"metrics/{metric}/replay"][metric].sel(config="awq", config_b="gptq")
+            row = values.sel(reference="ref_1", position=position)
+            others = values.sel(reference="ref_0", position=position)
+            assert bool(row.isnull()) and bool(others.notnull()), metric

@@ -77,9 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             refuse_links(Path(chosen.directory))
         for number, folder in enumerate(chosen.calibration, 1):
             adopt_calibration(Path(chosen.directory), folder, number)
-        report = build(
-            chosen.directory, formats=formats, figures=figures, plugin_folders=chosen.plugins, guarded=True
-        )
+        report = build(chosen.directory, formats=formats, figures=figures, plugin_folders=chosen.plugins)
     except QdxError as error:
         print(f"qdx: error: {error}", file=sys.stderr)
         return 1 if of_disk(error) else 2

@@ -69,7 +69,7 @@ def build(
     figures: Sequence[str] | bool | None = None,
     plugin_folders: Sequence[str | Path] = (),
     console: bool = True,
-    guarded: bool = False,
+    trust: bool = False,
 ) -> Report:
     """Merge the finished runs of a sweep, measure, analyse and report.
 
@@ -90,8 +90,8 @@ def build(
         ``plugins/`` of the working folder.
     console : bool
         Print the report, and progress while distances are measured.
-    guarded : bool
-        The folder may be a stranger's: look at its files before they are read (`guard_folder`).
+    trust : bool
+        The folder is one's own. Otherwise its files are looked at before they are read (`guard_folder`).
 
     Returns
     -------
@@ -106,7 +106,7 @@ def build(
     """
     directory = Path(directory)
     new_file.require_place(directory)
-    if guarded:
+    if not trust:
         guard_folder(directory)
     with contextlib.ExitStack() as stack:
         # Two reports of a folder write the same files. Why a folder cannot be written is said further on.
