@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import sys
 
+from qdx.commands import NO_PLUGINS
 from qdx.errors import QdxError
 from qdx.plugins import conf_dir, leave_out, load
 from qdx.process import FULL_ERROR
 from qdx.program import of_disk, run
-
-NO_PLUGINS = "--no-plugins"  # plug-in files of the working folder are not looked for
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from qdx import job as job_process
 from qdx import launching, new_file, plugins
 from qdx.backends.choosing import AUTO, explanation
-from qdx.commands import own_command, quoted
+from qdx.commands import NO_PLUGINS, own_command, quoted
 from qdx.dataset.folder import PLAN
 from qdx.errors import QdxError, nearest
 from qdx.locking import locked
@@ -111,7 +111,12 @@ def _guard(step: Callable[[], None]) -> None:
 
 def command_line() -> str:
     """Return the command that started this process, as it can be typed."""
-    return shlex.join(["python", "-m", "qdx", *sys.argv[1:]])
+    return shlex.join(["python", "-m", "qdx", *_flags(), *sys.argv[1:]])
+
+
+def _flags() -> list[str]:
+    """What Hydra does not know and was taken from the command line: a sweep is resumed as it was started."""
+    return [NO_PLUGINS] if plugins.are_left_out() else []
 
 
 def _settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -300,7 +305,9 @@ def _write_manifest(directory: Path, manifest: dict[str, Any]) -> str:
     earlier = _earlier(path)
     labels = [*earlier["labels"], *(name for name in manifest["labels"] if name not in earlier["labels"])]
     arguments = [a for a in sys.argv[1:] if not a.startswith("hydra.sweep.dir=")]
-    resume = shlex.join(["python", "-m", "qdx", *arguments, f"hydra.sweep.dir={quoted(str(directory))}"])
+    resume = shlex.join(
+        ["python", "-m", "qdx", *_flags(), *arguments, f"hydra.sweep.dir={quoted(str(directory))}"]
+    )
     if set(earlier["labels"]) - set(manifest["labels"]) and resume not in earlier["resume"]:
         resume = f"{earlier['resume']} && {resume}"
     text = json.dumps(

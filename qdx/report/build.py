@@ -112,7 +112,7 @@ def build(
         # Two reports of a folder write the same files. Why a folder cannot be written is said further on.
         with contextlib.suppress(OSError):
             stack.enter_context(locked(directory / "report.lock", wait=True))
-        return _build(directory, metrics, analyses, formats, figures, plugin_folders, console)
+        return _build(directory, metrics, analyses, formats, figures, plugin_folders, console, trust)
 
 
 def guard_folder(directory: Path) -> None:
@@ -141,13 +141,14 @@ def _build(
     figures: Sequence[str] | bool | None,
     plugin_folders: Sequence[str | Path],
     console: bool,
+    trust: bool,
 ) -> Report:
     from qdx.dataset import checking, folder
     from qdx.dataset.writing import disk_errors
     from qdx.report.facts import Facts
 
     state = checking.scan(directory)
-    facts = Facts(directory, state.labels, state.missing, state.failed, {}, state.settings)
+    facts = Facts(directory, state.labels, state.missing, state.failed, {}, state.settings, stated=not trust)
     wanted = _Wanted.of(state.settings, formats, figures)
     target = directory / folder.SWEEP
     if not state.runs:
