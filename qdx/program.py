@@ -71,6 +71,8 @@ class Stream:
         self.lost: OSError | None = None  # the first write that failed, a reader's leaving aside
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_stream":  # of one that is being copied
+            raise AttributeError(name)
         return getattr(self._stream, name)
 
     @property
@@ -151,6 +153,8 @@ def prepare() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=PLAIN)
         setattr(sys, name, Stream(stream))
+    global _owner
+    _owner = os.getpid()
     for name in ENDING:
         asked = getattr(signal, name, None)
         if asked is not None and signal.getsignal(asked) is signal.SIG_DFL:  # nohup ignores SIGHUP
@@ -175,6 +179,9 @@ def _nowhere(number: int, flags: int) -> TextIO:
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     global _ended
+    if os.getpid() != _owner:  # a library forked it, and ends it so: without a word
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
     for name in ENDING:  # `timeout` sends it to the whole group, and the parent passes it on
         if (other := getattr(signal, name, None)) is not None:
             signal.signal(other, signal.SIG_IGN)
@@ -188,6 +195,7 @@ def ended() -> Ended | None:
 
 
 _ended: Ended | None = None
+_owner = 0  # the process whose signals are handled here
 
 
 def run(main: Callable[[], int | None], name: str = "qdx", full: bool | None = None) -> NoReturn:

@@ -162,6 +162,9 @@ def start(config: DictConfig) -> None:
         config.hydra.sweep.dir = str(directory)
     first: Any = OmegaConf.to_container(jobs[0], resolve=True)
     labels = [str(cfg.label) for cfg in jobs]
+    for label in labels:
+        if (place := directory / label).exists() and not place.is_dir():
+            raise QdxError(f"{place} is a file, and the results of config {label!r} go there: rename it")
     _check_names(first, [*labels, *_earlier(directory / PLAN)["labels"]])
     manifest = {
         "metrics": first["metric"],

@@ -257,15 +257,14 @@ def test_a_folder_in_the_place_of_a_reports_file_is_named(name: str, tmp_path: P
     assert f"{name} is a folder, and qdx writes a file of that name: rename it" in said
 
 
-def test_a_label_that_is_a_file_fails_that_job_in_one_line(
-    tmp_path: Path, tiny_models: dict[str, Path]
-) -> None:
+def test_a_file_in_the_place_of_a_jobs_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "awq").touch()
-    arguments = ["qdx", *TINY, *checkpoints(tiny_models), "hydra.sweep.dir=out"]
-    done = shell("{}", *arguments, cwd=tmp_path)
-    assert done.returncode in (1, 2), done.stderr
-    assert str(tmp_path / "out" / "awq") in lines(done)[-1], done.stderr
+    nowhere = ["model=local", "model.checkpoint.awq=/no/model"]
+    done = shell("{}", "qdx", *nowhere, "hydra.sweep.dir=out", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    (said,) = lines(done)
+    assert f"{tmp_path / 'out' / 'awq'} is a file, and the results of config 'awq' go there" in said
 
 
 REMOVING = """
