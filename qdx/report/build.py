@@ -169,20 +169,28 @@ def _build(
             sections, problems = _measure(
                 directory, part, measures, steps, state.settings, console, wanted.memory
             )
-    runs = [run for label, run in state.runs.items() if label not in problems.runs]
+    gone = {
+        str(
+            run.relative_to(directory)
+        ): "was deleted while this report was made: what is shown was read before"
+        for run in state.runs.values()
+        if not run.exists()
+    }
+    runs = [run for label, run in state.runs.items() if label not in problems.runs and run.exists()]
     facts = replace(
         facts,
         failed={**facts.failed, **problems.runs},
         broken=problems.analyses,
         unmeasured=problems.metrics,
-        damaged=problems.rows,
+        damaged={**problems.rows, **gone},
         unchecked=_unchecked(directory, runs),
     )
     from qdx.dataset.opening import open_file
 
     tree = open_file(target)
     try:
-        runs = [path for _, path in sorted(state.runs.items(), key=lambda run: state.labels.index(run[0]))]
+        ordered = sorted(state.runs.items(), key=lambda run: state.labels.index(run[0]))
+        runs = [path for _, path in ordered if path.exists()]
         return _write(facts, tree, sections, [target, *runs], wanted, console)
     finally:
         tree.close()
