@@ -61,7 +61,7 @@ def write_status(folder: Path, error: str, trace: str) -> None:
 
 def main() -> None:
     """Serve the request on standard input: ``run`` a job, or ``prepare`` a sweep."""
-    program.run(_serve, full=bool(os.environ.get(FULL_ERROR)))
+    program.run(_serve, full=bool(os.environ.get(FULL_ERROR)), child=True)
 
 
 def _serve() -> int:

@@ -198,7 +198,9 @@ _ended: Ended | None = None
 _owner = 0  # the process whose signals are handled here
 
 
-def run(main: Callable[[], int | None], name: str = "qdx", full: bool | None = None) -> NoReturn:
+def run(
+    main: Callable[[], int | None], name: str = "qdx", *, full: bool | None = None, child: bool = False
+) -> NoReturn:
     """Run a command and end this process with its exit status, and one line where it did not succeed.
 
     Parameters
@@ -210,6 +212,8 @@ def run(main: Callable[[], int | None], name: str = "qdx", full: bool | None = N
     full : bool, optional
         Show the traceback of an error that is one line otherwise. Default: whether ``HYDRA_FULL_ERROR`` is
         set.
+    child : bool
+        It works for another process, which says itself what became of the output that they share.
     """
     full = bool(os.environ.get("HYDRA_FULL_ERROR")) if full is None else full
     prepare()
@@ -229,7 +233,7 @@ def run(main: Callable[[], int | None], name: str = "qdx", full: bool | None = N
         else:
             print(f"{name}: error: {in_one_line(error)}", file=sys.stderr)
             status = 1 if of_disk(error) or not isinstance(error, QdxError) else 2
-    sys.exit(finish(status, name))
+    sys.exit(status if child else finish(status, name))
 
 
 def _interrupted(error: KeyboardInterrupt, name: str) -> int:
