@@ -178,7 +178,8 @@ FLIPPING = """
     from tests.dataset.test_damage import everything
 
     source, path, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    content, before, drawn, outcomes = source.read_bytes(), everything(source), random.Random(int(sys.argv[4])), Counter()
+    content, before = source.read_bytes(), everything(source)
+    drawn, outcomes = random.Random(int(sys.argv[4])), Counter()
     for _ in range(count):
         at, bit = drawn.randrange(len(content)), drawn.randrange(8)
         changed = bytearray(content)
