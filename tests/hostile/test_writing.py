@@ -238,7 +238,7 @@ ELSEWHERE = {
     "dataset/journal.py": "unlinks the name, then O_EXCL",
     "locking.py": "O_NOFOLLOW",
     "launching.py": "a fifo in a temporary folder that it makes",
-    "__main__.py": "/dev/null",
+    "program.py": "/dev/null",
     "legacy/convert.py": "a name that its user gave",
     "dataset/merging.py": "a name that its caller made new",
     "dataset/checksums.py": "behind the end of a file that its caller made new",
