@@ -337,4 +337,4 @@ def test_the_guard_costs_an_honest_report_little(sweep: Path, tmp_path: Path) ->
     allow(max_objects=3)
     with pytest.raises(QdxError):
         guard(paths[0])
-    build(folder, console=False, formats=["txt"])
+    build(folder, console=False, formats=["txt"], trust=True)
