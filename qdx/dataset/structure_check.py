@@ -62,7 +62,7 @@ def check_structure(path: str, limits: Mapping[str, int]) -> None:
     try:
         file = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY)
     except (OSError, ValueError, RuntimeError) as error:
-        raise Refused(f"the HDF5 library cannot open it: {_line(error)}") from error
+        raise Refused(f"it is not a whole NetCDF-4 file: {_line(error)}") from error
     try:
         _Look(file, limits).check()
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, OverflowError) as error:
@@ -90,7 +90,7 @@ def check_regular(path: str) -> None:
     except OSError as error:
         raise Refused(f"cannot be opened: {error.strerror or error}") from error
     if head != SIGNATURE:
-        raise Refused("its first bytes are not HDF5's")
+        raise Refused("it is not a whole NetCDF-4 file: its first bytes are not HDF5's")
 
 
 class _Look:
