@@ -21,7 +21,7 @@ def _sweep() -> int:
     import hydra
     from hydra.core.config_store import ConfigStore
 
-    from qdx.sweep import job, stopped
+    from qdx.sweep.callback import job, stopped
 
     # Hydra deep-copies its store, a singleton, for every group that --help lists: more than half of the time.
     # It only reads from the copies, and `ConfigStore.load` copies what it gives.
@@ -43,7 +43,7 @@ def _sweep() -> int:
             return 1
         if full:
             raise
-        from qdx.messages import explain
+        from qdx.hydra_errors import explain
 
         message = str(error) if isinstance(error, QdxError) else explain(error, conf_dir())
         if message is None:

@@ -40,7 +40,7 @@ def command(module: str) -> list[str]:
     Parameters
     ----------
     module : str
-        Such as ``qdx.job``.
+        Such as ``qdx.sweep.job``.
     """
     home = str(Path(__file__).parent.parent)
     start = (
@@ -57,7 +57,7 @@ def spawn(
     Parameters
     ----------
     request : dict
-        JSON values; ``"do"`` says what, see `qdx.job`.
+        JSON values; ``"do"`` says what, see `qdx.sweep.job`.
     cwd : str, optional
         The child's working folder; this process's by default.
     environment : Mapping, optional
@@ -73,7 +73,7 @@ def spawn(
     with open(answer, "rb") as reader:  # noqa: PTH123 - a file descriptor
         try:
             child = subprocess.Popen(
-                command("qdx.job"),
+                command("qdx.sweep.job"),
                 stdin=subprocess.PIPE,
                 cwd=cwd,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},

@@ -14,7 +14,7 @@ from qdx.new_file import refuse_links
 from qdx.program import of_disk, run
 from qdx.report import build, imported
 from qdx.report.build import show
-from qdx.report.verifier import adopt_calibration
+from qdx.verification.sections import adopt_calibration
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

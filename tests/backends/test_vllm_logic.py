@@ -12,13 +12,13 @@ import torch
 
 from qdx.backends import Facts, OnePass, require
 from qdx.backends.selfcheck import Listener, replays_exactly
-from qdx.backends.vllm import VllmBackend, by_backend, by_name, simulated, starting
+from qdx.backends.vllm import VllmBackend, by_backend, by_name, simulated, start
 from qdx.backends.vllm import tap as tapping
 from qdx.backends.vllm.errors import advice, explained, out_of_memory_explained
-from qdx.backends.vllm.facts import of_workers, settings
 from qdx.backends.vllm.kernels import Layer, model_runner, normalized, on_worker
+from qdx.backends.vllm.observed import of_workers, settings
 from qdx.backends.vllm.spill import Spill
-from qdx.backends.vllm.starting import prepare_environment
+from qdx.backends.vllm.start import prepare_environment
 from qdx.backends.vllm.tap import ITEM, Tap, Wanted
 from qdx.backends.vllm.versions import adapter, parsed
 from qdx.errors import QdxError
@@ -456,9 +456,9 @@ def test_an_engine_for_cuda_without_a_gpu_says_so(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     if there or not cuda:
-        return starting._require_device("0.20.2")
+        return start._require_device("0.20.2")
     with pytest.raises(QdxError, match=r"CUDA_VISIBLE_DEVICES=''.*backend=transformers"):
-        starting._require_device("0.20.2")
+        start._require_device("0.20.2")
 
 
 def test_kernels_that_the_user_disabled_stay_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,12 +469,12 @@ def test_kernels_that_the_user_disabled_stay_disabled(monkeypatch: pytest.Monkey
     for name in ("VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL"):
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("VLLM_DISABLED_KERNELS", "ConchLinearKernel")
-    starting._disabled_by_user.cache_clear()
+    start._disabled_by_user.cache_clear()
     prepare_environment(("MacheteLinearKernel", "ConchLinearKernel"), None)
     assert os.environ["VLLM_DISABLED_KERNELS"] == "ConchLinearKernel,MacheteLinearKernel"
     prepare_environment((), None)  # the next engine of this process: what the first one had is over
     assert os.environ["VLLM_DISABLED_KERNELS"] == "ConchLinearKernel"
-    starting._disabled_by_user.cache_clear()
+    start._disabled_by_user.cache_clear()
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
 
 
