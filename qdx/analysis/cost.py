@@ -10,7 +10,8 @@ import xarray as xr
 
 from qdx.analysis.section import Section, check
 from qdx.analysis.view import PHASE_TITLES, View
-from qdx.document.text import NOT_MEASURED, figure, percent, plural, table, wrap
+from qdx.document.format import DASH, number, percent, plural
+from qdx.document.text import table, wrap
 from qdx.errors import QdxError, nearest
 from qdx.plugins import register
 from qdx.statistics import FEWEST_REFERENCES, Bools, Floats, ratio_interval, tails
@@ -226,7 +227,7 @@ def _text(view: View, result: xr.Dataset) -> str:
     lines.append(
         wrap(
             f"{level}s: of perplexity and KL by bootstrap over references (none under "
-            f"{FEWEST_REFERENCES}); of same top Wilson's, rows taken as independent. {NOT_MEASURED}: not "
+            f"{FEWEST_REFERENCES}); of same top Wilson's, rows taken as independent. {DASH}: not "
             "measured, or a percentile beyond which less than one row lies.",
             "  ",
         )
@@ -273,10 +274,10 @@ def _divergence(each: Mapping[str, xr.Dataset], level: str) -> str:
     rows = [
         [
             name,
-            figure(float(one["kl_mean"])),
-            _span(one, "kl_mean", lambda value: figure(float(value))),
-            *(figure(float(v)) for v in one["kl_percentile"].values),
-            figure(float(one["kl_greatest"])),
+            number(float(one["kl_mean"])),
+            _span(one, "kl_mean", lambda value: number(float(value))),
+            *(number(float(v)) for v in one["kl_percentile"].values),
+            number(float(one["kl_greatest"])),
         ]
         for name, one in each.items()
     ]
@@ -310,13 +311,13 @@ def _level(value: float) -> str:
 
 def _plain(value: xr.DataArray) -> str:
     number = float(value)
-    return f"{number:.5g}" if np.isfinite(number) else NOT_MEASURED
+    return f"{number:.5g}" if np.isfinite(number) else DASH
 
 
 def _points(value: float) -> str:
-    return f"{value:+.3f}" if np.isfinite(value) else NOT_MEASURED
+    return f"{value:+.3f}" if np.isfinite(value) else DASH
 
 
 def _span(one: xr.Dataset, name: str, write: Callable[[xr.DataArray], str]) -> str:
     low, high = one[f"{name}_low"], one[f"{name}_high"]
-    return f"{write(low)} to {write(high)}" if np.isfinite(float(low)) else NOT_MEASURED
+    return f"{write(low)} to {write(high)}" if np.isfinite(float(low)) else DASH

@@ -10,7 +10,8 @@ import xarray as xr
 
 from qdx.analysis.section import Section, check
 from qdx.analysis.view import REGIONS, View, select_metrics
-from qdx.document.text import clip, figure, legend, letters, needs_letters, percent, plural, table, wrap
+from qdx.document.format import number, percent, plural
+from qdx.document.text import clip, legend, letters, needs_letters, table, wrap
 from qdx.plugins import register
 from qdx.statistics import Bools, Floats, first_difference, masked_mean, mean_of_references, mismatch_bound
 
@@ -314,7 +315,7 @@ def _pair_table(view: View, result: xr.Dataset, metric: str, short: Sequence[str
     for label, config in zip(short, view.configs, strict=True):
         at = result["pair_mean"].sel(metric=metric, region="content", config=config)
         rows += _phase_rows(
-            label, {p: [figure(float(v)) for v in at.sel(phase=p).values] for p in view.phases}
+            label, {p: [number(float(v)) for v in at.sel(phase=p).values] for p in view.phases}
         )
     return f"  {title}\n" + table(["config", "phase", *pairs], rows, left=2)
 
@@ -335,7 +336,7 @@ def _template_line(view: View, result: xr.Dataset, metric: str) -> str:
         if np.isfinite(values).any():
             worst = int(np.nanargmax(values) if view.is_distance(metric) else np.nanargmin(values))
             whose = f" ({view.configs[worst]})" if values[worst] and view.is_distance(metric) else ""
-            said.append(f"{phase} {figure(float(values[worst]))}{whose}")
+            said.append(f"{phase} {number(float(values[worst]))}{whose}")
     return wrap(
         f"Template rows, apart: greatest {metric} between repeats: {', '.join(said) or 'none captured'}", "  "
     )
@@ -371,7 +372,7 @@ def _summary_table(
             cells = {}
             for phase in view.phases:
                 both = (at["median"].sel(phase=phase).values, at["worst"].sel(phase=phase).values)
-                cells[phase] = [figure(float(v)) for v in np.stack(both, 1).ravel()]
+                cells[phase] = [number(float(v)) for v in np.stack(both, 1).ravel()]
             for row in _phase_rows(label, cells):
                 count = at["rows_measured"].max("metric")
                 n = int(count.sum() if row[1] == "all" else count.sel(phase=row[1]))

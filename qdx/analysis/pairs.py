@@ -10,7 +10,8 @@ import xarray as xr
 
 from qdx.analysis.section import Section, check
 from qdx.analysis.view import View, select_metrics
-from qdx.document.text import clip, figure, plural, table, wrap
+from qdx.document.format import number, plural
+from qdx.document.text import clip, table, wrap
 from qdx.kernel_names import pair_type
 from qdx.plugins import register
 from qdx.statistics import (
@@ -141,9 +142,9 @@ def _text(result: xr.Dataset, metric: str, phase: str, shown: int) -> str:
     for i in order[:shown]:
         one = at.isel(pair=int(i))
         name = f"{clip(str(one['config'].item()), 28)} ~ {clip(str(one['config_b'].item()), 28)}"
-        row = [name, str(one["pair_type"].item()), figure(float(one["mean"])), figure(float(one["median"]))]
+        row = [name, str(one["pair_type"].item()), number(float(one["mean"])), number(float(one["median"]))]
         if intervals:
-            row.append(f"{figure(float(one['low']))} to {figure(float(one['high']))}")
+            row.append(f"{number(float(one['low']))} to {number(float(one['high']))}")
         rows.append([*row, str(int(one["references_measured"]))])
     level = float(result.attrs["ci_prob"])
     head = ["pair", "type", "mean", "median", *([f"{level:.0%} interval"] if intervals else []), "references"]
@@ -168,6 +169,6 @@ def _by_type(at: xr.Dataset) -> list[str]:
     for kind in dict.fromkeys(kinds[np.argsort(at["mean"].values, kind="stable")]):
         values = at["mean"].values[kinds == kind]
         finite = values[np.isfinite(values)]
-        span = f"{figure(finite.min())} to {figure(finite.max())}" if len(finite) else figure(float("nan"))
+        span = f"{number(finite.min())} to {number(finite.max())}" if len(finite) else number(float("nan"))
         rows.append([kind, f"{len(finite)} of {len(values)}", span])
     return ["", table(["type", "pairs measured", "range of means"], rows, indent="    ")]

@@ -11,7 +11,8 @@ from qdx.analysis.classes import REPEATS, repeat_state
 from qdx.analysis.noise_floor import mean_floor, rows_of_references
 from qdx.analysis.section import Section, check
 from qdx.analysis.view import PHASE_TITLES, View, select_metrics
-from qdx.document.text import DIAGONAL, NOT_MEASURED, legend, matrix, plural, wrap
+from qdx.document.format import DASH, plural
+from qdx.document.text import DIAGONAL, legend, matrix, wrap
 from qdx.plugins import register
 from qdx.statistics import mean_of_references, signal_to_noise
 
@@ -184,5 +185,5 @@ def _text(
 
 def _ratio(value: float) -> str:
     if not np.isfinite(value):
-        return NOT_MEASURED
+        return DASH
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

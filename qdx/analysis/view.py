@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from qdx.dataset.layout import REPORT_ORDER
-from qdx.document.text import plural
+from qdx.document.format import plural
 from qdx.errors import QdxError
 from qdx.statistics import Bools, Floats, Ints, first_difference, masked_mean, rows_before_split
 

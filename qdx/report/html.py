@@ -11,9 +11,9 @@ import xarray as xr
 
 from qdx.analysis.section import Section
 from qdx.analysis.view import View
+from qdx.document.format import plural
 from qdx.document.html import command, section_of, table_of
 from qdx.document.svg import escape, palette_css
-from qdx.document.text import plural
 from qdx.report import parts, tables
 from qdx.report.figures import Figures
 from qdx.report.front import verdict

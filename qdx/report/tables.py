@@ -10,8 +10,8 @@ import xarray as xr
 
 from qdx.analysis.section import Section
 from qdx.analysis.view import View
-from qdx.document.svg import NOT_MEASURED, Table, number
-from qdx.document.text import percent, plural
+from qdx.document.format import NOT_MEASURED, percent, plural
+from qdx.document.svg import Table, number
 from qdx.kernel_names import another_kernel
 from qdx.report.figures import unit_of
 from qdx.report.state import Facts, Files, size

@@ -11,7 +11,8 @@ import xarray as xr
 from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
 from qdx.dataset.lacking import lacking
-from qdx.document.text import WIDTH, clip, legend, letters, needs_letters, plural, table, wrap
+from qdx.document.format import plural
+from qdx.document.text import WIDTH, clip, legend, letters, needs_letters, table, wrap
 from qdx.errors import printable
 from qdx.kernel_names import another_kernel
 from qdx.report.state import Facts, Files, next_command, report_command, resume_command, size
