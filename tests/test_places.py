@@ -423,7 +423,7 @@ def test_a_report_that_a_signal_ends_leaves_the_earlier_one(tmp_path: Path) -> N
     (tmp_path / "plugins").mkdir()
     waiting = (
         'import time, qdx\n@qdx.register(\'metric\', \'waiting\')\ndef waiting(p, q):\n    """Waits."""\n'
-        "    print('waiting', flush=True)\n    time.sleep(60)\n"
+        "    print('waiting', flush=True)\n    time.sleep(1)\n"
     )
     (tmp_path / "plugins" / "waiting.py").write_text(waiting)
     plan = json.loads((path / "sweep.json").read_text())
