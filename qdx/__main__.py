@@ -5,22 +5,19 @@ from __future__ import annotations
 import os
 import sys
 
+from qdx.commands import NO_PLUGINS
 from qdx.errors import QdxError
 from qdx.plugins import conf_dir, leave_out, load
 from qdx.process import FULL_ERROR
-
-NO_PLUGINS = "--no-plugins"  # plug-in files of the working folder are not looked for
+from qdx.program import of_disk, run
 
 
 def main() -> None:
-    """Compose the config, run the sweep; see Exit status.
+    """Compose the config, run the sweep and end with its exit status, see `qdx.program`."""
+    run(_sweep)
 
-    Notes
-    -----
-    Exit status: 0, all there; 1, a job failed or the disk did not take the results; 2, the command line is
-    wrong, and nothing ran; 3 and 4, a verifier's sweep is all there, and a claim is refuted or another
-    config's (3), or is undecided (4); 130, interrupted (Ctrl-C).
-    """
+
+def _sweep() -> int:
     import hydra
     from hydra.core.config_store import ConfigStore
 
@@ -41,24 +38,19 @@ def main() -> None:
     try:
         load()
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
-    except KeyboardInterrupt:
-        print("qdx: interrupted: what is finished is kept, and the sweep can be resumed", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # `| head` has seen enough; nothing may be written at exit either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except Exception as error:
         if stopped(error):
-            sys.exit(1)
+            return 1
         if full:
             raise
-        from qdx.hydra_errors import explain, of_disk
+        from qdx.hydra_errors import explain
 
         message = str(error) if isinstance(error, QdxError) else explain(error, conf_dir())
         if message is None:
             raise
         print(f"qdx: error: {message}", file=sys.stderr)
-        sys.exit(1 if of_disk(error) else 2)
+        return 1 if of_disk(error) else 2
+    return 0
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def run(overrides: Sequence[str] = (), *, directory: str | Path | None = None) -
         )  # a child and its parent say the same
         what = "; ".join(told) or f"the sweep ended with exit status {code}"
         raise QdxError(f"{what} (from {shlex.join(['python', *command[1:]])})")
-    tree = open(folder)
+    tree = open(folder, trust=True)
     tree.attrs["directory"] = str(folder)
     return tree
 

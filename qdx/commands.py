@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 LONGEST = 8_000  # characters of a command
-FLAGS = ("-m", "--multirun")
+NO_PLUGINS = "--no-plugins"  # plug-in files of the working folder are not looked for
+FLAGS = ("-m", "--multirun", NO_PLUGINS)
 # An override of a value or a choice of a group, in Hydra's grammar: +a.b.c=, ~a.b, hydra/launcher=.
 _KEY = re.compile(r"[+~]{0,2}[A-Za-z_][\w-]*([./][\w-]+)*", re.ASCII)
 _CHOICE = re.compile(r"[\w,-]+", re.ASCII)

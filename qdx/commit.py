@@ -27,6 +27,7 @@ from qdx.dataset.provenance import software
 from qdx.dataset.size import readable
 from qdx.dataset.writing import disk_errors
 from qdx.errors import QdxError
+from qdx.program import of_disk, run
 from qdx.verification.commitments import of_run
 from qdx.verification.compare import own_repeats
 
@@ -261,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         target = (publish if chosen.sweep else commit)(chosen.directory, chosen.out)
     except QdxError as error:
         print(f"qdx: error: {error}", file=sys.stderr)
-        return 2
+        return 1 if of_disk(error) else 2
     print(f"{target}: {readable(target.stat().st_size)}")
     print(f"it holds, and nothing else:\n{contents(target)}")
     print(f"verify it: python -m qdx -m prompts=transcripts prompts.path={target} quant=…")
@@ -269,4 +270,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -20,6 +20,10 @@ class QdxError(Exception):
         super().__init__(printable(" ".join(str(message).splitlines())))
 
 
+class UnwritableError(QdxError):
+    """The disk did not take a result: full, read-only or not there. A command that ends so exits with 1."""
+
+
 def printable(text: str) -> str:
     """Text in which nothing acts on a terminal: � for control, formatting and surrogate characters.
 

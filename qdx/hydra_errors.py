@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import sys
 from collections.abc import Sequence
@@ -12,9 +11,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from qdx.errors import QdxError, nearest
-
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+from qdx.errors import nearest
+from qdx.program import in_one_line, of_disk
 
 
 def explain(error: Exception, conf: Path, overrides: Sequence[str] | None = None) -> str | None:
@@ -32,9 +30,7 @@ def explain(error: Exception, conf: Path, overrides: Sequence[str] | None = None
     from hydra.errors import HydraException, OverrideParseException
 
     if of_disk(error):
-        assert isinstance(error, OSError)
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}: free some space, or choose another hydra.sweep.dir"
+        return in_one_line(error)
     text = str(error)
     hydras = ("Config group override must be", "Config group override deletion value must be")
     if isinstance(error, ValueError) and text.startswith(hydras):
@@ -61,13 +57,6 @@ def explain(error: Exception, conf: Path, overrides: Sequence[str] | None = None
     if isinstance(cause, OmegaConfBaseException) and str(cause) not in text:
         lines.append(str(cause).splitlines()[0])
     return ": ".join(line.rstrip(".:") for line in lines if line)
-
-
-def of_disk(error: BaseException | None) -> bool:
-    """Whether the disk did not take something (Hydra's own errors of a config are OSErrors too)."""
-    if isinstance(error, QdxError):
-        return of_disk(error.__cause__)
-    return isinstance(error, OSError) and error.errno in UNWRITABLE
 
 
 def _unknown_option(name: str, conf: Path) -> str:

@@ -15,6 +15,17 @@ from pathlib import Path
 
 from qdx.errors import QdxError
 
+# What qdx writes beside the folders of the jobs.
+_WRITTEN = (
+    "sweep.json",
+    "sweep.nc",
+    "summary.json",
+    "producers.nc",
+    "report.txt",
+    "report.html",
+    "report.md",
+)
+FILES = (*_WRITTEN, *(f"{name}.part" for name in _WRITTEN), "multirun.yaml", "sweep.lock", "report.lock")
 DEPTH = 3  # of a sweep folder: <label>/repeat_0/run.nc
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 
@@ -90,6 +101,43 @@ def make_folder(path: Path) -> None:
     if path.is_symlink():
         raise QdxError(f"{path} is a link to {path.readlink()}: nothing is written through it: remove it")
     path.mkdir(parents=True, exist_ok=True)
+
+
+def require_place(directory: Path) -> None:
+    """Refuse a place where no sweep folder can be, or a stranger's folder with links in it.
+
+    Parameters
+    ----------
+    directory : Path
+        It need not be there.
+
+    Raises
+    ------
+    QdxError
+        For a name that is not text, a file or a link to nothing in its path, a folder that has the name of a
+        file which is written there, and whatever `refuse_links` finds.
+    """
+    try:
+        str(directory.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise QdxError(
+            f"{directory.absolute()}: a part of this name is not UTF-8 text, and NetCDF opens nothing there: "
+            "rename that folder, or choose another hydra.sweep.dir"
+        ) from error
+    for place in (directory.absolute(), *directory.absolute().parents):
+        if place.is_symlink() and not place.exists():
+            raise QdxError(
+                f"{place} is a link to {place.readlink()}, which is not there: make that folder, or choose "
+                "another hydra.sweep.dir"
+            )
+        if place.exists() and not place.is_dir():
+            raise QdxError(
+                f"{place} is a file and no folder: give a sweep's folder, or a new name (hydra.sweep.dir)"
+            )
+    for name in FILES:
+        if (taken := directory / name).is_dir() and not taken.is_symlink():
+            raise QdxError(f"{taken} is a folder, and qdx writes a file of that name: rename it")
+    refuse_links(directory)
 
 
 def refuse_links(directory: Path) -> None:

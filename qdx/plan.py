@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from qdx.errors import QdxError
+from qdx.program import run
 
 PROCESSES = 3  # the first run and two reruns, each in its own process: `evidence.FEWEST_PROCESSES`
 EVIDENCE = {
@@ -323,4 +324,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

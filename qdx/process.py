@@ -7,6 +7,7 @@ the same pipe, as one line of JSON: nothing is pickled, and nothing depends on h
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,12 +19,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from qdx.program import ENDING, Ended, ended
+
 # What a user's HYDRA_FULL_ERROR=1 becomes for the children: the parent sets that variable for Hydra's sake in
 # any case.
 FULL_ERROR = "QDX_FULL_ERROR"
 
 
 _interrupted = threading.Event()
+ANSWER_BYTES = 4096  # of an error; a pipe holds more, so that the child never waits for its parent
 CLOSING_S = 20  # a child that was interrupted has this long to close its file
 
 
@@ -62,33 +66,55 @@ def spawn(
     Returns
     -------
     str
-        Empty when the child succeeded, otherwise how it ended.
+        Empty when the child succeeded, otherwise the error that it gave to `answer`, or how it ended.
     """
-    child = subprocess.Popen(
-        command("qdx.sweep.job"),
-        stdin=subprocess.PIPE,
-        cwd=cwd,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
-    )
+    # What went wrong comes back through a pipe of its own: a disk that is full takes no status.json.
+    answer, answering = os.pipe()
+    with open(answer, "rb") as reader:  # noqa: PTH123 - a file descriptor
+        try:
+            child = subprocess.Popen(
+                command("qdx.sweep.job"),
+                stdin=subprocess.PIPE,
+                cwd=cwd,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+                pass_fds=[answering] if os.name == "posix" else [],
+            )
+        finally:
+            os.close(answering)
+        code = _wait(child, json.dumps({**request, "answer": answering}).encode() + b"\n")
+        if code == 0:
+            return ""
+        # Not to its end: a process that the child has left behind holds the pipe open.
+        os.set_blocking(answer, False)
+        said = (reader.read() or b"").decode("utf-8", "replace").strip()
+    if said:
+        return said
+    number = -code if code < 0 else code - 128
+    if number in (signal.SIGINT, *(getattr(signal, name, 0) for name in ENDING)) or code < 0:
+        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        return f"child process killed by {signal.Signals(number).name}{hint}"
+    return f"child process exited with {code}"
+
+
+def _wait(child: subprocess.Popen[bytes], request: bytes) -> int:
     assert child.stdin is not None
     try:
-        child.stdin.write(json.dumps(request).encode() + b"\n")
+        child.stdin.write(request)
         child.stdin.flush()
-        code = child.wait()
+        return child.wait()
     except BrokenPipeError:
-        code = child.wait()
-    except BaseException:
-        # Ctrl-C reaches the whole process group: the child is closing its file already.
+        return child.wait()
+    except BaseException as error:
+        # Ctrl-C reaches the whole process group, so the child is closing its file already; a signal that asks
+        # a program to end may have reached this process alone.
+        if isinstance(error, Ended):
+            child.terminate()
         try:
             child.wait(timeout=CLOSING_S)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
         raise
-    if code < 0:
-        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-        return f"child process killed by {signal.Signals(-code).name}{hint}"
-    return "" if code == 0 else f"child process exited with {code}"
 
 
 def serve() -> dict[str, Any]:
@@ -98,14 +124,31 @@ def serve() -> dict[str, Any]:
         line += byte
     threading.Thread(target=_watch, daemon=True).start()
     request: dict[str, Any] = json.loads(line)
+    global _answering
+    _answering = request.pop("answer", None)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     return request
 
 
-def interrupted() -> bool:
-    """Whether Ctrl-C came: compiled code that it hits may raise another exception in its place."""
-    return _interrupted.is_set()
+_answering: int | None = None
+
+
+def answer(message: str) -> None:
+    """Tell the parent what went wrong; it returns from `spawn`."""
+    if _answering is not None:
+        with contextlib.suppress(OSError):
+            os.write(_answering, message.encode("utf-8", "replace")[:ANSWER_BYTES])
+
+
+def interrupted() -> int:
+    """Exit status for Ctrl-C or a signal that asked this process to end; 0 when none came.
+
+    Compiled code that a signal hits may raise another exception in its place.
+    """
+    if (signalled := ended()) is not None:
+        return signalled.status
+    return 130 if _interrupted.is_set() else 0
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

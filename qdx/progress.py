@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress as Bar
 
 LINE_EVERY_S = 15.0
@@ -44,7 +46,6 @@ class Progress:
         self._count = -1  # the first step begins at 0
         self._bar: Bar | None = None
         if shown and _on_terminal():
-            from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as Bar
 
@@ -54,7 +55,7 @@ class Progress:
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("{task.description}"),
-                console=Console(stderr=True),
+                console=_console(),
                 transient=True,
             )
             self._task = self._bar.add_task("starting", total=total, title=title)
@@ -115,9 +116,13 @@ class Progress:
 
 
 def _on_terminal() -> bool:
-    """Whether rich would draw a bar there; asked of the stream first, so that log files need no rich."""
-    if not sys.stderr.isatty():
-        return False
+    """Whether a bar is drawn: on a terminal only. rich would draw one into a log file for ``FORCE_COLOR``."""
+    return sys.stderr.isatty() and os.environ.get("TTY_COMPATIBLE") != "0" and _console().is_terminal
+
+
+def _console() -> Console:
     from rich.console import Console
 
-    return Console(stderr=True).is_terminal
+    # A bar moves the cursor, which `qdx.program` lets nothing else do.
+    stream = getattr(sys.stderr, "unfiltered", sys.stderr)
+    return Console(file=stream)

@@ -8,6 +8,7 @@ exception, a crash of the process, no answer within three minutes. Each distinct
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run from anywhere, also as
 from tests.fuzz.kinds import MAKERS, Bases
 from tests.fuzz.pool import Worker
 from tests.fuzz.search import search
+from tests.fuzz.worker import MEMORY, MEMORY_GIB
 
 
 def main() -> int:
@@ -32,7 +34,11 @@ def main() -> int:
     parser.add_argument(
         "--keep", type=Path, default=Path("fuzz-findings"), help="folder for inputs of findings"
     )
+    parser.add_argument(
+        "--memory", type=float, default=MEMORY_GIB, metavar="GIB", help="address space of the tried program"
+    )
     options = parser.parse_args()
+    os.environ[MEMORY] = str(int(options.memory * 2**30))
     total: Counter[str] = Counter()
     seen: dict[str, int] = {}
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import os
 import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from qdx.errors import QdxError
 
@@ -114,42 +119,108 @@ def _state(path: Path, limits: Limits) -> tuple[object, ...]:
 def _look(paths: Sequence[Path], limits: Limits) -> None:
     seconds = limits.max_seconds * len(paths) + sum(path.stat().st_size for path in paths) // BYTES_A_SECOND
     request = {"paths": [str(path.absolute()) for path in paths], "limits": asdict(limits)}
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(
-        [sys.executable, "-P", str(SCRIPT)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-    )
-    try:
-        out, said = child.communicate(json.dumps(request).encode() + b"\n", timeout=seconds)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        out, _ = child.communicate()
-        path = _unanswered(paths, out)
-        raise QdxError(
-            f"{path} is not read: looking at it took more than {seconds} s: it is damaged or hostile, or "
-            "very large: raise max_seconds if you trust it"
-        ) from None
-    except BaseException:
-        child.kill()
-        child.wait()
-        raise
-    for line in out.decode("utf-8", "replace").splitlines():
-        answer = json.loads(line)
-        if answer["refused"]:
-            raise QdxError(f"{answer['path']} is not read: {answer['refused']}")
-    if child.returncode < 0:
-        name = signal.Signals(-child.returncode).name
-        path = _unanswered(paths, out)
-        raise QdxError(
-            f"{path} is not read: the HDF5 library crashes on it ({name}): it is damaged or hostile"
+    with _lock:
+        child = _running()
+        try:
+            answers, ended = child.ask(request, len(paths), seconds)
+        except BaseException:
+            child.end()
+            raise
+        refused = next((answer for answer in answers if answer["refused"]), None)
+        if refused is not None or ended:
+            child.end()  # what a damaged file has done to its memory concerns no other file
+    if refused is not None:
+        raise QdxError(f"{refused['path']} is not read: {refused['refused']}")
+    if ended:
+        path = paths[min(len(answers), len(paths) - 1)]
+        raise QdxError(f"{path} {ended}")
+
+
+class _Child:
+    """A process that looks at files, one request after the other, until it has refused one."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(SCRIPT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
         )
-    if child.returncode:
-        last = (said.decode("utf-8", "replace").strip().splitlines() or ["no message"])[-1]
-        raise QdxError(f"{_unanswered(paths, out)} cannot be looked at before it is read: {last}")
+
+    @property
+    def lives(self) -> bool:
+        """Whether this process started it and it has not ended."""
+        return self.pid == os.getpid() and self._process.poll() is None
+
+    def ask(self, request: Mapping[str, Any], count: int, seconds: float) -> tuple[list[dict[str, str]], str]:
+        """Return an answer for every file, and why there is none for the others ("" when there is)."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        slow = threading.Event()
+
+        def give_up() -> None:
+            slow.set()
+            self._process.kill()
+
+        timer = threading.Timer(seconds, give_up)
+        timer.daemon = True
+        timer.start()
+        answers: list[dict[str, str]] = []
+        try:
+            while len(answers) < count and (line := self._process.stdout.readline()):
+                answers.append(json.loads(line))
+        finally:
+            timer.cancel()
+        if len(answers) == count:
+            return answers, ""
+        if slow.is_set():
+            return answers, (
+                f"is not read: looking at it took more than {seconds} s: it is damaged or hostile, or very "
+                "large: raise max_seconds if you trust it"
+            )
+        return answers, self._why()
+
+    def _why(self) -> str:
+        code = self._process.wait()
+        if code < 0:
+            name = signal.Signals(-code).name
+            return f"is not read: the HDF5 library crashes on it ({name}): it is damaged or hostile"
+        self._errors.seek(0)
+        said = self._errors.read().decode("utf-8", "replace").strip().splitlines() or ["no message"]
+        return f"cannot be looked at before it is read: {said[-1]}"
+
+    def end(self) -> None:
+        """End it, in the process that started it."""
+        if self.pid != os.getpid():
+            return
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            assert stream is not None
+            with contextlib.suppress(OSError):
+                stream.close()
 
 
-def _unanswered(paths: Sequence[Path], out: bytes) -> Path:
-    return paths[min(out.count(b"\n"), len(paths) - 1)]
+_child: _Child | None = None
+_lock = threading.Lock()
+
+
+def _running() -> _Child:
+    """Return the process that looks at files, a new one where there is none: it takes a second to start."""
+    global _child
+    if _child is None or not _child.lives:
+        if _child is not None:
+            _child.end()
+        _child = _Child()
+    return _child
+
+
+@atexit.register
+def _end() -> None:
+    if _child is not None:
+        _child.end()

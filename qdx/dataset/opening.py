@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from qdx import new_file
 from qdx.dataset import folder
 from qdx.dataset.check import blaming, check, reading, scan
 from qdx.dataset.checked import open_groups
 from qdx.dataset.checksums import UNCHECKED, is_checked
+from qdx.dataset.guarding import guard
 from qdx.dataset.join_configs import combine, combine_rows
 from qdx.dataset.journal import ATTRIBUTES, open_rows
 from qdx.dataset.layout import (
@@ -34,7 +36,7 @@ from qdx.errors import QdxError
 _TOGETHER = 16 * 2**20
 
 
-def open(path: str | Path) -> xr.DataTree:
+def open(path: str | Path, *, trust: bool = False) -> xr.DataTree:
     """Open what a run or a sweep wrote.
 
     Parameters
@@ -42,6 +44,9 @@ def open(path: str | Path) -> xr.DataTree:
     path : str or Path
         A file (``run.nc``, ``sweep.nc``, or a ``run.nc.part`` that a killed job left), a run folder or a
         sweep folder.
+    trust : bool
+        The files are one's own. Otherwise another process looks at each before it is read, for a second or
+        so: a stranger's could name other files of this machine, fill its memory or never end.
 
     Returns
     -------
@@ -55,7 +60,7 @@ def open(path: str | Path) -> xr.DataTree:
     ------
     QdxError
         When there is nothing at `path`, or it is no qdx file, is truncated, lacks a part or has another
-        schema version.
+        schema version; and when a file is refused by what it claims, see `qdx.dataset.guarding.guard`.
     DamageError
         A `QdxError`: when a group, an attribute or an index is not what was written. Arrays are read, and
         checked, when they are used: then it names the group, variable and index of the damage.
@@ -75,6 +80,8 @@ def open(path: str | Path) -> xr.DataTree:
     if not path.exists():
         raise QdxError(f"{path}: no such file or folder")
     file = path if path.is_file() else path / folder.RUN
+    if not trust:
+        _guard(path, file)
     if file.exists():
         tree = open_file(file)
         _warn([file])
@@ -90,6 +97,14 @@ def open(path: str | Path) -> xr.DataTree:
     raise QdxError(
         f"{path} holds no {folder.RUN}, {folder.SWEEP} or {folder.PLAN}: give a file or folder that qdx wrote"
     )
+
+
+def _guard(path: Path, file: Path) -> None:
+    """Have the files looked at that `open` reads, and refuse a folder with links out of it."""
+    if path.is_dir():
+        new_file.refuse_links(path)
+    runs = [file] if file.exists() else [*path.glob(folder.SWEEP), *sorted(path.glob(f"*/{folder.RUN}"))]
+    guard(*runs)
 
 
 def _warn(files: Iterable[Path]) -> None:

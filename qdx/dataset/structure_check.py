@@ -62,7 +62,7 @@ def check_structure(path: str, limits: Mapping[str, int]) -> None:
     try:
         file = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY)
     except (OSError, ValueError, RuntimeError) as error:
-        raise Refused(f"the HDF5 library cannot open it: {_line(error)}") from error
+        raise Refused(f"it is not a whole NetCDF-4 file: {_line(error)}") from error
     try:
         _Look(file, limits).check()
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, OverflowError) as error:
@@ -90,7 +90,7 @@ def check_regular(path: str) -> None:
     except OSError as error:
         raise Refused(f"cannot be opened: {error.strerror or error}") from error
     if head != SIGNATURE:
-        raise Refused("its first bytes are not HDF5's")
+        raise Refused("it is not a whole NetCDF-4 file: its first bytes are not HDF5's")
 
 
 class _Look:
@@ -353,27 +353,30 @@ def _limit_memory(limits: Mapping[str, int]) -> None:
         with open("/proc/self/statm") as file:  # noqa: PTH123 - a plain script
             now = int(file.read().split()[0]) * resource.getpagesize()
         more = 2**29 + 4 * (limits["max_bytes"] // PART) + 4 * limits["max_length"]
-        resource.setrlimit(resource.RLIMIT_AS, (now + more, now + more))
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        most = now + more if hard == resource.RLIM_INFINITY else min(now + more, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
 def main() -> None:
-    """Check the files that a line of JSON on standard input names; print what is refused as JSON."""
-    request = json.loads(sys.stdin.readline())
-    limits = {str(name): int(value) for name, value in request["limits"].items()}
+    """Check the files that lines of JSON on standard input name; print what is refused as JSON."""
     import h5py  # noqa: F401 - before the limit, which is about the file
     import netCDF4  # noqa: F401
 
-    _limit_memory(limits)
-    for path in request["paths"]:
-        try:
-            check_structure(path, limits)
-            rehearse(path, limits)
-            said = ""
-        except Refused as error:
-            said = str(error)
-        except MemoryError:
-            said = "reading it takes more memory than it claims"
-        print(json.dumps({"path": path, "refused": said}), flush=True)
+    while line := sys.stdin.readline():
+        request = json.loads(line)
+        limits = {str(name): int(value) for name, value in request["limits"].items()}
+        _limit_memory(limits)
+        for path in request["paths"]:
+            try:
+                check_structure(path, limits)
+                rehearse(path, limits)
+                said = ""
+            except Refused as error:
+                said = str(error)
+            except MemoryError:
+                said = "reading it takes more memory than it claims"
+            print(json.dumps({"path": path, "refused": said}), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from qdx.dataset import layout
 from qdx.dataset.encoding import PORTABLE
-from qdx.errors import QdxError
+from qdx.errors import UnwritableError
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             free = f"{shutil.disk_usage(path.parent).free / 1e9:.2f} GB free there"
         except OSError:
             free = "its folder cannot be read"
-        raise QdxError(
+        raise UnwritableError(
             f"cannot write {path}: {error}; {free}: "
             "free some, choose another hydra.sweep.dir or lower capture.prefill_positions"
         ) from error

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qdx.capture.fingerprints import row_hash
+from qdx.dataset.checksums import DamageError, damage
 from qdx.distances.pairs import Measure, MetricError, Pair, PhaseRows
 from qdx.errors import QdxError
 from qdx.statistics import Bools, Ints
@@ -62,13 +63,32 @@ class Damaged:
         self, reader: RunReader, phase: str, repeat: int, reference: int, indices: Ints, *, hidden: bool
     ) -> None:
         """Note damaged rows of a file, at indices of its position axis; raise when nobody asked for notes."""
-        error = reader.damage(phase, repeat, reference, indices, hidden=hidden)
         if self._files is None:
-            raise error
+            raise reader.damage(phase, repeat, reference, indices, hidden=hidden)
+        self._add(reader, reader.damage(phase, repeat, reference, indices[:1], hidden=hidden), len(indices))
+
+    def note_broken(self, readers: Sequence[RunReader], phase: PhaseRows) -> None:
+        """Note rows whose small values are not numbers, before a metric is blamed for its result."""
+        for c, reader in enumerate(readers):
+            where = np.argwhere(phase.broken_CDRP[c])
+            if not len(where):
+                continue
+            repeat, reference, position = where[0]
+            at = (
+                f"repeat {phase.coords['repeat'].values[repeat]}, "
+                f"reference {phase.coords['reference'].values[reference]}, "
+                f"position {phase.position_P[position]}"
+            )
+            error = damage(reader.path, f"/{phase.name}/top_logit or logsumexp of {at}", "is not a number")
+            if self._files is None:
+                raise error
+            self._add(reader, error, len(where))
+
+    def _add(self, reader: RunReader, error: DamageError, rows: int) -> None:
+        assert self._files is not None
         name = f"{reader.label}/{reader.path.name}"
-        first = str(reader.damage(phase, repeat, reference, indices[:1], hidden=hidden))
-        first = self._first.setdefault(name, first)
-        self._count[name] = self._count.get(name, 0) + len(indices)
+        first = self._first.setdefault(name, str(error))
+        self._count[name] = self._count.get(name, 0) + rows
         more = f" ({self._count[name] - 1} further rows too)" if self._count[name] > 1 else ""
         self._files[name] = f"{first}{more}"
 
@@ -249,6 +269,8 @@ def _read(
     rows_PV, bad_P = reader.marked_rows(phase.name, repeat, own_reference, own_index, hidden=hidden)
     if not reader.checked and not hidden:  # an old file: what it has of a row's bits is their hash
         bad_P |= hashes(rows_PV, reader.dtype) != own.row_hash[repeat, own_reference, own_index]
+    if not reader.checked and hidden:
+        bad_P |= np.isnan(rows_PV).any(-1)
     if not bad_P.any():
         return wanted, rows_PV
     damaged.note(reader, phase.name, repeat, own_reference, own_index[bad_P], hidden=hidden)

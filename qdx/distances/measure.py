@@ -128,6 +128,7 @@ def measure(
         for reader in readers:
             stack.callback(reader.close)
         for phase in phases:
+            rows.note_broken(readers, phase)
             has_rows_C = [reader.phase(phase.name).has_rows for reader in readers]
             has_hidden_C = [reader.phase(phase.name).has_hidden for reader in readers]
             for each in measures:

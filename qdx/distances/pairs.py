@@ -145,6 +145,7 @@ class PhaseRows:
     position_P: Ints
     length_R: Ints
     outputs_CDRT: Ints | None  # in decode only
+    broken_CDRP: Bools  # the greatest logits or their sum are NaN, and not both: not what was written
 
     @classmethod
     def read(cls, target: Path, name: str) -> PhaseRows:
@@ -168,11 +169,15 @@ class PhaseRows:
         finally:
             for group in groups.values():
                 group.close()
+        captured = captured.astype(bool)
+        # A model's own NaN is in both: it is sorted before every number.
+        overflow = ((np.isnan(top_logit) | np.isposinf(top_logit)) & (top_id >= 0)).any(-1)
+        broken = captured & (overflow == np.isfinite(logsumexp))
         return cls(
             name,
             coords,
             # A row with an infinite or NaN sum has no distance to anything: it is not measured.
-            captured.astype(bool) & np.isfinite(logsumexp),
+            captured & np.isfinite(logsumexp) & ~broken,
             row_hash.astype(np.uint64),
             logsumexp.astype(np.float64),
             token_id,
@@ -181,6 +186,7 @@ class PhaseRows:
             coords["position"].values.astype(np.int64),
             length.astype(np.int64),
             outputs,
+            broken,
         )
 
     def measurable(self, a: Source, b: Source) -> Bools:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from qdx.errors import QdxError, printable
+from qdx.program import PLAIN, run
 
 
 def main() -> None:
@@ -42,8 +43,8 @@ def main() -> None:
 def _print(text: str, stream: object) -> None:
     """Print what may quote a stranger's file: nothing in it acts on a terminal, whatever its encoding."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    print(printable(text).encode(encoding, errors="replace").decode(encoding), file=stream)  # type: ignore[call-overload]
+    print(printable(text).encode(encoding, errors=PLAIN).decode(encoding), file=stream)  # type: ignore[call-overload]
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "qdx.legacy")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from qdx.plugins._code import code_of
 from qdx.plugins._discovery import Found, check_reachable, find, load
 from qdx.plugins._folders import add as add_folders
-from qdx.plugins._folders import conf_dir, folders, leave_out
+from qdx.plugins._folders import are_left_out, conf_dir, folders, leave_out
 from qdx.plugins._nodes import build, check
 from qdx.plugins._record import KINDS, METRIC_META, NEEDS, Plugin, keywords_of, plugin_of, record_of, register
 from qdx.plugins._registry import node_of, options_of, require
@@ -24,6 +24,7 @@ __all__ = [
     "Found",
     "Plugin",
     "add_folders",
+    "are_left_out",
     "build",
     "check",
     "check_reachable",

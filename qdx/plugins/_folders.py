@@ -49,8 +49,13 @@ def leave_out() -> None:
     os.environ[LEFT_OUT] = "1"
 
 
+def are_left_out() -> bool:
+    """Whether the plug-in files of the working folder are left out because the user said so."""
+    return os.environ.get(LEFT_OUT, "0") not in ("", "0")
+
+
 def _is_left_out(plugins: Path) -> bool:
-    if os.environ.get(LEFT_OUT, "0") not in ("", "0"):
+    if are_left_out():
         return True
     results = [path.name for name in _RESULTS for path in Path().glob(name)]
     if results and plugins.resolve() not in _said:

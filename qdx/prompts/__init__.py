@@ -18,6 +18,7 @@ from qdx.prompts._reference import (
     describe,
     references_sha256,
 )
+from qdx.prompts._transcript_file import refusals
 from qdx.prompts.inline import Inline
 from qdx.prompts.pdf import Pdf
 from qdx.prompts.pydoc import Pydoc
@@ -38,4 +39,5 @@ __all__ = [
     "check_references",
     "describe",
     "references_sha256",
+    "refusals",
 ]

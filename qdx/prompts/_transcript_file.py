@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -203,6 +203,38 @@ def check_name(text: str, what: str) -> None:
     )
 
 
+def refusals(labels: Sequence[str], references: Sequence[Reference]) -> list[str]:
+    """Say what of a sweep's own names a verifier will refuse, for its maker to change before it runs.
+
+    Returns
+    -------
+    list of str
+        One line for each label, and for the first name, list of pages or sha256 of a reference that `read`
+        does not take.
+    """
+    lines = []
+    for label in labels:
+        try:
+            check_name(label, "label")
+        except QdxError as error:
+            lines.append(str(error))
+    for one in references:
+        try:
+            check_name(one.name, "reference")
+            _check_origin(one.name, {"pages": one.pages, "sha256": one.sha256})
+        except QdxError as error:
+            return [*lines, str(error)]
+    return lines
+
+
+def _check_origin(name: str, texts: Mapping[str, str]) -> None:
+    """Hold what a reference states of its document to its form."""
+    for about, pattern in (("pages", PAGES), ("sha256", DIGEST)):
+        text = texts[about]
+        if len(text) > LONGEST_NAME or not pattern.fullmatch(text):
+            raise QdxError(f"reference {name!r}: its {about} are {clean(text[:40])!r}: it was changed")
+
+
 def _called(character: str) -> str:
     return unicodedata.name(character, "control character").lower()
 
@@ -391,12 +423,7 @@ class _Reader:
             length = int(counts["length"][r])
             if min(parts) < 0 or parts[1] < 1 or sum(parts) != length or length > ids_RN.shape[1]:
                 raise QdxError(f"reference {name!r}: parts of {parts} tokens do not add up to {length}")
-            for about, pattern in (("pages", PAGES), ("sha256", DIGEST)):
-                text = str(texts[about][r])
-                if len(text) > LONGEST_NAME or not pattern.fullmatch(text):
-                    raise QdxError(
-                        f"reference {name!r}: its {about} are {clean(text[:40])!r}: it was changed"
-                    )
+            _check_origin(name, {about: str(texts[about][r]) for about in ("pages", "sha256")})
             found.append(
                 Reference(
                     name=name,

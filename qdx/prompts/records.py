@@ -67,7 +67,7 @@ def converted(cfg: DictConfig) -> Path:
 def _converted(config: str, _mtime_ns: int, _size: int) -> Path:
     with tempfile.TemporaryDirectory(prefix="qdx-records-") as folder:
         answer = Path(folder) / "answer.json"
-        ended = spawn({"do": "records", "config": config, "answer": str(answer)})
+        ended = spawn({"do": "records", "config": config, "into": str(answer)})
         if not answer.is_file():
             raise QdxError(f"the records could not be read: {ended or 'no answer'}")
         said: dict[str, str] = json.loads(answer.read_text())

@@ -11,6 +11,7 @@ from qdx import plugins
 from qdx.dataset.guarding import NAMES, Limits, allow
 from qdx.errors import QdxError
 from qdx.new_file import refuse_links
+from qdx.program import of_disk, run
 from qdx.report import build, imported
 from qdx.report.build import show
 from qdx.verification.sections import adopt_calibration
@@ -76,14 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             refuse_links(Path(chosen.directory))
         for number, folder in enumerate(chosen.calibration, 1):
             adopt_calibration(Path(chosen.directory), folder, number)
-        report = build(
-            chosen.directory, formats=formats, figures=figures, plugin_folders=chosen.plugins, guarded=True
-        )
+        report = build(chosen.directory, formats=formats, figures=figures, plugin_folders=chosen.plugins)
     except QdxError as error:
         print(f"qdx: error: {error}", file=sys.stderr)
-        return 2
+        return 1 if of_disk(error) else 2
     return 1 if report.failed or report.missing else report.verdict_status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qdx import new_file, plugins
 from qdx.errors import QdxError
 from qdx.locking import locked
+from qdx.program import PLAIN
 from qdx.progress import Progress
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def build(
     figures: Sequence[str] | bool | None = None,
     plugin_folders: Sequence[str | Path] = (),
     console: bool = True,
-    guarded: bool = False,
+    trust: bool = False,
 ) -> Report:
     """Merge the finished runs of a sweep, measure, analyse and report.
 
@@ -89,8 +90,8 @@ def build(
         ``plugins/`` of the working folder.
     console : bool
         Print the report, and progress while distances are measured.
-    guarded : bool
-        The folder may be a stranger's: look at its files before they are read (`guard_folder`).
+    trust : bool
+        The folder is one's own. Otherwise its files are looked at before they are read (`guard_folder`).
 
     Returns
     -------
@@ -104,14 +105,14 @@ def build(
         be made, or a figure that is not there: they are named at the top of the report.
     """
     directory = Path(directory)
-    new_file.refuse_links(directory)
-    if guarded:
+    new_file.require_place(directory)
+    if not trust:
         guard_folder(directory)
     with contextlib.ExitStack() as stack:
         # Two reports of a folder write the same files. Why a folder cannot be written is said further on.
         with contextlib.suppress(OSError):
             stack.enter_context(locked(directory / "report.lock", wait=True))
-        return _build(directory, metrics, analyses, formats, figures, plugin_folders, console)
+        return _build(directory, metrics, analyses, formats, figures, plugin_folders, console, trust)
 
 
 def guard_folder(directory: Path) -> None:
@@ -140,13 +141,14 @@ def _build(
     figures: Sequence[str] | bool | None,
     plugin_folders: Sequence[str | Path],
     console: bool,
+    trust: bool,
 ) -> Report:
     from qdx.dataset import check, folder
     from qdx.dataset.writing import disk_errors
     from qdx.report.state import Facts
 
     state = check.scan(directory)
-    facts = Facts(directory, state.labels, state.missing, state.failed, {}, state.settings)
+    facts = Facts(directory, state.labels, state.missing, state.failed, {}, state.settings, stated=not trust)
     wanted = _Wanted.of(state.settings, formats, figures)
     target = directory / folder.SWEEP
     if not state.runs:
@@ -167,20 +169,28 @@ def _build(
             sections, problems = _measure(
                 directory, part, measures, steps, state.settings, console, wanted.memory
             )
-    runs = [run for label, run in state.runs.items() if label not in problems.runs]
+    gone = {
+        str(
+            run.relative_to(directory)
+        ): "was deleted while this report was made: what is shown was read before"
+        for run in state.runs.values()
+        if not run.exists()
+    }
+    runs = [run for label, run in state.runs.items() if label not in problems.runs and run.exists()]
     facts = replace(
         facts,
         failed={**facts.failed, **problems.runs},
         broken=problems.analyses,
         unmeasured=problems.metrics,
-        damaged=problems.rows,
+        damaged={**problems.rows, **gone},
         unchecked=_unchecked(directory, runs),
     )
     from qdx.dataset.opening import open_file
 
     tree = open_file(target)
     try:
-        runs = [path for _, path in sorted(state.runs.items(), key=lambda run: state.labels.index(run[0]))]
+        ordered = sorted(state.runs.items(), key=lambda run: state.labels.index(run[0]))
+        runs = [path for _, path in ordered if path.exists()]
         return _write(facts, tree, sections, [target, *runs], wanted, console)
     finally:
         tree.close()
@@ -425,5 +435,5 @@ def _now() -> str:
 
 def show(text: str) -> None:
     """Print, also where the terminal's encoding lacks a character."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, errors="replace").decode(encoding), end="", flush=True)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, errors=PLAIN).decode(encoding), end="", flush=True)

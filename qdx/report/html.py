@@ -54,10 +54,10 @@ def render(
             ("positions", "Distance along positions", parts.positions(view, figures)),
             ("signal", "Noise against signal", parts.signal(view, sections, figures)),
             ("divergence", "Where free generations part", parts.strips(view, sections, figures)),
-            ("texts", "Generated texts", parts.texts(view)),
+            ("texts", "Generated texts", parts.texts(view, facts.stated)),
             *parts.others(sections, figures),
             ("repeats", "Reproducibility check", parts.repeats(view, sections)),
-            ("provenance", "Provenance", parts.provenance(view)),
+            ("provenance", "Provenance", parts.provenance(view, facts.stated)),
         ]
     found = [part for part in found if part[2]]
     start = _head(facts) + _top(facts, view, sections, [*(part[:2] for part in found), LAST])

@@ -43,13 +43,16 @@ def render(
                 blocks += [f"## {plain(by_name[name].title)}", fence(by_name[name].text.get("", ""))]
         blocks += ["## Environment", table(tables.environment(view))]
         blocks += ["## Configurations", table(tables.at_a_glance(view, sections))]
-        blocks += ["## Prompts", table(tables.prompts(view))]
+        blocks += ["## Prompts", table(tables.prompts(view, facts.stated))]
         if "noise_floor" in by_name:
             blocks += [
                 "## Reproducibility check",
                 *(table(t) for t in tables.noise(view, by_name["noise_floor"])),
             ]
-        blocks += ["## Generation", plain(RULE) if is_verifier(view.tree) else fence(generation(view))]
+        blocks += [
+            "## Generation",
+            plain(RULE) if is_verifier(view.tree) else fence(generation(view, facts.stated)),
+        ]
         if figures.strips:
             blocks += [
                 "## Token consistency",

@@ -15,7 +15,7 @@ from qdx.document.svg import Table, escape
 from qdx.report import tables
 from qdx.report.figures import MOST_CONFIGS, Figures
 from qdx.report.texts import Said, side_by_side
-from qdx.verification.sections import RULE, is_verifier
+from qdx.verification.sections import RULE, TEXT_STATED, is_verifier
 
 DRAWN: Mapping[str, tuple[str, ...]] = {
     "crossing": ("crossing_",),
@@ -163,11 +163,12 @@ def _further(count: int) -> str:
     return f"<p>{escape(plural(count, 'further reference'))}: sweep.nc /output.</p>" if count > 0 else ""
 
 
-def texts(view: View) -> str:
+def texts(view: View, stated: bool = False) -> str:
     """Generated texts side by side."""
     if view.outputs() is None:
         return ""
-    parts = [f"<p>{HOW_TEXTS}</p>"]
+    also = f" {TEXT_STATED[0].upper()}{TEXT_STATED[1:]}." if stated else ""
+    parts = [f"<p>{HOW_TEXTS}{also}</p>"]
     for r, reference in enumerate(view.references[:MOST_TEXTS]):
         found = side_by_side(view, r)
         cards = "".join(_card(said, len(found) > 1) for said in found)
@@ -240,6 +241,6 @@ def repeats(view: View, sections: Sequence[Section]) -> str:
     )
 
 
-def provenance(view: View) -> str:
+def provenance(view: View, stated: bool = False) -> str:
     """Versions, machine and prompts."""
-    return table_of(tables.environment(view)) + table_of(tables.prompts(view))
+    return table_of(tables.environment(view)) + table_of(tables.prompts(view, stated))

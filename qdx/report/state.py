@@ -34,6 +34,8 @@ class Facts:
         File to the rows in it that could not be measured because they are not what was written.
     unchecked : Mapping of str to str
         File, or several in words, to why nobody can tell whether its values are what was written.
+    stated : bool
+        The files may be a stranger's, so their texts and sources are shown as what he says.
     """
 
     directory: Path
@@ -46,6 +48,7 @@ class Facts:
     unwritten: Mapping[str, str] = field(default_factory=dict)
     damaged: Mapping[str, str] = field(default_factory=dict)
     unchecked: Mapping[str, str] = field(default_factory=dict)
+    stated: bool = False
 
     def problems(self) -> list[tuple[str, str, str]]:
         """What went wrong in making the report: the kind in capitals, the name and the error."""

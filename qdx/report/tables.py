@@ -75,7 +75,7 @@ def environment(view: View) -> Table:
     return Table("Environment", ["what", "value"], rows, 2)
 
 
-def prompts(view: View) -> Table:
+def prompts(view: View, stated: bool = False) -> Table:
     """Tokens and sources of the references."""
     head = [
         "reference",
@@ -103,7 +103,7 @@ def prompts(view: View) -> Table:
                 *counts,
             ]
         )
-    title = f"References ({STATED})" if is_verifier(view.tree) else "References"
+    title = f"References ({STATED})" if stated or is_verifier(view.tree) else "References"
     return Table(title, head, rows, 4)
 
 

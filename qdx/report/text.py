@@ -16,7 +16,7 @@ from qdx.document.text import WIDTH, clip, legend, letters, needs_letters, table
 from qdx.errors import printable
 from qdx.kernel_names import another_kernel
 from qdx.report.state import Facts, Files, next_command, report_command, resume_command, size
-from qdx.verification.sections import RULE, SECTIONS, STATED, is_verifier
+from qdx.verification.sections import RULE, SECTIONS, STATED, TEXT_STATED, is_verifier
 
 ENVIRONMENT = (
     "qdx_version",
@@ -78,10 +78,10 @@ def render(facts: Facts, tree: xr.DataTree | None, sections: Sequence[Section], 
             _block("Environment", environment(view)),
             _block("Environment validation", _of(by_name, "environment_validation")),
             _block("Configurations", configurations(view)),
-            _block("Prompts", prompts(view)),
+            _block("Prompts", prompts(view, facts.stated)),
             *(_block(by_name[n].title, _of(by_name, n)) for n in SECTIONS[1:] if n in by_name),
             _block("Reproducibility check", _of(by_name, "noise_floor")),
-            _block("Generation", wrap(RULE, "  ") if is_verifier(tree) else generation(view)),
+            _block("Generation", wrap(RULE, "  ") if is_verifier(tree) else generation(view, facts.stated)),
             _block("Token consistency", _of(by_name, "consistency")),
             _block("Prefill effects", phase_text(view, sections, ["prefill"])),
             _block("Decode effects", phase_text(view, sections, ["replay", "decode"])),
@@ -233,7 +233,7 @@ def _layer_types(view: View) -> list[str]:
     return lines
 
 
-def prompts(view: View) -> str:
+def prompts(view: View, stated: bool = False) -> str:
     """Sources and token counts of the references."""
     if "references" not in view.tree.children:
         return "  not recorded"
@@ -244,7 +244,7 @@ def prompts(view: View) -> str:
     sources: dict[str, str] = {}
     for source, digest in zip(stored["source"].values, stored["sha256"].values, strict=True):
         sources.setdefault(str(source), str(digest))
-    lines = [f"  {STATED}:"] if is_verifier(view.tree) else []
+    lines = [f"  {STATED}:"] if stated or is_verifier(view.tree) else []
     for source, digest in list(sources.items())[:MOST_REFERENCES]:
         lines.append(wrap(f"{source}" + (f"  sha256 {digest[:16]}…" if digest else ""), "  "))
     if len(sources) > MOST_REFERENCES:
@@ -269,7 +269,7 @@ def prompts(view: View) -> str:
     return "\n".join(lines)
 
 
-def generation(view: View, references: int = 4) -> str:
+def generation(view: View, stated: bool = False, references: int = 4) -> str:
     """How many tokens every config generated, and its first words (first repeat)."""
     outputs = view.outputs()
     if outputs is None:
@@ -281,6 +281,8 @@ def generation(view: View, references: int = 4) -> str:
     least, most = int(tokens.min()), int(tokens.max())
     count = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     lines = [f"  {count} tokens a reference, greedy, end of sequence ignored; first repeat"]
+    if stated:
+        lines.append(f"  {TEXT_STATED}")
     for r, name in enumerate(view.references[:references]):
         lines.append(f"  {name}")
         said: dict[str, list[str]] = {}

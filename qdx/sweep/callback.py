@@ -26,12 +26,13 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from qdx import new_file, plugins
 from qdx.backends.auto import AUTO, explanation
-from qdx.commands import own_command, quoted
+from qdx.commands import NO_PLUGINS, own_command, quoted
 from qdx.dataset.folder import PLAN
 from qdx.errors import QdxError, nearest
-from qdx.hydra_errors import explain, of_disk
+from qdx.hydra_errors import explain
 from qdx.locking import locked
 from qdx.process import FULL_ERROR, spawn
+from qdx.program import in_one_line, of_disk
 from qdx.schema import validate
 from qdx.sweep import job as job_process
 from qdx.sweep import launchers
@@ -42,6 +43,8 @@ DEFAULTS = {"metric": "l2", "analysis": "effects"}
 # user's config, not of a file in the folder), and whether jobs run in other processes. Not in `Sweep`, which
 # launchers pickle.
 _running: tuple[Path, dict[str, Any], bool] | None = None
+# Errors of this process's jobs by label: a disk that is full took no status.json.
+_errors: dict[str, str] = {}
 _held = contextlib.ExitStack()  # the folder's lock, until this process ends
 atexit.register(_held.close)
 
@@ -58,12 +61,15 @@ def job(cfg: DictConfig) -> None:
         # Live bars of jobs that run at once would write over each other.
         environment = {"TTY_COMPATIBLE": "0"} if launchers.parallel(hydra.launcher) else {}
         config = OmegaConf.to_yaml(cfg, resolve=True)
-        job_process.run(config, str(directory), stated, hydra.runtime.cwd, environment)
+        if error := job_process.run(config, str(directory), stated, hydra.runtime.cwd, environment):
+            _errors[str(cfg.label)] = error
     except QdxError as error:  # the file of transcripts has gone since the sweep started
         directory.mkdir(parents=True, exist_ok=True)
         job_process.write_status(directory, str(error), traceback.format_exc())
     except OSError as error:
-        message = f"{error}: the machine of a job must see the sweep's folders under the same paths"
+        elsewhere = "the machine of a job must see the sweep's folders under the same paths"
+        message = in_one_line(error) if of_disk(error) else f"{error}: {elsewhere}"
+        _errors[str(cfg.label)] = message
         job_process.write_status(directory, message, traceback.format_exc())
         print(f"qdx: error: {message}", file=sys.stderr, flush=True)
 
@@ -106,7 +112,12 @@ def _guard(step: Callable[[], None]) -> None:
 
 def command_line() -> str:
     """Return the command that started this process, as it can be typed."""
-    return shlex.join(["python", "-m", "qdx", *sys.argv[1:]])
+    return shlex.join(["python", "-m", "qdx", *_flags(), *sys.argv[1:]])
+
+
+def _flags() -> list[str]:
+    """What Hydra does not know and was taken from the command line: a sweep is resumed as it was started."""
+    return [NO_PLUGINS] if plugins.are_left_out() else []
 
 
 def _settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -142,7 +153,7 @@ def start(config: DictConfig) -> None:
     if not config.hydra.overrides.task:
         print(_what_is_run(jobs), flush=True)
     directory = Path(config.hydra.sweep.dir).absolute()
-    new_file.refuse_links(directory)  # a sweep that is resumed may be a stranger's folder
+    new_file.require_place(directory)  # a sweep that is resumed may be a stranger's folder
     (directory / "multirun.yaml").unlink(missing_ok=True)  # Hydra writes it, through a link too
     with flag_override(config, ["readonly", "struct"], False):
         if swept:
@@ -152,6 +163,9 @@ def start(config: DictConfig) -> None:
         config.hydra.sweep.dir = str(directory)
     first: Any = OmegaConf.to_container(jobs[0], resolve=True)
     labels = [str(cfg.label) for cfg in jobs]
+    for label in labels:
+        if (place := directory / label).exists() and not place.is_dir():
+            raise QdxError(f"{place} is a file, and the results of config {label!r} go there: rename it")
     _check_names(first, [*labels, *_earlier(directory / PLAN)["labels"]])
     manifest = {
         "metrics": first["metric"],
@@ -295,7 +309,9 @@ def _write_manifest(directory: Path, manifest: dict[str, Any]) -> str:
     earlier = _earlier(path)
     labels = [*earlier["labels"], *(name for name in manifest["labels"] if name not in earlier["labels"])]
     arguments = [a for a in sys.argv[1:] if not a.startswith("hydra.sweep.dir=")]
-    resume = shlex.join(["python", "-m", "qdx", *arguments, f"hydra.sweep.dir={quoted(str(directory))}"])
+    resume = shlex.join(
+        ["python", "-m", "qdx", *_flags(), *arguments, f"hydra.sweep.dir={quoted(str(directory))}"]
+    )
     if set(earlier["labels"]) - set(manifest["labels"]) and resume not in earlier["resume"]:
         resume = f"{earlier['resume']} && {resume}"
     text = json.dumps(
@@ -356,12 +372,21 @@ def finish(directory: Path, chosen: Mapping[str, Any]) -> None:
     """Merge, analyse and report with the chosen metrics and analyses, then exit 1 when a job failed."""
     from qdx import report
 
-    built = report.build(directory, **chosen)
+    try:
+        built = report.build(directory, trust=True, **chosen)  # its runs are of this sweep
+    except QdxError:  # such as a full disk, which took no status.json either
+        _say_failed(_errors, [])
+        raise
     if built.failed or built.missing:
-        for name, error in built.failed.items():
-            print(f"qdx: failed: {name}: {error}", file=sys.stderr)
-        for name in built.missing:
-            print(f"qdx: missing: {name}", file=sys.stderr)
+        own = {name: error for name, error in _errors.items() if name in (*built.failed, *built.missing)}
+        _say_failed({**built.failed, **own}, [name for name in built.missing if name not in own])
         sys.exit(1)
     if built.verdict_status:
         sys.exit(built.verdict_status)
+
+
+def _say_failed(failed: Mapping[str, str], missing: Sequence[str]) -> None:
+    for name, error in failed.items():
+        print(f"qdx: failed: {name}: {error}", file=sys.stderr)
+    for name in missing:
+        print(f"qdx: missing: {name}", file=sys.stderr)

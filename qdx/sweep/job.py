@@ -10,10 +10,10 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
-from qdx import new_file
+from qdx import new_file, program
 from qdx.dataset.folder import STATUS
 from qdx.errors import QdxError
-from qdx.process import FULL_ERROR, interrupted, serve, spawn
+from qdx.process import FULL_ERROR, answer, interrupted, serve, spawn
 
 
 def run(
@@ -59,7 +59,7 @@ def write_status(folder: Path, error: str, trace: str) -> None:
         new_file.write_text(folder / STATUS, text + "\n")
 
 
-def _answer(request: Mapping[str, str]) -> None:
+def _convert(request: Mapping[str, str]) -> None:
     """Turn a file of records into one of transcripts, and say where it is or why there is none."""
     from omegaconf import DictConfig, OmegaConf
 
@@ -71,11 +71,15 @@ def _answer(request: Mapping[str, str]) -> None:
         said = {"path": str(experiment.convert_records(cfg))}
     except QdxError as error:
         said = {"error": str(error)}
-    Path(request["answer"]).write_text(json.dumps(said))
+    Path(request["into"]).write_text(json.dumps(said))
 
 
 def main() -> None:
     """Serve the request on standard input: ``run`` a job, ``prepare`` a sweep, or read its ``records``."""
+    program.run(_serve, full=bool(os.environ.get(FULL_ERROR)), child=True)
+
+
+def _serve() -> int:
     request = serve()
     from omegaconf import OmegaConf
 
@@ -88,7 +92,7 @@ def main() -> None:
             configs = [OmegaConf.create(text) for text in request["configs"]]
             prepare.prepare(configs, Path(request["directory"]))
         elif request["do"] == "records":
-            _answer(request)
+            _convert(request)
         else:
             cfg = OmegaConf.create(request["config"])
             assert not isinstance(cfg, list)
@@ -96,19 +100,23 @@ def main() -> None:
             with Progress(str(cfg.label)) as progress:
                 stated = request["command_line"], progress, request.get("hashed")
                 progress.done(experiment.run(cfg, folder, *stated))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as error:  # the parent says it
+        return error.status if isinstance(error, program.Ended) else 130
     except Exception as error:
-        if interrupted():
-            sys.exit(130)
-        expected = isinstance(error, QdxError) and not os.environ.get(FULL_ERROR)
-        message = str(error) if isinstance(error, QdxError) else f"{type(error).__name__}: {error}"
+        if status := interrupted():
+            return status
+        expected = isinstance(error, QdxError) or program.of_disk(error)
+        message = (
+            program.in_one_line(error) if expected else str(QdxError(f"{type(error).__name__}: {error}"))
+        )
         if request["do"] == "run":
             write_status(Path(request["directory"]), message, traceback.format_exc())
-        if not expected:
+            answer(message)
+        if not expected or os.environ.get(FULL_ERROR):
             traceback.print_exc()
         print(f"qdx: error: {message}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from qdx.dataset.check import reading
 from qdx.dataset.guarding import guard
 from qdx.errors import QdxError, nearest
 from qdx.experiment import Prompts, find_checkpoint, identify, load_prompts
+from qdx.prompts import refusals
 from qdx.schema import Experiment, validate
 from qdx.schema_verify import TranscriptPrompts, Verify
 
@@ -92,6 +93,8 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
     check_alike(earlier_runs(directory, set(alike)) | alike)
     size.check_disk(directory, estimate + unfinished)
     for prompts in loaded.values():
+        for line in [] if prompts.producers else refusals(list(alike), prompts.references):
+            print(f"NOTE: a verifier will refuse this sweep's file: {line}", flush=True)
         if prompts.transcripts is not None:
             keep_for_the_report(prompts.transcripts, validate(configs[0]).verify, directory)
     more = f", and {size.readable(unfinished)} while a job runs" if unfinished else ""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SECTIONS = ("environment_validation", "verify", "crossing", "attribution")  # in the order of the report
 CALIBRATION = "calibration"  # folder below the sweep's, with the two files of an earlier verification
 LEFT_OUT = ("consistency",)  # analyses of free generations, of which a verifier makes none
+TEXT_STATED = "text as stated by the producer, not decoded here"
 STATED = "sources, pages, offsets and sha256 as stated by the producer, not checked here"
 RULE = (
     "none: this sweep replayed transcripts. Its configs are compared with each other in prefill, where all "

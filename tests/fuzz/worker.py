@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 HANG_S = 180  # a loaded machine is slow, HDF5 in a loop never ends
-MEMORY = 12 * 2**30  # of addresses: torch alone maps some GB; more is a runaway allocation
+# Bytes of addresses that the worker may use, which `scripts/fuzz.py --memory` sets; torch alone maps 1 GiB.
+MEMORY = "QDX_FUZZ_MEMORY"
+MEMORY_GIB = 4
 
 
 @functools.cache
@@ -217,9 +219,17 @@ def judged(request: dict[str, Any]) -> dict[str, str]:
     return {"is": "accepted", "said": ""}
 
 
+def limit_memory() -> None:
+    """Take the limit that was asked for, or that of this process where it is less."""
+    asked = int(os.environ.get(MEMORY, MEMORY_GIB * 2**30))
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = asked if hard == resource.RLIM_INFINITY else min(asked, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
 def main() -> None:
     """Serve requests until standard input ends."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    limit_memory()
     warnings.simplefilter("ignore")
     faulthandler.enable()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,10 @@ import pytest
 
 from qdx.capture import CaptureSettings
 from qdx.errors import QdxError
-from qdx.prompts import Transcripts, describe
+from qdx.prompts import Transcripts, describe, refusals
 from qdx.prompts._transcript_file import NAME
 from qdx.prompts.transcripts import duration
+from qdx.report import build
 from tests.helpers import TOKENS, VOCAB
 from tests.hostile import making
 from tests.hostile.making import Groups
@@ -109,6 +112,31 @@ def test_sketches_that_this_run_does_not_have_are_named_before_the_replay(sweep:
     Transcripts(str(sweep)).require(**fitting, sketch_seed=seed)  # type: ignore[arg-type]
     with pytest.raises(QdxError, match=rf"sketches are of the seed {seed}, this version's of {seed + 1}"):
         Transcripts(str(sweep)).require(**fitting, sketch_seed=seed + 1)  # type: ignore[arg-type]
+
+
+def test_a_producer_hears_of_names_that_verifiers_refuse(sweep: Path) -> None:
+    honest = Transcripts(str(sweep)).file.references
+    assert refusals(["awq", "awq,batch_size=4"], honest) == []
+    lines = refusals(["awq two", "a" * 200, "awq"], honest)
+    assert len(lines) == 2 and "U+0020 space" in lines[0] and "label=…" in lines[0]
+    assert "200 characters, limit 80" in lines[1]
+    (line,) = refusals(["awq"], [replace(honest[0], name="r\u0435f_0")])
+    assert "U+0435 cyrillic small letter ie" in line
+    (line,) = refusals(["awq"], [replace(honest[0], pages="three")])
+    assert "its pages are 'three'" in line
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_texts_of_a_folder_that_may_be_a_strangers_are_marked(
+    trust: bool, sweep: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(sweep, tmp_path / "s")
+    report = build(folder, console=False, formats=["txt", "html", "md"], trust=trust)
+    for suffix in ("txt", "html", "md"):
+        page = (folder / f"report.{suffix}").read_text().lower()
+        assert ("text as stated by the producer, not decoded here" in page) is not trust, suffix
+        assert ("sources, pages, offsets and sha256 as stated by the producer" in page) is not trust, suffix
+    assert not report.failed
 
 
 class Tokenizer:

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
+import qdx
 from qdx.commit import commit
 from qdx.dataset import guarding
 from qdx.dataset.guarding import Limits, allow, guard
@@ -273,6 +274,47 @@ def test_the_report_of_a_strangers_folder_is_guarded(
     assert not (folder / "report.txt").exists()
 
 
+@pytest.mark.parametrize("name", ["awq/run.nc", "sweep.nc"])
+def test_what_python_opens_is_guarded_unless_it_is_trusted(name: str, sweep: Path, tmp_path: Path) -> None:
+    folder = making.honest(tmp_path / "s")
+    made = making.edited(folder / name, tmp_path / "h.nc", making.claims((2**25,), "u1", (2**20,)))
+    made.replace(folder / name)
+    for path in (folder, folder / name):
+        with pytest.raises(QdxError, match="claims a dimension of 33,554,432, limit 16,777,216"):
+            qdx.open(path)
+    with pytest.raises(QdxError, match="claims a dimension"):
+        build(folder, console=False)
+    assert not (folder / "report.txt").exists()
+    qdx.open(folder, trust=True).close()
+    assert build(folder, console=False, trust=True, formats=["txt"]).paths
+
+
+def test_what_python_opens_leads_nowhere_else(sweep: Path, tmp_path: Path) -> None:
+    place = not_opened(tmp_path)
+    path = making.edited(sweep / "sweep.nc", tmp_path / "h.nc", making.external(place))
+    with pytest.raises(QdxError, match="external storage"):
+        qdx.open(path)
+    folder = making.honest(tmp_path / "s")
+    (folder / "gptq" / "run.nc").unlink()
+    (folder / "gptq" / "run.nc").symlink_to(place)
+    with pytest.raises(QdxError, match="is a link to"):
+        qdx.open(folder)
+
+
+def test_one_process_looks_at_file_after_file_until_it_has_refused_one(sweep: Path, tmp_path: Path) -> None:
+    paths = [making.edited(sweep / "sweep.nc", tmp_path / f"{n}.nc", lambda file: None) for n in range(3)]
+    guard(paths[0])
+    first = guarding._child
+    guard(paths[1])
+    assert guarding._child is first and first is not None and first.lives
+    bad = making.edited(sweep / "sweep.nc", tmp_path / "bad.nc", making.twice)
+    with pytest.raises(QdxError, match="linked twice"):
+        guard(bad)
+    assert not first.lives, "what a damaged file does to its memory concerns no other file"
+    guard(paths[2])
+    assert guarding._child is not first
+
+
 def test_the_report_raises_limits_by_name(
     sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -295,4 +337,4 @@ def test_the_guard_costs_an_honest_report_little(sweep: Path, tmp_path: Path) ->
     allow(max_objects=3)
     with pytest.raises(QdxError):
         guard(paths[0])
-    build(folder, console=False, formats=["txt"])
+    build(folder, console=False, formats=["txt"], trust=True)

@@ -13,6 +13,7 @@ from qdx.plugins import _folders, folders
 from qdx.process import command, spawn
 from qdx.report import build
 from tests.hostile import making
+from tests.sweeping import SMALL, checkpoints, qdx
 
 # Of packages and of the standard library, imported early and late.
 MODULES = (
@@ -103,7 +104,7 @@ def test_the_childs_path_does_not_begin_with_the_working_folder(sweep: Path, tmp
     assert not (tmp_path / "mark").exists()
     assert "imported" not in said and "qdx: error" in said, "it came as far as the config, which is empty"
     ended = spawn(request, cwd=str(sweep), environment={"PYTHONPATH": str(making.ROOT)})
-    assert ended == "child process exited with 1"
+    assert ended.startswith("ConfigAttributeError: Missing key label"), ended
     assert not (tmp_path / "mark").exists()
 
 
@@ -128,6 +129,27 @@ def test_plugins_can_be_left_out(arguments: list[str], environment: dict[str, st
     assert done.returncode == 0 and "stolen" not in done.stdout and not (tmp_path / "mark").exists()
     done = making.python("-m", "qdx", "--help", cwd=tmp_path)
     assert "stolen" in done.stdout and (tmp_path / "mark").exists(), "a folder of one's own"
+
+
+def test_a_sweep_is_resumed_as_it_was_started_and_says_what_verifiers_will_refuse(
+    tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    """A plug-in that would be read stops nothing, and a label with a space is named before the run."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "stolen.py").write_text(PLUGIN.format(mark=str(tmp_path / "mark")))
+    arguments = [*SMALL, *checkpoints(tiny_models), "label='my awq'", "metric=[l2]", "analysis=[effects]"]
+    done = qdx("--no-plugins", *arguments, "report.formats=[txt]", "hydra.sweep.dir=out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "mark").exists()
+    note, resume = (
+        next(i for i, line in enumerate(done.stdout.splitlines()) if line.startswith(start))
+        for start in ("NOTE: a verifier will refuse this sweep's file: label: 'my awq'", "resume: ")
+    )
+    assert note < resume, "before the first job"
+    assert done.stdout.splitlines()[resume].startswith("resume: python -m qdx --no-plugins ")
+    plan = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert "--no-plugins" not in plan["arguments"], "a verifier decides that for himself"
+    assert own_command(plan["resume"], tmp_path / "out") == plan["resume"]
 
 
 def test_folders_of_results_are_left_out_and_named_ones_are_not(

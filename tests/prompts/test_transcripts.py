@@ -200,8 +200,8 @@ def test_a_truncated_file_and_one_of_something_else_are_refused(sweep: Path, tmp
     with netCDF4.Dataset(empty, "w"):
         pass
     for path, said in (
-        (cut, "is not read: the HDF5 library cannot open it: .*truncated"),
-        (text, "is not read: its first bytes are not HDF5's"),
+        (cut, "is not read: it is not a whole NetCDF-4 file: .*truncated"),
+        (text, "is not read: it is not a whole NetCDF-4 file: its first bytes are not HDF5's"),
         (empty, "qdx did not write"),
     ):
         with pytest.raises(QdxError, match=said):
