@@ -20,7 +20,7 @@ from qdx.dataset.join_repeats import join_repeats
 from qdx.errors import QdxError
 from qdx.flow import Flow
 from qdx.process import spawn
-from qdx.prompts import Transcripts, check_references, describe, references_sha256
+from qdx.prompts import Challenge, Transcripts, check_references, describe, references_sha256
 from qdx.schema import Experiment, validate
 
 if TYPE_CHECKING:
@@ -169,6 +169,8 @@ class Prompts:
         Whose transcripts are replayed; empty where the job generates its own.
     transcripts : Transcripts or None
         Where they come from.
+    challenge : Challenge or None
+        Where the references come from, when a verifier asks for them.
     """
 
     references: list[Reference]
@@ -176,6 +178,7 @@ class Prompts:
     tokenizer: Any
     producers: list[Producer] = field(default_factory=list)
     transcripts: Transcripts | None = None
+    challenge: Challenge | None = None
 
 
 def load_prompts(experiment: Experiment, checkpoint: Checkpoint) -> Prompts:
@@ -190,13 +193,22 @@ def load_prompts(experiment: Experiment, checkpoint: Checkpoint) -> Prompts:
             tokens=tokens,
             components=experiment.capture.components,
             sketch_seed=CaptureSettings.seed,
+            mode=experiment.capture.mode,
+        )
+    if isinstance(source, Challenge):
+        source.require(
+            tokenizer_sha256=models.tokenizer_sha256(checkpoint.path),
+            vocab=models.vocab_size(checkpoint.path),
+            tokens=tokens,
+            prefill_positions=experiment.capture.prefill_positions,
         )
     references = source.load(tokenizer)
     check_references(references, who=str(node["_target_"]), tokens=tokens)
     summary = getattr(source, "summary", None)
     said = describe(references, summary, transcripts=isinstance(source, Transcripts))
     if not isinstance(source, Transcripts):
-        return Prompts(references, said, tokenizer)
+        asked = source if isinstance(source, Challenge) else None
+        return Prompts(references, said, tokenizer, challenge=asked)
     said = f"{said}\n{source.describe(experiment.batch_size)}"
     return Prompts(references, said, tokenizer, source.producers, source)
 

@@ -3,7 +3,7 @@
 A source has options and one method, ``load(tokenizer) -> list[Reference]``, which gives the same ids in the
 same order at every call. `Pdf`, `Text` and `Pydoc` cut windows of exactly ``snippet_tokens`` tokens out of
 documents; `Inline` takes whole texts. `Transcripts` brings the references of a producers' file, with the
-tokens that were generated after them.
+tokens that were generated after them, `Challenge` those that a verifier asks for.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from qdx.prompts._reference import (
     describe,
     references_sha256,
 )
+from qdx.prompts.challenge import Challenge
 from qdx.prompts.inline import Inline
 from qdx.prompts.pdf import Pdf
 from qdx.prompts.pydoc import Pydoc
@@ -24,6 +25,7 @@ from qdx.prompts.text import Text
 from qdx.prompts.transcripts import Transcripts
 
 __all__ = [
+    "Challenge",
     "Inline",
     "Pdf",
     "PromptSource",
