@@ -111,7 +111,6 @@ def keep_for_the_report(transcripts: Transcripts, asked: Verify, directory: Path
         For a claim of somebody who is no producer, a calibration that is no verifier's sweep, a demand that
         means nothing, or opened rows without their challenge.
     """
-    from qdx import verification  # noqa: F401 - before what it imports itself
     from qdx.verification import obligations
     from qdx.verification.sections import adopt_calibration, adopt_challenge
 

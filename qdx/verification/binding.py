@@ -28,9 +28,11 @@ from qdx.dataset.checksums import damage
 from qdx.dataset.guarded_json import Fields
 from qdx.dataset.layout import region_of
 from qdx.dataset.run_reader import RunReader
+from qdx.distances.blocks import hashes
 from qdx.errors import QdxError
 from qdx.prompts._transcript_file import check_name
 from qdx.prompts.challenge import ChallengeFile
+from qdx.verification.commitments import row_bytes
 from qdx.verification.merkle import Tree, leaf_hash
 
 KIND, VERSION = "commitment", 1
@@ -307,8 +309,6 @@ class RunRows:
             start = end
 
     def _block(self, rows: Sequence[Row]) -> NDArray[np.float32]:
-        from qdx.distances.blocks import hashes  # loads torch
-
         phase, name = rows[0].phase, rows[0].reference
         if name not in self._reader.references:
             raise QdxError(f"{self._path} has no reference {name!r}: give the folder that was committed")
@@ -333,8 +333,6 @@ class RunRows:
 
     def tree(self, nonce: str, config: str, rows: Sequence[Row]) -> Tree:
         """Return the tree over all rows of the run, of which `rows` is the list; see `rows_of`."""
-        from qdx.verification.commitments import row_bytes  # loads torch
-
         return Tree(
             [
                 row_leaf(nonce, config, row, self.dtype, row_bytes(row_V[None], self.dtype).tobytes())

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from qdx.prompts.challenge import ChallengeFile
 from qdx.verification import binding, merkle
 from qdx.verification.binding import PHASES, Row
+from qdx.verification.commitments import BYTES, commit, row_bytes
 from qdx.verification.ledger import Ledger
 
-BYTES = 16  # of a commitment as `qdx.verification.commitments` makes them
 KIND = "opened"  # of the file that python -m qdx.open_rows writes
 COLUMNS = ("of_config", "of_reference", "of_phase", "of_position")
 UNBOUND = "no root was received, so nothing shows that its rows were fixed before the verifier had his own"
@@ -278,8 +278,6 @@ def _answer(
     opened: _Opened,
 ) -> Answer:
     """Check one producer, and take her rows that fit."""
-    from qdx.verification.commitments import commit, row_bytes  # loads torch
-
     assert ledger.commitment is not None
     own = ledger.commitment.configs[label]
     nonce = challenge.nonce
@@ -328,8 +326,6 @@ def _answer(
 
 def _exact(rows_PV: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
     """The values that the data type holds: what is bound, whatever float32 the file has in their place."""
-    from qdx.verification.commitments import row_bytes
-
     with np.errstate(over="ignore", invalid="ignore"):
         data = row_bytes(rows_PV, dtype)
     if dtype == "bfloat16":
