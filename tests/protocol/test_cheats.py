@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,14 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qdx.verification.binding import BoundConfig, Commitment, Row
-from tests.protocol.world import DRAWN, REFERENCES, TOKENS, Forgery, Groups, World, judge, state
+from qdx.report.__main__ import main as report_main
+from qdx.verification.binding import BoundConfig, Commitment
+from tests.protocol.world import DRAWN, REFERENCES, TOKENS, Forgery, Groups, World, judge, run, state
 
 NOT_MET = "obligation not met"
-
-
-def last_decode(world: World) -> list[Row]:
-    return [row for row in world.rows if row.phase == "decode"]
 
 
 def test_an_honest_exchange_is_confirmed_in_its_drawn_rows(world: World) -> None:
@@ -41,6 +39,7 @@ def test_what_is_demanded_and_met_leaves_the_verdict_as_it_is(world: World, tmp_
             "class": "here", "threads": [1, 2], "dtype": "float16", "batch_size": 1,
             "prompts": str(world.opened["provenance"]["references_sha256"].values[0]),
         },
+        whole=True,
     )  # fmt: skip
     assert (found.verdict, found.unmet, found.status) == ("confirmed in s drawn rows", "", 0)
 
@@ -84,7 +83,7 @@ def test_another_machine_stated_from_the_beginning_does_not_meet_the_class(
 
 def test_a_root_that_came_late_is_not_met(world: World, tmp_path: Path) -> None:
     late = replace(world.ledger, issued="2026-01-01T00:00:00Z", received="2026-01-01T02:00:00Z")
-    found = judge(world, tmp_path / "judged", own=late, require={"within": 3600})
+    found = judge(world, tmp_path / "judged", own=late, require={"within": 3600}, whole=True)
     assert (found.verdict, found.status) == (NOT_MET, 4)
     assert found.unmet == "within: the root came after 7200 s, wanted after 3600 s at most"
 
@@ -211,7 +210,7 @@ def test_rows_of_another_format_that_were_bound_refute_the_claim(world: World, t
     found = judge(world, tmp_path / "judged", Forgery(rows).make(world))
     assert (found.verdict, found.status) == ("refuted", 3), found.because
     # All four references differ, none of eight reruns did: 1/C(12, 4) = 1/495.
-    assert found.tests["prefill rows"]["p"] == pytest.approx(1 / 495)
+    assert found.p["prefill rows"] == pytest.approx(1 / 495)
     assert found.unmet == ""
 
 
@@ -229,7 +228,7 @@ def test_a_text_that_is_not_what_its_own_opened_rows_say_refutes(world: World, t
     """Rows of another machine would not be the verifier's: they still have to say the text beside them."""
     rows = {row: np.roll(v, 1) if row.phase == "decode" else v for row, v in world.honest.items()}
     made = Forgery(rows, record=state(cpu="Another CPU")).make(world)
-    found = judge(world, tmp_path / "judged", made)
+    found = judge(world, tmp_path / "judged", made, whole=True)
     assert (found.verdict, found.status) == ("refuted", 3)
     assert "not among the greatest logits of the row that the producer bound and opened" in found.because
 
@@ -308,13 +307,9 @@ def test_opened_rows_without_their_challenge_are_not_judged(world: World, tmp_pa
     target = tmp_path / "judged"
     judge(world, target)
     (target / "challenge.json").unlink()
-    from tests.protocol.world import report_main, run
-
     said = run(report_main, target, status=1)
     assert "opened rows are judged with the challenge that they answer" in said
 
 
 def _sha256(data: bytes) -> str:
-    import hashlib
-
     return hashlib.sha256(data).hexdigest()
