@@ -56,8 +56,8 @@ def test_rows_of_the_template_are_never_drawn_and_few_rows_are_all_drawn() -> No
 def test_a_share_of_false_rows_at_the_bound_is_missed_by_at_most_five_in_a_hundred_draws() -> None:
     """With s rows drawn and all right, "under 1 − 0.05^(1/s)" is false in at most 5 % of exchanges.
 
-    The share is at the bound itself, where the claim fails most often. A smaller one is missed more often: the
-    bound is not loose.
+    The share is at the bound itself, where the claim fails most often. A smaller one is missed more
+    often: the bound is not loose.
     """
     drawn, total, trials = 20, 400, 3_000
     bound = 1 - 0.05 ** (1 / drawn)

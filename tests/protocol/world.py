@@ -2,7 +2,8 @@
 
 The verifier's replay depends on the tokens alone. So every forged file with the honest tokens is judged by
 ``python -m qdx.report`` in a copy of the verifier's folder, where it takes the place of the file that was
-replayed, with the ledger that the verifier would have. Most are judged by the function that the command calls.
+replayed, with the ledger that the verifier would have. Most are judged by the function that the command
+calls.
 """
 
 from __future__ import annotations
