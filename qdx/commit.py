@@ -375,6 +375,8 @@ def _encoding(variable: xr.Variable) -> dict[str, Any]:
     """Compress what is worth an index of chunks; digests are not."""
     if variable.dtype.kind in "OUST":
         return {"dtype": "S1"}  # characters, see qdx.dataset.writing
+    if variable.dims == ("row", "vocab"):  # opened rows, which are read one by one
+        return {"zlib": True, "complevel": 6, "shuffle": True, "chunksizes": (1, variable.shape[1])}
     integers = {"_FillValue": None} if variable.dtype.kind in "iu" else {}
     if variable.nbytes < SMALL or variable.dtype == np.uint8:
         return integers

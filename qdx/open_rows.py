@@ -25,6 +25,7 @@ from qdx.commit import NAMESPACE, Bound, bound, write_groups
 from qdx.dataset import guarded_json
 from qdx.dataset.folder import RUN
 from qdx.dataset.size import readable
+from qdx.document.text import plural
 from qdx.errors import QdxError
 from qdx.locking import locked
 from qdx.prompts import challenge
@@ -342,9 +343,10 @@ def _run(chosen: argparse.Namespace) -> str:
             f"root {own.root[:16]}… received at {own.received}, {own.seconds:,} s after the challenge\n"
             f"{target}: {own.drawn} rows of each config, or all: send it to the prover"
         )
+    count = len(read_drawn(chosen.drawn)[1])
     target = open_rows(chosen.directory, chosen.drawn, chosen.out)
     return (
-        f"{target}: {readable(target.stat().st_size)}: send it to the verifier, who runs\n"
+        f"{target}: {plural(count, 'row')}, {readable(target.stat().st_size)}; the verifier runs\n"
         f"  python -m qdx -m prompts=transcripts prompts.path={target.name} verify.challenge=challenge.json "
         "quant=…"
     )

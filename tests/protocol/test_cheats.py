@@ -310,7 +310,7 @@ def test_opened_rows_without_their_challenge_are_not_judged(world: World, tmp_pa
     target = tmp_path / "judged"
     judge(world, target)
     (target / "challenge.json").unlink()
-    said = run(report_main, target, status=1)
+    said = " ".join(run(report_main, target, status=1).split())
     assert "opened rows are judged with the challenge that they answer" in said
 
 

@@ -258,6 +258,7 @@ def test_a_prover_opens_what_she_bound_and_nothing_else(exchange: World, tmp_pat
         drawn.write_text(json.dumps(fields | {"rows": [row | change]}))
         assert "names a row that was not bound" in run(open_main, "open", prover, drawn, status=2)
     # The run was made anew since, by another config.
+    (prover / "awq" / "run.nc").unlink()  # HDF5 still has it open: a new file, and not new content
     shutil.copyfile(exchange.folder / "cheap" / "gptq" / "run.nc", prover / "awq" / "run.nc")
     said = run(open_main, "open", prover, exchange.folder / "drawn.json", status=2)
     assert "no longer holds what commitment.json binds (awq: rows_root)" in said
