@@ -64,14 +64,14 @@ def _binding(evidence: Evidence) -> str:
     drawn = [one.drawn for one in evidence.obligations_D if one.drawn]
     if not drawn:
         return (
-            "A file cannot show that its rows are older than this verifier's own: choose prompts, lengths and "
-            "time yourself (python -m qdx.challenge)."
+            "A file cannot show that its rows are older than this verifier's own: choose prompts, lengths "
+            "and time yourself (python -m qdx.challenge)."
         )
     return (
-        f"Drawn rows ({min(drawn)} of each config) were bound by a root before they were drawn: only those that "
-        "fit it are compared, and the bound of the share of false rows is of all rows but the template's. The "
-        "prompts carry a nonce, so that a prover can tell them from others: nothing is said of what others are "
-        "served."
+        f"Drawn rows ({min(drawn)} of each config) were bound by a root before they were drawn. Only those "
+        "that fit it are compared, and the bound of the share of false rows is of all but the template's. The "
+        "prompts carry a nonce, so that a prover can tell them from others: nothing is said of what others "
+        "are served."
     )
 
 
