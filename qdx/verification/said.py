@@ -69,9 +69,8 @@ def _binding(evidence: Evidence) -> str:
         )
     return (
         f"Drawn rows ({min(drawn)} of each config) were bound by a root before they were drawn. Only those "
-        "that fit it are compared, and the bound of the share of false rows is of all but the template's. The "
-        "prompts carry a nonce, so that a prover can tell them from others: nothing is said of what others "
-        "are served."
+        "that fit it are compared, and the share of false rows is one of all but the template's. The prompts "
+        "carry a nonce, so that a prover can tell them from others: what others are served is not judged."
     )
 
 
