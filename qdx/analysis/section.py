@@ -8,7 +8,7 @@ from typing import Any
 
 import xarray as xr
 
-from qdx.analysis.view import PHASES
+from qdx.dataset.layout import PHASES
 from qdx.errors import QdxError, nearest
 
 
