@@ -25,7 +25,7 @@ from qdx.commit import NAMESPACE, Bound, bound, write_groups
 from qdx.dataset import guarded_json
 from qdx.dataset.folder import RUN
 from qdx.dataset.size import readable
-from qdx.document.text import plural
+from qdx.document.format import plural
 from qdx.errors import QdxError
 from qdx.locking import locked
 from qdx.prompts import challenge
