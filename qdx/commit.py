@@ -5,13 +5,19 @@ commitment to every row (see `qdx.verification.commitments`), of the first repea
 config; and how many reruns of the others were bit-equal to it, which the exact test asks for. With
 ``--sweep`` it is a copy of ``sweep.nc`` to be published: rows, hashes and sketches of every repeat,
 without what the machine and its user are called.
+
+Of a sweep that ran a verifier's challenge (``prompts=challenge``) it writes ``commitment.json`` instead: it
+binds every row, token and fact, and shows none. Its SHA-256, the root, can be sent or published at once; the
+rows that the verifier draws then are opened with ``python -m qdx.open_rows``.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +34,14 @@ from qdx.dataset.size import readable
 from qdx.dataset.writing import disk_errors
 from qdx.errors import QdxError
 from qdx.program import of_disk, run
+from qdx.prompts import challenge
+from qdx.verification import binding, merkle
 from qdx.verification.commitments import of_run
 from qdx.verification.compare import own_repeats
 
 PHASES = ("prefill", "decode")
 NAME, PUBLISHED = "commitments.nc", "published.nc"
+NAMESPACE = "qdx-commitment"  # of a signature by ssh-keygen
 SMALL = 16 * 1024  # bytes
 # Of /provenance: what decides which numbers an honest run computes, and what ties the file to weights, tokens
 # and code. A fact that is new is left out until it is named here: a file that is published must not say by
@@ -85,7 +94,7 @@ def commit(directory: Path, out: Path | None = None) -> Path:
         groups = _groups(tree, directory)
     finally:
         tree.close()
-    _write(target, "commitments", groups)
+    write_groups(target, "commitments", groups)
     return target
 
 
@@ -130,8 +139,119 @@ def publish(directory: Path, out: Path | None = None) -> Path:
                 groups[phase] = tree[phase].to_dataset().drop_vars("text", errors="ignore").load()
     finally:
         tree.close()
-    _write(target, "sweep", groups)
+    write_groups(target, "sweep", groups)
     return target
+
+
+def bind(directory: Path, out: Path | None = None) -> Path:
+    """Write the commitment of a sweep that ran a challenge.
+
+    Parameters
+    ----------
+    directory : Path
+        A sweep folder, with ``challenge.json``, ``sweep.nc`` and every ``<label>/run.nc``.
+    out : Path, optional
+        Default ``DIR/commitment.json``.
+
+    Returns
+    -------
+    Path
+        The file, whose SHA-256 is the root; see `qdx.verification.binding`.
+
+    Raises
+    ------
+    QdxError
+        When the sweep ran other prompts, or a row that the challenge asks for is missing.
+    """
+    target = directory / binding.NAME if out is None else Path(out)
+    made = bound(directory).commitment
+    with disk_errors(target), new_file.replacing(target) as part:
+        part.write_bytes(made.dump())
+    return target
+
+
+def bound(directory: Path) -> Bound:
+    """Bind what a folder holds; see `bind`."""
+    directory = Path(directory)
+    asked, digest = challenge.read(directory / challenge.COPY)
+    if not (directory / SWEEP).is_file():
+        raise QdxError(f"{directory} holds no {SWEEP}: run python -m qdx.report {directory}")
+    tree = open_file(directory / SWEEP)
+    try:
+        groups = _without_rows(tree, directory)
+    finally:
+        tree.close()
+    names = [reference.name for reference in asked.references]
+    stated = groups["references"]["reference"].values.tolist()
+    if [str(name) for name in stated] != names:
+        raise QdxError(f"{directory} ran other prompts than its {challenge.COPY} asks for: run them anew")
+    trees, configs = {}, {}
+    rows = binding.rows_of(asked)
+    for label in [str(label) for label in groups["output"]["config"].values]:
+        trees[label] = binding.RunRows(directory / label / RUN).tree(asked.nonce, label, rows)
+        ids = groups["output"]["token_id"].sel(config=label).isel(repeat=0)
+        record = binding.record_of(groups["provenance"], groups["decode"], label)
+        configs[label] = binding.BoundConfig(
+            len(rows),
+            trees[label].root.hex(),
+            binding.tokens_sha256(asked.nonce, label, ids.transpose("reference", "output_token").values),
+            binding.record_sha256(asked.nonce, label, record),
+        )
+    return Bound(asked, binding.Commitment(digest, asked.nonce, configs), rows, trees, groups)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a prover bound, and what she opens it with.
+
+    Attributes
+    ----------
+    challenge : ChallengeFile
+    commitment : Commitment
+    rows : list of Row
+        In the order of the leaves.
+    trees : dict of str to Tree
+        By config.
+    groups : dict of str to xarray.Dataset
+        Provenance, references, tokens and which rows were captured.
+    """
+
+    challenge: challenge.ChallengeFile
+    commitment: binding.Commitment
+    rows: list[binding.Row]
+    trees: dict[str, merkle.Tree]
+    groups: dict[str, xr.Dataset]
+
+
+def sign(path: Path, key: Path) -> Path:
+    """Sign a file with an OpenSSH key; ``ssh-keygen`` does it.
+
+    Returns
+    -------
+    Path
+        ``<path>.sig``.
+
+    Raises
+    ------
+    QdxError
+        When ssh-keygen is not there or refuses.
+    """
+    signature = path.with_name(f"{path.name}.sig")
+    signature.unlink(missing_ok=True)  # ssh-keygen would ask
+    try:
+        done = subprocess.run(
+            ["ssh-keygen", "-Y", "sign", "-f", str(key), "-n", NAMESPACE, str(path)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise QdxError(
+            "ssh-keygen is not installed: sign the file with another tool, such as minisign"
+        ) from error
+    if done.returncode or not signature.is_file():
+        raise QdxError(f"ssh-keygen did not sign {path} with {key}: {(done.stderr or done.stdout).strip()}")
+    return signature
 
 
 def kept_provenance(stored: xr.Dataset) -> xr.Dataset:
@@ -166,9 +286,10 @@ def kept_references(references: xr.Dataset) -> xr.Dataset:
     return plain
 
 
-def _write(target: Path, kind: str, groups: Mapping[str, xr.Dataset]) -> None:
+def write_groups(target: Path, kind: str, groups: Mapping[str, xr.Dataset], **stated: str) -> None:
+    """Write a file of some kind, its groups and what it states at its root."""
     versions = {name: value for name, value in software().items() if name != "time_utc"}
-    attrs = {"kind": kind, "schema_version": SCHEMA_VERSION, **versions}
+    attrs = {"kind": kind, "schema_version": SCHEMA_VERSION, **versions, **stated}
     with disk_errors(target), new_file.replacing(target) as part:
         xr.Dataset(attrs=attrs).to_netcdf(part, mode="w", engine="netcdf4")
         for name, dataset in groups.items():
@@ -204,6 +325,18 @@ def _groups(tree: xr.DataTree, directory: Path) -> dict[str, xr.Dataset]:
     return {**groups, "output": output}
 
 
+def _without_rows(tree: xr.DataTree, directory: Path) -> dict[str, xr.Dataset]:
+    """Everything of a sweep's first repeats that a challenge's answer says beside its rows."""
+    if any(phase not in tree.children for phase in (*PHASES, "output")):
+        raise QdxError(f"{directory} is a verifier's sweep: its configs produced nothing to commit to")
+    return {
+        "provenance": kept_provenance(tree["provenance"].to_dataset().load()),
+        "references": kept_references(tree["references"].to_dataset().load()),
+        **{phase: _captured(tree, phase) for phase in PHASES},
+        "output": tree["output"].to_dataset()[["token_id"]].isel(repeat=[0]).load(),
+    }
+
+
 def _phase(tree: xr.DataTree, directory: Path, phase: str) -> xr.Dataset:
     data = tree[phase].to_dataset().isel(repeat=[0])
     labels = [str(label) for label in data["config"].values]
@@ -218,12 +351,18 @@ def _phase(tree: xr.DataTree, directory: Path, phase: str) -> xr.Dataset:
         at = {name: data[name].values for name in ("reference", "position")}
         parts.append(part.reindex(at, fill_value=np.uint8(0)))
     whole = xr.concat(parts, "config", join="exact", coords="minimal", compat="override")
+    return _captured(tree, phase).assign(commitment=whole).load()
+
+
+def _captured(tree: xr.DataTree, phase: str) -> xr.Dataset:
+    """Which rows of the first repeats were captured, what is stated of the configs, and how they repeat."""
+    data = tree[phase].to_dataset().isel(repeat=[0])
+    labels = [str(label) for label in data["config"].values]
     repeats = own_repeats(tree, phase, labels)
     stated = [n for n, c in data.coords.items() if c.dims == ("config",) and n != "config"]
     stated = stated if phase == "decode" else []  # once is enough
     found = data[["captured"]].reset_coords(drop=True).assign_coords({n: data[n] for n in stated})
     return found.assign(
-        commitment=whole,
         reruns=("config", np.array([r.reruns for r in repeats], np.int32), _about("reruns of a reference")),
         reruns_equal=(
             "config",
@@ -237,6 +376,8 @@ def _encoding(variable: xr.Variable) -> dict[str, Any]:
     """Compress what is worth an index of chunks; digests are not."""
     if variable.dtype.kind in "OUST":
         return {"dtype": "S1"}  # characters, see qdx.dataset.writing
+    if variable.dims == ("row", "vocab"):  # opened rows, which are read one by one
+        return {"zlib": True, "complevel": 6, "shuffle": True, "chunksizes": (1, variable.shape[1])}
     integers = {"_FillValue": None} if variable.dtype.kind in "iu" else {}
     if variable.nbytes < SMALL or variable.dtype == np.uint8:
         return integers
@@ -257,9 +398,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help=f"a copy of sweep.nc to be published, DIR/{PUBLISHED} by default: rows and no commitments",
     )
+    parser.add_argument(
+        "--sign",
+        metavar="KEY",
+        type=Path,
+        help=f"sign the commitment of a challenge with this OpenSSH key (ssh-keygen -Y sign -n {NAMESPACE})",
+    )
     chosen = parser.parse_args(arguments)
+    binds = not chosen.sweep and (chosen.directory / challenge.COPY).is_file()
     try:
-        target = (publish if chosen.sweep else commit)(chosen.directory, chosen.out)
+        if chosen.sign is not None and not binds:
+            raise QdxError("--sign signs the commitment of a challenge: run the sweep with prompts=challenge")
+        target = (publish if chosen.sweep else bind if binds else commit)(chosen.directory, chosen.out)
+        signature = sign(target, chosen.sign) if chosen.sign is not None else None
+        if binds:
+            print(_bound_text(target, chosen.directory, signature))
+            return 0
     except QdxError as error:
         print(f"qdx: error: {error}", file=sys.stderr)
         return 1 if of_disk(error) else 2
@@ -267,6 +421,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"it holds, and nothing else:\n{contents(target)}")
     print(f"verify it: python -m qdx -m prompts=transcripts prompts.path={target} quant=…")
     return 0
+
+
+def _bound_text(target: Path, directory: Path, signature: Path | None) -> str:
+    made, root = binding.read(target)
+    counts = ", ".join(f"{label} {one.rows:,} rows" for label, one in made.configs.items())
+    files = f"{target} and {signature}" if signature else str(target)
+    return (
+        f"{target} binds {counts}, with all tokens and facts\n"
+        f"root (its SHA-256): {root}\n"
+        f"send or publish the root now, and {files} to the verifier, who draws the rows to open:\n"
+        f"  python -m qdx.open_rows open {directory} drawn.json"
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from qdx.dataset.join_repeats import join_repeats
 from qdx.errors import QdxError
 from qdx.flow import Flow
 from qdx.process import spawn
-from qdx.prompts import RECORDS, Transcripts, check_references, describe, references_sha256
+from qdx.prompts import RECORDS, Challenge, Transcripts, check_references, describe, references_sha256
 from qdx.schema import Experiment, validate
 
 if TYPE_CHECKING:
@@ -177,6 +177,8 @@ class Prompts:
         Whose transcripts are replayed; empty where the job generates its own.
     transcripts : Transcripts or None
         Where they come from.
+    challenge : Challenge or None
+        Where the references come from, when a verifier asks for them.
     """
 
     references: list[Reference]
@@ -184,6 +186,7 @@ class Prompts:
     tokenizer: Any
     producers: list[Producer] = field(default_factory=list)
     transcripts: Transcripts | None = None
+    challenge: Challenge | None = None
 
 
 def load_prompts(experiment: Experiment, checkpoint: Checkpoint) -> Prompts:
@@ -198,6 +201,14 @@ def load_prompts(experiment: Experiment, checkpoint: Checkpoint) -> Prompts:
             tokens=tokens,
             components=experiment.capture.components,
             sketch_seed=CaptureSettings.seed,
+            mode=experiment.capture.mode,
+        )
+    if isinstance(source, Challenge):
+        source.require(
+            tokenizer_sha256=models.tokenizer_sha256(checkpoint.path),
+            vocab=models.vocab_size(checkpoint.path),
+            tokens=tokens,
+            prefill_positions=experiment.capture.prefill_positions,
         )
     references = source.load(tokenizer)
     # Records of other programs have no shared continuation: their transcripts are all that is replayed.
@@ -206,7 +217,8 @@ def load_prompts(experiment: Experiment, checkpoint: Checkpoint) -> Prompts:
     summary = getattr(source, "summary", None)
     said = describe(references, summary, transcripts=isinstance(source, Transcripts))
     if not isinstance(source, Transcripts):
-        return Prompts(references, said, tokenizer)
+        asked = source if isinstance(source, Challenge) else None
+        return Prompts(references, said, tokenizer, challenge=asked)
     about = source.describe(experiment.batch_size)
     # Of records the first thing to know is whether the prompts are the provider's.
     said = f"{about}\n{said}" if recorded else f"{said}\n{about}"

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qdx.errors import QdxError, nearest
-from qdx.schema_verify import TranscriptPrompts, Verify
+from qdx.schema_verify import ChallengePrompts, TranscriptPrompts, Verify
 
 FORMAT_KERNELS: Mapping[str, tuple[str, ...]] = {
     "none": ("dense", "any"),
@@ -305,10 +305,14 @@ class Experiment(Settings):
                 f"model.dtype={self.model.dtype}: kernel {self.quant.kernel} of quant={self.quant.name} "
                 f"takes {' or '.join(allowed)}: set model.dtype to that or choose another quant"
             )
-        if not isinstance(self.prompts, TranscriptPrompts) and (
-            self.verify.claims or self.verify.calibration
-        ):
-            raise QdxError("verify.claims and verify.calibration judge transcripts: add prompts=transcripts")
+        for name in ("claims", "calibration", "challenge", "require"):
+            if getattr(self.verify, name) and not isinstance(self.prompts, TranscriptPrompts):
+                raise QdxError(f"verify.{name} judges transcripts: add prompts=transcripts")
+        if isinstance(self.prompts, ChallengePrompts) and self.capture.mode != "full":
+            raise QdxError(
+                f"capture={self.capture.name}: prompts=challenge binds the full row of every position "
+                "(python -m qdx.commit), which it does not keep: remove capture"
+            )
         if not self.model.checkpoint.get(self.quant.format):
             raise QdxError(
                 f"model.checkpoint.{self.quant.format} is empty and quant={self.quant.name} needs it: "
@@ -325,6 +329,7 @@ BY_TARGET: Mapping[str, type] = {
     "qdx.prompts.Pydoc": PydocPrompts,
     "qdx.prompts.Inline": InlinePrompts,
     "qdx.prompts.Transcripts": TranscriptPrompts,
+    "qdx.prompts.Challenge": ChallengePrompts,
 }
 
 

@@ -26,17 +26,30 @@ class TranscriptPrompts:
 
 
 @dataclass
+class ChallengePrompts:
+    """Options of the source that runs what a verifier asks for."""
+
+    _target_: str
+    name: str
+    path: str
+
+
+@dataclass
 class Verify:
     """How replayed transcripts are judged.
 
     ``claims`` maps a producer to the config that it claims to be, where that is not its own label;
     ``calibration`` is the folder of an earlier verifier's sweep, of transcripts whose configs are known, or a
-    list of such folders: other kernels, settings and cards of the config that is claimed.
+    list of such folders: other kernels, settings and cards of the config that is claimed. ``challenge`` is
+    the file of ``python -m qdx.challenge`` that the transcripts have to answer, and ``require`` maps what the
+    verifier demands to its value: see `qdx.verification.obligations`.
     """
 
     alpha: float = 0.05
     claims: dict[str, str] | None = None
     calibration: Any = None
+    challenge: str | None = None
+    require: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:

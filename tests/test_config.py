@@ -65,6 +65,8 @@ def test_every_yaml_composes_and_passes_the_schema(group: str, option: str) -> N
         extra = ["model.checkpoint.awq=/somewhere"]
     if (group, option) == ("prompts", "text"):
         extra = ["prompts.path=/a.txt"]
+    if (group, option) == ("prompts", "challenge"):
+        extra = ["prompts.path=/challenge.json"]
     if (group, option) == ("prompts", "transcripts"):
         extra = ["prompts.path=/sweep.nc"]
     value = f"[{option}]" if group in ("metric", "analysis") else option

@@ -70,6 +70,8 @@ def tools(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]
         "#!/bin/bash\n"
         'case "$*" in\n'
         f'  "-m qdx "*prompts=transcripts*) exec {sys.executable} "$@" {of_transcripts} ;;\n'
+        f'  "-m qdx "*prompts=challenge*) exec {sys.executable} "$@" {of_transcripts} ;;\n'
+        f'  "-m qdx.challenge "*) exec {sys.executable} "$@" {shlex.join([*own, *models])} ;;\n'
         f'  "-m qdx "*) exec {sys.executable} "$@" {shlex.join([*own, *models])} ;;\n'
         f'  *) exec {sys.executable} "$@" ;;\n'
         "esac\n"

@@ -124,7 +124,7 @@ def check(path: Path, groups: Mapping[str, xr.Dataset]) -> None:
         raise QdxError(f"{path} is damaged: it has none of the groups {', '.join(PHASES)}")
     kind = groups["/"].attrs.get("kind")
     of_run = kind == "run"
-    absent = {"token_id"} if kind in ("commitments", RECORDS) else set()
+    absent = {"token_id"} if kind in ("commitments", "opened", RECORDS) else set()
     if of_run and groups["/"].attrs.get("status") == "running":
         absent.add("text")  # how wide it is, is known when the run is whole
     if of_run:

@@ -3,7 +3,7 @@
 A source has options and one method, ``load(tokenizer) -> list[Reference]``, which gives the same ids in the
 same order at every call. `Pdf`, `Text` and `Pydoc` cut windows of exactly ``snippet_tokens`` tokens out of
 documents; `Inline` takes whole texts. `Transcripts` brings the references of a producers' file, or of other
-programs' records, with the tokens that were generated after them.
+programs' records, with the tokens that were generated after them, `Challenge` those that a verifier asks for.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from qdx.prompts._reference import (
     references_sha256,
 )
 from qdx.prompts._transcript_file import refusals
+from qdx.prompts.challenge import Challenge
 from qdx.prompts.inline import Inline
 from qdx.prompts.pdf import Pdf
 from qdx.prompts.pydoc import Pydoc
@@ -27,6 +28,7 @@ from qdx.prompts.transcripts import Transcripts
 
 __all__ = [
     "RECORDS",
+    "Challenge",
     "Inline",
     "Pdf",
     "PromptSource",

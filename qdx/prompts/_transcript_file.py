@@ -31,7 +31,16 @@ if TYPE_CHECKING:
 
 GROUPS = ("references", "provenance", "prefill", "decode", "output")
 OF_RECORDS = ("references", "provenance", "decode", "output", "stated")
-KINDS = ("sweep", "commitments", RECORDS)
+KINDS = ("sweep", "commitments", "opened", RECORDS)
+OPENED = "opened"  # the kind of python -m qdx.open_rows, and the group of its rows
+OPENED_ROWS = {  # their dimensions and kinds of values
+    "of_config": (("row",), "OUTS"),
+    "of_reference": (("row",), "OUTS"),
+    "of_phase": (("row",), "OUTS"),
+    "of_position": (("row",), "iu"),
+    "row_logit": (("row", "vocab"), "f"),
+    "path": (("row", "level", "byte"), "u"),
+}
 UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # Unicode categories
 LONGEST_NAME = 80
 LONGEST_TEXT = 200  # of a source or of a fact, which a report shows on one line
@@ -66,6 +75,8 @@ class Transcripts:
         One of `KINDS`.
     notes : tuple of str
         Lines on how records of other programs were read.
+    opened : bool
+        Whether it opens rows that were bound before, which are judged with the challenge that they answer.
     """
 
     path: Path
@@ -78,6 +89,7 @@ class Transcripts:
     sketch_seed: str = ""
     kind: str = "sweep"
     notes: tuple[str, ...] = ()
+    opened: bool = False
 
     @property
     def tokens(self) -> int:
@@ -287,6 +299,7 @@ class _Reader:
         vocab = int(self._one_fact("vocab"))
         recorded = kind == RECORDS
         components = self._check_no_rows() if recorded else self._check_evidence()
+        opened = False if recorded else self._check_opened(vocab)
         references = self._references(vocab)
         names = self._names("output", "config")
         tokens_CRT = self._tokens(names, references, vocab, ragged=recorded)
@@ -304,6 +317,7 @@ class _Reader:
             self._one_fact("sketch_seed") if "sketch_seed" in self._tree["provenance"].to_dataset() else "",
             kind,
             tuple(clean(line) for line in notes.split("\n") if line),
+            opened,
         )
 
     def _check_kind(self) -> str:
@@ -345,24 +359,25 @@ class _Reader:
         A commitments file has a commitment for every row, a sweep a hash and a sketch.
         """
         row = ("config", "repeat", "reference", "position")
-        committed = str(self._tree.attrs.get("kind")) == "commitments"
-        wanted = (
-            {"commitment": (*row, "byte")} if committed else {"row_hash": row, "sketch": (*row, "component")}
-        )
+        kind = str(self._tree.attrs.get("kind"))
+        committed = kind in ("commitments", OPENED)
+        wanted: dict[str, tuple[str, ...]] = {"row_hash": row, "sketch": (*row, "component")}
+        if committed:  # opened rows stand in a group of their own
+            wanted = {} if kind == OPENED else {"commitment": (*row, "byte")}
         found: dict[str, int] = {}
         for phase in ("prefill", "decode"):
             dataset = self._tree[phase].to_dataset()
             for name in ("captured", *wanted):
                 if name not in dataset.variables:
                     raise QdxError(f"/{phase} has no {name}: its rows cannot be compared with a replay's")
-            for name, variable in dataset.data_vars.items():
+            for key, variable in dataset.data_vars.items():
                 own = variable.dims
                 # Also of what a later version may add: a row has these four dimensions and one of its own.
                 if "position" in own and own != ("reference", "position"):
                     extra = [str(dim) for dim in own if dim not in row]
                     if set(row) - set(own) or len(extra) > 1 or "producer" in extra:
                         raise QdxError(
-                            f"/{phase}/{name} is over {', '.join(map(str, own))}: expected {', '.join(row)}"
+                            f"/{phase}/{key} is over {', '.join(map(str, own))}: expected {', '.join(row)}"
                         )
             for name, dims in wanted.items():
                 if set(dataset[name].dims) != set(dims):
@@ -374,6 +389,24 @@ class _Reader:
                 f"sketches have {found['prefill']} components in prefill, {found['decode']} in decode"
             )
         return found.get("decode", 0)
+
+    def _check_opened(self, vocab: int) -> bool:
+        """Refuse opened rows that are not rows of logits with their places; return whether there are any."""
+        if str(self._tree.attrs.get("kind")) != OPENED:
+            return False
+        if OPENED not in self._tree.children:
+            raise QdxError(f"no group /{OPENED}: it opens no rows, or was changed")
+        data = self._tree[OPENED].to_dataset()
+        for row, (over, kinds) in OPENED_ROWS.items():
+            if row not in data.variables or data[row].dims != over or data[row].dtype.kind not in kinds:
+                found = f"{data[row].dims} of {data[row].dtype}" if row in data.variables else "not there"
+                raise QdxError(f"/{OPENED}/{row} is {found}: expected it over {', '.join(over)}")
+        if data.sizes["vocab"] != vocab or data.sizes["byte"] != 32 or data["row_logit"].dtype != np.float32:
+            raise QdxError(
+                f"/{OPENED}: rows of {data.sizes['vocab']} {data['row_logit'].dtype} and hashes of "
+                f"{data.sizes['byte']} bytes, expected {vocab} float32 and 32"
+            )
+        return True
 
     def _values(self, group: str, name: str, *dims: str) -> NDArray[Any]:
         dataset = self._tree[group].to_dataset()

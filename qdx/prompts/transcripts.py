@@ -16,6 +16,8 @@ from qdx.plugins import register
 from qdx.prompts._reference import Reference, Summary
 from qdx.prompts._transcript_file import Transcripts as File
 from qdx.prompts._transcript_file import clean, locate, read_once
+from qdx.prompts.challenge import locate as locate_challenge
+from qdx.prompts.challenge import read_once as read_challenge
 from qdx.prompts.records import OPTIONS as OF_RECORDS
 from qdx.prompts.records import converted, is_record_file
 
@@ -95,6 +97,7 @@ class Transcripts:
         tokens: int,
         components: int | None = None,
         sketch_seed: int | None = None,
+        mode: str = "full",
     ) -> None:
         """Refuse to replay with another model's tokens, or what could not be compared with the replay.
 
@@ -108,6 +111,8 @@ class Transcripts:
             ``capture.components``.
         sketch_seed : int, optional
             Of this version's projection.
+        mode : str
+            ``capture.mode``.
 
         Raises
         ------
@@ -128,6 +133,11 @@ class Transcripts:
             raise QdxError(
                 f"generate.tokens={tokens}: the transcripts of {file.path} have {file.tokens} tokens, all of "
                 "which are replayed: remove generate.tokens"
+            )
+        if file.opened and mode != "full":
+            raise QdxError(
+                f"capture.mode={mode}: opened rows are compared with this machine's full rows, which it does "
+                "not keep: remove capture"
             )
         if components is not None and file.components not in (0, components):
             raise QdxError(
@@ -237,7 +247,8 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
     equally many), so that the decode kernels see the same number of rows. ``repeat_scope`` is ``process``: an
     engine may choose a kernel at each start, so only repeats that started anew say what an honest producer's
     start could have given. ``repeats`` is what lets these refute a kernel that does not repeat, see
-    `repeats_needed`. A config with other prompts is left as it is.
+    `repeats_needed`. With ``verify.challenge`` the rows of prefill are those that it asks for. A config with
+    other prompts is left as it is.
 
     Parameters
     ----------
@@ -267,6 +278,10 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
             del cfg.prompts[key]  # an experiment sets it for the prompts that it was written for
         if "generate.tokens" not in given:
             cfg.generate.tokens = file.tokens
+        asked = OmegaConf.select(cfg, "verify.challenge")
+        if isinstance(asked, str) and "capture.prefill_positions" not in given:
+            challenge = read_challenge(locate_challenge(asked, "verify.challenge"))[0]
+            cfg.capture.prefill_positions = challenge.prefill_positions
         if "batch_size" not in given:
             cfg.batch_size = min(sizes, key=lambda size: (-sizes[size], size))
         if "repeat_scope" not in given:

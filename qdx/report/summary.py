@@ -95,6 +95,7 @@ def verdicts(section: Section) -> dict[str, Any]:
 
     result = section.result
     names = ("claim", "verdict", "concerns", "because", "plain_greedy", "answer", "false_at_least", "units")
+    more = ("unmet", "drawn_rows")
     found = []
     for producer in [str(v) for v in result["producer"].values]:
         one = result.sel(producer=producer)
@@ -109,7 +110,7 @@ def verdicts(section: Section) -> dict[str, Any]:
         found.append(
             {
                 "producer": producer,
-                **{name: _plain(one[name].item()) for name in names},
+                **{name: _plain(one[name].item()) for name in (*names, *more)},
                 **{name: _plain(value.item()) for name, value in numbers.items()},
                 "tests": tests,
             }

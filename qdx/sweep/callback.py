@@ -128,6 +128,10 @@ def _settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
         allow(**{name: OmegaConf.select(cfg, f"prompts.{name}") for name in LIMITS})
         settle(cfg, overrides)
+    if OmegaConf.select(cfg, "prompts.name") == "challenge":
+        from qdx.prompts.challenge import settle
+
+        settle(cfg, overrides)
 
 
 def start(config: DictConfig) -> None:

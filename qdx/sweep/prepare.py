@@ -16,8 +16,10 @@ from qdx.dataset.guarding import guard
 from qdx.errors import QdxError, nearest
 from qdx.experiment import Prompts, find_checkpoint, identify, load_prompts
 from qdx.prompts import refusals
+from qdx.prompts.challenge import COPY, locate
 from qdx.schema import Experiment, validate
-from qdx.schema_verify import TranscriptPrompts, Verify
+from qdx.schema_verify import ChallengePrompts, TranscriptPrompts, Verify
+from qdx.verification import ledger
 
 if TYPE_CHECKING:
     from qdx.models import Checkpoint
@@ -97,6 +99,8 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
             print(f"NOTE: a verifier will refuse this sweep's file: {line}", flush=True)
         if prompts.transcripts is not None:
             keep_for_the_report(prompts.transcripts, validate(configs[0]).verify, directory)
+        if prompts.challenge is not None:
+            prompts.challenge.keep(directory)
     more = f", and {size.readable(unfinished)} while a job runs" if unfinished else ""
     print(f"results: about {size.readable(estimate)} in {directory}{more}", flush=True)
 
@@ -107,9 +111,11 @@ def keep_for_the_report(transcripts: Transcripts, asked: Verify, directory: Path
     Raises
     ------
     QdxError
-        For a claim of somebody who is no producer, or a calibration that is no verifier's sweep.
+        For a claim of somebody who is no producer, a calibration that is no verifier's sweep, a demand that
+        means nothing, or opened rows without their challenge.
     """
-    from qdx.verification.sections import adopt_calibration
+    from qdx.verification import obligations
+    from qdx.verification.sections import adopt_calibration, adopt_challenge
 
     names = [producer.name for producer in transcripts.producers]
     for producer in asked.claims or {}:
@@ -120,14 +126,48 @@ def keep_for_the_report(transcripts: Transcripts, asked: Verify, directory: Path
             )
     for number, earlier in enumerate(asked.calibrations, 1):
         adopt_calibration(directory, Path(earlier).expanduser().absolute(), number)
+    obligations.check(asked.require or {}, asked.challenge is not None)
+    if asked.challenge is not None:
+        adopt_challenge(directory, locate(asked.challenge, "verify.challenge"))
+    elif transcripts.file.opened:
+        raise QdxError(
+            f"{transcripts.file.path} opens rows that were bound before: they are judged with the challenge "
+            "that they answer: add verify.challenge=challenge.json"
+        )
+    else:  # an earlier sweep of the folder may have left one
+        for path in (directory / COPY, ledger.path_of(directory / COPY)):
+            path.unlink(missing_ok=True)
     transcripts.keep(directory)
+    for line in unmet(transcripts, asked, directory):
+        print(f"NOTE: obligation not met: {line}", flush=True)
 
 
-def _of_transcripts(experiment: Experiment, checkpoint: Checkpoint) -> tuple[int, ...]:
-    """Return what a file of transcripts is held against, beside its tokenizer."""
-    if not isinstance(experiment.prompts, TranscriptPrompts):
+def unmet(transcripts: Transcripts, asked: Verify, directory: Path) -> list[str]:
+    """Say what a file does not meet whatever the replay gives, so that nobody has to wait for it."""
+    from qdx.dataset.opening import open_file
+    from qdx.verification.environment import facts_of
+    from qdx.verification.obligations import facts_unmet
+    from qdx.verification.sections import exchange_of
+
+    tree = open_file(transcripts.file.path)
+    try:
+        exchange = exchange_of(directory, tree)
+        found = []
+        for producer in transcripts.producers:
+            lines = exchange.answers[producer.name].unmet if exchange is not None else []
+            lines = [*lines, *facts_unmet(asked.require or {}, facts_of(tree, "decode", producer.name))]
+            found += [f"{producer.name}: {line}" for line in lines]
+        return found
+    finally:
+        tree.close()
+
+
+def _of_transcripts(experiment: Experiment, checkpoint: Checkpoint) -> tuple[object, ...]:
+    """Return what a file of transcripts or a challenge is held against, beside its tokenizer."""
+    if not isinstance(experiment.prompts, TranscriptPrompts | ChallengePrompts):
         return ()
-    return experiment.generate.tokens, experiment.batch_size, models.vocab_size(checkpoint.path)
+    kept = str(experiment.capture.prefill_positions)
+    return experiment.generate.tokens, experiment.batch_size, models.vocab_size(checkpoint.path), kept
 
 
 def check_lengths(job: Job) -> None:

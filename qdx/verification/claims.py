@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -12,9 +13,12 @@ from qdx.errors import QdxError
 from qdx.statistics import Floats
 from qdx.verification import said
 from qdx.verification.environment import record_differs
+from qdx.verification.environment_class import compare
 from qdx.verification.evidence import Claim, sampling_of, weigh, weigh_pairs
+from qdx.verification.exchange import Exchange
 from qdx.verification.judge import best
 from qdx.verification.likelihood import log_likelihood, token_misfits
+from qdx.verification.obligations import Obligations, Stated, obligations
 from qdx.verification.p_values import level
 from qdx.verification.replays import Replays
 from qdx.verification.verdicts import Evidence, Verdict, decide, headline
@@ -31,6 +35,8 @@ def verify(
     alpha: float = 0.05,
     claims: Mapping[str, str] | None = None,
     calibration: Trees | Sequence[Trees] | None = None,
+    require: Mapping[str, Any] | None = None,
+    exchange: Exchange | None = None,
 ) -> Section:
     """Test what each producer claims to have run.
 
@@ -48,6 +54,10 @@ def verify(
         Transcripts whose labels are *known* to be right, made in the producers' environment class, and their
         replays here. The labels of the judged producers never serve as that. Where a producer's class is not
         fully stated, p is the greatest over all sets that do not contradict it.
+    require : Mapping, optional
+        What the verifier demands; see `qdx.verification.obligations`.
+    exchange : Exchange, optional
+        What the producers' file says to the verifier's challenge; `producer_tree` is its tree then.
 
     Returns
     -------
@@ -57,8 +67,9 @@ def verify(
         ``rows_expected``, and the same with ``prefill_…`` of content rows; over (producer, config):
         ``p_config``; over (producer, test): ``test_p`` and ``test_null``; over producer: ``claim``,
         ``verdict`` (one of `verdicts.KINDS`), ``concerns``, ``because``, ``p_test`` (T · min p of the listed
-        tests), ``p_test_holm``, ``false_at_least``, ``units``, ``plain_greedy``, ``answer``. Attribute
-        ``headline``: all verdicts in a sentence.
+        tests), ``p_test_holm``, ``false_at_least``, ``units``, ``plain_greedy``, ``answer``, ``unmet`` (what
+        was demanded and not met), ``drawn_rows`` (rows that the verifier drew, 0 without a challenge).
+        Attribute ``headline``: all verdicts in a sentence.
 
     Raises
     ------
@@ -79,6 +90,7 @@ def verify(
         bool(known),
         np.stack([(likeliest == c).sum(-1) for c in range(len(data.configs))], -1),
         _others(data),
+        _obligations(data, producer_tree, at, require or {}, exchange),
     )
     decided = [decide(evidence, d, c, claimed[d]) for d, c in enumerate(at)]
     p_DC = weigh_pairs(data, known)
@@ -158,6 +170,34 @@ def _likelihood(data: Replays, known: Sequence[Replays]) -> Floats:
     return found
 
 
+def _obligations(
+    data: Replays,
+    tree: xr.DataTree,
+    at: Sequence[int],
+    require: Mapping[str, Any],
+    exchange: Exchange | None,
+) -> list[Obligations]:
+    """What was demanded of every producer."""
+    stored = tree["provenance"].to_dataset() if "provenance" in tree.children else xr.Dataset()
+    found = []
+    for d, label in enumerate(data.producers):
+        prompts = ""
+        if "references_sha256" in stored:
+            prompts = str(stored["references_sha256"].sel(config=label).values)
+        c = at[d]
+        not_here = compare(data.class_D[d], data.class_C[c]).why if c >= 0 else "it was not replayed"
+        given = Stated(
+            data.record_D[d],
+            len(set(data.reference_keys)),
+            int(data.units_DR[d].max(initial=-1)) + 1,
+            int(data.emitted_DR[d].min(initial=2**31 - 1)),
+            prompts,
+            not_here,
+        )
+        found.append(obligations(require, given, exchange, label))
+    return found
+
+
 def _others(data: Replays) -> list[list[str]]:
     """What of a producer's own record is not the config's."""
     return [[record_differs(own, here) for here in data.record_C] for own in data.record_D]
@@ -222,6 +262,7 @@ def _result(
             _answers(data, p_DC, float(evidence.alpha)),
             "configs that no listed test refutes, each by itself",
         ),
+        "unmet": (["; ".join(one.unmet) for one in evidence.obligations_D], "what was demanded and not met"),
     }
     for name, (texts, about) in columns.items():
         result[name] = ("producer", np.array(texts, object), {**ONE, "long_name": about})
@@ -231,6 +272,7 @@ def _result(
         "p_test_holm": ([_float(two) for _, two in p], "p_test, Holm's adjustment over the claims"),
         "false_at_least": ([one.false_at_least for one in decided], "units that are false, at least"),
         "units": ([int(row.max(initial=-1)) + 1 for row in data.units_DR], "independent transcripts"),
+        "drawn_rows": ([one.drawn for one in evidence.obligations_D], "rows that the verifier drew"),
     }
     for name, (values, about) in numbers.items():
         result[name] = ("producer", np.array(values), {**ONE, "long_name": about})

@@ -64,6 +64,21 @@ def _listed(data: Replays, evidence: Evidence) -> list[str]:
     return lines
 
 
+def _binding(evidence: Evidence) -> str:
+    """What shows that rows were not copied, and what does not."""
+    drawn = [one.drawn for one in evidence.obligations_D if one.drawn]
+    if not drawn:
+        return (
+            "A file cannot show that its rows are older than this verifier's own: choose prompts, lengths "
+            "and time yourself (python -m qdx.challenge)."
+        )
+    return (
+        f"Drawn rows ({min(drawn)} of each config) were bound by a root before they were drawn. Only those "
+        "that fit it are compared, and the share of false rows is one of all but the template's. The prompts "
+        "carry a nonce, so that a prover can tell them from others: what others are served is not judged."
+    )
+
+
 def _repeats(data: Replays) -> list[str]:
     """How many reruns of references were bit-equal, on both sides."""
     lines = []
@@ -102,8 +117,7 @@ def _assumed(data: Replays, evidence: Evidence) -> list[str]:
         f"does not choose the kernel: {most} starts here were compared, and one that differs with "
         f"probability q is missed by them with (1 − q)^{most}. The producers' own labels are "
         "never their calibration.",
-        "A file cannot show that its rows are older than this verifier's own: choose prompts, lengths and "
-        "time yourself.",
+        _binding(evidence),
     ]
     if evidence.calibrated:
         judged = int(data.units_DR.max(initial=-1)) + 1

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from qdx import new_file
 from qdx.errors import QdxError
+from qdx.prompts.challenge import COPY as CHALLENGE
+from qdx.prompts.challenge import read as read_challenge
 from qdx.prompts.transcripts import COPY
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from qdx.analysis.section import Section
+    from qdx.verification.exchange import Exchange
 
 SECTIONS = ("environment_validation", "verify", "crossing", "attribution")  # in the order of the report
 CALIBRATION = "calibration"  # folder below the sweep's, with the two files of an earlier verification
@@ -85,6 +88,54 @@ def adopt_calibration(directory: Path, folder: Path, number: int = 1) -> None:
         new_file.copy(folder / name, target / name)
 
 
+def adopt_challenge(directory: Path, challenge: Path) -> None:
+    """Copy a challenge and the verifier's ledger of it into a sweep folder, for every later report.
+
+    Parameters
+    ----------
+    directory : Path
+        The verifier's sweep folder.
+    challenge : Path
+
+    Raises
+    ------
+    QdxError
+        When either is missing, damaged, or of another challenge.
+    """
+    from qdx.verification import ledger
+
+    asked, digest = read_challenge(challenge)
+    own = ledger.read(ledger.path_of(challenge), asked, digest)
+    directory.mkdir(parents=True, exist_ok=True)
+    target = directory / CHALLENGE
+    if target.exists() and target.samefile(challenge):
+        return
+    new_file.copy(challenge, target)
+    ledger.write(ledger.path_of(target), own)
+
+
+def exchange_of(directory: Path, tree: xr.DataTree) -> Exchange | None:
+    """Hold a producers' file against the challenge in the verifier's folder; None where there is none.
+
+    Raises
+    ------
+    QdxError
+        When the file opens rows and there is no challenge, or its files are damaged.
+    """
+    from qdx.verification import exchange, ledger
+
+    path = directory / CHALLENGE
+    if not path.is_file():
+        if str(tree.attrs.get("kind")) == exchange.KIND:
+            raise QdxError(
+                f"{directory} has no {CHALLENGE}: opened rows are judged with the challenge that they "
+                "answer: verify.challenge=challenge.json"
+            )
+        return None
+    asked, digest = read_challenge(path)
+    return exchange.examine(tree, asked, digest, ledger.read(ledger.path_of(path), asked, digest))
+
+
 def judge(
     directory: Path, tree: xr.DataTree, settings: Mapping[str, Any], said: Callable[[Exception], str]
 ) -> tuple[list[Section], dict[str, str]]:
@@ -110,12 +161,13 @@ def judge(
     """
     with ExitStack() as stack:
         try:
-            producers, verifier, known = _trees(directory, tree, stack)
+            producers, verifier, known, exchange = _trees(directory, tree, stack)
         except Exception as error:
             return [], {"verify": said(error)}
         options = settings.get("verify") or {}
         alpha, claims = float(options.get("alpha", 0.05)), dict(options.get("claims") or {})
-        steps = _steps(producers, verifier, known, alpha, claims)
+        require = dict(options.get("require") or {})
+        steps = _steps(producers, verifier, known, alpha, claims, require, exchange)
         sections, broken = [], {}
         for name, step in steps.items():
             try:
@@ -131,13 +183,15 @@ def _steps(
     known: list[tuple[xr.DataTree, xr.DataTree]],
     alpha: float,
     claims: dict[str, str],
+    require: dict[str, Any],
+    exchange: Exchange | None,
 ) -> dict[str, Callable[[], Section]]:
     from qdx.verification import attribution, crossing, environment_validation, verify
 
     own = {str(label): str(label) for label in verifier["replay"].to_dataset()["producer"].values}
     steps: dict[str, Callable[[], Section]] = {
         "environment_validation": lambda: environment_validation(producers, verifier, {**own, **claims}),
-        "verify": lambda: verify(producers, verifier, alpha, claims, known or None),
+        "verify": lambda: verify(producers, verifier, alpha, claims, known or None, require, exchange),
         "crossing": lambda: crossing(producers, verifier),
     }
     if "sketch" in producers["decode"].to_dataset():  # commitments have no distances to attribute by
@@ -149,8 +203,8 @@ def _steps(
 
 def _trees(
     directory: Path, tree: xr.DataTree, stack: ExitStack
-) -> tuple[xr.DataTree, xr.DataTree, list[tuple[xr.DataTree, xr.DataTree]]]:
-    """The producers' tree, the verifier's, and those of the calibration."""
+) -> tuple[xr.DataTree, xr.DataTree, list[tuple[xr.DataTree, xr.DataTree]], Exchange | None]:
+    """The producers' tree, the verifier's, those of the calibration, and the exchange of a challenge."""
     from qdx.dataset.folder import SWEEP
     from qdx.dataset.opening import open_file
     from qdx.prompts._transcript_file import read
@@ -169,9 +223,12 @@ def _trees(
         return found
 
     producers = opened(path)
-    verifier = attach(tree, directory) if producers.attrs.get("kind") == "commitments" else tree
+    exchange = exchange_of(directory, producers)
+    producers = producers if exchange is None else exchange.tree
+    bound = producers.attrs.get("kind") in ("commitments", "opened")
+    verifier = attach(tree, directory) if bound else tree
     known, number = [], 1
     while (folder := calibration_folder(directory, number)).is_dir():
         known.append((opened(folder / COPY), opened(folder / SWEEP)))
         number += 1
-    return producers, verifier, known
+    return producers, verifier, known, exchange

@@ -11,6 +11,7 @@ import numpy as np
 from qdx.document.format import plural
 from qdx.verification.compare import Compared
 from qdx.verification.evidence import Claim, Test, counts_needed, other_prompts, sampling_of
+from qdx.verification.obligations import Obligations
 from qdx.verification.recorded import Recorded
 from qdx.verification.replays import Replays
 
@@ -65,6 +66,8 @@ class Evidence:
         References whose greatest likelihood is the config's; zeros without a calibration.
     other_DC : list of list of str
         What of a producer's own record is not the config's, such as its weights.
+    obligations_D : list of Obligations
+        What the verifier demanded of each producer.
     """
 
     data: Replays
@@ -73,6 +76,7 @@ class Evidence:
     calibrated: bool
     likeliest_DC: np.ndarray
     other_DC: list[list[str]]
+    obligations_D: list[Obligations]
 
 
 def exit_status(kinds: Sequence[str]) -> int:
@@ -106,11 +110,28 @@ def every_row_equal(data: Replays, d: int, v: int) -> bool:
     )
 
 
+def every_drawn_row_equal(data: Replays, d: int, v: int, drawn: int) -> bool:
+    """Whether every drawn row is bit-equal to config v's here, and all text is greedy by the rows here."""
+    compared, equal = _counts(data, d, v)
+    return (
+        0 < drawn == compared == equal
+        and not text_misfits(data, d, v)[0]
+        and bool((data.greedy_DCR[d, v] == data.emitted_DR[d]).all())
+    )
+
+
+def _counts(data: Replays, d: int, v: int) -> tuple[int, int]:
+    """Rows of all phases that both sides have, and those that are bit-equal."""
+    compared = sum(int(rows.compared_DCR[d, v].sum()) for rows in data.phases if not rows.missing)
+    return compared, sum(int(rows.equal_DCR[d, v].sum()) for rows in data.phases if not rows.missing)
+
+
 def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
     """Decide producer d's claim of config c.
 
     The order is the order of strength: what no noise can explain, then rows that are all equal, then the
-    listed tests; good news is only given where nothing speaks against it.
+    listed tests; good news is only given where nothing speaks against it. What the verifier demanded and did
+    not get makes the verdict "obligation not met", unless the evidence refutes the claim anyway.
 
     Parameters
     ----------
@@ -121,6 +142,19 @@ def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
     claim : str
         The claimed label.
     """
+    demanded = evidence.obligations_D[d]
+    found = _decide(evidence, d, c, claim)
+    if demanded.said:
+        found = replace(found, because=f"{found.because}; {demanded.said}")
+    if not demanded.unmet:
+        return found
+    unmet = "; ".join(demanded.unmet)
+    if found.kind in BAD:
+        return replace(found, because=f"{found.because}; obligation not met: {unmet}")
+    return Verdict("obligation not met", "obligations", unmet)
+
+
+def _decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
     data = evidence.data
     record = data.records_D[d]
     if c < 0 and record is not None and claim == data.producers[d]:
@@ -140,7 +174,8 @@ def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
     assert tested is not None
     if record is not None:
         return _of_records(evidence, tested, d, c, record)
-    greedy, rows = sampling_of(data, d), _rows_text(data, d, c)
+    drawn, misread = evidence.obligations_D[d].drawn, evidence.obligations_D[d].misread
+    greedy, rows = sampling_of(data, d), _rows_text(data, d, c, drawn)
     tokens, transcripts = text_misfits(data, d, c)
     if greedy and tokens:
         return Verdict(
@@ -151,26 +186,46 @@ def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
             f"greater logit; {rows}",
             max(transcripts, tested.false_at_least),
         )
+    if greedy and misread:
+        return Verdict(
+            "refuted",
+            "text",
+            f"the text does not fit the rows: {plural(len(misread), 'token')} not among the greatest "
+            f"logits of the row that the producer bound and opened ({misread[0]}); {rows}",
+            tested.false_at_least,
+        )
     equal = every_row_equal(data, d, c)
     stated_other = evidence.other_DC[d][c]
-    if not equal and stated_other and data.producers[d] == claim:
+    fits = [
+        every_row_equal(data, d, v) or every_drawn_row_equal(data, d, v, drawn)
+        for v in range(len(data.configs))
+    ]
+    if not fits[c] and stated_other and data.producers[d] == claim:
         why = f"its own record states other {evidence.other_DC[d][c]}; {rows}"
         return Verdict("other config", "record", why, tested.false_at_least)
-    others = [v for v in range(len(data.configs)) if v != c and every_row_equal(data, d, v)]
-    if not equal and others:
+    others = [v for v in range(len(data.configs)) if v != c and fits[v]]
+    if not fits[c] and others:
         names = " and ".join(data.configs[v] for v in others)
-        why = f"every row is bit-equal to that of {names}, and not to that of {data.configs[c]}: {rows}"
+        every = "every drawn row" if drawn else "every row"
+        why = f"{every} is bit-equal to that of {names}, and not to that of {data.configs[c]}: {rows}"
         return Verdict("other config", "rows", why)
     if tested.p_holm is not None and tested.p_holm <= evidence.alpha:
         return _refuted(evidence, tested, d, c, rows)
-    if not equal and stated_other:  # another claim than the label: tested first, and never good news
+    if not fits[c] and stated_other:  # another claim than the label: tested first, and never good news
         why = f"its own record states other {stated_other}; {rows}"
         return Verdict("other config", "record", why, tested.false_at_least)
     blocked = _blocked(evidence, tested, d, greedy)
     if equal and not blocked:
         twins = f" (and to those of {', '.join(data.configs[v] for v in others)})" if others else ""
         return Verdict("confirmed", "rows and text", f"{rows}{twins}; {_greedy_text(data, d, c)}")
-    if too_little := _too_little(data, d, c):
+    if fits[c] and not blocked:
+        twins = f" (and to those of {', '.join(data.configs[v] for v in others)})" if others else ""
+        why = (
+            f"{rows}{twins}: the share of false rows is under {upper(1 - 0.05 ** (1 / drawn))} at 95 %; "
+            f"{_greedy_text(data, d, c)}"
+        )
+        return Verdict("confirmed in s drawn rows", "drawn rows and text", why)
+    if too_little := _too_little(data, d, c, drawn):
         return Verdict("undecided", "coverage", f"too little is published: {too_little}; {rows}")
     if not greedy:  # no test of its text: whoever has the weights can make rows that fit any text
         return Verdict("undecided", "text", "; ".join(part for part in (blocked, rows) if part))
@@ -188,7 +243,7 @@ def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
         return Verdict("confirmed in prefill", "prefill rows", why)
     about = "; ".join(part for part in (rows, _tests_text(tested), blocked, _ranks(evidence, d)) if part)
     exact = [rows_ for rows_ in data.phases if tested.test(f"{rows_.phase} rows")]
-    unequal = [rows_.phase for rows_ in exact if not rows_.all_equal_DC[d, c]]
+    unequal = [rows_.phase for rows_ in exact if not _all_equal(rows_, d, c, drawn)]
     if unequal:
         why = f"rows of {' and '.join(unequal)} differ where those of every rerun here are equal"
         return Verdict("undecided", f"{unequal[0]} rows", f"{why}: {about}{_remedy(evidence, tested, d)}")
@@ -273,10 +328,21 @@ def _units_overlap(data: Replays, d: int) -> bool:
     return int(np.bincount(data.units_DR[d]).max()) > max(1, int(batch) if batch.isdigit() else 1)
 
 
-def _too_little(data: Replays, d: int, c: int) -> str:
-    """What a producer left out of the rows that the verifier has; empty where nothing."""
+def _all_equal(rows: Compared, d: int, c: int, drawn: int) -> bool:
+    """Whether the rows of a phase that were asked for are bit-equal."""
+    if drawn:  # which ones, the verifier said
+        return bool((rows.equal_DCR[d, c] == rows.compared_DCR[d, c]).all())
+    return bool(rows.all_equal_DC[d, c])
+
+
+def _too_little(data: Replays, d: int, c: int, drawn: int) -> str:
+    """What a producer left out of the rows that the verifier has, or drew; empty where nothing."""
     said = []
-    for rows in data.phases:
+    if drawn and (compared := _counts(data, d, c)[0]) < drawn:
+        why = [f"{rows.phase}: {rows.missing}" for rows in data.phases if rows.missing]
+        reason = f" ({'; '.join(why)})" if why else ""
+        said.append(f"{compared:,} of {drawn:,} drawn rows could be compared{reason}")
+    for rows in [] if drawn else data.phases:
         if rows.missing:
             continue
         there, wanted = int(rows.content_DCR[d, c].sum()), int(rows.expected_DCR[d, c].sum())
@@ -291,8 +357,14 @@ def _too_little(data: Replays, d: int, c: int) -> str:
     return " and ".join(said)
 
 
-def _rows_text(data: Replays, d: int, c: int) -> str:
-    return "; ".join(_of_phase(rows, d, c) for rows in data.phases)
+def _rows_text(data: Replays, d: int, c: int, drawn: int) -> str:
+    if not drawn:
+        return "; ".join(_of_phase(rows, d, c) for rows in data.phases)
+    of = [
+        f"{rows.phase} {int(rows.equal_DCR[d, c].sum()):,} of {int(rows.compared_DCR[d, c].sum()):,}"
+        for rows in data.phases
+    ]
+    return f"{_counts(data, d, c)[1]:,} of {plural(drawn, 'drawn row')} bit-equal ({', '.join(of)})"
 
 
 def _of_phase(rows: Compared, d: int, c: int) -> str:

@@ -64,6 +64,8 @@ def test_the_marks_are_made_when_a_module_is_imported(sweep: Path, tmp_path: Pat
         ["qdx.report", ".", "--formats", "txt"],
         ["qdx.report", "--help"],
         ["qdx.commit", ".", "out.nc"],
+        ["qdx.challenge", "--help"],
+        ["qdx.open_rows", "--help"],
         ["qdx", "--help"],
         ["qdx", "-m", "quant=nonsense"],
         ["qdx.legacy", "--help"],

@@ -23,6 +23,7 @@ from qdx.locking import locked
 from qdx.prompts import Transcripts
 from qdx.report import build
 from qdx.sweep.job import run, write_status
+from qdx.verification import ledger
 from qdx.verification.sections import adopt_calibration
 from tests.helpers import write_run
 from tests.hostile import making
@@ -165,6 +166,12 @@ WRITERS: dict[str, tuple[str, Callable[[Path, Path], object]]] = {
         "run.nc.part",
         lambda folder, sweep: _join(folder),
     ),
+    "ledger": (
+        "c.verifier.json.part",
+        lambda folder, sweep: ledger.write(
+            folder / "c.verifier.json", ledger.Ledger("a" * 64, "b" * 64, ledger.now())
+        ),
+    ),
     "lock": ("some.lock", lambda folder, sweep: _lock(folder)),
     "text": ("x.part", lambda folder, sweep: new_file.write_text(folder / "x", "x")),
     "copy": ("x.part", lambda folder, sweep: new_file.copy(sweep / "sweep.json", folder / "x")),
@@ -244,6 +251,8 @@ ELSEWHERE = {
     "dataset/checksums.py": "behind the end of a file that its caller made new",
     "dataset/join_repeats.py": "after new_file.create",
     "commit.py": "within new_file.replacing",
+    "challenge.py": "within new_file.replacing",
+    "verification/ledger.py": "within new_file.replacing",
     "backends/": "a scratch file of the engine's",
 }
 MEANS = (

@@ -1,0 +1,345 @@
+"""What a prover binds before she knows which rows will be looked at: every row, every token, every fact.
+
+A commitment is a small JSON file, and the *root* is the SHA-256 of its bytes (``sha256sum commitment.json``).
+Of every config it holds the root of a Merkle tree over all rows, the hash of all tokens and the hash of all
+facts that the record states. Everything that is hashed begins with a line of JSON that says what it is and
+holds the challenge's nonce: no hash of another time, place or config fits.
+
+The rows are in one order, that of `rows_of`: reference by reference as the challenge lists them, prefill
+before decode, by position. So a row's index follows from what it is, and nobody can move it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from qdx.capture.plan import plan
+from qdx.dataset import guarded_json
+from qdx.dataset.checksums import damage
+from qdx.dataset.guarded_json import Fields
+from qdx.dataset.layout import region_of
+from qdx.dataset.run_reader import RunReader
+from qdx.distances.blocks import hashes
+from qdx.errors import QdxError
+from qdx.prompts._transcript_file import check_name
+from qdx.prompts.challenge import ChallengeFile
+from qdx.verification.commitments import row_bytes
+from qdx.verification.merkle import Tree, leaf_hash
+
+KIND, VERSION = "commitment", 1
+NAME = "commitment.json"
+LARGEST = 4 * 2**20  # bytes of the file
+MOST_CONFIGS = 1_000
+PHASES = ("prefill", "decode")
+BLOCK = 64  # rows in memory
+TEMPLATE = ("prefix", "suffix")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a config's first repeat.
+
+    Attributes
+    ----------
+    reference : str
+    phase : str
+        ``prefill`` or ``decode``.
+    position : int
+        Of the token that it predicts.
+    drawable : bool
+        Whether it says something of a prompt or an output: a template's row is the same for all.
+    """
+
+    reference: str
+    phase: str
+    position: int
+    drawable: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.phase} row of position {self.position} of {self.reference}"
+
+
+def rows_of(challenge: ChallengeFile) -> list[Row]:
+    """List every row that a run of a challenge records, in the order in which they are bound."""
+    planned = plan(
+        challenge.references,
+        prefill_positions=challenge.prefill_positions,
+        output_tokens=challenge.tokens,
+    )
+    found = []
+    for r, reference in enumerate(challenge.references):
+        for phase in PHASES:
+            positions = planned[phase][r]
+            regions = region_of(reference, positions)
+            found += [
+                Row(reference.name, phase, int(position), region not in TEMPLATE)
+                for position, region in zip(positions, regions, strict=True)
+            ]
+    return found
+
+
+def _head(nonce: str, what: str, config: str, **more: object) -> bytes:
+    line = {"config": config, "nonce": nonce, "what": what, **more}
+    return json.dumps(line, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+
+def row_leaf(nonce: str, config: str, row: Row, dtype: str, data: bytes) -> bytes:
+    """Return the hash of a row's leaf.
+
+    Parameters
+    ----------
+    nonce, config : str
+    row : Row
+    dtype : str
+        Of the model's logits.
+    data : bytes
+        The row: see `qdx.verification.commitments.row_bytes`.
+    """
+    about = {"reference": row.reference, "phase": row.phase, "position": row.position, "dtype": dtype}
+    return leaf_hash(_head(nonce, "row", config, **about) + data)
+
+
+def tokens_sha256(nonce: str, config: str, ids_RT: NDArray[Any]) -> str:
+    """Return the hash of all output tokens of a config: (reference, token), in the challenge's order."""
+    data = np.ascontiguousarray(ids_RT, "<i4")
+    return hashlib.sha256(_head(nonce, "tokens", config, shape=list(data.shape)) + data.tobytes()).hexdigest()
+
+
+def record_of(provenance: xr.Dataset, decode: xr.Dataset, config: str) -> dict[str, str]:
+    """Collect what a file states of a config: variables of ``/provenance`` and coordinates of decode."""
+    found: dict[str, str] = {}
+    for group, dataset in (("provenance", provenance), ("decode", decode.coords.to_dataset())):
+        for name in dataset.variables:
+            if name in ("config", "reference", "position", "repeat", "region"):
+                continue
+            value = dataset[name]
+            if "config" in value.dims:
+                value = value.sel(config=config)
+            elif group == "provenance":
+                continue  # names of layers, which its other variables are over
+            # Strings whatever the file made of their type; an array (kernels of the layers) as a list.
+            found[f"{group}/{name}"] = json.dumps(np.asarray(value.values).astype(str).tolist())
+    return found
+
+
+def record_sha256(nonce: str, config: str, record: Mapping[str, str]) -> str:
+    """Return the hash of what `record_of` collected."""
+    text = json.dumps(dict(record), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(_head(nonce, "record", config) + text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class BoundConfig:
+    """What a commitment holds of one config.
+
+    Attributes
+    ----------
+    rows : int
+        Leaves of the tree.
+    rows_root, tokens_sha256, record_sha256 : str
+        Hexadecimal.
+    """
+
+    rows: int
+    rows_root: str
+    tokens_sha256: str
+    record_sha256: str
+
+
+@dataclass(frozen=True)
+class Commitment:
+    """A prover's commitment.
+
+    Attributes
+    ----------
+    challenge_sha256, nonce : str
+        Of the challenge that it answers.
+    configs : dict of str to BoundConfig
+        By label.
+    """
+
+    challenge_sha256: str
+    nonce: str
+    configs: dict[str, BoundConfig]
+
+    def dump(self) -> bytes:
+        """Return the file's bytes, whose SHA-256 is the root."""
+        return (json.dumps(self.plain(), indent=1) + "\n").encode()
+
+    def plain(self) -> dict[str, Any]:
+        """The file's content."""
+        return {
+            "kind": KIND,
+            "schema_version": VERSION,
+            "challenge_sha256": self.challenge_sha256,
+            "nonce": self.nonce,
+            "configs": [{"config": label, **vars(one)} for label, one in self.configs.items()],
+        }
+
+    @property
+    def root(self) -> str:
+        """SHA-256 of the file."""
+        return hashlib.sha256(self.dump()).hexdigest()
+
+
+def parse(data: bytes, path: Path) -> Commitment:
+    """Read a commitment that a prover sent.
+
+    Raises
+    ------
+    QdxError
+        See `qdx.dataset.guarded_json.read`; also for bytes that this program would write otherwise.
+    """
+    fields = guarded_json.parse(data, path, KIND, VERSION)
+    found = Commitment(
+        fields.hexadecimal("challenge_sha256"),
+        fields.hexadecimal("nonce", 32),
+        configs_of(fields, str(path)),
+    )
+    fields.done()
+    if found.dump() != data:
+        raise QdxError(f"{path}: it was written anew by another program: send the file itself")
+    return found
+
+
+def configs_of(fields: Fields, where: str) -> dict[str, BoundConfig]:
+    """Read the field ``configs`` of a commitment."""
+    found: dict[str, BoundConfig] = {}
+    for one in fields.objects("configs", most=MOST_CONFIGS):
+        label = one.text("config", most=80)
+        check_name(label, where)
+        if label in found:
+            raise QdxError(f"{where}: config {label!r} stands twice: each is bound once")
+        found[label] = BoundConfig(
+            one.integer("rows", 1, 2**40),
+            one.hexadecimal("rows_root"),
+            one.hexadecimal("tokens_sha256"),
+            one.hexadecimal("record_sha256"),
+        )
+        one.done()
+    if not found:
+        raise QdxError(f"{where}: it binds no config")
+    return found
+
+
+def read(path: Path) -> tuple[Commitment, str]:
+    """Read a commitment and its root."""
+    data = guarded_json.read_bytes(path, largest=LARGEST)
+    return parse(data, path), hashlib.sha256(data).hexdigest()
+
+
+def draw(seed: bytes, root: str, config: str, rows: Sequence[Row], count: int) -> list[int]:
+    """Draw rows without replacement, each set of them equally likely to somebody who does not know the seed.
+
+    The drawn rows are the `count` drawable ones with the least SHA-256(seed ‖ root ‖ line of JSON with config
+    and index). Anybody who has the seed later can draw them again.
+
+    Parameters
+    ----------
+    seed : bytes
+        The verifier's secret, whose hash is in the challenge.
+    root : str
+        Hexadecimal; it was fixed before the seed was used.
+    config : str
+    rows : sequence of Row
+        See `rows_of`.
+    count : int
+        All drawable ones where there are fewer.
+
+    Returns
+    -------
+    list of int
+        Indices of rows, ascending.
+    """
+
+    def key(index: int) -> bytes:
+        return hashlib.sha256(seed + bytes.fromhex(root) + _head("", "draw", config, index=index)).digest()
+
+    drawable = [index for index, row in enumerate(rows) if row.drawable]
+    return sorted(sorted(drawable, key=key)[:count])
+
+
+class RunRows:
+    """The rows of a finished run's first repeat, by what they are.
+
+    Parameters
+    ----------
+    path : Path
+        A ``run.nc``.
+
+    Raises
+    ------
+    QdxError
+        When the run kept no full rows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._reader, self._path = RunReader(path), path
+        self.dtype, self.vocab = self._reader.dtype, self._reader.vocab
+        for phase in PHASES:
+            if not self._reader.phase(phase).has_rows:
+                raise QdxError(f"{path} has no full rows to bind: run the sweep again with capture=full")
+
+    def read(self, rows: Sequence[Row]) -> Iterator[tuple[Row, NDArray[np.float32]]]:
+        """Yield rows with their logits, in the order that was asked for; neighbours are read together.
+
+        Raises
+        ------
+        DamageError
+            When a row is not what was written, or not that of its ``row_hash``.
+        QdxError
+            For a row that the run did not record.
+        """
+        start = 0
+        while start < len(rows):
+            first, end = rows[start], start + 1
+            while end < min(start + BLOCK, len(rows)) and _beside(rows[end], first):
+                end += 1
+            some = rows[start:end]
+            yield from zip(some, self._block(some), strict=True)
+            start = end
+
+    def _block(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+        phase, name = rows[0].phase, rows[0].reference
+        if name not in self._reader.references:
+            raise QdxError(f"{self._path} has no reference {name!r}: give the folder that was committed")
+        own, r = self._reader.phase(phase), self._reader.references.index(name)
+        wanted = np.array([row.position for row in rows])
+        at = np.searchsorted(own.positions, wanted)
+        known = at < len(own.positions)
+        known &= own.positions[np.where(known, at, 0)] == wanted
+        known[known] &= own.captured[0, r, at[known]]
+        if not known.all():
+            raise QdxError(
+                f"{self._path} lacks the {rows[int(np.argmin(known))]}: the challenge asks for it "
+                "(capture.prefill_positions, generate.tokens)"
+            )
+        rows_PV = self._reader.rows(phase, 0, r, at)
+        # A binding of a damaged row would refute an honest prover.
+        other_P = hashes(rows_PV, self.dtype) != own.row_hash[0, r, at]
+        if other_P.any():
+            where = f"/{phase}/logit[config 0, repeat 0, reference {r}, position {at[other_P][0]}]"
+            raise damage(self._path, where, "holds another row than its row_hash is of")
+        return rows_PV
+
+    def tree(self, nonce: str, config: str, rows: Sequence[Row]) -> Tree:
+        """Return the tree over all rows of the run, of which `rows` is the list; see `rows_of`."""
+        return Tree(
+            [
+                row_leaf(nonce, config, row, self.dtype, row_bytes(row_V[None], self.dtype).tobytes())
+                for row, row_V in self.read(rows)
+            ]
+        )
+
+
+def _beside(row: Row, first: Row) -> bool:
+    return (row.reference, row.phase) == (first.reference, first.phase)
