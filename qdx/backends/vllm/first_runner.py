@@ -28,9 +28,19 @@ class FirstRunnerTap(Tap):
         model = runner.get_model()
         super().__init__(model.compute_logits)
         self._runner = runner
+        self._model = model
         self._prompt_logprobs = runner._get_prompt_logprobs_dict
-        model.compute_logits = self._logits
-        runner._get_prompt_logprobs_dict = self._prompts
+        self.wrap()
+
+    def wrap(self) -> None:
+        """Put the tap into the runner."""
+        self._model.compute_logits = self._logits
+        self._runner._get_prompt_logprobs_dict = self._prompts
+
+    def unwrap(self) -> None:
+        """Give the runner its own methods back."""
+        self._model.compute_logits = self._compute_logits
+        self._runner._get_prompt_logprobs_dict = self._prompt_logprobs
 
     def _step(self) -> Step:
         batch = self._runner.input_batch

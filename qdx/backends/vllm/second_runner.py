@@ -52,9 +52,19 @@ class SecondRunnerTap(Tap):
         self._step: Step | None = None
         self._hidden_states: Tensor | None = None
         self._add_requests, self._sample = runner.add_requests, runner.sample
-        runner.add_requests, runner.sample = self._added, self._sampling
-        if runner.sampler is not None:  # only the last stage of a pipeline samples
-            runner.sampler = _Sampler(runner.sampler, self._logits)
+        self._sampler = runner.sampler  # None but on the last stage of a pipeline
+        self.wrap()
+
+    def wrap(self) -> None:
+        """Put the tap into the runner."""
+        self._runner.add_requests, self._runner.sample = self._added, self._sampling
+        if self._sampler is not None:
+            self._runner.sampler = _Sampler(self._sampler, self._logits)
+
+    def unwrap(self) -> None:
+        """Give the runner its own methods back."""
+        self._runner.add_requests, self._runner.sample = self._add_requests, self._sample
+        self._runner.sampler = self._sampler
 
     def _added(self, scheduler_output: Any) -> None:
         for finished in scheduler_output.finished_req_ids:
