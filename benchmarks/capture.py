@@ -263,7 +263,9 @@ def measure(arguments: argparse.Namespace, engine: str) -> dict[str, Any]:
                         "engine_s": round(statistics.median(seconds), 4),
                         "least_s": round(min(seconds), 4),
                         "most_s": round(max(seconds), 4),
-                        "tokens_per_s": round(arguments.references * arguments.new / statistics.median(seconds)),
+                        "tokens_per_s": round(
+                            arguments.references * arguments.new / statistics.median(seconds)
+                        ),
                         "ratio_to_plain": round(statistics.median(ratios), 3),
                         "drain_s": round(statistics.median(drain for _, drain in pairs), 3),
                     }

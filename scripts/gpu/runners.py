@@ -66,12 +66,12 @@ COLUMNS = {
 }
 
 
-def engines(groups: list[str], quants: list[str]) -> list[dict[str, Any]]:
+def engines(groups: list[str], quants: list[str], modes: list[str]) -> list[dict[str, Any]]:
     """Return what is to be started, in the order in which it is."""
     found: list[dict[str, Any]] = []
 
     def add(quant: str, runner: str, eager: bool, **more: Any) -> None:
-        if quant in quants:
+        if quant in quants and ("eager" if eager else "graphs") in modes:
             found.append({"quant": quant, "runner": runner, "eager": eager, **more})
 
     if "core" in groups:
@@ -109,9 +109,7 @@ class Log:
         sampled, prompt = tap._sampled, tap._prompt
 
         def note(step: Any) -> None:
-            made = list(
-                zip(step.items.tolist(), step.done.tolist(), step.scheduled.tolist(), strict=True)
-            )
+            made = list(zip(step.items.tolist(), step.done.tolist(), step.scheduled.tolist(), strict=True))
             self._last = (crc(made), crc(sorted(made)))
 
         def on_sampled(step: Any, *rest: Any) -> Any:
@@ -143,7 +141,8 @@ def work(request: dict[str, Any], out: Path) -> None:
     import torch
 
     from qdx.backends import require
-    from qdx.backends.vllm import VllmBackend, backend as module, tap
+    from qdx.backends.vllm import VllmBackend, kernels, tap
+    from qdx.backends.vllm import backend as module
     from qdx.capture.hashing import row_hash
     from qdx.models import resolve
     from qdx.schema import Quant
@@ -191,10 +190,14 @@ def work(request: dict[str, Any], out: Path) -> None:
         tokens = [list(output.outputs[0].token_ids) for output in outputs]
         if way != "free" and tokens != given:
             raise RuntimeError(f"{scenario}, {way}: the engine did not give the tokens back")
-        hashes = [row_hash(part.logits_PV.to("cuda" if torch.cuda.is_available() else "cpu")) for part in seen]
+        hashes = [
+            row_hash(part.logits_PV.to("cuda" if torch.cuda.is_available() else "cpu")) for part in seen
+        ]
         for part, hashed, (step, together) in zip(seen, hashes, log[0].of_rows, strict=True):
             values = hashed.cpu().numpy().view(np.uint64).tolist()
-            for row, position, value in zip(part.items.tolist(), part.positions.tolist(), values, strict=True):
+            for row, position, value in zip(
+                part.items.tolist(), part.positions.tolist(), values, strict=True
+            ):
                 length = len(prompts[items[row]])
                 rows["scenario"].append(list(SCENARIOS).index(scenario))
                 rows["way"].append(WAYS.index(way))
@@ -222,6 +225,7 @@ def work(request: dict[str, Any], out: Path) -> None:
         "sm_count": facts.sm_count,
         "settings": dict(facts.settings),
         "kernel_environment": facts.attrs["kernel_environment"],
+        "compiled_kernels": engine._engine.collective_rpc(kernels.compiled_kernels)[0],
         "seconds_to_load": round(loaded - begun, 1),
         "seconds": round(time.time() - begun, 1),
         **{name: str(stamp().get(name, "")) for name in ("torch_version", "driver_version", "code_sha256")},
@@ -255,7 +259,9 @@ def _run_all(arguments: argparse.Namespace, out: Path) -> None:
     begun = time.time()
     waiting = [
         {**one, "shape": arguments.shape, "dtype": arguments.dtype, "memory": arguments.memory}
-        for one in engines(arguments.engines.split(","), arguments.quants.split(","))
+        for one in engines(
+            arguments.engines.split(","), arguments.quants.split(","), arguments.modes.split(",")
+        )
     ]
     running: dict[Path, tuple[subprocess.Popen[bytes], float]] = {}
     while waiting or running:
@@ -277,7 +283,9 @@ def _run_all(arguments: argparse.Namespace, out: Path) -> None:
                 del running[path]
                 said = path.with_suffix(".log").read_text(errors="replace").strip().splitlines()
                 why = "" if code == 0 else f" {code}: {' | '.join(said[-3:])[-500:]}"
-                print(f"{time.time() - begun:5.0f} s {path.stem}: {time.time() - since:.0f} s{why}", flush=True)
+                print(
+                    f"{time.time() - begun:5.0f} s {path.stem}: {time.time() - since:.0f} s{why}", flush=True
+                )
         if not running and time.time() - begun >= arguments.seconds - 100:
             break
         time.sleep(0.5)
@@ -374,9 +382,7 @@ class Rows:
             return None
         names = ("item", "position", "before", "row_hash", "step", "requests")
         item, position, before, *values = (rows[name][mine].tolist() for name in names)
-        return dict(
-            zip(zip(item, position, before, strict=True), zip(*values, strict=True), strict=True)
-        )
+        return dict(zip(zip(item, position, before, strict=True), zip(*values, strict=True), strict=True))
 
 
 def _count(found: np.ndarray | None) -> str:
@@ -411,13 +417,15 @@ def table(path: Path) -> Iterator[str]:
     yield from _engines(rows)
     for way in ("free", "pinned"):
         lines = [
-            [quant, mode, *(_pair(rows, f"{quant}-v1-{mode}", f"{quant}-v2-{mode}", name, way) for name in names)]
+            [
+                quant,
+                mode,
+                *(_pair(rows, f"{quant}-v1-{mode}", f"{quant}-v2-{mode}", name, way) for name in names),
+            ]
             for quant, mode in core
         ]
         yield from _grid(f"Runner 1 ~ runner 2, tokens {way}", ["config", "mode", *names], _shown(lines))
-    lines = [
-        [engine, *(_itself(rows, engine, name) for name in names)] for engine in rows.engines
-    ]
+    lines = [[engine, *(_itself(rows, engine, name) for name in names)] for engine in rows.engines]
     yield from _grid("The same engine again (all ways)", ["engine", *names], _shown(lines, 1))
     lines = []
     for quant, mode in core:
@@ -428,26 +436,64 @@ def table(path: Path) -> Iterator[str]:
             for p in ("decode",)
         ]
         lines.append([quant, mode, *cells])
-    yield from _grid("Runner 2: pinned by qdx ~ the engine's trace replay, decode", ["config", "mode", *names], _shown(lines))
-    lines = [[quant, *(_pair(rows, f"{quant}-v2-eager", f"{quant}-v2-graphs", name, "pinned") for name in names)] for quant in QUANTS]
+    yield from _grid(
+        "Runner 2: pinned by qdx ~ the engine's trace replay, decode",
+        ["config", "mode", *names],
+        _shown(lines),
+    )
+    lines = [
+        [quant, *(_pair(rows, f"{quant}-v2-eager", f"{quant}-v2-graphs", name, "pinned") for name in names)]
+        for quant in QUANTS
+    ]
     yield from _grid("Runner 2: eager ~ graphs, tokens pinned", ["config", *names], _shown(lines, 1))
     lines = []
     for quant, mode in core:
         for runner in ("v1", "v2"):
             one, two = f"{quant}-{runner}-{mode}", f"{quant}-{runner}-{mode}-sync"
             lines.append([quant, mode, runner, *(_pair(rows, one, two, name, "pinned") for name in names)])
-    yield from _grid("Asynchronous ~ synchronous scheduling, tokens pinned", ["config", "mode", "runner", *names], _shown(lines, 3))
+    yield from _grid(
+        "Asynchronous ~ synchronous scheduling, tokens pinned",
+        ["config", "mode", "runner", *names],
+        _shown(lines, 3),
+    )
+    lines = [
+        [
+            engine,
+            " ".join(
+                _count(
+                    rows.compared(
+                        (engine, "four together", "pinned", 0), (engine, "another order", "pinned", 0), p
+                    )
+                )
+                for p in ("prefill", "decode")
+            ),
+        ]
+        for engine in rows.engines
+    ]
+    yield from _grid(
+        "The order in which a batch is given: four together ~ another order, tokens pinned",
+        ["engine", "rows"],
+        _shown(lines, 1),
+    )
     others = [name for name in names if name != "alone"]
     lines = []
     for engine in rows.engines:
         cells = []
         for other in others:
-            parts = [rows.compared((engine, "alone", "pinned", 0), (engine, other, "pinned", 0), p) for p in ("prefill", "decode")]
+            parts = [
+                rows.compared((engine, "alone", "pinned", 0), (engine, other, "pinned", 0), p)
+                for p in ("prefill", "decode")
+            ]
             cells.append(" ".join(_count(part) for part in parts))
         lines.append([engine, *cells])
-    yield from _grid("Who shares the batch: a reference alone ~ in company, tokens pinned", ["engine", *others], _shown(lines, 1))
+    yield from _grid(
+        "Who shares the batch: a reference alone ~ in company, tokens pinned",
+        ["engine", *others],
+        _shown(lines, 1),
+    )
     yield from _settings(rows, names)
     yield from _why(rows, names, core)
+    yield from _choices(rows)
 
 
 def _shown(lines: list[list[str]], labels: int = 2) -> list[list[str]]:
@@ -456,7 +502,9 @@ def _shown(lines: list[list[str]], labels: int = 2) -> list[list[str]]:
 
 
 def _pair(rows: Rows, one: str, two: str, scenario: str, way: str) -> str:
-    parts = [rows.compared((one, scenario, way, 0), (two, scenario, way, 0), p) for p in ("prefill", "decode")]
+    parts = [
+        rows.compared((one, scenario, way, 0), (two, scenario, way, 0), p) for p in ("prefill", "decode")
+    ]
     return " ".join(_count(part) for part in parts)
 
 
@@ -466,7 +514,11 @@ def _cell(parts: list[np.ndarray | None], _phases: list[str]) -> str:
 
 def _itself(rows: Rows, engine: str, scenario: str) -> str:
     return " ".join(
-        _count(_joined([rows.compared((engine, scenario, way, 0), (engine, scenario, way, 1), p) for way in WAYS]))
+        _count(
+            _joined(
+                [rows.compared((engine, scenario, way, 0), (engine, scenario, way, 1), p) for way in WAYS]
+            )
+        )
         for p in ("prefill", "decode")
     )
 
@@ -498,8 +550,14 @@ def _settings(rows: Rows, names: list[str]) -> Iterator[str]:
                 lines.append([engine, *(_pair(rows, plain, engine, name, "pinned") for name in names)])
             for runner in ("v1",) if engine.endswith(f"-{setting}") and "-v2-" in engine else ():
                 other = engine.replace("-v2-", f"-{runner}-")
-                lines.append([f"{engine} ~ {runner}", *(_pair(rows, other, engine, name, "pinned") for name in names)])
-    yield from _grid("A setting ~ without it (or ~ the other runner with it), tokens pinned", ["engine", *names], _shown(lines, 1))
+                lines.append(
+                    [f"{engine} ~ {runner}", *(_pair(rows, other, engine, name, "pinned") for name in names)]
+                )
+    yield from _grid(
+        "A setting ~ without it (or ~ the other runner with it), tokens pinned",
+        ["engine", *names],
+        _shown(lines, 1),
+    )
 
 
 def _why(rows: Rows, names: list[str], core: list[tuple[str, str]]) -> Iterator[str]:
@@ -509,7 +567,10 @@ def _why(rows: Rows, names: list[str], core: list[tuple[str, str]]) -> Iterator[
         one, two = f"{quant}-v1-{mode}", f"{quant}-v2-{mode}"
         for name in names:
             found = _joined(
-                [rows.compared((one, name, "pinned", 0), (two, name, "pinned", 0), p) for p in ("prefill", "decode")]
+                [
+                    rows.compared((one, name, "pinned", 0), (two, name, "pinned", 0), p)
+                    for p in ("prefill", "decode")
+                ]
             )
             if found is None:
                 continue
@@ -517,18 +578,51 @@ def _why(rows: Rows, names: list[str], core: list[tuple[str, str]]) -> Iterator[
             for same in (found[:, 1], found[:, 2] & ~found[:, 1], ~found[:, 2]):
                 cells.append(f"{int((found[:, 0] & same).sum())}/{int(same.sum())}" if same.any() else "–")
             lines.append([quant, mode, name, *cells])
-    head = ["config", "mode", "scenario", "same requests, same order", "same requests, other order", "other requests"]
+    head = [
+        "config",
+        "mode",
+        "scenario",
+        "same requests, same order",
+        "same requests, other order",
+        "other requests",
+    ]
     yield from _grid("Runner 1 ~ runner 2 by what was in the step, tokens pinned, both phases", head, lines)
+
+
+def _choices(rows: Rows) -> Iterator[str]:
+    """Compare engines with graphs, two by two, by whether compiling chose the same kernels."""
+    lines = []
+    graphs = [name for name, one in rows.engines.items() if one.get("compiled_kernels")]
+    for i, one in enumerate(graphs):
+        for two in graphs[i + 1 :]:
+            if rows.engines[one]["quant"] != rows.engines[two]["quant"]:
+                continue
+            chosen = [set(rows.engines[name]["compiled_kernels"]) for name in (one, two)]
+            parts = [
+                rows.compared((one, "alone", "pinned", 0), (two, "alone", "pinned", 0), p)
+                for p in ("prefill", "decode")
+            ]
+            other = len(chosen[0] ^ chosen[1])
+            lines.append(
+                [f"{one} ~ {two}", f"{len(chosen[0])}", f"{other}", " ".join(_count(part) for part in parts)]
+            )
+    head = ["engines", "compiled kernels", "in one only", "rows alone"]
+    yield from _grid(
+        "Graphs: what compiling chose, and rows of references alone, tokens pinned", head, _shown(lines, 3)
+    )
 
 
 def main() -> None:
     """Run what the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record")
     recording.add_argument("out")
     recording.add_argument("--engines", default="core,settings,async")
     recording.add_argument("--quants", default=",".join(QUANTS))
+    recording.add_argument("--modes", default="eager,graphs")
     recording.add_argument("--shape", default=SHAPE)
     recording.add_argument("--dtype", default="float16")
     recording.add_argument("--memory", type=float, default=0.05)

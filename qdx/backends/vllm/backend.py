@@ -280,9 +280,7 @@ class VllmBackend:
             )
 
 
-def _parameters(
-    count: int, extra: Mapping[str, Any] | None = None, trace: list[int] | None = None
-) -> Any:
+def _parameters(count: int, extra: Mapping[str, Any] | None = None, trace: list[int] | None = None) -> Any:
     """Return the sampling parameters of a request; what a run's record states is read from them.
 
     vLLM's trace replay ends at ``max_tokens``, whose default is 16, so `count` is always given.

@@ -42,7 +42,14 @@ def facts(
     threads = {"threads": str(next(iter(engine.collective_rpc(_threads))))} if on_cpu else {}
     models = any(simulated.normalized(layer.kernel) for layers in found.values() for layer in layers)
     runner = "+".join(sorted(set(engine.collective_rpc(kernels.model_runner))))
-    attrs: dict[str, Any] = {**of_workers(engine.collective_rpc(_arithmetic)), "model_runner": runner}
+    attrs: dict[str, Any] = {
+        **of_workers(engine.collective_rpc(_arithmetic)),
+        "model_runner": runner,
+        "compiled_kernels": "",
+    }
+    if not config.model_config.enforce_eager:
+        chosen = {kernels.summary(one) for one in engine.collective_rpc(kernels.compiled_kernels)}
+        attrs["compiled_kernels"] = " | ".join(sorted(chosen))
     return Facts(
         kernel_class={
             name: "+".join(layer.kernel_class for layer in layers) for name, layers in found.items()

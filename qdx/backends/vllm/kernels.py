@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, NamedTuple
 
 from qdx.backends.vllm import simulated
@@ -100,6 +101,42 @@ def model_runner(worker: Any) -> str:
     runner = type(worker.model_runner)
     generations = [known[base.__module__] for base in runner.__mro__ if base.__module__ in known]
     return generations[0] if generations else f"{runner.__module__}.{runner.__qualname__}"
+
+
+def compiled_kernels(worker: Any) -> list[str]:
+    """Return what compiling chose for each kernel that it wrote, as ``name: block sizes, warps, stages``.
+
+    Inductor times several forms of a kernel on the GPU when an engine starts, and keeps the fastest. A reduction
+    in other blocks adds in another order, so two starts of one engine may give other rows. Empty in eager mode.
+    Runs inside the worker, after its graphs were captured.
+    """
+    import gc
+    import sys
+
+    heuristics = sys.modules.get("torch._inductor.runtime.triton_heuristics")
+    if heuristics is None:
+        return []
+    chosen = set()
+    for tuner in [one for one in gc.get_objects() if isinstance(one, heuristics.CachingAutotuner)]:
+        launchers = getattr(tuner, "launchers", ())
+        for launcher in launchers if len(launchers) == 1 else ():  # several: it has not run yet
+            config = launcher.config
+            blocks = ", ".join(f"{name} {value}" for name, value in sorted(config.kwargs.items()))
+            name = getattr(tuner.fn, "__name__", str(tuner.fn))
+            chosen.add(f"{name}: {blocks}, {config.num_warps} warps, {config.num_stages} stages")
+    return sorted(chosen)
+
+
+def summary(chosen: list[str]) -> str:
+    """Return how many kernels compiling chose, and a hash that is equal where all choices are.
+
+    Examples
+    --------
+    >>> summary([])
+    ''
+    """
+    digest = hashlib.sha256("\n".join(chosen).encode()).hexdigest()
+    return f"{len(chosen)} kernels, sha256 {digest[:16]}" if chosen else ""
 
 
 def _classes(method: Any, scheme: Any = None) -> tuple[str, str]:

@@ -16,8 +16,9 @@ same two things in every step:
   go through the output head; ``prompt_logprobs`` would compute the whole vocabulary for every token of the
   prompt, in float32, and a Python object for each, and vLLM refuses it in a request that replays.
 
-What is seen stays on the device until it is drained; beyond `ON_DEVICE` bytes it moves to host memory beside
-the engine's work (`qdx.backends.vllm.spill`).
+What is seen stays on the device until it is drained; beyond a quarter of the memory that is free there, and
+`ON_DEVICE` bytes in any case, it moves to host memory beside the engine's work (`qdx.backends.vllm.spill`),
+which costs the process time.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from qdx.backends.vllm.spill import Spill
 from qdx.errors import QdxError
 
 ITEM = "qdx_item"  # key of SamplingParams.extra_args: which reference of the batch a request is
-ON_DEVICE = 1 << 29
+ON_DEVICE = 1 << 29  # bytes
+OF_FREE = 4  # the part of the device's free memory that rows may take
 # prompt rows that go through the output head together: a fixed number, so that the same rows give the same
 # bits
 ROWS_AT_ONCE = 256
@@ -107,7 +109,7 @@ class Tap:
         self._compute_logits = compute_logits
         self._spill = Spill()
         self._seen: list[Seen] = []
-        self._on_device = 0
+        self._on_device = self._room = 0
         self._reached: dict[int, int] = {}
         self._wanted: Wanted | None = None
 
@@ -122,6 +124,7 @@ class Tap:
     def open(self, wanted: Wanted) -> None:
         """Begin to keep rows."""
         self._seen, self._on_device, self._reached, self._wanted = [], 0, {}, wanted
+        self._room = max(ON_DEVICE, _free() // OF_FREE)
 
     def drain(self) -> list[Seen]:
         """Return what was seen, and stop to keep."""
@@ -213,9 +216,17 @@ class Tap:
     def _keep(self, rows: Seen) -> None:
         logits_PV = rows.logits_PV
         self._on_device += logits_PV.numel() * logits_PV.element_size()
-        if self._on_device > ON_DEVICE:
+        if self._on_device > self._room:
             rows = rows._replace(logits_PV=self._spill.put(logits_PV))
         self._seen.append(rows)
+
+
+def _free() -> int:
+    """Return the bytes of the device that this process could take; 0 without a GPU."""
+    if not torch.cuda.is_available():
+        return 0
+    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return int(torch.cuda.mem_get_info()[0] + unused)
 
 
 def _on(rows: Tensor, index: NDArray[Any]) -> Tensor:
