@@ -1,15 +1,17 @@
-"""Are rows equal between vLLM's two model runners, and what else moves them? On one GPU, in about eight minutes.
+"""Are rows equal between vLLM's two model runners, and what else moves them?
 
     python scripts/gpu/runners.py record OUT [--engines core,async,settings] [--quants …] [--seconds 540]
     python scripts/gpu/runners.py table OUT/rows.nc
+    python scripts/gpu/runners.py starts rows.nc …
 
-``record`` starts one engine for every kernel, model runner and mode (eager, graphs), several at once, and runs
+``record`` takes about eight minutes on one GPU: it starts one engine for every kernel, model runner and mode (eager, graphs), several at once. It runs
 the same references through each: alone, four together, the four in another order, one beside a long one, ten
 that join and leave four places, and two whose prefill is cut into chunks. In each of these scenarios tokens
 are free (greedy), pinned by qdx, and, with the second runner, replayed by the engine's own trace replay; all
 of it twice. ``async`` are engines without asynchronous scheduling, ``settings`` such with
-``VLLM_BATCH_INVARIANT=1`` and ``VLLM_MARLIN_USE_ATOMIC_ADD=1``. OUT/rows.nc holds the hash of every row, with
-the tokens before it and the requests of its step; ``table`` recomputes everything that is printed from it.
+``VLLM_BATCH_INVARIANT=1`` and ``VLLM_MARLIN_USE_ATOMIC_ADD=1``. OUT/rows.nc holds the hash of every row,
+with the tokens before it and the requests of its step. ``table`` recomputes everything that is printed from
+it, and ``starts`` compares the starts with graphs of several files.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ SCENARIOS: dict[str, tuple[list[list[int]], tuple[int, ...]]] = {
     "chunked prefill": ([[7, 6]], OUTPUTS),
 }
 WAYS = ("free", "pinned", "trace")
+PHASES = ("prefill", "decode")
 SEQUENCES, BUDGET = 4, 1024
 LAST = 16  # prompt rows of each reference, before the one that predicts the first output
 COLUMNS = {
@@ -362,7 +365,7 @@ class Rows:
             Of the rows that come after the same tokens: equal, the step had the same requests in the same
             order, it had the same requests. None where one side is not in the file.
         """
-        sides = [self._chosen(*side, phase) for side in (one, two)]
+        sides = [self.chosen(*side, phase) for side in (one, two)]
         if any(side is None for side in sides):
             return None
         a, b = sides
@@ -372,7 +375,8 @@ class Rows:
         ]
         return np.array(found, bool).reshape(-1, 3)
 
-    def _chosen(self, engine: str, scenario: str, way: str, again: int, phase: str) -> Any:
+    def chosen(self, engine: str, scenario: str, way: str, again: int, phase: str) -> Any:
+        """Return (hash, step, requests) of the rows of one side, by reference, position and tokens before."""
         rows = self._rows.get(engine)
         if rows is None:
             return None
@@ -408,108 +412,82 @@ def table(path: Path) -> Iterator[str]:
     """Return every table, in lines."""
     rows = Rows(path)
     first = next(iter(rows.engines.values()))
-    yield (
-        f"vLLM {first['engine_version']}, {first['gpu'] or 'CPU'}, {first['sm_count']} SMs, torch "
-        f"{first['torch_version']}; {len(rows.engines)} engines; cells are rows equal/rows compared, prefill then decode"
-    )
     names = list(rows.scenarios)
     core = [(quant, mode) for mode in ("eager", "graphs") for quant in QUANTS]
+    yield (
+        f"vLLM {first['engine_version']}, {first['gpu'] or 'CPU'}, {first['sm_count']} SMs, "
+        f"torch {first['torch_version']}; {len(rows.engines)} engines"
+    )
+    yield "Cells are rows equal/rows compared, prefill then decode."
     yield from _engines(rows)
     for way in ("free", "pinned"):
-        lines = [
-            [
-                quant,
-                mode,
-                *(_pair(rows, f"{quant}-v1-{mode}", f"{quant}-v2-{mode}", name, way) for name in names),
-            ]
-            for quant, mode in core
+        pairs = [
+            ([quant, mode], f"{quant}-v1-{mode}", f"{quant}-v2-{mode}", way, way) for quant, mode in core
         ]
-        yield from _grid(f"Runner 1 ~ runner 2, tokens {way}", ["config", "mode", *names], _shown(lines))
+        yield from _pairs(rows, f"Runner 1 ~ runner 2, tokens {way}", ["config", "mode"], pairs)
     lines = [[engine, *(_itself(rows, engine, name) for name in names)] for engine in rows.engines]
     yield from _grid("The same engine again (all ways)", ["engine", *names], _shown(lines, 1))
+    yield from _pairs(
+        rows,
+        "Runner 2: pinned by qdx ~ the engine's trace replay",
+        ["config", "mode"],
+        [([quant, mode], *[f"{quant}-v2-{mode}"] * 2, "pinned", "trace") for quant, mode in core],
+    )
+    yield from _pairs(
+        rows,
+        "Runner 2: eager ~ graphs, tokens pinned",
+        ["config"],
+        [([quant], f"{quant}-v2-eager", f"{quant}-v2-graphs", "pinned", "pinned") for quant in QUANTS],
+    )
+    asynchronous = [
+        (
+            [quant, mode, runner],
+            f"{quant}-{runner}-{mode}",
+            f"{quant}-{runner}-{mode}-sync",
+            "pinned",
+            "pinned",
+        )
+        for quant, mode in core
+        for runner in ("v1", "v2")
+    ]
+    title = "Asynchronous ~ synchronous scheduling, tokens pinned"
+    yield from _pairs(rows, title, ["config", "mode", "runner"], asynchronous)
+    yield from _company(rows, names)
+    yield from _settings(rows)
+    yield from _why(rows, names, core)
+
+
+def _pairs(rows: Rows, title: str, head: list[str], pairs: list[tuple[Any, ...]]) -> Iterator[str]:
+    """Compare two engines, or two ways of one, in every scenario; `pairs` begin with a line's labels."""
     lines = []
-    for quant, mode in core:
-        engine = f"{quant}-v2-{mode}"
+    for labels, one, two, way, other in pairs:
         cells = [
-            _cell([rows.compared((engine, name, "pinned", 0), (engine, name, "trace", 0), p)], [p])
-            for name in names
-            for p in ("decode",)
-        ]
-        lines.append([quant, mode, *cells])
-    yield from _grid(
-        "Runner 2: pinned by qdx ~ the engine's trace replay, decode",
-        ["config", "mode", *names],
-        _shown(lines),
-    )
-    lines = [
-        [quant, *(_pair(rows, f"{quant}-v2-eager", f"{quant}-v2-graphs", name, "pinned") for name in names)]
-        for quant in QUANTS
-    ]
-    yield from _grid("Runner 2: eager ~ graphs, tokens pinned", ["config", *names], _shown(lines, 1))
-    lines = []
-    for quant, mode in core:
-        for runner in ("v1", "v2"):
-            one, two = f"{quant}-{runner}-{mode}", f"{quant}-{runner}-{mode}-sync"
-            lines.append([quant, mode, runner, *(_pair(rows, one, two, name, "pinned") for name in names)])
-    yield from _grid(
-        "Asynchronous ~ synchronous scheduling, tokens pinned",
-        ["config", "mode", "runner", *names],
-        _shown(lines, 3),
-    )
-    lines = [
-        [
-            engine,
             " ".join(
-                _count(
-                    rows.compared(
-                        (engine, "four together", "pinned", 0), (engine, "another order", "pinned", 0), p
-                    )
-                )
-                for p in ("prefill", "decode")
-            ),
+                _count(rows.compared((one, name, way, 0), (two, name, other, 0), phase)) for phase in PHASES
+            )
+            for name in rows.scenarios
         ]
-        for engine in rows.engines
-    ]
-    yield from _grid(
-        "The order in which a batch is given: four together ~ another order, tokens pinned",
-        ["engine", "rows"],
-        _shown(lines, 1),
-    )
-    others = [name for name in names if name != "alone"]
+        lines.append([*labels, *cells])
+    yield from _grid(title, [*head, *rows.scenarios], _shown(lines, len(head)))
+
+
+def _company(rows: Rows, names: list[str]) -> Iterator[str]:
+    """Compare a reference alone with the same one in company, and a batch with the same in another order."""
+    others = [("four together", "another order")] + [("alone", name) for name in names if name != "alone"]
     lines = []
     for engine in rows.engines:
         cells = []
-        for other in others:
-            parts = [
-                rows.compared((engine, "alone", "pinned", 0), (engine, other, "pinned", 0), p)
-                for p in ("prefill", "decode")
-            ]
-            cells.append(" ".join(_count(part) for part in parts))
+        for one, two in others:
+            sides = ((engine, one, "pinned", 0), (engine, two, "pinned", 0))
+            cells.append(" ".join(_count(rows.compared(*sides, phase)) for phase in PHASES))
         lines.append([engine, *cells])
-    yield from _grid(
-        "Who shares the batch: a reference alone ~ in company, tokens pinned",
-        ["engine", *others],
-        _shown(lines, 1),
-    )
-    yield from _settings(rows, names)
-    yield from _why(rows, names, core)
-    yield from _choices(rows)
+    head = ["engine", *(f"{one} ~ {two}" for one, two in others)]
+    yield from _grid("Who shares the batch, and in which order, tokens pinned", head, _shown(lines, 1))
 
 
 def _shown(lines: list[list[str]], labels: int = 2) -> list[list[str]]:
     """Leave out the lines that have no figure."""
     return [line for line in lines if any("/" in cell for cell in line[labels:])]
-
-
-def _pair(rows: Rows, one: str, two: str, scenario: str, way: str) -> str:
-    parts = [
-        rows.compared((one, scenario, way, 0), (two, scenario, way, 0), p) for p in ("prefill", "decode")
-    ]
-    return " ".join(_count(part) for part in parts)
-
-
-def _cell(parts: list[np.ndarray | None], _phases: list[str]) -> str:
-    return _count(_joined(parts))
 
 
 def _itself(rows: Rows, engine: str, scenario: str) -> str:
@@ -519,7 +497,7 @@ def _itself(rows: Rows, engine: str, scenario: str) -> str:
                 [rows.compared((engine, scenario, way, 0), (engine, scenario, way, 1), p) for way in WAYS]
             )
         )
-        for p in ("prefill", "decode")
+        for p in PHASES
     )
 
 
@@ -541,23 +519,18 @@ def _engines(rows: Rows) -> Iterator[str]:
     yield from _grid("Engines, as observed", head, lines)
 
 
-def _settings(rows: Rows, names: list[str]) -> Iterator[str]:
-    lines = []
+def _settings(rows: Rows) -> Iterator[str]:
+    pairs: list[tuple[Any, ...]] = []
     for engine in rows.engines:
         for setting in ("batch_invariant", "marlin_use_atomic_add"):
             if engine.endswith(f"-{setting}"):
-                plain = engine.removesuffix(f"-{setting}")
-                lines.append([engine, *(_pair(rows, plain, engine, name, "pinned") for name in names)])
-            for runner in ("v1",) if engine.endswith(f"-{setting}") and "-v2-" in engine else ():
-                other = engine.replace("-v2-", f"-{runner}-")
-                lines.append(
-                    [f"{engine} ~ {runner}", *(_pair(rows, other, engine, name, "pinned") for name in names)]
+                pairs.append(
+                    ([engine, "without it"], engine.removesuffix(f"-{setting}"), engine, "pinned", "pinned")
                 )
-    yield from _grid(
-        "A setting ~ without it (or ~ the other runner with it), tokens pinned",
-        ["engine", *names],
-        _shown(lines, 1),
-    )
+                if "-v2-" in engine:
+                    first = engine.replace("-v2-", "-v1-")
+                    pairs.append(([engine, "runner 1 with it"], first, engine, "pinned", "pinned"))
+    yield from _pairs(rows, "A setting ~ without it, tokens pinned", ["engine", "against"], pairs)
 
 
 def _why(rows: Rows, names: list[str], core: list[tuple[str, str]]) -> Iterator[str]:
@@ -567,10 +540,7 @@ def _why(rows: Rows, names: list[str], core: list[tuple[str, str]]) -> Iterator[
         one, two = f"{quant}-v1-{mode}", f"{quant}-v2-{mode}"
         for name in names:
             found = _joined(
-                [
-                    rows.compared((one, name, "pinned", 0), (two, name, "pinned", 0), p)
-                    for p in ("prefill", "decode")
-                ]
+                [rows.compared((one, name, "pinned", 0), (two, name, "pinned", 0), p) for p in PHASES]
             )
             if found is None:
                 continue
@@ -589,27 +559,46 @@ def _why(rows: Rows, names: list[str], core: list[tuple[str, str]]) -> Iterator[
     yield from _grid("Runner 1 ~ runner 2 by what was in the step, tokens pinned, both phases", head, lines)
 
 
-def _choices(rows: Rows) -> Iterator[str]:
-    """Compare engines with graphs, two by two, by whether compiling chose the same kernels."""
+def starts(paths: list[Path]) -> Iterator[str]:
+    """Return which starts with graphs of one config gave the same rows, and what compiling chose in each.
+
+    Compared are the rows of references alone, tokens pinned: whoever shares the batch has no part in them.
+    """
+    found: dict[str, list[tuple[str, list[str], Any]]] = {}
+    for path in paths:
+        rows = Rows(path)
+        for engine, one in rows.engines.items():
+            if not one["eager"] and one.get("async_scheduling") is None and not one.get("environment"):
+                own = [rows.chosen(engine, "alone", "pinned", 0, phase) for phase in PHASES]
+                start = f"{path.stem}:{one['runner']}"
+                found.setdefault(one["quant"], []).append((start, one.get("compiled_kernels") or [], own))
+    yield "Starts with graphs: in brackets those whose rows of references alone are all equal (file:runner)"
+    for quant, engines_ in found.items():
+        groups: list[list[tuple[str, list[str], Any]]] = []
+        for one in engines_:
+            same = next((group for group in groups if _hashes(group[0]) == _hashes(one)), None)
+            groups.append([one]) if same is None else same.append(one)
+        shown = " ".join(f"[{' '.join(name for name, _, _ in group)}]" for group in groups)
+        yield f"{quant}: {len(engines_)} starts, {len(groups)} kinds of rows: {shown}"
     lines = []
-    graphs = [name for name, one in rows.engines.items() if one.get("compiled_kernels")]
-    for i, one in enumerate(graphs):
-        for two in graphs[i + 1 :]:
-            if rows.engines[one]["quant"] != rows.engines[two]["quant"]:
-                continue
-            chosen = [set(rows.engines[name]["compiled_kernels"]) for name in (one, two)]
-            parts = [
-                rows.compared((one, "alone", "pinned", 0), (two, "alone", "pinned", 0), p)
-                for p in ("prefill", "decode")
-            ]
-            other = len(chosen[0] ^ chosen[1])
-            lines.append(
-                [f"{one} ~ {two}", f"{len(chosen[0])}", f"{other}", " ".join(_count(part) for part in parts)]
-            )
-    head = ["engines", "compiled kernels", "in one only", "rows alone"]
-    yield from _grid(
-        "Graphs: what compiling chose, and rows of references alone, tokens pinned", head, _shown(lines, 3)
-    )
+    for quant, engines_ in found.items():
+        known = [one for one in engines_ if one[1]]
+        for alike in (True, False):
+            pairs = [(a, b) for i, a in enumerate(known) for b in known[i + 1 :] if (a[1] == b[1]) == alike]
+            equal = sum(_hashes(a) == _hashes(b) for a, b in pairs)
+            if pairs:
+                said = "the same" if alike else "other ones"
+                lines.append([quant, said, f"{equal} of {len(pairs)}"])
+    head = ["config", "choices", "pairs with all rows equal"]
+    yield from _grid("Starts whose compiled kernels are known, two by two", head, lines)
+    for quant, engines_ in found.items():
+        for choices in sorted({tuple(one[1]) for one in engines_ if one[1]}):
+            who = " ".join(name for name, chosen, _ in engines_ if tuple(chosen) == choices)
+            yield f"{quant} ({who}): {'; '.join(choices)}"
+
+
+def _hashes(start: tuple[str, list[str], Any]) -> list[dict[Any, int]]:
+    return [{key: value[0] for key, value in phase.items()} for phase in start[2]]
 
 
 def main() -> None:
@@ -631,12 +620,16 @@ def main() -> None:
     recording.add_argument("--merge", action="store_true", help="only join what is there")
     printing = commands.add_parser("table")
     printing.add_argument("rows")
+    comparing = commands.add_parser("starts")
+    comparing.add_argument("rows", nargs="+", type=Path)
     working = commands.add_parser("work")
     working.add_argument("request")
     working.add_argument("out")
     arguments = parser.parse_args()
     if arguments.command == "work":
         work(json.loads(arguments.request), Path(arguments.out))
+    elif arguments.command == "starts":
+        print("\n".join(starts(arguments.rows)))
     elif arguments.command == "table":
         print("\n".join(table(Path(arguments.rows))))
     else:

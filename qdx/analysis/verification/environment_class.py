@@ -61,8 +61,8 @@ TITLES = {
 MACHINE = ("gpu or cpu", "compute_capability", "sm_count", "cpu", "threads", "cpu_capability")
 _ABSENT = ("", "0")
 # Of `kernel_environment`, what only leads to facts that are observed themselves: which linear kernels vLLM
-# may not load shows in the kernel that it did load (qdx sets it to get Marlin where Machete is preferred), and
-# which model runner vLLM was told to use shows in the one that it runs.
+# may not load shows in the kernel that it did load (qdx sets it to get Marlin where Machete is preferred),
+# and which model runner it was told to use shows in the one that it runs.
 SHOWN_OTHERWISE = ("VLLM_DISABLED_KERNELS", "VLLM_USE_V2_MODEL_RUNNER")
 
 

@@ -1,8 +1,8 @@
 """The tap of vLLM's first model runner, the default up to 0.28 and wherever Triton is missing.
 
-Two methods are wrapped. ``model.compute_logits`` is called once a step, with one hidden state for each request
-of the batch. ``runner._get_prompt_logprobs_dict`` is called once a step, with the hidden states of all
-scheduled tokens. Read in 0.20.2 and 0.33.0: ``v1/worker/gpu_model_runner.py``.
+Two methods are wrapped. ``model.compute_logits`` is called once a step, with one hidden state for each
+request of the batch. ``runner._get_prompt_logprobs_dict`` is called once a step, with the hidden states of
+all scheduled tokens. Read in 0.20.2 and 0.33.0: ``v1/worker/gpu_model_runner.py``.
 """
 
 from __future__ import annotations

@@ -106,9 +106,10 @@ def model_runner(worker: Any) -> str:
 def compiled_kernels(worker: Any) -> list[str]:
     """Return what compiling chose for each kernel that it wrote, as ``name: block sizes, warps, stages``.
 
-    Inductor times several forms of a kernel on the GPU when an engine starts, and keeps the fastest. A reduction
-    in other blocks adds in another order, so two starts of one engine may give other rows. Empty in eager mode.
-    Runs inside the worker, after its graphs were captured.
+    Inductor times several forms of a kernel on the GPU when an engine starts, and keeps the fastest. A sum in
+    other blocks has another order, so two starts of one engine may give other rows (seen with vLLM 0.33.0 on
+    an H100: ``docs/results/h100_vllm_0_33_0/starts.txt``). Empty in eager mode. Runs inside the worker, after
+    its graphs were captured.
     """
     import gc
     import sys
@@ -116,13 +117,20 @@ def compiled_kernels(worker: Any) -> list[str]:
     heuristics = sys.modules.get("torch._inductor.runtime.triton_heuristics")
     if heuristics is None:
         return []
+    # vLLM freezes the collector's heap when an engine has started, and what is frozen is not listed
+    frozen = bool(gc.get_freeze_count())
+    gc.unfreeze()
+    # by type, because asking some objects for their class runs code of theirs
+    tuners = [one for one in gc.get_objects() if issubclass(type(one), heuristics.CachingAutotuner)]
+    if frozen:
+        gc.freeze()
     chosen = set()
-    for tuner in [one for one in gc.get_objects() if isinstance(one, heuristics.CachingAutotuner)]:
+    for tuner in tuners:
         launchers = getattr(tuner, "launchers", ())
         for launcher in launchers if len(launchers) == 1 else ():  # several: it has not run yet
             config = launcher.config
             blocks = ", ".join(f"{name} {value}" for name, value in sorted(config.kwargs.items()))
-            name = getattr(tuner.fn, "__name__", str(tuner.fn))
+            name = str((tuner.inductor_meta or {}).get("kernel_name", ""))
             chosen.add(f"{name}: {blocks}, {config.num_warps} warps, {config.num_stages} stages")
     return sorted(chosen)
 

@@ -7,8 +7,8 @@ states of all scheduled tokens and the batch that they belong to. ``runner.add_r
 sampling parameters pass, which this runner does not keep.
 
 With asynchronous scheduling the process prepares a step while the one before it runs. The numbers of tokens
-that are read here are the scheduler's own, which it counts ahead: they are exact without speculative decoding,
-which is refused. Read in 0.32.0 and 0.33.0: ``v1/worker/gpu/model_runner.py``, ``sample/sampler.py``,
+that are read here are the scheduler's own, which it counts ahead: they are exact without speculative
+decoding, which is refused. Read in 0.32.0 and 0.33.0: ``v1/worker/gpu/model_runner.py``, ``sample/sampler.py``,
 ``sample/batch_shard.py``.
 """
 

@@ -126,8 +126,8 @@ def require_runner(version: str, asked: str, observed: str) -> None:
     if asked in ("auto", observed):
         return
     raise QdxError(
-        f"backend.model_runner={asked}: vLLM {version} runs {observed} here (v2 needs Triton and vLLM 0.32 or "
-        "0.33, the versions whose second runner was read): set backend.model_runner=auto"
+        f"backend.model_runner={asked}: vLLM {version} runs {observed} here (v2 needs Triton and vLLM 0.32 "
+        "or 0.33, the versions whose second runner was read): set backend.model_runner=auto"
     )
 
 
