@@ -4,9 +4,10 @@
     python scripts/gpu/runners.py table OUT/rows.nc
     python scripts/gpu/runners.py starts rows.nc …
 
-``record`` takes about eight minutes on one GPU: it starts one engine for every kernel, model runner and mode (eager, graphs), several at once. It runs
-the same references through each: alone, four together, the four in another order, one beside a long one, ten
-that join and leave four places, and two whose prefill is cut into chunks. In each of these scenarios tokens
+``record`` takes about eight minutes on one GPU. It starts one engine for every kernel, model runner and mode
+(eager, graphs), several at once, and runs the same references through each: alone, four together, the four in
+another order, one beside a long one, ten that join and leave four places, and two whose prefill is cut into
+chunks. In each of these scenarios tokens
 are free (greedy), pinned by qdx, and, with the second runner, replayed by the engine's own trace replay; all
 of it twice. ``async`` are engines without asynchronous scheduling, ``settings`` such with
 ``VLLM_BATCH_INVARIANT=1`` and ``VLLM_MARLIN_USE_ATOMIC_ADD=1``. OUT/rows.nc holds the hash of every row,

@@ -17,7 +17,14 @@ from qdx.backends.vllm import tap as tapping
 from qdx.backends.vllm.errors import advice, explained, out_of_memory_explained
 from qdx.backends.vllm.facts import of_workers, settings
 from qdx.backends.vllm.first_runner import FirstRunnerTap
-from qdx.backends.vllm.kernels import Layer, model_runner, normalized, on_worker
+from qdx.backends.vllm.kernels import (
+    Layer,
+    compiled_kernels,
+    model_runner,
+    normalized,
+    on_worker,
+    summary,
+)
 from qdx.backends.vllm.second_runner import SecondRunnerTap
 from qdx.backends.vllm.spill import Spill
 from qdx.backends.vllm.starting import prepare_environment, require_runner
@@ -155,6 +162,45 @@ def test_the_model_runner_is_named_by_where_its_class_lives() -> None:
     assert model_runner(worker("vllm.v1.worker.cpu_model_runner", first)) == "v1"
     assert model_runner(worker("vllm.v1.worker.gpu.model_runner")) == "v2"
     assert model_runner(worker("elsewhere")) == "elsewhere.GPUModelRunner"
+
+
+def test_what_compiling_chose_is_found_in_a_frozen_heap_and_a_kernel_that_has_not_run_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import gc
+
+    class CachingAutotuner:
+        def __init__(self, name: str, blocks: list[int], warps: int = 2) -> None:
+            self.inductor_meta = {"kernel_name": name}
+            self.launchers = [
+                SimpleNamespace(
+                    config=SimpleNamespace(kwargs={"XBLOCK": block}, num_warps=warps, num_stages=1)
+                )
+                for block in blocks
+            ]
+
+    module = ModuleType("heuristics")
+    module.CachingAutotuner = CachingAutotuner  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch._inductor.runtime.triton_heuristics", module)
+    alive = [
+        CachingAutotuner("norm", [8]),
+        CachingAutotuner("mul", [512], 4),
+        CachingAutotuner("new", [1, 8]),
+    ]
+    gc.freeze()
+    try:
+        found = compiled_kernels(SimpleNamespace())
+        assert gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
+    assert found == ["mul: XBLOCK 512, 4 warps, 1 stages", "norm: XBLOCK 8, 2 warps, 1 stages"]
+    assert summary(found).startswith("2 kernels, sha256 ") and summary(found) != summary(found[:1])
+    assert summary([]) == "" and len(alive) == 3
+
+
+def test_eager_mode_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch._inductor.runtime.triton_heuristics", raising=False)
+    assert compiled_kernels(SimpleNamespace()) == []
 
 
 def test_workers_that_differ_are_stated_beside_each_other() -> None:

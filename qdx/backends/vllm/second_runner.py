@@ -8,8 +8,8 @@ sampling parameters pass, which this runner does not keep.
 
 With asynchronous scheduling the process prepares a step while the one before it runs. The numbers of tokens
 that are read here are the scheduler's own, which it counts ahead: they are exact without speculative
-decoding, which is refused. Read in 0.32.0 and 0.33.0: ``v1/worker/gpu/model_runner.py``, ``sample/sampler.py``,
-``sample/batch_shard.py``.
+decoding, which is refused. Read in 0.32.0 and 0.33.0: ``v1/worker/gpu/model_runner.py``,
+``sample/sampler.py``, ``sample/batch_shard.py``.
 """
 
 from __future__ import annotations
@@ -89,10 +89,8 @@ class SecondRunnerTap(Tap):
         step = self._step
         if self._wanted is None or step is None or self._hidden_states is None:
             return logits_BV
-        if list(input_batch.req_ids) != list(step.requests):
-            rows = [step.requests.index(request) for request in input_batch.req_ids]
-            of = np.array(rows, np.int64)
-            step = Step(input_batch.req_ids, *(values[of] for values in step[1:]))
+        if list(input_batch.req_ids) != list(step.requests):  # this worker's share of the batch
+            step = step.of(input_batch.req_ids)
         hidden_BH = self._hidden_states[input_batch.logits_indices] if self._wanted.hidden else None
         return self._sampled(step, logits_BV, hidden_BH)
 

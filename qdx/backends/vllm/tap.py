@@ -95,6 +95,18 @@ class Step(NamedTuple):
     scheduled: NDArray[np.int64]
     prompt: NDArray[np.int64]
 
+    def of(self, requests: Sequence[str]) -> Step:
+        """Return the part that concerns some of the requests, in their order."""
+        rows = np.array([self.requests.index(request) for request in requests], np.int64)
+        return Step(
+            requests,
+            self.items[rows],
+            self.first[rows],
+            self.done[rows],
+            self.scheduled[rows],
+            self.prompt[rows],
+        )
+
 
 class Tap:
     """Keeps the rows of one call of the engine; what is common to both model runners.
