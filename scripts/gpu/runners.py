@@ -12,7 +12,7 @@ are free (greedy), pinned by qdx, and, with the second runner, replayed by the e
 of it twice. ``async`` are engines without asynchronous scheduling, ``settings`` such with
 ``VLLM_BATCH_INVARIANT=1`` and ``VLLM_MARLIN_USE_ATOMIC_ADD=1``. OUT/rows.nc holds the hash of every row,
 with the tokens before it and the requests of its step. ``table`` recomputes everything that is printed from
-it, and ``starts`` compares the starts with graphs of several files.
+it, and ``starts`` compares the starts of engines of several files.
 """
 
 from __future__ import annotations
@@ -561,7 +561,7 @@ def _why(rows: Rows, names: list[str], core: list[tuple[str, str]]) -> Iterator[
 
 
 def starts(paths: list[Path]) -> Iterator[str]:
-    """Return which starts with graphs of one config gave the same rows, and what compiling chose in each.
+    """Return which starts of one config gave the same rows, and with graphs what compiling chose in each.
 
     Compared are the rows of references alone, tokens pinned: whoever shares the batch has no part in them.
     """
@@ -569,12 +569,13 @@ def starts(paths: list[Path]) -> Iterator[str]:
     for path in paths:
         rows = Rows(path)
         for engine, one in rows.engines.items():
-            if not one["eager"] and one.get("async_scheduling") is None and not one.get("environment"):
+            if one.get("async_scheduling") is None and not one.get("environment"):
                 own = [rows.chosen(engine, "alone", "pinned", 0, phase) for phase in PHASES]
                 start = f"{path.stem}:{one['runner']}"
-                found.setdefault(one["quant"], []).append((start, one.get("compiled_kernels") or [], own))
-    yield "Starts with graphs: in brackets those whose rows of references alone are all equal (file:runner)"
-    for quant, engines_ in found.items():
+                config = f"{one['quant']} {'eager' if one['eager'] else 'graphs'}"
+                found.setdefault(config, []).append((start, one.get("compiled_kernels") or [], own))
+    yield "Starts: in brackets those whose rows of references alone are all equal (file:runner)"
+    for quant, engines_ in sorted(found.items()):
         groups: list[list[tuple[str, list[str], Any]]] = []
         for one in engines_:
             same = next((group for group in groups if _hashes(group[0]) == _hashes(one)), None)

