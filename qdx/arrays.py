@@ -219,7 +219,7 @@ def _rows(
     """
     import torch
 
-    from qdx.analysis.measuring import Measure
+    from qdx.distances.pairs import Measure
 
     measure = Measure.of(plugin_of(function).name, function)
     shape = np.broadcast_shapes(*(block.shape[:-1] for block in rows))

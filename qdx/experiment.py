@@ -16,7 +16,7 @@ from qdx.capture import CaptureSettings, Recorder
 from qdx.dataset import provenance, resume
 from qdx.dataset.arithmetic import ARITHMETIC, arithmetic
 from qdx.dataset.folder import RUN, STATUS
-from qdx.dataset.joining import join_repeats
+from qdx.dataset.join_repeats import join_repeats
 from qdx.errors import QdxError
 from qdx.flow import Flow
 from qdx.process import spawn

@@ -31,7 +31,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from anywhere, also as a file
 
-from qdx.analysis.verification.p_values import binomial_tail, level
+from qdx.verification.p_values import binomial_tail, level
 from tests.verification import forging
 from tests.verification.forging import (
     DROPS,

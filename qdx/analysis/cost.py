@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from qdx.analysis.layout import NOT_MEASURED, figure, percent, plural, table, wrap
-from qdx.analysis.numerics import FEWEST_REFERENCES, Bools, Floats
 from qdx.analysis.options import check
 from qdx.analysis.section import Section
-from qdx.analysis.verification.roc import wilson
 from qdx.analysis.view import PHASE_TITLES, View
+from qdx.document.text import NOT_MEASURED, figure, percent, plural, table, wrap
 from qdx.errors import QdxError, nearest
 from qdx.plugins import register
+from qdx.statistics import FEWEST_REFERENCES, Bools, Floats
 
 # Free decode is no text that two configs share.
 TEXT_REGION = {"prefill": "content", "replay": "output"}
@@ -140,6 +139,8 @@ def _rows(view: View, phase: str, base: int, config: int) -> Rows:
 
 
 def _measure(rows: Rows, level: float, draws: int, seed: int) -> dict[str, Floats]:
+    from scipy.stats import binomtest
+
     used, nan = rows.used_RP, float("nan")
     count_R = used.sum(-1)
     count = int(count_R.sum())
@@ -153,7 +154,7 @@ def _measure(rows: Rows, level: float, draws: int, seed: int) -> dict[str, Float
         np.where(known, rows.kl_RP, 0.0).sum(-1), known.sum(-1), level, draws, seed
     )
     same = int(rows.same_RP[used].sum())
-    top = wilson(same, count, level)
+    top = binomtest(same, count).proportion_ci(level, method="wilson")
     found = {
         "rows": count,
         "perplexity": np.exp(-rows.own_RP[used].mean()),

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from qdx.analysis.layout import plural
-from qdx.analysis.numerics import Bools, Floats, Ints, first_difference, masked_mean, rows_before_split
+from qdx.document.text import plural
 from qdx.errors import QdxError
+from qdx.statistics import Bools, Floats, Ints, first_difference, masked_mean, rows_before_split
 
 PHASES = ("prefill", "replay", "decode")
 PHASE_TITLES = {

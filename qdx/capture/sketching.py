@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from qdx.capture.hashing import GOLDEN, mix64
+from qdx.capture.fingerprints import GOLDEN, mix64
 
 _BLOCK = 4096  # columns of S that are widened to float64 at once: 2 MiB, which stays in a core's cache
 

@@ -9,11 +9,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from qdx.analysis.layout import NOT_MEASURED, table, wrap
-from qdx.analysis.verification.by_distance import Named, name_by_distance
+from qdx.document.text import NOT_MEASURED, table, wrap
 from qdx.errors import QdxError
 from qdx.legacy.convert import read
 from qdx.legacy.reading import Node
+from qdx.verification.by_distance import Named, name_by_distance
 
 PREFIX = "metrics/seed_l2/"
 WAYS = ("by likelihood", "by least distance")

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from qdx.analysis.section import Section
     from qdx.dataset.folder import Sweep
-    from qdx.report.facts import Facts
     from qdx.report.figures import Figures
+    from qdx.report.state import Facts
 
 DEFAULT_METRICS = ("l2", "kl", "js", "top1")
 DEFAULT_ANALYSES = ("noise_floor", "consistency", "effects", "classes", "pairs", "snr", "cost")
@@ -122,14 +122,14 @@ def guard_folder(directory: Path) -> None:
     QdxError
         See `qdx.dataset.guarding.guard`.
     """
-    from qdx.dataset import checking, folder
+    from qdx.dataset import check, folder
     from qdx.dataset.guarding import guard
     from qdx.prompts.transcripts import COPY
-    from qdx.report.verifier import CALIBRATION
+    from qdx.verification.sections import CALIBRATION
 
     beside = [directory / folder.SWEEP, directory / COPY]
     beside += [directory / CALIBRATION / name for name in (folder.SWEEP, COPY)]
-    guard(*(path for path in beside if path.exists()), *checking.scan(directory).runs.values())
+    guard(*(path for path in beside if path.exists()), *check.scan(directory).runs.values())
 
 
 def _build(
@@ -141,11 +141,11 @@ def _build(
     plugin_folders: Sequence[str | Path],
     console: bool,
 ) -> Report:
-    from qdx.dataset import checking, folder
+    from qdx.dataset import check, folder
     from qdx.dataset.writing import disk_errors
-    from qdx.report.facts import Facts
+    from qdx.report.state import Facts
 
-    state = checking.scan(directory)
+    state = check.scan(directory)
     facts = Facts(directory, state.labels, state.missing, state.failed, {}, state.settings)
     wanted = _Wanted.of(state.settings, formats, figures)
     target = directory / folder.SWEEP
@@ -163,7 +163,7 @@ def _build(
     with contextlib.ExitStack() as stack:
         with disk_errors(target):
             part = stack.enter_context(new_file.replacing(target))
-        with checking.blaming(state.runs.values()):
+        with check.blaming(state.runs.values()):
             sections, problems = _measure(
                 directory, part, measures, steps, state.settings, console, wanted.memory
             )
@@ -260,14 +260,14 @@ def _measure(
 ) -> tuple[list[Section], _Problems]:
     """Write the merged file with its distances and the results of the analyses."""
     from qdx import dataset
-    from qdx.analysis import distances
     from qdx.dataset.opening import open_file
-    from qdx.report import verifier
+    from qdx.distances import measure
+    from qdx.verification import sections as verifier
 
     problems = _Problems()
     dataset.merge(directory, part, damaged=problems.runs)
     with _Progress(console) as progress:
-        distances.compute(
+        measure.compute(
             directory,
             part,
             measures,
@@ -371,7 +371,7 @@ def _write(
 
 def _verdict_status(sections: list[Section]) -> int:
     """The exit status that the verdicts ask for; 0 where nothing was judged."""
-    from qdx.analysis.verification.verdicts import exit_status
+    from qdx.verification.verdicts import exit_status
 
     judged = [section.result["verdict"].values.tolist() for section in sections if section.name == "verify"]
     return exit_status(judged[0]) if judged else 0

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import xarray as xr
 
-from qdx.analysis.layout import plural
 from qdx.analysis.section import Section
 from qdx.analysis.view import View
+from qdx.document.html import command, section_of, table_of
+from qdx.document.svg import escape, palette_css
+from qdx.document.text import plural
 from qdx.report import parts, tables
-from qdx.report.drawing import escape, palette_css
-from qdx.report.facts import Facts, next_command, report_command, resume_command, started_command
 from qdx.report.figures import Figures
-from qdx.report.pieces import command, section_of, table_of
+from qdx.report.front import verdict
+from qdx.report.state import Facts, next_command, report_command, resume_command, started_command
 from qdx.report.text import simulated_configs
-from qdx.report.verdict import verdict
 
 Files = Sequence[tuple[Path, int]]
 HERE = Path(__file__).parent

@@ -10,12 +10,12 @@ import numpy as np
 import xarray as xr
 
 from qdx import analysis
-from qdx.analysis.layout import WIDTH, figure, matrix, plural, table, wrap
 from qdx.analysis.section import Section
-from qdx.analysis.verification import attribution_by_distance
 from qdx.analysis.view import View
+from qdx.document.text import WIDTH, figure, matrix, plural, table, wrap
 from qdx.errors import QdxError, printable
 from qdx.report import text
+from qdx.verification import attribution_by_distance
 
 ANALYSES: tuple[Callable[[xr.DataTree], Section], ...] = (
     analysis.consistency,

@@ -10,14 +10,14 @@ import xarray as xr
 
 from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
+from qdx.document.svg import CONTROL, Figure, Table
 from qdx.report import tables
-from qdx.report.drawing import CONTROL, Figure, Table
-from qdx.report.facts import Facts, next_command, report_command, resume_command, started_command
 from qdx.report.figures import Figures
+from qdx.report.front import verdict
 from qdx.report.html import SIMULATED
+from qdx.report.state import Facts, next_command, report_command, resume_command, started_command
 from qdx.report.text import generation, simulated_configs
-from qdx.report.verdict import verdict
-from qdx.report.verifier import RULE, SECTIONS, is_verifier
+from qdx.verification.sections import RULE, SECTIONS, is_verifier
 
 
 def render(

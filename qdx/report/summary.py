@@ -13,7 +13,7 @@ import xarray as xr
 import qdx
 from qdx.analysis.section import Section
 from qdx.analysis.view import View
-from qdx.report.facts import Facts, next_command, report_command, resume_command
+from qdx.report.state import Facts, next_command, report_command, resume_command
 from qdx.report.text import simulated_configs
 
 SCHEMA_VERSION = 2  # 2: `verdicts`
@@ -92,7 +92,7 @@ def verdicts(section: Section) -> dict[str, Any]:
     dict
         ``schema_version``, ``alpha``, ``exit_status`` and ``claims``, a list of one mapping a producer.
     """
-    from qdx.analysis.verification.verdicts import exit_status
+    from qdx.verification.verdicts import exit_status
 
     result = section.result
     names = ("claim", "verdict", "concerns", "because", "plain_greedy", "answer", "false_at_least", "units")

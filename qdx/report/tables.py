@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from qdx.analysis.layout import percent, plural
-from qdx.analysis.numerics import another_kernel
 from qdx.analysis.section import Section
-from qdx.analysis.verification.environment import lines as environment_lines
 from qdx.analysis.view import View
-from qdx.report.drawing import NOT_MEASURED, Table, number
-from qdx.report.facts import Facts, size
+from qdx.document.svg import NOT_MEASURED, Table, number
+from qdx.document.text import percent, plural
 from qdx.report.figures import unit_of
+from qdx.report.state import Facts, size
 from qdx.report.text import environment_rows
-from qdx.report.verifier import SECTIONS as VERIFIED
-from qdx.report.verifier import STATED, is_verifier
+from qdx.statistics import another_kernel
+from qdx.verification.environment import lines as environment_lines
+from qdx.verification.sections import SECTIONS as VERIFIED
+from qdx.verification.sections import STATED, is_verifier
 
 SHIPPED = (
     "noise_floor",

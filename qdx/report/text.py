@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from qdx.analysis.layout import WIDTH, clip, legend, letters, needs_letters, plural, table, wrap
-from qdx.analysis.numerics import another_kernel
 from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
 from qdx.dataset.lacking import lacking
+from qdx.document.text import WIDTH, clip, legend, letters, needs_letters, plural, table, wrap
 from qdx.errors import printable
-from qdx.report.facts import Facts, next_command, report_command, resume_command, size
-from qdx.report.verifier import RULE, SECTIONS, STATED, is_verifier
+from qdx.report.state import Facts, next_command, report_command, resume_command, size
+from qdx.statistics import another_kernel
+from qdx.verification.sections import RULE, SECTIONS, STATED, is_verifier
 
 ENVIRONMENT = (
     "qdx_version",

@@ -14,8 +14,8 @@ import xarray as xr
 import qdx
 from qdx.analysis import cost
 from qdx.analysis.cost import percentiles, pooled_interval
-from qdx.analysis.distances import compute
 from qdx.dataset import merge
+from qdx.distances.measure import compute
 from qdx.errors import QdxError
 from qdx.plugins import build
 from tests import helpers, synthetic

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qdx.capture import CaptureSettings, plan
+from qdx.capture import CaptureSettings
+from qdx.capture.plan import plan
 from qdx.dataset.layout import region_of
 from qdx.errors import QdxError
 from tests.helpers import SmallReference, small_references

@@ -99,7 +99,7 @@ def served(arguments: list[str], request: dict[str, str], cwd: Path, **environme
 def test_the_childs_path_does_not_begin_with_the_working_folder(sweep: Path, tmp_path: Path) -> None:
     request = {"do": "run", "config": "{}", "directory": str(tmp_path / "job"), "command_line": ""}
     (tmp_path / "job").mkdir()
-    said = served(command("qdx.job"), request, cwd=sweep, PYTHONPATH=str(making.ROOT))
+    said = served(command("qdx.sweep.job"), request, cwd=sweep, PYTHONPATH=str(making.ROOT))
     assert not (tmp_path / "mark").exists()
     assert "imported" not in said and "qdx: error" in said, "it came as far as the config, which is empty"
     ended = spawn(request, cwd=str(sweep), environment={"PYTHONPATH": str(making.ROOT)})

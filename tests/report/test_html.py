@@ -15,13 +15,14 @@ import xarray as xr
 
 from qdx.analysis import Section, classes, consistency, effects, noise_floor, pairs, snr
 from qdx.analysis.view import View
+from qdx.document import charts
+from qdx.document.svg import CIVIDIS, Scale, colour, escape, number
 from qdx.errors import QdxError
-from qdx.report import build, charts, figures, html, markdown
+from qdx.report import build, figures, html, markdown
 from qdx.report.__main__ import main
-from qdx.report.drawing import CIVIDIS, Scale, colour, escape, number
-from qdx.report.facts import Facts
+from qdx.report.front import verdict
+from qdx.report.state import Facts
 from qdx.report.texts import side_by_side
-from qdx.report.verdict import verdict
 from tests import synthetic
 from tests.helpers import write_sweep
 from tests.report.browser import Browser
@@ -315,7 +316,7 @@ def test_what_was_not_measured_is_said_and_not_a_number(pages):
 
 
 def test_sizes_in_the_page_are_those_on_disk(finished):
-    from qdx.report.facts import size
+    from qdx.report.state import size
 
     folder, report = finished
     text = (folder / "report.html").read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from qdx.errors import QdxError
 from qdx.report import build, figures, markdown
 from qdx.report.__main__ import main
 from qdx.report.build import show
-from qdx.report.facts import Facts, next_command
+from qdx.report.state import Facts, next_command
 from qdx.report.text import generation, prompts, render
 from tests.helpers import write_sweep
 from tests.synthetic import blank, sweep
@@ -353,7 +353,7 @@ def test_an_interrupted_merge_leaves_the_earlier_files(folder, monkeypatch):
     def stop(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qdx.analysis.distances.compute", stop)
+    monkeypatch.setattr("qdx.distances.measure.compute", stop)
     with pytest.raises(KeyboardInterrupt):
         build(folder, console=False)
     assert (folder / "sweep.nc").read_bytes() == before and not list(folder.glob("*.part"))
