@@ -69,12 +69,42 @@ def bootstrap_interval(
     -----
     Efron (1979). References are the resampled unit, never positions or repeats: those are not independent.
     """
-    values = values_R[np.isfinite(values_R)]
-    if len(values) < FEWEST_REFERENCES:
+    measured_R = np.isfinite(values_R)
+    total_R = np.where(measured_R, values_R, 0.0)
+    return ratio_interval(total_R, measured_R.astype(np.int64), tails(level), draws, seed)
+
+
+def tails(level: float) -> tuple[float, float]:
+    """Quantiles between which the middle `level` of a distribution lies."""
+    return (1 - level) / 2, (1 + level) / 2
+
+
+def ratio_interval(
+    total_R: Floats | Ints,
+    count_R: Ints,
+    ends: tuple[float, float] = (0.025, 0.975),
+    draws: int = 4000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Bootstrap interval over references of sum of totals / sum of counts.
+
+    Parameters
+    ----------
+    total_R, count_R : array (references,)
+        Sum over what was counted of a reference, and how much that was. A reference with nothing is left out.
+    ends : (float, float)
+        Quantiles of the redrawn values.
+
+    Returns
+    -------
+    (low, high)
+        NaN, NaN under `FEWEST_REFERENCES` references.
+    """
+    total, count = total_R[count_R > 0], count_R[count_R > 0]
+    if len(total) < FEWEST_REFERENCES:
         return float("nan"), float("nan")
-    generator = np.random.default_rng(seed)
-    means = values[generator.integers(0, len(values), (draws, len(values)))].mean(-1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    drawn = np.random.default_rng(seed).integers(0, len(total), (draws, len(total)))
+    low, high = np.quantile(total[drawn].sum(-1) / count[drawn].sum(-1), ends)
     return float(low), float(high)
 
 
@@ -157,31 +187,3 @@ def group_equal(equal_CC: Bools, repeats_C: Bools) -> list[list[int]]:
         else:
             home.append(config)
     return classes
-
-
-def plain_kernel(name: str) -> str:
-    """Kernel name without the prefix that marks a numerical model of it."""
-    return name.removeprefix("model:")
-
-
-def another_kernel(requested: str, observed: str) -> bool:
-    """Whether a kernel was asked for and another one loaded; ``any`` asks for none, "" was not observed."""
-    return (
-        requested not in ("", "any") and observed != "" and plain_kernel(requested) != plain_kernel(observed)
-    )
-
-
-def pair_type(format_a: str, format_b: str, kernel_a: str, kernel_b: str) -> str:
-    """Name what two configs differ in; dense weights (format none) are a type of their own.
-
-    What an imported file does not state is said to be so, and not taken to be the same.
-    """
-    if not (format_a and format_b):
-        return "format not stated"
-    if (format_a == "none") != (format_b == "none"):
-        return "vs dense"
-    if not (kernel_a and kernel_b):
-        kernel = "kernel not observed"
-    else:
-        kernel = "same kernel" if plain_kernel(kernel_a) == plain_kernel(kernel_b) else "other kernel"
-    return f"{'same' if format_a == format_b else 'other'} format, {kernel}"

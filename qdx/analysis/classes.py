@@ -7,7 +7,8 @@ import xarray as xr
 
 from qdx.analysis.section import Section
 from qdx.analysis.view import View
-from qdx.document.text import plural, wrap
+from qdx.document.format import plural
+from qdx.document.text import wrap
 from qdx.plugins import register
 from qdx.statistics import Bools, group_equal
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from qdx.analysis.options import check
-from qdx.analysis.section import Section
+from qdx.analysis.section import Section, check
 from qdx.analysis.view import View
-from qdx.document.text import DIAGONAL, NOT_MEASURED, legend, matrix, percent, plural, wrap
+from qdx.document.format import DASH, percent, plural
+from qdx.document.text import DIAGONAL, legend, matrix, wrap
 from qdx.plugins import register
 from qdx.statistics import Ints, compared_tokens, first_difference, masked_mean
 
@@ -153,7 +153,7 @@ def _divergence_cells(split_CCR: np.ndarray, compared_CC: np.ndarray) -> list[li
             if a == b:
                 line.append(DIAGONAL)
             elif not compared_CC[a, b]:
-                line.append(NOT_MEASURED)
+                line.append(DASH)
             elif (split < 0).all():
                 line.append("=")
             else:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from qdx.analysis.options import check
-from qdx.analysis.section import Section
+from qdx.analysis.section import Section, check
 from qdx.analysis.view import PHASE_TITLES, REGIONS, View, describe_metric, select_metrics
-from qdx.document.text import distance_cells, figure, legend, matrix, plural, wrap
+from qdx.document.format import number, plural
+from qdx.document.text import distance_cells, legend, matrix, wrap
 from qdx.plugins import register
 from qdx.statistics import Floats, mean_of_references
 
@@ -224,8 +224,8 @@ def _aggregate(view: View, of: xr.Dataset, region: str) -> list[str]:
     total = int(off.sum())
     count = int(of["off_diagonal_measured"])
     said = (
-        f"off the diagonal: mean {figure(float(of['off_diagonal_mean']))}, range "
-        f"{figure(float(of['off_diagonal_low']))} to {figure(float(of['off_diagonal_high']))}"
+        f"off the diagonal: mean {number(float(of['off_diagonal_mean']))}, range "
+        f"{number(float(of['off_diagonal_low']))} to {number(float(of['off_diagonal_high']))}"
     )
     if count < total:
         said += f"; {total - count} of {total} entries not measured"
@@ -257,8 +257,8 @@ def _counted(of: xr.Dataset, region: str) -> str:
 
 def _template_line(of: xr.Dataset, metric: str) -> str:
     return wrap(
-        f"Template rows, apart: {metric} off the diagonal: mean {figure(float(of['off_diagonal_mean']))}, "
+        f"Template rows, apart: {metric} off the diagonal: mean {number(float(of['off_diagonal_mean']))}, "
         "range "
-        f"{figure(float(of['off_diagonal_low']))} to {figure(float(of['off_diagonal_high']))}",
+        f"{number(float(of['off_diagonal_low']))} to {number(float(of['off_diagonal_high']))}",
         "  ",
     )

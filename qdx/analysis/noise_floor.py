@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from qdx.analysis.options import check
-from qdx.analysis.section import Section
+from qdx.analysis.section import Section, check
 from qdx.analysis.view import REGIONS, View, select_metrics
-from qdx.document.text import clip, figure, legend, letters, needs_letters, percent, plural, table, wrap
+from qdx.document.format import number, percent, plural
+from qdx.document.text import clip, legend, letters, needs_letters, table, wrap
 from qdx.plugins import register
-from qdx.statistics import first_difference, masked_mean, mean_of_references, mismatch_bound
+from qdx.statistics import Bools, Floats, first_difference, masked_mean, mean_of_references, mismatch_bound
 
 MOST_PAIRS = 6  # repeat pairs that get a column of their own
 
@@ -128,6 +128,30 @@ def _generations(view: View) -> xr.Dataset:
     )
 
 
+def rows_of_references(values: Floats, mask: Bools) -> Floats:
+    """Distances between repeats by what they are averaged over.
+
+    Parameters
+    ----------
+    values : array (config, repeat pair, reference, position)
+    mask : array of bool
+        Which rows count; shaped to broadcast with `values`.
+
+    Returns
+    -------
+    array (config, reference, repeat pair × position)
+        NaN where nothing was measured or counts.
+    """
+    inside = np.where(mask, values, np.nan).transpose(0, 2, 1, 3)
+    return inside.reshape(*inside.shape[:2], -1)
+
+
+def mean_floor(rows_CRX: Floats) -> Floats:
+    """The noise floor (config,): mean over references of each one's mean distance between its repeats."""
+    of_reference, _ = masked_mean(rows_CRX, np.ones(rows_CRX.shape, bool))
+    return mean_of_references(of_reference)[0]
+
+
 def _distances(view: View, names: list[str]) -> xr.Dataset:
     pairs = next((view.repeat_pairs(m, p) for m in names for p in view.phases if view.repeat_pairs(m, p)), [])
     base = (len(names), len(view.phases), len(REGIONS), len(view.configs))
@@ -141,15 +165,10 @@ def _distances(view: View, names: list[str]) -> xr.Dataset:
                 continue
             for r, mask in enumerate(view.region_masks(metric, phase).values()):
                 inside = np.where(mask, values, np.nan)
-                of_pair, _ = masked_mean(
-                    inside, np.ones(inside.shape, bool)
-                )  # config, repeat_pair, reference
+                of_pair, _ = masked_mean(inside, np.ones(inside.shape, bool))
                 pair_mean[m, p, r], _ = mean_of_references(of_pair)
-                flat = inside.transpose(0, 2, 1, 3).reshape(
-                    *of_pair[:, 0].shape, -1
-                )  # config, reference, rows
-                of_reference, _ = masked_mean(flat, np.ones(flat.shape, bool))
-                floats["mean"][m, p, r], _ = mean_of_references(of_reference)
+                flat = rows_of_references(values, mask)
+                floats["mean"][m, p, r] = mean_floor(flat)
                 for c in range(len(view.configs)):
                     finite = flat[c][np.isfinite(flat[c])]
                     rows[m, p, r, c] = len(finite)
@@ -296,7 +315,7 @@ def _pair_table(view: View, result: xr.Dataset, metric: str, short: Sequence[str
     for label, config in zip(short, view.configs, strict=True):
         at = result["pair_mean"].sel(metric=metric, region="content", config=config)
         rows += _phase_rows(
-            label, {p: [figure(float(v)) for v in at.sel(phase=p).values] for p in view.phases}
+            label, {p: [number(float(v)) for v in at.sel(phase=p).values] for p in view.phases}
         )
     return f"  {title}\n" + table(["config", "phase", *pairs], rows, left=2)
 
@@ -317,7 +336,7 @@ def _template_line(view: View, result: xr.Dataset, metric: str) -> str:
         if np.isfinite(values).any():
             worst = int(np.nanargmax(values) if view.is_distance(metric) else np.nanargmin(values))
             whose = f" ({view.configs[worst]})" if values[worst] and view.is_distance(metric) else ""
-            said.append(f"{phase} {figure(float(values[worst]))}{whose}")
+            said.append(f"{phase} {number(float(values[worst]))}{whose}")
     return wrap(
         f"Template rows, apart: greatest {metric} between repeats: {', '.join(said) or 'none captured'}", "  "
     )
@@ -353,7 +372,7 @@ def _summary_table(
             cells = {}
             for phase in view.phases:
                 both = (at["median"].sel(phase=phase).values, at["worst"].sel(phase=phase).values)
-                cells[phase] = [figure(float(v)) for v in np.stack(both, 1).ravel()]
+                cells[phase] = [number(float(v)) for v in np.stack(both, 1).ravel()]
             for row in _phase_rows(label, cells):
                 count = at["rows_measured"].max("metric")
                 n = int(count.sum() if row[1] == "all" else count.sel(phase=row[1]))

@@ -8,17 +8,19 @@ from itertools import combinations
 import numpy as np
 import xarray as xr
 
-from qdx.analysis.options import check
-from qdx.analysis.section import Section
+from qdx.analysis.section import Section, check
 from qdx.analysis.view import View, select_metrics
-from qdx.document.text import clip, figure, plural, table, wrap
+from qdx.document.format import number, plural
+from qdx.document.text import clip, table, wrap
+from qdx.kernel_names import pair_type
 from qdx.plugins import register
 from qdx.statistics import (
     FEWEST_REFERENCES,
+    Floats,
+    Ints,
     bootstrap_interval,
     mean_of_references,
     median_of_references,
-    pair_type,
 )
 
 FEWEST_TO_GROUP = 6  # so few pairs are read one by one
@@ -57,7 +59,6 @@ def pairs(
     view = View(tree)
     names = select_metrics(view, metrics)
     index = list(combinations(range(len(view.configs)), 2))
-    formats, kernels = view.of_config("format"), view.of_config("observed_kernel")
     shape = (len(names), len(view.phases), len(index))
     numbers = {name: np.full(shape, np.nan) for name in ("mean", "median", "low", "high")}
     measured = np.zeros(shape, np.int64)
@@ -73,41 +74,15 @@ def pairs(
                 numbers["low"][m, p, i], numbers["high"][m, p, i] = bootstrap_interval(
                     value, level, draws, seed
                 )
-    meaning = {
-        "mean": "mean over references of each one's mean distance of content rows",
-        "median": "median over references of each one's mean distance of content rows",
-        "low": f"lower end of the {level:.0%} bootstrap interval of the mean; NaN under {FEWEST_REFERENCES} "
-        "references",
-        "high": f"upper end of the {level:.0%} bootstrap interval of the mean",
+    result = _dataset(view, names, index, numbers, measured, level)
+    result.attrs |= {
+        "ci_kind": "percentile bootstrap over references",
+        "ci_prob": level,
+        "draws": draws,
+        "seed": seed,
     }
-    dims = ("metric", "phase", "pair")
-    result = xr.Dataset(
-        {
-            **{
-                k: (dims, v, {"long_name": meaning[k], "ci_kind": "percentile bootstrap", "ci_prob": level})
-                for k, v in numbers.items()
-            },
-            "references_measured": (dims, measured, {"units": "1", "long_name": "references measured"}),
-        },
-        coords={
-            "metric": names,
-            "units": ("metric", [str(view.facts(m).get("units", "1")) for m in names]),
-            "phase": list(view.phases),
-            "pair": [f"{view.configs[a]} ~ {view.configs[b]}" for a, b in index],
-            "config": ("pair", [view.configs[a] for a, _ in index]),
-            "config_b": ("pair", [view.configs[b] for _, b in index]),
-            "pair_type": (
-                "pair",
-                [pair_type(formats[a], formats[b], kernels[a], kernels[b]) for a, b in index],
-            ),
-        },
-        attrs={
-            "ci_kind": "percentile bootstrap over references",
-            "ci_prob": level,
-            "draws": draws,
-            "seed": seed,
-        },
-    )
+    for variable in numbers:
+        result[variable].attrs |= {"ci_kind": "percentile bootstrap", "ci_prob": level}
     text = {} if index else dict.fromkeys(view.phases[:1], "  one config: no pair")
     if names and index:
         for phase in view.phases:
@@ -122,6 +97,43 @@ def pairs(
     return Section("pairs", "Pairwise summary", result, text)
 
 
+def _dataset(
+    view: View,
+    names: list[str],
+    index: list[tuple[int, int]],
+    numbers: dict[str, Floats],
+    measured: Ints,
+    level: float,
+) -> xr.Dataset:
+    formats, kernels = view.of_config("format"), view.of_config("observed_kernel")
+    meaning = {
+        "mean": "mean over references of each one's mean distance of content rows",
+        "median": "median over references of each one's mean distance of content rows",
+        "low": f"lower end of the {level:.0%} bootstrap interval of the mean; NaN under {FEWEST_REFERENCES} "
+        "references",
+        "high": f"upper end of the {level:.0%} bootstrap interval of the mean",
+    }
+    dims = ("metric", "phase", "pair")
+    return xr.Dataset(
+        {
+            **{name: (dims, values, {"long_name": meaning[name]}) for name, values in numbers.items()},
+            "references_measured": (dims, measured, {"units": "1", "long_name": "references measured"}),
+        },
+        coords={
+            "metric": names,
+            "units": ("metric", [str(view.facts(m).get("units", "1")) for m in names]),
+            "phase": list(view.phases),
+            "pair": [f"{view.configs[a]} ~ {view.configs[b]}" for a, b in index],
+            "config": ("pair", [view.configs[a] for a, _ in index]),
+            "config_b": ("pair", [view.configs[b] for _, b in index]),
+            "pair_type": (
+                "pair",
+                [pair_type(formats[a], formats[b], kernels[a], kernels[b]) for a, b in index],
+            ),
+        },
+    )
+
+
 def _text(result: xr.Dataset, metric: str, phase: str, shown: int) -> str:
     at = result.sel(metric=metric, phase=phase)
     order = np.argsort(at["mean"].values, kind="stable")  # NaN, not measured, comes last
@@ -130,9 +142,9 @@ def _text(result: xr.Dataset, metric: str, phase: str, shown: int) -> str:
     for i in order[:shown]:
         one = at.isel(pair=int(i))
         name = f"{clip(str(one['config'].item()), 28)} ~ {clip(str(one['config_b'].item()), 28)}"
-        row = [name, str(one["pair_type"].item()), figure(float(one["mean"])), figure(float(one["median"]))]
+        row = [name, str(one["pair_type"].item()), number(float(one["mean"])), number(float(one["median"]))]
         if intervals:
-            row.append(f"{figure(float(one['low']))} to {figure(float(one['high']))}")
+            row.append(f"{number(float(one['low']))} to {number(float(one['high']))}")
         rows.append([*row, str(int(one["references_measured"]))])
     level = float(result.attrs["ci_prob"])
     head = ["pair", "type", "mean", "median", *([f"{level:.0%} interval"] if intervals else []), "references"]
@@ -157,6 +169,6 @@ def _by_type(at: xr.Dataset) -> list[str]:
     for kind in dict.fromkeys(kinds[np.argsort(at["mean"].values, kind="stable")]):
         values = at["mean"].values[kinds == kind]
         finite = values[np.isfinite(values)]
-        span = f"{figure(finite.min())} to {figure(finite.max())}" if len(finite) else figure(float("nan"))
+        span = f"{number(finite.min())} to {number(finite.max())}" if len(finite) else number(float("nan"))
         rows.append([kind, f"{len(finite)} of {len(values)}", span])
     return ["", table(["type", "pairs measured", "range of means"], rows, indent="    ")]

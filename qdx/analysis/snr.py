@@ -8,12 +8,13 @@ import numpy as np
 import xarray as xr
 
 from qdx.analysis.classes import REPEATS, repeat_state
-from qdx.analysis.options import check
-from qdx.analysis.section import Section
+from qdx.analysis.noise_floor import mean_floor, rows_of_references
+from qdx.analysis.section import Section, check
 from qdx.analysis.view import PHASE_TITLES, View, select_metrics
-from qdx.document.text import DIAGONAL, NOT_MEASURED, legend, matrix, plural, wrap
+from qdx.document.format import DASH, plural
+from qdx.document.text import DIAGONAL, legend, matrix, wrap
 from qdx.plugins import register
-from qdx.statistics import masked_mean, mean_of_references, signal_to_noise
+from qdx.statistics import mean_of_references, signal_to_noise
 
 ZERO_FLOOR = "floor 0, rows differ"
 ZERO_FLOOR_MEANS = (
@@ -59,7 +60,10 @@ def snr(
             means = view.reference_means(metric, phase)
             if not means:
                 continue
-            floor[m, p] = _floor(view, metric, phase)
+            between_repeats = view.repeat_distances(metric, phase)
+            if between_repeats is not None:
+                content = view.region_masks(metric, phase)["content"]
+                floor[m, p] = mean_floor(rows_of_references(between_repeats, content))
             between = means["content"][0]  # config, config_b, reference
             distance[m, p], _ = mean_of_references(between)
             for a, b in np.ndindex(count, count):
@@ -130,17 +134,6 @@ def word(at: xr.Dataset, a: int, b: int, distance: float) -> str:
     return ZERO_FLOOR if np.isfinite(distance) and bool((both == 0).all()) else ""
 
 
-def _floor(view: View, metric: str, phase: str) -> np.ndarray:
-    """Mean over references of each one's mean distance between repeats of content rows, (config,)."""
-    values = view.repeat_distances(metric, phase)
-    if values is None:
-        return np.full(len(view.configs), np.nan)
-    inside = np.where(view.region_masks(metric, phase)["content"], values, np.nan).transpose(0, 2, 1, 3)
-    flat = inside.reshape(*inside.shape[:2], -1)
-    of_reference, _ = masked_mean(flat, np.ones(flat.shape, bool))
-    return mean_of_references(of_reference)[0]
-
-
 def _text(
     view: View,
     result: xr.Dataset,
@@ -192,5 +185,5 @@ def _text(
 
 def _ratio(value: float) -> str:
     if not np.isfinite(value):
-        return NOT_MEASURED
+        return DASH
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

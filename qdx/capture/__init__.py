@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qdx.capture.derive import greedy, top_k
-    from qdx.capture.fingerprints import row_hash
+    from qdx.capture.fingerprints import Sketcher, row_hash
     from qdx.capture.plan import CaptureSettings
     from qdx.capture.recorder import Recorder
-    from qdx.capture.sketching import Sketcher
 
 _LAZY = {
     "CaptureSettings": "qdx.capture.plan",
     "Recorder": "qdx.capture.recorder",
-    "Sketcher": "qdx.capture.sketching",
+    "Sketcher": "qdx.capture.fingerprints",
     "greedy": "qdx.capture.derive",
     "row_hash": "qdx.capture.fingerprints",
     "top_k": "qdx.capture.derive",

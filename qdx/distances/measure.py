@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qdx.dataset.layout import PHASES
 from qdx.distances.blocks import Broken, Damaged, Limits, measure_full, present
 from qdx.distances.coarse import coarsen, shared
-from qdx.distances.pairs import Measure, MetricError, Pair, PhaseRows, dataset_of, pairs_of
+from qdx.distances.pairs import Measure, MetricError, Pair, PhaseRows, Source, dataset_of, pairs_of
+from qdx.statistics import Ints
 
 if TYPE_CHECKING:
     import xarray as xr
-
-
-PHASES = ("prefill", "decode", "replay")
 
 
 def compute(
@@ -172,38 +172,65 @@ def _phases_in(target: Path) -> list[str]:
 def _measure_top(phase: PhaseRows, pair: Pair, measures: Sequence[Measure], broken: Broken) -> None:
     """Measure what the greatest logits suffice for: metrics of them, and coarsened rows."""
     wanted = [measure for measure in measures if measure.on == "top" or (pair.coarse and measure.coarse)]
-    cpu = torch.device("cpu")
-    for reference in np.flatnonzero(pair.rows_RP.any(-1)).tolist() if wanted or pair.coarse else ():
-        (p, p_id, p_sum), (q, q_id, q_sum) = (phase.top(source, reference) for source in (pair.a, pair.b))
-        rank_in_q = shared(p_id, q_id) if pair.coarse else None
-        if rank_in_q is not None and pair.shared_RP is not None:
+    if not (wanted or pair.coarse):
+        return
+    for reference in np.flatnonzero(pair.rows_RP.any(-1)).tolist():
+        tops = _Tops.read(phase, pair, reference)
+        if tops.rank_in_q is not None and pair.shared_RP is not None:
             rows = pair.rows_RP[reference]
-            pair.shared_RP[reference, rows] = (rank_in_q >= 0).sum(-1).numpy()[rows]
+            pair.shared_RP[reference, rows] = (tops.rank_in_q >= 0).sum(-1).numpy()[rows]
         for measure in wanted:
             index = np.flatnonzero(pair.todo(measure)[reference])
             if not len(index) or measure.name in broken:
                 continue
             with broken.noting(measure.name):
                 if measure.on == "top":
-                    kept = int(torch.minimum((p_id[index] >= 0).sum(-1), (q_id[index] >= 0).sum(-1)).min())
-                    sides = [
-                        (
-                            x[index, :kept],
-                            {**phase.beside(source, reference, index, cpu), "id": ids[index, :kept]},
-                        )
-                        for source, x, ids in ((pair.a, p, p_id), (pair.b, q, q_id))
-                    ]
-                    pair.fill(measure, reference, index, sides[0], sides[1])
-                elif rank_in_q is not None:
-                    for group, p_GS, q_GS in coarsen(p[index], q[index], rank_in_q[index]):
-                        at = index[group.numpy()]
-                        if measure.on == "logit":
-                            p_GS, q_GS = p_GS + p_sum[at][:, None], q_GS + q_sum[at][:, None]
-                        sides = [
-                            (x, {**phase.beside(source, reference, at, cpu), **_prob(measure, x)})
-                            for source, x in ((pair.a, p_GS), (pair.b, q_GS))
-                        ]
-                        pair.fill(measure, reference, at, sides[0], sides[1])
+                    tops.fill_top(measure, index)
+                else:
+                    tops.fill_coarse(measure, index)
+
+
+@dataclass(frozen=True)
+class _Tops:
+    """The greatest logits of one reference in both configs of a pair: ids, values, log-sum-exp."""
+
+    phase: PhaseRows
+    pair: Pair
+    reference: int
+    p: tuple[Tensor, Tensor, Tensor]
+    q: tuple[Tensor, Tensor, Tensor]
+    rank_in_q: Tensor | None  # of p's ids, −1 where q's top lacks one; None: rows are compared whole
+
+    @classmethod
+    def read(cls, phase: PhaseRows, pair: Pair, reference: int) -> _Tops:
+        p, q = phase.top(pair.a, reference), phase.top(pair.b, reference)
+        return cls(phase, pair, reference, p, q, shared(p[1], q[1]) if pair.coarse else None)
+
+    def fill_top(self, measure: Measure, index: Ints) -> None:
+        """Measure the top ids themselves, as many as both rows have."""
+        kept = int(min((ids[index] >= 0).sum(-1).min() for _, ids, _ in (self.p, self.q)))
+        a, b = (
+            (values[index, :kept], {**self._beside(source, index), "id": ids[index, :kept]})
+            for source, (values, ids, _) in zip((self.pair.a, self.pair.b), (self.p, self.q), strict=True)
+        )
+        self.pair.fill(measure, self.reference, index, a, b)
+
+    def fill_coarse(self, measure: Measure, index: Ints) -> None:
+        """Measure rows of the shared ids and one bucket for all others."""
+        assert self.rank_in_q is not None
+        for group, *rows_GS in coarsen(self.p[0][index], self.q[0][index], self.rank_in_q[index]):
+            at = index[group.numpy()]
+            if measure.on == "logit":
+                sums = self.p[2], self.q[2]
+                rows_GS = [row + total[at][:, None] for row, total in zip(rows_GS, sums, strict=True)]
+            a, b = (
+                (row, {**self._beside(source, at), **_prob(measure, row)})
+                for source, row in zip((self.pair.a, self.pair.b), rows_GS, strict=True)
+            )
+            self.pair.fill(measure, self.reference, at, a, b)
+
+    def _beside(self, source: Source, index: Ints) -> dict[str, Tensor]:
+        return self.phase.beside(source, self.reference, index, torch.device("cpu"))
 
 
 def _prob(measure: Measure, row_PV: Tensor) -> dict[str, Tensor]:

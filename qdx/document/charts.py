@@ -7,14 +7,14 @@ from itertools import pairwise
 
 import numpy as np
 
+from qdx.document.format import NOT_MEASURED
+from qdx.document.format import number as cell_number
 from qdx.document.svg import (
     CHARACTER,
     DASHES,
-    NOT_MEASURED,
     Figure,
     Scale,
     Table,
-    cell_number,
     clip,
     colour,
     label,

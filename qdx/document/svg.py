@@ -17,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-NOT_MEASURED = "not measured"
+from qdx.document import format
+from qdx.document.format import NOT_MEASURED
+
 CHARACTER = 6.7  # width of an average character of a 12 px sans-serif face, for layout without a browser
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 # matplotlib's cividis at nine equal steps (Nuñez, Anderton, Renslow 2018, doi:10.1371/journal.pone.0199239)
@@ -41,22 +43,8 @@ def escape(text: object) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Write a number for a person: ``2.75``, ``0.0399``, ``12,300``, ``3.69e-5``; NaN is "not measured"."""
-    if not math.isfinite(value):
-        return NOT_MEASURED
-    if value == 0:
-        return "0"
-    if not 1e-3 <= abs(value) < 1e5:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        return f"{mantissa}e{int(exponent)}"
-    rounded = float(f"{value:.{digits}g}")
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
-    return f"{rounded:,.{decimals}f}"
-
-
-def cell_number(value: float) -> str:
-    """The same in at most seven characters, for a heatmap; NaN is a dash (its legend says what it means)."""
-    return "–" if not math.isfinite(value) else number(value)
+    """`qdx.document.format.number`; NaN is "not measured"."""
+    return format.number(value, digits, NOT_MEASURED)
 
 
 def clip(text: str, width: int) -> str:

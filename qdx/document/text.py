@@ -9,34 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from qdx.document.format import number
+
 WIDTH = 110
-NOT_MEASURED = "–"
 DIAGONAL = "·"
 LONGEST_LABEL = 14  # a longer one gets a letter in matrix headers
-
-
-def figure(value: float, digits: int = 3) -> str:
-    """Write a number in short scientific form: ``3.99e-2``; 0 as ``0``, NaN as a dash."""
-    if not np.isfinite(value):
-        return NOT_MEASURED
-    if value == 0:
-        return "0"
-    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
-
-
-def percent(value: float) -> str:
-    """Write a share as per cent; 100 % and 0 % only when exact."""
-    if not np.isfinite(value):
-        return NOT_MEASURED
-    if value in (0.0, 1.0):
-        return f"{value:.0%}"
-    return f"{min(max(value, 0.001), 0.999):.1%}"
-
-
-def plural(count: int, noun: str) -> str:
-    """``1 row``, ``2 rows``, ``1,024 rows``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def wrap(text: str, indent: str = "", hang: str = "  ") -> str:
@@ -138,6 +115,6 @@ def matrix(
 def distance_cells(values_CC: NDArray[np.float64]) -> list[list[str]]:
     """Cells of a distance matrix; the diagonal, which nobody measures, is a dot."""
     return [
-        [DIAGONAL if a == b else figure(value) for b, value in enumerate(row)]
+        [DIAGONAL if a == b else number(value) for b, value in enumerate(row)]
         for a, row in enumerate(values_CC)
     ]

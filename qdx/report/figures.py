@@ -17,15 +17,15 @@ from qdx.analysis.section import Section
 from qdx.analysis.snr import word
 from qdx.analysis.view import View
 from qdx.document import charts
+from qdx.document.format import plural
 from qdx.document.svg import Figure, Own, number
-from qdx.document.text import plural
 from qdx.errors import QdxError, nearest
+from qdx.kernel_names import pair_type
 from qdx.statistics import (
     Floats,
     first_difference,
     mean_of_references,
     median_of_references,
-    pair_type,
 )
 from qdx.verification import figures
 

@@ -9,9 +9,9 @@ import xarray as xr
 from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
 from qdx.document.charts import MOST_LINES
+from qdx.document.format import plural
 from qdx.document.html import grid, more, own, preformatted, table_of
 from qdx.document.svg import Table, escape
-from qdx.document.text import plural
 from qdx.report import tables
 from qdx.report.figures import MOST_CONFIGS, Figures
 from qdx.report.texts import Said, side_by_side

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,14 @@ class Facts:
         ]
 
 
-def size(count: int) -> str:
-    """A file's size in nine columns, so that a file can name its own size."""
+# Files with the bytes of data; None: a page, which cannot state its own size.
+Files = Sequence[tuple[Path, int | None]]
+
+
+def size(count: int | None) -> str:
+    """A file's size in nine columns; empty for a file of unstated size."""
+    if count is None:
+        return " " * 9
     value, unit = float(count), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < 1000:

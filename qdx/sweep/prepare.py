@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from qdx import models, plugins
 from qdx.capture.plan import plan
-from qdx.dataset import folder, resume, size
+from qdx.dataset import folder, size
 from qdx.dataset.check import reading
 from qdx.dataset.guarding import guard
 from qdx.errors import QdxError, nearest
@@ -86,7 +86,7 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
             "components": str(experiment.capture.components),
         }
         rehearse(experiment, job.vocab)
-        if not resume.is_complete(directory / job.label / folder.RUN, identity["config_hash"]):
+        if not folder.is_complete(directory / job.label / folder.RUN, identity["config_hash"]):
             kept, meanwhile = expected_bytes(job)
             estimate, unfinished = estimate + kept, max(unfinished, meanwhile)
     check_alike(earlier_runs(directory, set(alike)) | alike)

@@ -1,8 +1,8 @@
 """The verdict: is this the claimed config, and which of N made this transcript.
 
-The statistics are functions of plain arrays (`p_values`, `profile`, `likelihood`, `roc`, `judge`,
-`exact`); `replays` reads the arrays from a producers' and a verifier's sweep, `claims`, `attribution`, `crossing`
-and `environment` make the sections of the report.
+The statistics are functions of plain arrays (`p_values`, `profile`, `likelihood`, `roc`, `judge`, `exact`);
+`replays` reads the arrays from a producers' and a verifier's sweep; `claims`, `attribution`, `crossing` and
+`environment` make the sections of the report.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from qdx.analysis.section import Section
-from qdx.document.text import plural, wrap
+from qdx.document.format import plural
+from qdx.document.text import wrap
 from qdx.errors import QdxError
 from qdx.statistics import FEWEST_REFERENCES, Floats
 from qdx.verification.claims import Trees, calibrating

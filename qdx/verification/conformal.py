@@ -1,7 +1,7 @@
-"""Conformal p-values: how many calibration references fit a claim no better than the judged transcript.
+"""Conformal sets: which configs a transcript may be of, and what level so many references can have.
 
-Sources: V. Vovk, A. Gammerman, G. Shafer, *Algorithmic Learning in a Random World* (2005), for p and its
-set.
+Sources: V. Vovk, A. Gammerman, G. Shafer, *Algorithmic Learning in a Random World* (2005), for p
+(`p_values.conformal_p`) and its set.
 """
 
 from __future__ import annotations
@@ -13,43 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from qdx.statistics import Floats
+from qdx.verification.p_values import level
 
-_ROUNDING = 1e-9  # α(n + 1) such as 0.05 · 60 must not fall below 3 by its last bit
-
-
-def conformal_p(score: float, null_N: Floats) -> float:
-    """p = (1 + #{T₀ ≥ T}) / (n + 1).
-
-    Parameters
-    ----------
-    score : float
-        T of the judged transcript; greater means a worse fit to the claim.
-    null_N : array (references,)
-        T₀ of calibration references, one each; NaN (not measured) does not count.
-
-    Returns
-    -------
-    float
-        Under the claim, and if the n + 1 scores are exchangeable, P(p ≤ α) ≤ α for every α. NaN without a
-        calibration reference or when `score` is NaN.
-    """
-    null = null_N[np.isfinite(null_N)]
-    if not len(null) or not np.isfinite(score):
-        return math.nan
-    return (1 + int((null >= score).sum())) / (len(null) + 1)
+_ROUNDING = 1e-9  # a p of several sources that should be α must not pass it by its last bit
 
 
 def attainable_level(references: int, alpha: float) -> float:
     """⌊α(n + 1)⌋ / (n + 1): the probability that p ≤ α when the claim is true and no scores tie."""
-    return math.floor(alpha * (references + 1) + _ROUNDING) / (references + 1)
+    return math.floor(level(alpha) * (references + 1)) / (references + 1)
 
 
-def fewest_references(alpha: float, transcripts: int = 1) -> int:
-    """The least n at which p ≤ α is possible at all: 1/α − 1, rounded up; 2/α − 1 for several transcripts.
-
-    Twice the mean of p-values that are 1/(n + 1) at least (`combine`) is 2/(n + 1) at least.
-    """
-    return math.ceil((1 if transcripts < 2 else 2) / alpha - 1 - _ROUNDING)
+def fewest_references(alpha: float) -> int:
+    """The least n at which p ≤ α is possible for one transcript: 1/α − 1, rounded up."""
+    return math.ceil(1 / level(alpha)) - 1
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,8 @@ import numpy as np
 import xarray as xr
 
 from qdx.analysis.section import Section
-from qdx.document.text import (
-    NOT_MEASURED,
-    columns_of,
-    figure,
-    percent,
-    plural,
-    table,
-    wrap,
-)
+from qdx.document.format import DASH, number, percent, plural
+from qdx.document.text import columns_of, table, wrap
 from qdx.statistics import mean_of_references
 from qdx.verification.compare import Compared
 from qdx.verification.replays import Replays
@@ -101,7 +94,7 @@ def _text(data: Replays, phases: Sequence[Compared], result: xr.Dataset) -> str:
         lines += ["", f"  {TITLES[rows.phase]}"]
         distance = at["distance"].values
         if np.isfinite(distance).any():
-            cells = [[name, *map(figure, row)] for name, row in zip(data.producers, distance, strict=True)]
+            cells = [[name, *map(number, row)] for name, row in zip(data.producers, distance, strict=True)]
             lines += [table(["distance", *columns], cells, indent="    ")]
         if rows.missing:
             lines.append(wrap(f"rows equal: {rows.missing}", "    "))
@@ -113,4 +106,4 @@ def _text(data: Replays, phases: Sequence[Compared], result: xr.Dataset) -> str:
 
 
 def _share(equal: int, compared: int) -> str:
-    return f"{equal:,}/{compared:,}" if compared else NOT_MEASURED
+    return f"{equal:,}/{compared:,}" if compared else DASH

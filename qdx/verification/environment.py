@@ -9,8 +9,9 @@ import xarray as xr
 
 from qdx.analysis.section import Section
 from qdx.analysis.view import SETTINGS, stated
-from qdx.document.text import clip, plural, wrap
-from qdx.statistics import plain_kernel
+from qdx.document.format import plural
+from qdx.document.text import clip, wrap
+from qdx.kernel_names import plain_kernel
 
 SOFTWARE: Mapping[str, str] = {
     "backend": "engine",

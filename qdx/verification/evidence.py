@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from qdx.backends.sampling import plain_greedy
-from qdx.document.text import plural
+from qdx.document.format import plural
 from qdx.statistics import Floats, Ints
 from qdx.verification.compare import Compared
 from qdx.verification.environment import record_differs

@@ -9,13 +9,14 @@ import xarray as xr
 
 from qdx.analysis.section import Section
 from qdx.document.charts import BELOW, LONGEST, WIDTH
+from qdx.document.format import number as cell_number
+from qdx.document.format import plural
 from qdx.document.svg import (
     CHARACTER,
     DASHES,
     Figure,
     Scale,
     Table,
-    cell_number,
     clip,
     colour,
     label,
@@ -24,7 +25,7 @@ from qdx.document.svg import (
     px,
     rectangle,
 )
-from qdx.document.text import letters, plural
+from qdx.document.text import letters
 from qdx.statistics import Floats
 
 MOST = 16  # figures of one kind

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdx.statistics import Floats, Ints
-from qdx.verification.conformal import Answer, answer, conformal_p
+from qdx.verification.conformal import Answer, answer
 from qdx.verification.likelihood import (
     Calibration,
     log_likelihood,
     row_mean,
     token_misfits,
 )
+from qdx.verification.p_values import conformal_p
 from qdx.verification.profile import profile_p
 
 
@@ -101,7 +102,8 @@ def judge_scores(score_DCR: Floats, null_CN: Floats, same_reference_R: Sequence[
     for d, c, r in np.ndindex(*score_DCR.shape):
         same = same_reference_R[r]
         null = null_CN[c] if same < 0 else np.delete(null_CN[c], same)
-        p[d, c, r] = conformal_p(float(score_DCR[d, c, r]), null)
+        found = conformal_p(float(score_DCR[d, c, r]), null)
+        p[d, c, r] = np.nan if found is None else float(found)
     return p
 
 

@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from qdx.statistics import FEWEST_REFERENCES, Floats, Ints
+from qdx.statistics import FEWEST_REFERENCES, Floats, Ints, ratio_interval
 from qdx.verification import p_values
 
 TPR = 0.99
@@ -34,15 +34,6 @@ def auc(honest_N: Floats, false_M: Floats) -> float:
     below = np.searchsorted(honest, false, "left")
     equal = np.searchsorted(honest, false, "right") - below
     return float((below + equal / 2).mean() / len(honest))
-
-
-def curve(honest_N: Floats, false_M: Floats) -> tuple[Floats, Floats]:
-    """The ROC curve: false and true positive rates at every threshold, both from 0 to 1."""
-    honest, false = honest_N[np.isfinite(honest_N)], false_M[np.isfinite(false_M)]
-    thresholds = np.unique(np.concatenate([honest, false]))[::-1]
-    fpr = [(honest >= t).mean() for t in thresholds] if len(honest) and len(false) else []
-    tpr = [(false >= t).mean() for t in thresholds] if fpr else []
-    return np.array([0.0, *fpr]), np.array([0.0, *tpr])
 
 
 def rates(honest_N: Floats, false_M: Floats, points: int) -> Floats:
@@ -136,9 +127,7 @@ def sum_interval(hits_R: Ints, of_R: Ints, draws: int = 4000, seed: int = 0) -> 
     whole, some = int((hits == of).sum()), int((hits > 0).sum())
     if min(len(of) - whole, some) < FEWEST_ERRORS:
         return clopper_pearson(whole, len(of))[0], clopper_pearson(some, len(of))[1]
-    rows = np.random.default_rng(seed).integers(0, len(of), (draws, len(of)))
-    low, high = np.quantile(hits[rows].sum(-1) / of[rows].sum(-1), _expanded(len(of)))
-    return float(low), float(high)
+    return ratio_interval(hits, of, _expanded(len(of)), draws, seed)
 
 
 def running_mean(values_RT: Floats) -> Floats:

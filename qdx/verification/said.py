@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from qdx.document.text import NOT_MEASURED, plural, table, wrap
+from qdx.document.format import DASH, plural
+from qdx.document.text import table, wrap
 from qdx.verification.evidence import Claim, counts_needed, sampling_of
 from qdx.verification.p_values import calibration_total, false_alarm_spread, fewest_false
 from qdx.verification.replays import Replays
@@ -159,7 +160,7 @@ def _summary(data: Replays, evidence: Evidence, result: xr.Dataset, at: Sequence
         c, claim = at[d], evidence.claims[d]
         verdict = str(result["verdict"].values[d])
         if c < 0 or claim is None:
-            rows.append([producer, str(result["claim"].values[d]), verdict, *[NOT_MEASURED] * 6])
+            rows.append([producer, str(result["claim"].values[d]), verdict, *[DASH] * 6])
             continue
         tokens, greedy = int(data.emitted_DR[d].sum()), int(data.greedy_DCR[d, c].sum())
         rows.append(
@@ -179,17 +180,17 @@ def _summary(data: Replays, evidence: Evidence, result: xr.Dataset, at: Sequence
 
 def _of_phases(data: Replays, d: int, c: int) -> list[str]:
     cells = {
-        rows.phase: NOT_MEASURED
+        rows.phase: DASH
         if rows.missing
         else f"{rows.content_equal_DCR[d, c].sum():,}/{rows.expected_DCR[d, c].sum():,}"
         for rows in data.phases
     }
-    return [cells["decode"], cells.get("prefill", NOT_MEASURED)]
+    return [cells["decode"], cells.get("prefill", DASH)]
 
 
 def _of_test(claim: Claim, name: str) -> str:
     test = claim.test(name)
-    return NOT_MEASURED if test is None or test.p is None else _p(float(test.p))
+    return DASH if test is None or test.p is None else _p(float(test.p))
 
 
 def _references(data: Replays, result: xr.Dataset, at: Sequence[int]) -> list[str]:
@@ -200,7 +201,7 @@ def _references(data: Replays, result: xr.Dataset, at: Sequence[int]) -> list[st
             if at[d] < 0 or len(rows) >= SHOWN:
                 continue
             c = at[d]
-            prefill = NOT_MEASURED
+            prefill = DASH
             if data.prefill is not None:
                 prefill = f"{data.prefill.content_equal_DCR[d, c, r]}/{data.prefill.expected_DCR[d, c, r]}"
             rows.append(
@@ -233,8 +234,8 @@ def _references(data: Replays, result: xr.Dataset, at: Sequence[int]) -> list[st
 
 
 def _margin(value: float) -> str:
-    return NOT_MEASURED if not np.isfinite(value) else f"{value:.3g}"
+    return DASH if not np.isfinite(value) else f"{value:.3g}"
 
 
 def _p(value: float) -> str:
-    return NOT_MEASURED if not np.isfinite(value) else f"{value:.2g}"
+    return DASH if not np.isfinite(value) else f"{value:.2g}"

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from qdx.document.text import plural
+from qdx.document.format import plural
 from qdx.verification.compare import Compared
 from qdx.verification.evidence import Claim, Test, counts_needed, sampling_of
 from qdx.verification.replays import Replays

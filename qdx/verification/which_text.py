@@ -7,7 +7,8 @@ import math
 import numpy as np
 import xarray as xr
 
-from qdx.document.text import NOT_MEASURED, columns_of, percent, plural, table, wrap
+from qdx.document.format import DASH, percent, plural
+from qdx.document.text import columns_of, table, wrap
 from qdx.verification.conformal import attainable_level, fewest_references
 from qdx.verification.judge import OTHER_ANSWERS
 from qdx.verification.p_values import false_alarm_spread, level
@@ -33,7 +34,7 @@ def headline(result: xr.Dataset) -> str:
 def _sum(result: xr.Dataset, name: str) -> str:
     """``k of n (low…high)``, or a dash."""
     count, of, low, high = (result[f"{name}{end}"].item() for end in ("", "_of", "_low", "_high"))
-    return f"{int(count):,} of {int(of):,} ({_ends(low, high)})" if of else NOT_MEASURED
+    return f"{int(count):,} of {int(of):,} ({_ends(low, high)})" if of else DASH
 
 
 def _ends(low: float, high: float) -> str:
@@ -122,7 +123,7 @@ def _refuted(result: xr.Dataset) -> list[str]:
             continue
         greedy, of = (int(result[name].values[d, c]) for name in ("tokens_greedy", "tokens_judged"))
         by_rows, by_tokens = (_rate(result, name, d, c) for name in ("refuted", "refuted_by_tokens"))
-        rows.append([producer, config, by_rows, by_tokens, f"{greedy:,}/{of:,}" if of else NOT_MEASURED])
+        rows.append([producer, config, by_rows, by_tokens, f"{greedy:,}/{of:,}" if of else DASH])
     if not rows:
         return []
     said = (
@@ -201,7 +202,7 @@ def leave_one_out_text(result: xr.Dataset) -> list[str]:
                 str(right),
                 str(int(alone.sum()) - right),
                 *(str(counts[names.index(name)]) for name in OTHER_ANSWERS),
-                *(NOT_MEASURED if k < 0 else f"{k}/{total}" for k in ranks),
+                *(DASH if k < 0 else f"{k}/{total}" for k in ranks),
             ]
         )
         if bits:
@@ -225,20 +226,20 @@ def _more(rows: list[list[str]]) -> list[str]:
 
 def _count(result: xr.Dataset, name: str, *at: int) -> str:
     of = int(result[f"{name}_of"].values[at])
-    return f"{int(result[name].values[at])}/{of}" if of else NOT_MEASURED
+    return f"{int(result[name].values[at])}/{of}" if of else DASH
 
 
 def _rate(result: xr.Dataset, name: str, *at: int) -> str:
     """``k/n (low…high)``, or a dash."""
     said = _count(result, name, *at)
-    if said == NOT_MEASURED:
+    if said == DASH:
         return said
     return f"{said} ({_ends(*(float(result[f'{name}_{end}'].values[at]) for end in ('low', 'high')))})"
 
 
 def _share(result: xr.Dataset, name: str, d: int, c: int) -> str:
     share, low, high = (float(result[f"{name}{end}"].values[d, c, -1]) for end in ("", "_low", "_high"))
-    return f"{percent(share)} ({_ends(low, high)})" if np.isfinite(share) else NOT_MEASURED
+    return f"{percent(share)} ({_ends(low, high)})" if np.isfinite(share) else DASH
 
 
 def _area(result: xr.Dataset, d: int, c: int) -> str:
@@ -248,7 +249,7 @@ def _area(result: xr.Dataset, d: int, c: int) -> str:
 
 def _rows(result: xr.Dataset, d: int, c: int) -> str:
     if not np.isfinite(result["tpr_at"].values[d, c]).any():
-        return NOT_MEASURED
+        return DASH
     most = result.sizes["rows"]
     needed, low, high = (
         str(n) if n > 0 else f"> {most}"
@@ -259,7 +260,7 @@ def _rows(result: xr.Dataset, d: int, c: int) -> str:
 
 def _tokens(result: xr.Dataset, d: int, c: int) -> str:
     if not np.isfinite(result["margin_tpr_at"].values[d, c]).any():
-        return NOT_MEASURED
+        return DASH
     needed = int(result["margin_tokens_needed"].values[d, c])
     return str(needed) if needed > 0 else f"> {result.sizes['tokens']}"
 
@@ -271,7 +272,7 @@ def _bits(result: xr.Dataset, producer: str, total: int) -> str:
     )
     own = counts.pop(producer, None)
     others = [str(name) for name, count in counts.items() if count]
-    said = NOT_MEASURED if own is None else f"{int(own)}/{total}"
+    said = DASH if own is None else f"{int(own)}/{total}"
     return said + (f" (and {', '.join(others)})" if others else "")
 
 

@@ -8,22 +8,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdx.document import text
+from qdx.document import format, text
 
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(0.0399, "3.99e-2"), (5.1, "5.10e0"), (0, "0"), (math.nan, "–"), (1e-12, "1.00e-12"), (268.0, "2.68e2")],
+    [
+        (0.0399, "0.0399"),
+        (5.1, "5.10"),
+        (0, "0"),
+        (math.nan, "–"),
+        (1e-12, "1.00e-12"),
+        (268.04, "268"),
+        (0.00099996, "0.00100"),
+        (99999.6, "1.00e5"),
+        (99949.0, "99,900"),
+        (-12345.0, "-12,300"),
+        (3.2e9, "3.20e9"),
+    ],
 )
 def test_figures(value, said):
-    assert text.figure(value) == said
+    assert format.number(value) == said
 
 
 @pytest.mark.parametrize(
     ("value", "said"), [(1.0, "100%"), (0.9999, "99.9%"), (0.0001, "0.1%"), (0.0, "0%"), (0.625, "62.5%")]
 )
 def test_a_share_is_whole_only_when_exact(value, said):
-    assert text.percent(value) == said
+    assert format.percent(value) == said
 
 
 names = st.lists(st.text("abc,=_.", min_size=1, max_size=60), min_size=1, max_size=30, unique=True)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from qdx import statistics
+from qdx import kernel_names, statistics
 
 
 @pytest.mark.parametrize("reruns", [1, 2, 8, 100, 10_000])
@@ -33,7 +33,7 @@ def test_the_mismatch_bound_is_clopper_pearsons_for_no_mismatch(reruns, level):
     ],
 )
 def test_any_asks_for_no_kernel_and_a_model_is_of_its_kernel(requested, observed, other):
-    assert statistics.another_kernel(requested, observed) is other
+    assert kernel_names.another_kernel(requested, observed) is other
 
 
 def test_no_rerun_bounds_nothing():
@@ -165,5 +165,5 @@ def test_a_class_needs_all_members_equal():
     ],
 )
 def test_pair_types(a, b, expected):
-    assert statistics.pair_type(a[0], b[0], a[1], b[1]) == expected
-    assert statistics.pair_type(b[0], a[0], b[1], a[1]) == expected
+    assert kernel_names.pair_type(a[0], b[0], a[1], b[1]) == expected
+    assert kernel_names.pair_type(b[0], a[0], b[1], a[1]) == expected

@@ -7,8 +7,7 @@ import pytest
 import xarray as xr
 
 import qdx
-from qdx.capture.fingerprints import row_hash
-from qdx.capture.sketching import Sketcher
+from qdx.capture.fingerprints import Sketcher, row_hash
 from qdx.dataset import merge
 from qdx.errors import QdxError
 from qdx.verification import attribution, verify

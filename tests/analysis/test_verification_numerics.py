@@ -22,20 +22,11 @@ from qdx.verification.likelihood import (
 from qdx.verification.profile import profile_p
 
 
-def test_conformal_p_counts_ties_against_the_claim():
-    null = np.array([1.0, 2.0, 3.0, np.nan])
-    assert conformal.conformal_p(2.0, null) == 3 / 4
-    assert conformal.conformal_p(3.5, null) == 1 / 4
-    assert math.isnan(conformal.conformal_p(np.nan, null))
-    assert math.isnan(conformal.conformal_p(1.0, np.array([])))
-
-
 def test_level_that_few_references_can_attain():
     assert conformal.attainable_level(19, 0.05) == 1 / 20
     assert conformal.attainable_level(18, 0.05) == 0
     assert conformal.attainable_level(59, 0.05) == 3 / 60
     assert [conformal.fewest_references(a) for a in (0.05, 0.01, 0.3)] == [19, 99, 3]
-    assert conformal.fewest_references(0.05, transcripts=4) == 39
 
 
 def test_answers_by_size_of_the_set():
@@ -149,7 +140,6 @@ def test_auc_against_scipy_and_the_curve():
     honest, false = generator.integers(0, 9, 40).astype(float), generator.integers(3, 12, 50).astype(float)
     expected = stats.mannwhitneyu(false, honest).statistic / (40 * 50)
     assert roc.auc(honest, false) == pytest.approx(expected)
-    assert np.trapezoid(*reversed(roc.curve(honest, false))) == pytest.approx(expected)
     assert math.isnan(roc.auc(np.array([]), false))
     assert roc.rates(np.arange(4.0), np.array([-1.0, 1.5, 2.5, 9.0]), 4).tolist() == [
         0.25,

@@ -111,7 +111,7 @@ def test_the_child_finds_qdx_where_its_parent_did(tmp_path: Path) -> None:
     """Also where only the working folder made it importable, as in a checkout."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from qdx.process import command; "
-        "print(*command('qdx.job'), sep='\\0')"
+        "print(*command('qdx.sweep.job'), sep='\\0')"
     )
     kept = making.python("-P", "-c", code, str(making.ROOT), cwd=tmp_path, PYTHONPATH="").stdout.rstrip("\n")
     said = served(kept.split("\0"), {}, cwd=tmp_path)

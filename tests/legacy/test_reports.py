@@ -12,9 +12,9 @@ import pytest
 import qdx
 from qdx import analysis
 from qdx.errors import QdxError
+from qdx.kernel_names import another_kernel, pair_type
 from qdx.legacy import convert
 from qdx.report.__main__ import main
-from qdx.statistics import another_kernel, pair_type
 from qdx.verification import attribution_by_distance
 from qdx.verification.by_distance import name_by_distance
 from tests.legacy import files

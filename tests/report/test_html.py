@@ -79,7 +79,7 @@ def page(tree, path: Path, sections: list[Section] | None = None, **facts) -> st
         path.parent, facts.pop("labels", labels), facts.pop("missing", []), facts.pop("failed", {}), **facts
     )
     drawn = figures.collect(View(tree), sections) if tree is not None else figures.Figures()
-    text = html.render(given, tree, sections, drawn)([(path, 0)])
+    text = html.render(given, tree, sections, drawn, [(path, 0)])
     path.write_text(text, encoding="utf-8")
     return text
 
@@ -315,15 +315,17 @@ def test_what_was_not_measured_is_said_and_not_a_number(pages):
     assert not re.search(r"\bnan\b", re.sub(r"<style>.*?</style>|<script>.*?</script>", "", text, flags=re.S))
 
 
-def test_sizes_in_the_page_are_those_on_disk(finished):
+def test_sizes_are_those_on_disk_and_a_page_does_not_state_its_own(finished):
     from qdx.report.state import size
 
     folder, report = finished
     text = (folder / "report.html").read_text(encoding="utf-8")
-    for name in ("report.html", "report.md", "report.txt", "summary.json", "sweep.nc"):
+    for name in ("report.html", "report.md", "report.txt", "sweep.nc"):
         on_disk = (folder / name).stat().st_size
         assert report.summary["files"][name]["bytes"] == on_disk
-        assert re.search(rf"{name}</th><td class=\"num\">{size(on_disk)}<", text), name
+        shown = size(on_disk) if name == "sweep.nc" else size(None)
+        assert re.search(rf"{name}</th><td( class=\"num\")?>{shown}<", text), name
+    assert report.summary["files"]["summary.json"]["bytes"] is None
 
 
 def test_markdown_has_the_sections_and_no_markup_of_strangers(finished):

@@ -112,14 +112,13 @@ def test_matrices_hold_the_distances_that_the_file_holds(built, finished):
         by_hand
     )
     decode = built.text[built.text.index("Decode effects") :]
-    mantissa, exponent = f"{by_hand:.2e}".split("e")
-    assert f"{mantissa}e{int(exponent)}" in decode
+    assert 1 < by_hand < 100 and f" {by_hand:.3g}" in decode  # three digits, as a person writes them
 
 
 def test_sizes_and_paths_are_those_on_disk(built, finished):
     summary = json.loads((finished / "summary.json").read_text())
     for name in ("sweep.nc", "report.txt", "summary.json"):
-        on_disk = (finished / name).stat().st_size
+        on_disk = (finished / name).stat().st_size if name != "summary.json" else None
         assert summary["files"][name] == {"path": str(finished / name), "bytes": on_disk}
         assert str(finished / name) in built.text
     assert summary["runs"]["awq"]["bytes"] == (finished / "awq/run.nc").stat().st_size

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from qdx.document.svg import NOT_MEASURED, number
+from qdx.document.format import NOT_MEASURED
+from qdx.document.svg import number
 from qdx.report import tables
 from qdx.report.figures import Figures
 from qdx.report.parts import verification
