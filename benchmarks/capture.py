@@ -122,6 +122,7 @@ class Bench:
             max_num_batched_tokens=max(16384, arguments.references * arguments.tokens),
             gpu_memory_utilization=arguments.gpu_memory_utilization,
             kv_cache_memory_bytes=arguments.kv_cache_memory_bytes,
+            model_runner=arguments.model_runner,
             **ENGINES[engine],
         )
         self.facts = self.backend.observe()
@@ -154,23 +155,11 @@ class Bench:
     @contextmanager
     def unwrapped(self) -> Iterator[None]:
         """Give the engine its own methods back for a while."""
-
-        def swap(worker: Any) -> None:
-            runner, model = worker.model_runner, worker.model_runner.get_model()
-            one = worker.qdx_tap
-            if model.compute_logits == one._sampled:
-                model.compute_logits, runner._get_prompt_logprobs_dict = (
-                    one._compute_logits,
-                    one._prompt_logprobs,
-                )
-            else:
-                model.compute_logits, runner._get_prompt_logprobs_dict = one._sampled, one._prompt
-
-        self._llm.collective_rpc(swap)
+        self._llm.collective_rpc(lambda worker: worker.qdx_tap.unwrap())
         try:
             yield
         finally:
-            self._llm.collective_rpc(swap)
+            self._llm.collective_rpc(lambda worker: worker.qdx_tap.wrap())
 
     def plain(self, batch: int) -> tuple[float, float]:
         """Generate as if qdx were not there."""
@@ -274,6 +263,9 @@ def measure(arguments: argparse.Namespace, engine: str) -> dict[str, Any]:
                         "engine_s": round(statistics.median(seconds), 4),
                         "least_s": round(min(seconds), 4),
                         "most_s": round(max(seconds), 4),
+                        "tokens_per_s": round(
+                            arguments.references * arguments.new / statistics.median(seconds)
+                        ),
                         "ratio_to_plain": round(statistics.median(ratios), 3),
                         "drain_s": round(statistics.median(drain for _, drain in pairs), 3),
                     }
@@ -307,6 +299,7 @@ def main() -> None:
         "--kv-cache-memory-bytes", type=int, help="size of the cache; by default what the share above leaves"
     )
     parser.add_argument("--engines", default=",".join(ENGINES), help="which engines, separated by commas")
+    parser.add_argument("--model-runner", default="auto", choices=("auto", "v1", "v2"))
     parser.add_argument("--json", type=Path, help="write the tables here, too")
     parser.add_argument("--one", choices=tuple(ENGINES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -327,7 +320,7 @@ def main() -> None:
             print(
                 f"{engine:9} batch {row['batch']}  {row['way']:13} engine {row['engine_s']:8.3f} s "
                 f"({row['least_s']:.3f} – {row['most_s']:.3f})  {row['ratio_to_plain']:7.3f} x plain   "
-                f"drain {row['drain_s']:.2f} s",
+                f"drain {row['drain_s']:.2f} s   {row['tokens_per_s']} tokens/s",
                 flush=True,
             )
     if arguments.json:

@@ -50,7 +50,7 @@ KEPT = (
     "schema_version", "qdx_version", "code_sha256",
     "format", "requested_kernel", "observed_kernel", "dtype", "model", "quantizer",
     "weights_sha256", "tokenizer_sha256", "references_sha256", "transcripts_sha256", "vocab",
-    "engine", "engine_version", "backend", "backend_version", "model_runner",
+    "engine", "engine_version", "backend", "backend_version", "model_runner", "compiled_kernels",
     "batch_size", "batch_layout", "sampling", "threads", "seed", "sketch_seed", "capture_mode",
     "repeat_scope", "repeat_processes", "simulated",
     "gpu", "compute_capability", "sm_count", "cpu", "cpu_capability", "blas",

@@ -46,7 +46,7 @@ DECISIVE = (
     *ARITHMETIC,
 )
 # What a process knows when its engine has started; of repeats in processes of their own, only they do.
-OBSERVED = ("sampling", "model_runner", "sm_count", "repeat_processes", *ARITHMETIC)
+OBSERVED = ("sampling", "model_runner", "compiled_kernels", "sm_count", "repeat_processes", *ARITHMETIC)
 IN_ORDER = "in order, batch_size"  # batch i holds the references i·batch_size … (i + 1)·batch_size − 1
 
 
@@ -320,6 +320,7 @@ def open_recorder(
         attrs={
             **attrs,
             "model_runner": "",
+            "compiled_kernels": "",
             **facts.attrs,
             "sampling": facts.sampling,
             "engine": facts.engine,

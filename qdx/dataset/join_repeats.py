@@ -56,7 +56,12 @@ def join_repeats(parts: Sequence[Path], target: Path, attrs: Mapping[str, Any]) 
                 )
         stated = [{name: file.getncattr(name) for name in file.ncattrs()} for file in files]
         _check_alike(stated)
-        whole_run = {"repeat_processes": sum(int(own.get("repeat_processes", 1)) for own in stated)}
+        whole_run: dict[str, int | str] = {
+            "repeat_processes": sum(int(own.get("repeat_processes", 1)) for own in stated)
+        }
+        if any(own.get("compiled_kernels") for own in stated):  # every start chooses anew
+            chosen = {str(own.get("compiled_kernels", "")) for own in stated}
+            whole_run["compiled_kernels"] = " | ".join(sorted(chosen))
         if all("replay_exact" in own for own in stated):
             whole_run["replay_exact"] = min(int(own["replay_exact"]) for own in stated)
         with writing.disk_errors(part):

@@ -35,6 +35,7 @@ ENVIRONMENT = (
     "cpu_capability",
     "kernel_environment",
     "model_runner",
+    "compiled_kernels",
     "gpu",
     "compute_capability",
     "sm_count",

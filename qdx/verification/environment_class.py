@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import xarray as xr
@@ -40,6 +40,14 @@ ON_CPU = {
 OF_A_MODEL = {"code_sha256": "qdx code", "sm_count": "modelled SMs"}
 COMPANIONS = {"references_sha256": "references of a batch"}
 RUNNER = {"model_runner": "model runner"}
+# vLLM's two model runners gave equal rows here, kernel by kernel, for references one at a time
+# (docs/results/h100_vllm_0_33_0): there a record of one is evidence about the other. In a batch they put the
+# requests of a step in other orders, which moves rows of Marlin and Machete.
+RUNNERS_ALIKE = ("0.33.0",)
+BOTH_RUNNERS = "v1 or v2, alike one at a time"
+# Compiling times several forms of each kernel when an engine starts, and keeps the fastest: with graphs two
+# starts of one config need not give equal rows, unless they state the same choices.
+OF_GRAPHS = {"compiled_kernels": "kernels that compiling chose"}
 TITLES = {
     **EVERYWHERE,
     **OF_A_MODEL,
@@ -47,14 +55,16 @@ TITLES = {
     **ON_CPU,
     **COMPANIONS,
     **RUNNER,
+    **OF_GRAPHS,
     **SETTINGS,
     "gpu or cpu": "device",
 }
 MACHINE = ("gpu or cpu", "compute_capability", "sm_count", "cpu", "threads", "cpu_capability")
 _ABSENT = ("", "0")
 # Of `kernel_environment`, what only leads to facts that are observed themselves: which linear kernels vLLM
-# may not load shows in the kernel that it did load. qdx sets it to get Marlin where Machete is preferred.
-SHOWN_OTHERWISE = ("VLLM_DISABLED_KERNELS",)
+# may not load shows in the kernel that it did load (qdx sets it to get Marlin where Machete is preferred),
+# and which model runner it was told to use shows in the one that it runs.
+SHOWN_OTHERWISE = ("VLLM_DISABLED_KERNELS", "VLLM_USE_V2_MODEL_RUNNER")
 
 
 @dataclass(frozen=True)
@@ -127,10 +137,22 @@ def class_of(tree: xr.DataTree, rows: xr.Dataset, label: str) -> dict[str, str]:
         # The step's token budget counts only where it may cut a prefill: `settings_of` empties it elsewhere.
         if settings["backend_chunked_prefill"] in ("False", "0"):
             del settings["backend_max_num_batched_tokens"]
-        facts |= {**settings, "model_runner": of("model_runner")}
+        facts |= {**settings, "model_runner": _runner(of)}
+        if settings["backend_enforce_eager"] in ("False", "0"):
+            choices = of("compiled_kernels")
+            facts["compiled_kernels"] = (
+                "" if " | " in choices else choices
+            )  # starts that differ state nothing
     else:
         facts |= {name: value for name, value in settings.items() if value}
     return {name: "" if value in _ABSENT and name != "gpu or cpu" else value for name, value in facts.items()}
+
+
+def _runner(of: Callable[[str], str]) -> str:
+    """Return the model runner, or that either of both gives these rows."""
+    runner = of("model_runner")
+    alike = of("backend_version").partition("+")[0] in RUNNERS_ALIKE and of("batch_size") == "1"
+    return BOTH_RUNNERS if alike and runner in ("v1", "v2") else runner
 
 
 def _deciding(kernel_environment: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from qdx.analysis.view import SETTINGS
 from qdx.backends.sampling import greedy
 from qdx.errors import QdxError
 from qdx.verification import verify
@@ -251,6 +252,76 @@ def test_kernels_that_vllm_might_not_load_are_no_part_of_the_class(stated: str, 
 
     told = change(producers, decode=another_sum, prefill=another_sum)
     assert set(verdicts(told, verifier).values()) == {expected}
+
+
+VLLM = {
+    **dict.fromkeys(SETTINGS, "x"),
+    "backend": "vllm",
+    "backend_version": "0.33.0",
+    "backend_enforce_eager": "True",
+    "backend_chunked_prefill": "False",
+    "model_runner": "v1",
+    "compiled_kernels": "",
+    "references_sha256": "r",
+}
+
+
+@pytest.mark.parametrize(
+    ("producer", "verifier", "expected"),
+    [
+        ({}, {}, "refuted"),
+        ({"model_runner": "v2"}, {}, "refuted"),
+        ({"model_runner": "v2"}, {"batch_size": 4}, "undecided"),
+        ({"model_runner": "v2", "backend_version": "0.31.0"}, {"backend_version": "0.31.0"}, "undecided"),
+        ({"model_runner": ""}, {}, "undecided"),
+    ],
+)
+def test_vllms_model_runners_are_one_class_where_they_were_seen_to_give_equal_rows(
+    producer: dict[str, object], verifier: dict[str, object], expected: str
+) -> None:
+    """Docs: docs/results/h100_vllm_0_33_0. Other rows refute only if they cannot come of the other runner."""
+    batch = {"batch_size": verifier.get("batch_size", 1)}
+    sides = trees(
+        {"a": 0.0, "b": 0.0},
+        producer_facts={**VLLM, **batch, **producer},
+        verifier_facts={**VLLM, **batch, **verifier},
+    )
+
+    def another_sum(data: xr.Dataset) -> xr.Dataset:
+        data["row_hash"] = data["row_hash"] + np.uint64(1)
+        return data
+
+    told = change(sides[0], decode=another_sum, prefill=another_sum)
+    assert set(verdicts(told, sides[1]).values()) == {expected}
+
+
+@pytest.mark.parametrize(
+    ("producer", "verifier", "expected"),
+    [
+        ("9 kernels, a", "9 kernels, a", "refuted"),
+        ("9 kernels, a", "9 kernels, b", "undecided"),
+        ("", "9 kernels, a", "undecided"),
+        ("9 kernels, a | 9 kernels, b", "9 kernels, a | 9 kernels, b", "undecided"),
+    ],
+)
+def test_with_graphs_rows_refute_only_where_compiling_chose_the_same_kernels(
+    producer: str, verifier: str, expected: str
+) -> None:
+    """Two starts of one honest config gave other rows on an H100: a start times what compiling keeps."""
+    graphs = {**VLLM, "backend_enforce_eager": "False"}
+    sides = trees(
+        {"a": 0.0, "b": 0.0},
+        producer_facts={**graphs, "compiled_kernels": producer},
+        verifier_facts={**graphs, "compiled_kernels": verifier},
+    )
+
+    def another_sum(data: xr.Dataset) -> xr.Dataset:
+        data["row_hash"] = data["row_hash"] + np.uint64(1)
+        return data
+
+    assert set(verdicts(*sides).values()) == {"confirmed"}
+    told = change(sides[0], decode=another_sum, prefill=another_sum)
+    assert set(verdicts(told, sides[1]).values()) == {expected}
 
 
 def test_a_driver_and_qdx_itself_are_no_part_of_the_class():

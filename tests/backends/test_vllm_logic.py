@@ -15,11 +15,20 @@ from qdx.backends.selfcheck import Listener, replays_exactly
 from qdx.backends.vllm import VllmBackend, by_backend, by_name, simulated, start
 from qdx.backends.vllm import tap as tapping
 from qdx.backends.vllm.errors import advice, explained, out_of_memory_explained
-from qdx.backends.vllm.kernels import Layer, model_runner, normalized, on_worker
+from qdx.backends.vllm.first_runner import FirstRunnerTap
+from qdx.backends.vllm.kernels import (
+    Layer,
+    compiled_kernels,
+    model_runner,
+    normalized,
+    on_worker,
+    summary,
+)
 from qdx.backends.vllm.observed import of_workers, settings
+from qdx.backends.vllm.second_runner import SecondRunnerTap
 from qdx.backends.vllm.spill import Spill
-from qdx.backends.vllm.start import prepare_environment
-from qdx.backends.vllm.tap import ITEM, Tap, Wanted
+from qdx.backends.vllm.start import prepare_environment, require_runner
+from qdx.backends.vllm.tap import ITEM, Seen, Tap, Wanted, joined
 from qdx.backends.vllm.versions import adapter, parsed
 from qdx.errors import QdxError
 from qdx.schema import FORMAT_KERNELS, Quant
@@ -155,6 +164,45 @@ def test_the_model_runner_is_named_by_where_its_class_lives() -> None:
     assert model_runner(worker("elsewhere")) == "elsewhere.GPUModelRunner"
 
 
+def test_what_compiling_chose_is_found_in_a_frozen_heap_and_a_kernel_that_has_not_run_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import gc
+
+    class CachingAutotuner:
+        def __init__(self, name: str, blocks: list[int], warps: int = 2) -> None:
+            self.inductor_meta = {"kernel_name": name}
+            self.launchers = [
+                SimpleNamespace(
+                    config=SimpleNamespace(kwargs={"XBLOCK": block}, num_warps=warps, num_stages=1)
+                )
+                for block in blocks
+            ]
+
+    module = ModuleType("heuristics")
+    module.CachingAutotuner = CachingAutotuner  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch._inductor.runtime.triton_heuristics", module)
+    alive = [
+        CachingAutotuner("norm", [8]),
+        CachingAutotuner("mul", [512], 4),
+        CachingAutotuner("new", [1, 8]),
+    ]
+    gc.freeze()
+    try:
+        found = compiled_kernels(SimpleNamespace())
+        assert gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
+    assert found == ["mul: XBLOCK 512, 4 warps, 1 stages", "norm: XBLOCK 8, 2 warps, 1 stages"]
+    assert summary(found).startswith("2 kernels, sha256 ") and summary(found) != summary(found[:1])
+    assert summary([]) == "" and len(alive) == 3
+
+
+def test_eager_mode_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch._inductor.runtime.triton_heuristics", raising=False)
+    assert compiled_kernels(SimpleNamespace()) == []
+
+
 def test_workers_that_differ_are_stated_beside_each_other() -> None:
     one, other = {"cublas_version": "13.1.0", "blas": ""}, {"cublas_version": "12.8.4", "blas": ""}
     assert of_workers([one, one]) == one
@@ -184,8 +232,15 @@ def test_any_accepts_what_was_loaded() -> None:
     require(Quant("awq", "awq", "any"), _facts(qkv_proj="marlin", o_proj="machete"))
 
 
-class Runner:
-    """As much of vLLM's model runner as the tap reads; logits name their hidden state."""
+def _head(dtype: torch.dtype) -> Any:
+    """An output head whose logits name their hidden state."""
+    return SimpleNamespace(compute_logits=lambda hidden: (hidden[:, :1] * torch.ones(1, 4)).to(dtype))
+
+
+class FirstRunner:
+    """As much of vLLM's first model runner as its tap reads."""
+
+    tap = FirstRunnerTap
 
     def __init__(self, prompts: list[int], done: list[int], scheduled: list[int], dtype: torch.dtype) -> None:
         names = [f"r{i}" for i in range(len(prompts))]
@@ -201,9 +256,7 @@ class Runner:
         )
         self.query_start_loc = SimpleNamespace(np=np.r_[0, np.cumsum(scheduled), 99, 99])
         self.scheduled = dict(zip(names, scheduled, strict=True))
-        self.model = SimpleNamespace(
-            compute_logits=lambda hidden: (hidden[:, :1] * torch.ones(1, 4)).to(dtype)
-        )
+        self.model = _head(dtype)
         self.prompt_calls = 0
 
     def get_model(self) -> Any:
@@ -213,6 +266,10 @@ class Runner:
         self.prompt_calls += 1
         return {}
 
+    def consumed(self, count: int) -> None:
+        """Say how many tokens every request has consumed before the next step."""
+        self.input_batch.num_computed_tokens_cpu[:] = count
+
     def step(self) -> torch.Tensor:
         """Run one step as vLLM does: sampled rows first, then the prompts' rows."""
         total = sum(self.scheduled.values())
@@ -221,6 +278,68 @@ class Runner:
         logits: torch.Tensor = self.model.compute_logits(hidden[torch.as_tensor(ends)])
         self._get_prompt_logprobs_dict(hidden, self.scheduled)
         return logits
+
+
+class SecondRunner:
+    """As much of vLLM's second model runner as its tap reads; slots of requests are not in their order."""
+
+    tap = SecondRunnerTap
+
+    def __init__(self, prompts: list[int], done: list[int], scheduled: list[int], dtype: torch.dtype) -> None:
+        count = len(prompts)
+        slots = np.arange(count)[::-1] + 2
+        lengths = np.zeros(count + 2, np.int32)
+        lengths[slots] = prompts
+        starts = np.r_[0, np.cumsum(scheduled), 99, 99].astype(np.int32)
+        self.req_states = SimpleNamespace(prompt_len=SimpleNamespace(np=lengths))
+        self.batch = SimpleNamespace(
+            num_reqs=count,
+            req_ids=[f"r{i}" for i in range(count)],
+            idx_mapping_np=slots,
+            query_start_loc_np=starts,
+            num_computed_tokens_np=np.array(done, np.int32),
+            num_scheduled_tokens=np.array(scheduled, np.int32),
+            prefill_len_np=np.array(prompts, np.int32),
+            logits_indices=torch.as_tensor(starts[1 : count + 1] - 1).long(),
+        )
+        self.model = _head(dtype)
+        self.sampler = self.sampled
+        self.new = True
+
+    def get_model(self) -> Any:
+        return self.model
+
+    def sampled(self, logits: torch.Tensor, batch: Any) -> torch.Tensor:
+        return logits
+
+    def add_requests(self, scheduler_output: Any) -> None:
+        self.new = False
+
+    def local(self, batch: Any) -> Any:
+        """The share of the batch that this worker samples."""
+        return batch
+
+    def sample(self, hidden: torch.Tensor, batch: Any, grammar: Any) -> torch.Tensor:
+        own = self.local(batch)
+        logits: torch.Tensor = self.sampler(self.model.compute_logits(hidden[own.logits_indices]), own)
+        return logits
+
+    def consumed(self, count: int) -> None:
+        self.batch.num_computed_tokens_np[:] = count
+
+    def step(self) -> torch.Tensor:
+        """Run one step as vLLM does, the requests' parameters first."""
+        if self.new:
+            new = [
+                SimpleNamespace(req_id=f"r{i}", sampling_params=SimpleNamespace(extra_args={ITEM: i}))
+                for i in range(self.batch.num_reqs)
+            ]
+            self.add_requests(SimpleNamespace(scheduled_new_reqs=new, finished_req_ids=set()))
+        hidden = torch.arange(int(self.batch.num_scheduled_tokens.sum()), dtype=torch.float32)[:, None]
+        return self.sample(hidden, self.batch, None)
+
+
+RUNNERS = pytest.mark.parametrize("runner_class", [FirstRunner, SecondRunner])
 
 
 def _seen(tap: Tap) -> dict[tuple[int, int], float]:
@@ -236,19 +355,21 @@ def _wanted(*positions: list[int], **more: Any) -> Wanted:
     return Wanted([np.array(one, np.int32) for one in positions], **more)
 
 
-def test_the_tap_picks_wanted_prompt_rows_and_the_first_output() -> None:
-    runner = Runner(prompts=[5, 3], done=[0, 0], scheduled=[5, 3], dtype=torch.float16)
-    tap = Tap(runner)
+@RUNNERS
+def test_the_tap_picks_wanted_prompt_rows_and_the_first_output(runner_class: Any) -> None:
+    runner = runner_class(prompts=[5, 3], done=[0, 0], scheduled=[5, 3], dtype=torch.float16)
+    tap = runner_class.tap(runner)
     tap.open(_wanted([2, 4], [1]))
     runner.step()
     # Hidden states are numbered through the batch: item 0 has 0…4, item 1 has 5…7.
     assert _seen(tap) == {(0, 5): 4.0, (1, 3): 7.0, (0, 2): 1.0, (0, 4): 3.0, (1, 1): 5.0}
-    assert runner.prompt_calls == 1
+    assert runner_class is SecondRunner or runner.prompt_calls == 1  # vLLM's own prompt log-probabilities
 
 
-def test_a_chunk_of_a_prompt_gives_its_rows_with_their_hidden_states_and_no_output() -> None:
-    runner = Runner(prompts=[6, 3], done=[2, 4], scheduled=[3, 1], dtype=torch.float16)
-    tap = Tap(runner)
+@RUNNERS
+def test_a_chunk_of_a_prompt_gives_its_rows_with_their_hidden_states_and_no_output(runner_class: Any) -> None:
+    runner = runner_class(prompts=[6, 3], done=[2, 4], scheduled=[3, 1], dtype=torch.float16)
+    tap = runner_class.tap(runner)
     tap.open(_wanted([1, 3, 5], [1], hidden=True))
     runner.step()
     rows = {}
@@ -262,17 +383,19 @@ def test_a_chunk_of_a_prompt_gives_its_rows_with_their_hidden_states_and_no_outp
     assert rows == {(0, 3): (0.0, 0.0), (0, 5): (2.0, 2.0), (1, 5): (3.0, 3.0)}
 
 
-def test_float32_rows_are_kept_apart_from_what_the_sampler_changes() -> None:
-    runner = Runner(prompts=[2], done=[0], scheduled=[2], dtype=torch.float32)
-    tap = Tap(runner)
+@RUNNERS
+def test_float32_rows_are_kept_apart_from_what_the_sampler_changes(runner_class: Any) -> None:
+    runner = runner_class(prompts=[2], done=[0], scheduled=[2], dtype=torch.float32)
+    tap = runner_class.tap(runner)
     tap.open(_wanted([]))
     runner.step().fill_(-1.0)
     assert _seen(tap) == {(0, 2): 1.0}
 
 
-def test_a_closed_tap_keeps_nothing_and_neither_does_one_that_wants_no_rows() -> None:
-    runner = Runner(prompts=[2], done=[0], scheduled=[2], dtype=torch.float16)
-    tap = Tap(runner)
+@RUNNERS
+def test_a_closed_tap_keeps_nothing_and_neither_does_one_that_wants_no_rows(runner_class: Any) -> None:
+    runner = runner_class(prompts=[2], done=[0], scheduled=[2], dtype=torch.float16)
+    tap = runner_class.tap(runner)
     runner.step()
     assert tap.drain() == []
     tap.open(_wanted([1], rows=False))
@@ -280,11 +403,14 @@ def test_a_closed_tap_keeps_nothing_and_neither_does_one_that_wants_no_rows() ->
     assert tap.drain() == []
 
 
+@RUNNERS
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_the_sampler_gets_the_forced_token_and_the_record_the_models_row(dtype: torch.dtype) -> None:
+def test_the_sampler_gets_the_forced_token_and_the_record_the_models_row(
+    dtype: torch.dtype, runner_class: Any
+) -> None:
     # Item 0 is at its second output, item 1 amid its prompt, item 2 has no forced token left.
-    runner = Runner(prompts=[3, 9, 2], done=[3, 0, 3], scheduled=[1, 4, 1], dtype=dtype)
-    tap = Tap(runner)
+    runner = runner_class(prompts=[3, 9, 2], done=[3, 0, 3], scheduled=[1, 4, 1], dtype=dtype)
+    tap = runner_class.tap(runner)
     tap.open(_wanted([], [], [], forced=[[0, 2], [1, 1], [3, 3]]))
     logits = runner.step()
     assert logits[0].tolist() == [-torch.inf, -torch.inf, 0.0, -torch.inf]
@@ -292,26 +418,115 @@ def test_the_sampler_gets_the_forced_token_and_the_record_the_models_row(dtype: 
     assert _seen(tap) == {(0, 4): 0.0, (2, 4): 5.0}
 
 
-def test_a_reference_that_the_engine_begins_again_ends_the_run() -> None:
-    runner = Runner(prompts=[3], done=[3], scheduled=[1], dtype=torch.float16)
-    tap = Tap(runner)
+@RUNNERS
+def test_a_reference_that_the_engine_begins_again_ends_the_run(runner_class: Any) -> None:
+    runner = runner_class(prompts=[3], done=[3], scheduled=[1], dtype=torch.float16)
+    tap = runner_class.tap(runner)
     tap.open(_wanted([]))
     runner.step()
     with pytest.raises(QdxError, match=r"reference 0 .* position 4: lower batch_size"):
         runner.step()
 
 
-def test_rows_beyond_the_budget_come_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+@RUNNERS
+def test_rows_beyond_the_budget_come_back_in_order(
+    monkeypatch: pytest.MonkeyPatch, runner_class: Any
+) -> None:
     monkeypatch.setattr(tapping, "ON_DEVICE", 9)  # one row of four fp16 numbers stays where it is
-    runner = Runner(prompts=[1], done=[0], scheduled=[1], dtype=torch.float16)
+    runner = runner_class(prompts=[1], done=[0], scheduled=[1], dtype=torch.float16)
     numbers = iter(range(7))
     runner.model.compute_logits = lambda hidden: torch.full((1, 4), next(numbers), dtype=torch.float16)
-    tap = Tap(runner)
+    tap = runner_class.tap(runner)
     tap.open(_wanted([]))
     for step in range(7):
-        runner.input_batch.num_computed_tokens_cpu[:] = step
+        runner.consumed(step)
         runner.step()
     assert _seen(tap) == {(0, step + 1): float(step) for step in range(7)}
+
+
+@RUNNERS
+def test_a_reference_whose_output_is_consumed_again_as_prompt_ends_the_run(runner_class: Any) -> None:
+    # Three prompt tokens and the two that came after them in one step: its row is no decode row.
+    runner = runner_class(prompts=[3], done=[0], scheduled=[5], dtype=torch.float16)
+    tap = runner_class.tap(runner)
+    tap.open(_wanted([]))
+    with pytest.raises(QdxError, match=r"reference 0 .* position 5: lower batch_size"):
+        runner.step()
+
+
+def test_the_second_runners_output_as_prompt_ends_the_run_whatever_its_steps() -> None:
+    runner = SecondRunner(prompts=[3], done=[4], scheduled=[1], dtype=torch.float16)
+    runner.batch.prefill_len_np[:] = 5
+    tap = SecondRunnerTap(runner)
+    tap.open(_wanted([]))
+    with pytest.raises(QdxError, match=r"reference 0 .* position 5: lower batch_size"):
+        runner.step()
+
+
+def test_a_worker_that_samples_a_share_of_the_requests_keeps_their_rows_and_workers_are_joined() -> None:
+    class Sharded(SecondRunner):
+        def __init__(self, own: list[int]) -> None:
+            super().__init__(prompts=[2, 4, 3], done=[0, 0, 3], scheduled=[2, 4, 1], dtype=torch.float16)
+            self.own = own
+
+        def local(self, batch: Any) -> Any:
+            """What vLLM's BatchSharder leaves as it was are the whole batch's numbers of tokens."""
+            names = [batch.req_ids[i] for i in self.own]
+            return SimpleNamespace(
+                **{**vars(batch), "req_ids": names, "num_reqs": len(names)}
+                | {"logits_indices": batch.logits_indices[self.own]}
+            )
+
+    workers = []
+    for own in ([2, 0], [1]):
+        runner = Sharded(own)
+        tap = SecondRunnerTap(runner)
+        tap.open(_wanted([1], [2], [], hidden=True))
+        runner.step()
+        workers.append(tap.drain())
+    assert {tuple(zip(p.items.tolist(), p.positions.tolist(), strict=True)) for p in workers[0]} == {
+        ((2, 4), (0, 2)),
+        ((0, 1),),
+        ((1, 2),),
+    }
+    rows = {}
+    for part in joined(workers):
+        assert part.hidden_PH is not None
+        for item, position, logits, hidden in zip(
+            part.items, part.positions, part.logits_PV, part.hidden_PH, strict=True
+        ):
+            assert (item, position) not in rows and float(logits[0]) == float(hidden[0])
+            rows[int(item), int(position)] = float(logits[0])
+    # Hidden states are numbered through the batch: item 0 has 0 and 1, item 1 has 2…5, item 2 has 6.
+    assert rows == {(0, 2): 1.0, (2, 4): 6.0, (1, 4): 5.0, (0, 1): 0.0, (1, 2): 3.0}
+
+
+def test_workers_that_all_have_all_rows_give_each_once() -> None:
+    rows = Seen(np.array([0, 1], np.int32), np.array([3, 3], np.int32), torch.tensor([[1.0], [2.0]]))
+    assert joined([[], [rows], [rows]]) == [rows]
+    other = rows._replace(positions=np.array([3, 4], np.int32))
+    assert [part.logits_PV.tolist() for part in joined([[rows], [other]])] == [[[1.0], [2.0]], [[2.0]]]
+
+
+def test_a_second_runner_that_is_built_otherwise_is_refused() -> None:
+    runner = SecondRunner(prompts=[3], done=[0], scheduled=[3], dtype=torch.float16)
+    del runner.sampler
+    with pytest.raises(QdxError, match=r"has no sampler, .*set backend\.model_runner=v1"):
+        SecondRunnerTap(runner)
+
+
+def test_the_second_runners_sampler_is_still_the_engines() -> None:
+    class Sampler:
+        penalties_state = "penalties"
+
+        def __call__(self, logits: Any, batch: Any) -> Any:
+            return logits
+
+    runner: Any = SecondRunner(prompts=[3], done=[0], scheduled=[3], dtype=torch.float16)
+    runner.sampler = Sampler()
+    SecondRunnerTap(runner)
+    assert runner.sampler.penalties_state == "penalties"
+    assert not hasattr(runner.sampler, "rejections")
 
 
 def test_buffers_that_take_turns_lose_no_row_and_mix_none() -> None:
@@ -333,9 +548,10 @@ def test_settings_are_the_engines_not_what_was_asked() -> None:
         cache_config=SimpleNamespace(gpu_memory_utilization=0.5, cache_dtype="fp8"),
         parallel_config=SimpleNamespace(tensor_parallel_size=2, pipeline_parallel_size=1),
     )
-    found = settings(config, "FLASH_ATTN")
+    found = settings(config, "FLASH_ATTN", "v2")
     assert found["attention_backend"] == "FLASH_ATTN" and found["kv_cache_dtype"] == "fp8"
     assert found["max_model_len"] == "2048" and found["async_scheduling"] == "True"
+    assert found["model_runner"] == "v2" and found["trace_replay"] == "False"
 
 
 def test_a_full_gpu_amid_a_capture_is_one_line_and_a_broken_contract_is_not() -> None:
@@ -464,7 +680,7 @@ def test_an_engine_for_cuda_without_a_gpu_says_so(
 def test_kernels_that_the_user_disabled_stay_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
-    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_USE_V2_MODEL_RUNNER", "VLLM_USE_FLASHINFER_SAMPLER"):
+    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_USE_FLASHINFER_SAMPLER"):
         monkeypatch.setenv(name, "1")
     for name in ("VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL"):
         monkeypatch.setenv(name, "x")
@@ -476,6 +692,74 @@ def test_kernels_that_the_user_disabled_stay_disabled(monkeypatch: pytest.Monkey
     assert os.environ["VLLM_DISABLED_KERNELS"] == "ConchLinearKernel"
     start._disabled_by_user.cache_clear()
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+
+
+@pytest.mark.parametrize("own", [None, "0"])
+def test_the_model_runner_is_vllms_choice_or_the_users_unless_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    import os
+
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+    for name in (*start.ENVIRONMENT, "VLLM_DISABLED_KERNELS"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.delenv(start.RUNNER, raising=False)
+    if own is not None:
+        monkeypatch.setenv(start.RUNNER, own)
+    start._runner_of_user.cache_clear()
+    for runner, variable in (("auto", own), ("v2", "1"), ("v1", "0"), ("auto", own)):
+        prepare_environment((), None, runner)
+        assert os.environ.get(start.RUNNER) == variable
+    start._runner_of_user.cache_clear()
+    monkeypatch.delenv(start.RUNNER, raising=False)
+
+
+def test_a_model_runner_other_than_asked_names_both() -> None:
+    require_runner("0.33.0", "auto", "v2")
+    require_runner("0.33.0", "v1", "v1")
+    with pytest.raises(QdxError, match=r"backend\.model_runner=v2: vLLM 0\.20\.2 runs v1 here"):
+        require_runner("0.20.2", "v2", "v1")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "version_has_it", "second", "calls"),
+    [
+        (None, True, True, [True]),
+        (None, True, False, [True, False]),
+        (None, False, False, [False]),
+        (False, True, True, [False]),
+        (True, True, True, [True]),
+    ],
+)
+def test_the_engine_replays_by_itself_where_it_can(
+    wanted: bool | None, version_has_it: bool, second: bool, calls: list[bool]
+) -> None:
+    made = []
+
+    def make(enable_trace_replay: bool = False, **_: Any) -> str:
+        made.append(enable_trace_replay)
+        if enable_trace_replay and not second:
+            raise ValueError("1 validation error: trace replay requires Model Runner V2 [type=value_error]")
+        return "engine"
+
+    known = {"enable_trace_replay"} if version_has_it else set()
+    assert start._with_trace_replay(make, {}, "0.33.0", wanted, known) == "engine"
+    assert made == calls
+
+
+def test_a_trace_replay_that_was_asked_for_and_cannot_be_had_is_an_error() -> None:
+    def refuse(**_: Any) -> None:
+        raise ValueError("trace replay requires Model Runner V2")
+
+    def fail(**_: Any) -> None:
+        raise ValueError("no memory")
+
+    with pytest.raises(ValueError, match="requires Model Runner V2"):
+        start._with_trace_replay(refuse, {}, "0.33.0", True, {"enable_trace_replay"})
+    with pytest.raises(ValueError, match="no memory"):
+        start._with_trace_replay(fail, {}, "0.33.0", None, {"enable_trace_replay"})
+    with pytest.raises(QdxError, match=r"vLLM 0\.20\.2 has no trace replay .*backend\.trace_replay=null"):
+        start._with_trace_replay(fail, {}, "0.20.2", True, set())
 
 
 def test_numbers_of_a_version_end_at_its_first_letter() -> None:

@@ -53,6 +53,18 @@ def test_repeats_whose_libraries_differ_are_not_one_config(tmp_path) -> None:
     assert qdx.open(tmp_path / "joined.nc").attrs["repeat_processes"] == 2
 
 
+def test_starts_for_which_compiling_chose_other_kernels_are_repeats_and_all_choices_are_stated(
+    tmp_path,
+) -> None:
+    for repeat, chosen in enumerate(("9 kernels, b", "9 kernels, a", "9 kernels, b")):
+        write_run(tmp_path / f"{repeat}.nc", "awq", repeats=1, attrs={"compiled_kernels": chosen})
+    parts = [tmp_path / f"{repeat}.nc" for repeat in range(3)]
+    join_repeats(parts, tmp_path / "joined.nc", {})
+    assert qdx.open(tmp_path / "joined.nc").attrs["compiled_kernels"] == "9 kernels, a | 9 kernels, b"
+    join_repeats([parts[0], parts[2]], tmp_path / "alike.nc", {})
+    assert qdx.open(tmp_path / "alike.nc").attrs["compiled_kernels"] == "9 kernels, b"
+
+
 def test_one_repeat_whose_replay_is_not_exact_is_enough(tmp_path) -> None:
     for repeat, exact in enumerate((True, False)):
         write_run(tmp_path / f"{repeat}.nc", "awq", repeats=1, attrs={"replay_exact": exact})

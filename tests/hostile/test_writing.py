@@ -365,6 +365,7 @@ def test_the_facts_of_an_environment_class_are_all_kept() -> None:
         "kernel_environment",
         "torch_switches",
         "model_runner",
+        "compiled_kernels",
         "batch_layout",
         "sampling",
         "weights_sha256",

@@ -10,7 +10,7 @@ from qdx.backends import Facts, sampling
 from qdx.backends.auto import gpus
 from qdx.backends.vllm import versions
 from qdx.backends.vllm.errors import explained, out_of_memory_explained
-from qdx.backends.vllm.start import start
+from qdx.backends.vllm.start import require_runner, start
 from qdx.errors import QdxError
 from qdx.plugins import register
 
@@ -59,6 +59,11 @@ class VllmBackend:
         Let a prefill that does not fit a step be cut into chunks, whose last one may run another kernel.
     async_scheduling : bool, optional
         Prepare a step while the one before it runs; vLLM's choice when None.
+    model_runner : str
+        ``v1``, ``v2``, or ``auto`` for what this version does by default.
+    trace_replay : bool, optional
+        Replay by vLLM's own trace replay, which needs the second model runner. False: give the sampler rows
+        that leave the forced token alone possible. None: the former where the engine has it.
 
     Raises
     ------
@@ -85,6 +90,8 @@ class VllmBackend:
         attention_backend: str | None = None,
         chunked_prefill: bool = False,
         async_scheduling: bool | None = None,
+        model_runner: str = "auto",
+        trace_replay: bool | None = None,
     ) -> None:
         self._version = versions.installed_version()
         adapter = versions.adapter(self._version)
@@ -118,12 +125,16 @@ class VllmBackend:
             dtype=dtype,
             seed=seed,
             attention_backend=attention_backend,
+            model_runner=model_runner,
+            trace_replay=trace_replay,
         )
         with explained(f"vLLM {self._version}, looking into the loaded model"):
             from qdx.backends.vllm import tap
             from qdx.backends.vllm.observed import facts
 
-            self._max_len = int(self._engine.llm_engine.vllm_config.model_config.max_model_len)
+            model_config = self._engine.llm_engine.vllm_config.model_config
+            self._max_len = int(model_config.max_model_len)
+            self._trace = bool(getattr(model_config, "enable_trace_replay", False))
             self._facts = facts(
                 self._engine,
                 self._version,
@@ -132,6 +143,7 @@ class VllmBackend:
                 chunked_prefill=chunked_prefill,
                 sampling=sampling.stated_by(_parameters(count=2)),
             )
+            require_runner(self._version, model_runner, self._facts.settings["model_runner"])
             self._engine.collective_rpc(tap.install)
 
     @staticmethod
@@ -219,15 +231,19 @@ class VllmBackend:
         if recorder is not None:
             prompt_rows = [recorder.wanted(i)[recorder.wanted(i) < len(ids)] for i, ids in enumerate(batch)]
         parameters = [
-            _parameters(count if forced is None else len(forced[item]), {tap.ITEM: item})
+            _parameters(
+                count if forced is None else len(forced[item]),
+                {tap.ITEM: item},
+                trace=forced[item] if forced is not None and self._trace else None,
+            )
             for item in range(len(batch))
         ]
-        wanted = tap.Wanted(prompt_rows, forced, hidden)
+        wanted = tap.Wanted(prompt_rows, None if self._trace else forced, hidden)
         with explained(f"vLLM {self._version}, while running"):
             self._engine.collective_rpc(tap.open_tap, args=(wanted,))
             prompts = [{"prompt_token_ids": ids} for ids in batch]
             outputs = self._engine.generate(prompts, parameters, use_tqdm=False)
-            seen: list[Seen] = next((rows for rows in self._engine.collective_rpc(tap.drain) if rows), [])
+            seen = tap.joined(self._engine.collective_rpc(tap.drain))
         return [list(output.outputs[0].token_ids) for output in outputs], seen
 
     def _hand_over(
@@ -264,9 +280,14 @@ class VllmBackend:
             )
 
 
-def _parameters(count: int, extra: Mapping[str, Any] | None = None) -> Any:
-    """Return the sampling parameters of a request; what a run's record states is read from them."""
+def _parameters(count: int, extra: Mapping[str, Any] | None = None, trace: list[int] | None = None) -> Any:
+    """Return the sampling parameters of a request; what a run's record states is read from them.
+
+    vLLM's trace replay ends at ``max_tokens``, whose default is 16, so `count` is always given.
+    """
     from vllm import SamplingParams
+
+    replayed = {} if trace is None else {"trace_decode_token_ids": trace}
 
     return SamplingParams(
         temperature=0.0,
@@ -274,6 +295,7 @@ def _parameters(count: int, extra: Mapping[str, Any] | None = None) -> Any:
         ignore_eos=True,
         detokenize=False,
         extra_args=dict(extra or {}),
+        **replayed,
     )
 
 

@@ -1,8 +1,8 @@
 """vLLM 0.22 – 0.33: a kernel is chosen by the engine argument ``linear_backend``.
 
-Run with 0.25.1 on an H100, where Marlin, Machete and exllama load as asked and give 0.20.2's bits (exllama in
-prefill; its decode does not repeat), and with 0.32.0 on a CPU, dense; numerical models stand in for the int4
-kernels there (``simulated.py``).
+Run with 0.25.1 and 0.33.0 on an H100, where Marlin, Machete and exllama load as asked and give 0.20.2's bits
+(exllama in prefill; its decode does not repeat), and with 0.32.0 on a CPU, dense; numerical models stand in
+for the int4 kernels there (``simulated.py``).
 
 Read in 0.32.0: ``config/kernel.py`` (the choices), ``model_executor/kernels/linear/__init__.py``,
 ``_filter_kernels_by_backend`` (a choice without a kernel only warns, so what was loaded is checked),

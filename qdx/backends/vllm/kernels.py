@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, NamedTuple
 
 from qdx.backends.vllm import simulated
@@ -100,6 +101,50 @@ def model_runner(worker: Any) -> str:
     runner = type(worker.model_runner)
     generations = [known[base.__module__] for base in runner.__mro__ if base.__module__ in known]
     return generations[0] if generations else f"{runner.__module__}.{runner.__qualname__}"
+
+
+def compiled_kernels(worker: Any) -> list[str]:
+    """Return what compiling chose for each kernel that it wrote, as ``name: block sizes, warps, stages``.
+
+    Inductor times several forms of a kernel on the GPU when an engine starts, and keeps the fastest. A sum in
+    other blocks has another order, so two starts of one engine may give other rows (seen with vLLM 0.33.0 on
+    an H100: ``docs/results/h100_vllm_0_33_0/starts.txt``). Empty in eager mode. Runs inside the worker, after
+    its graphs were captured.
+    """
+    import gc
+    import sys
+
+    heuristics = sys.modules.get("torch._inductor.runtime.triton_heuristics")
+    if heuristics is None:
+        return []
+    # vLLM freezes the collector's heap when an engine has started, and what is frozen is not listed
+    frozen = bool(gc.get_freeze_count())
+    gc.unfreeze()
+    # by type, because asking some objects for their class runs code of theirs
+    tuners = [one for one in gc.get_objects() if issubclass(type(one), heuristics.CachingAutotuner)]
+    if frozen:
+        gc.freeze()
+    chosen = set()
+    for tuner in tuners:
+        launchers = getattr(tuner, "launchers", ())
+        for launcher in launchers if len(launchers) == 1 else ():  # several: it has not run yet
+            config = launcher.config
+            blocks = ", ".join(f"{name} {value}" for name, value in sorted(config.kwargs.items()))
+            name = str((tuner.inductor_meta or {}).get("kernel_name", ""))
+            chosen.add(f"{name}: {blocks}, {config.num_warps} warps, {config.num_stages} stages")
+    return sorted(chosen)
+
+
+def summary(chosen: list[str]) -> str:
+    """Return how many kernels compiling chose, and a hash that is equal where all choices are.
+
+    Examples
+    --------
+    >>> summary([])
+    ''
+    """
+    digest = hashlib.sha256("\n".join(chosen).encode()).hexdigest()
+    return f"{len(chosen)} kernels, sha256 {digest[:16]}" if chosen else ""
 
 
 def _classes(method: Any, scheme: Any = None) -> tuple[str, str]:

@@ -41,10 +41,15 @@ def facts(
     on_cpu = config.device_config.device_type == "cpu"
     threads = {"threads": str(next(iter(engine.collective_rpc(_threads))))} if on_cpu else {}
     models = any(simulated.normalized(layer.kernel) for layers in found.values() for layer in layers)
+    runner = "+".join(sorted(set(engine.collective_rpc(kernels.model_runner))))
     attrs: dict[str, Any] = {
         **of_workers(engine.collective_rpc(_arithmetic)),
-        "model_runner": "+".join(sorted(set(engine.collective_rpc(kernels.model_runner)))),
+        "model_runner": runner,
+        "compiled_kernels": "",
     }
+    if not config.model_config.enforce_eager:
+        chosen = {kernels.summary(one) for one in engine.collective_rpc(kernels.compiled_kernels)}
+        attrs["compiled_kernels"] = " | ".join(sorted(chosen))
     return Facts(
         kernel_class={
             name: "+".join(layer.kernel_class for layer in layers) for name, layers in found.items()
@@ -69,7 +74,7 @@ def facts(
         eos_token_ids=_eos_token_ids(checkpoint),
         remedy=_remedy(remedy, version, str(gpu["compute_capability"])),
         settings={
-            **settings(config, next(filter(None, engine.collective_rpc(kernels.attention)), "")),
+            **settings(config, next(filter(None, engine.collective_rpc(kernels.attention)), ""), runner),
             "chunked_prefill": str(chunked_prefill),
         }
         | threads,
@@ -78,14 +83,14 @@ def facts(
     )
 
 
-def settings(config: Any, attention_backend: str) -> dict[str, str]:
+def settings(config: Any, attention_backend: str, model_runner: str) -> dict[str, str]:
     """Return what the engine settled on, by the names of ``conf/backend/vllm.yaml``.
 
     Parameters
     ----------
     config : vllm.config.VllmConfig
-    attention_backend : str
-        As the worker reports it.
+    attention_backend, model_runner : str
+        As the worker reports them.
     """
     model, scheduler = config.model_config, config.scheduler_config
     cache, parallel = config.cache_config, config.parallel_config
@@ -101,6 +106,8 @@ def settings(config: Any, attention_backend: str) -> dict[str, str]:
         "kv_cache_dtype": cache.cache_dtype,
         "attention_backend": attention_backend,
         "async_scheduling": bool(getattr(scheduler, "async_scheduling", False)),
+        "model_runner": model_runner,
+        "trace_replay": bool(getattr(model, "enable_trace_replay", False)),
     }
     return {key: str(value) for key, value in observed.items()}
 

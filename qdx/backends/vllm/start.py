@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 ENVIRONMENT = {
     # the engine in this process: rows reach the recorder without a copy
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_USE_V2_MODEL_RUNNER": "0",  # the tap is written for the first one
     "VLLM_USE_FLASHINFER_SAMPLER": "0",  # not needed for greedy decoding, and built on first use
     "VLLM_NO_USAGE_STATS": "1",
 }
+RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+TRACE_REPLAY = "enable_trace_replay"
+NEEDS_SECOND_RUNNER = "trace replay requires Model Runner V2"
 
 
 def start(
@@ -32,6 +34,8 @@ def start(
     dtype: str,
     seed: int,
     attention_backend: str | None,
+    model_runner: str = "auto",
+    trace_replay: bool | None = None,
 ) -> Any:
     """Return a ``vllm.LLM``.
 
@@ -47,13 +51,18 @@ def start(
     dtype : str
     seed : int
     attention_backend : str, optional
+    model_runner : str
+        ``v1``, ``v2`` or ``auto``.
+    trace_replay : bool, optional
+        Whether the engine can follow given tokens by itself; None: where this version and its runner can.
 
     Raises
     ------
     QdxError
-        When the engine refuses the model: what vLLM said, and what to change.
+        When the engine refuses the model, or runs another model runner than was asked for: what vLLM said,
+        and what to change.
     """
-    prepare_environment(request.disabled, attention_backend)
+    prepare_environment(request.disabled, attention_backend, model_runner)
     with explained(f"vLLM {version} does not start"):
         from vllm import LLM
         from vllm.engine.arg_utils import EngineArgs
@@ -79,8 +88,47 @@ def start(
     unknown = [name for name in request.engine if name not in known]
     if unknown:
         raise QdxError(f"vLLM {version} has no engine argument {unknown[0]}: pip install vllm==0.20.2")
+    arguments = {name: value for name, value in arguments.items() if value is not None}
     with explained(f"vLLM {version} did not load {checkpoint.source}"):
-        return LLM(**{name: value for name, value in arguments.items() if value is not None})
+        return _with_trace_replay(LLM, arguments, version, trace_replay, known)
+
+
+def _with_trace_replay(
+    make: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    version: str,
+    wanted: bool | None,
+    known: Container[str],
+) -> Any:
+    """Start the engine with its own trace replay where that is wanted, or may be had."""
+    if wanted and TRACE_REPLAY not in known:
+        raise QdxError(
+            f"vLLM {version} has no trace replay (0.29 to 0.33 have): set backend.trace_replay=null"
+        )
+    if wanted is False or TRACE_REPLAY not in known:
+        return make(**arguments)
+    try:
+        return make(**arguments, **{TRACE_REPLAY: True})
+    except Exception as error:
+        # vLLM decides by itself which runner `auto` is, and says so before it loads anything.
+        if wanted or NEEDS_SECOND_RUNNER not in str(error):
+            raise
+        return make(**arguments)
+
+
+def require_runner(version: str, asked: str, observed: str) -> None:
+    """Stop when the engine runs another model runner than was asked for.
+
+    Raises
+    ------
+    QdxError
+    """
+    if asked in ("auto", observed):
+        return
+    raise QdxError(
+        f"backend.model_runner={asked}: vLLM {version} runs {observed} here (v2 needs Triton, and vLLM 0.29 "
+        "to 0.33 have the one that is known here): set backend.model_runner=auto"
+    )
 
 
 def _require_device(version: str) -> None:
@@ -98,14 +146,26 @@ def _require_device(version: str) -> None:
         )
 
 
-def prepare_environment(disabled: tuple[str, ...], attention_backend: str | None) -> None:
+def prepare_environment(
+    disabled: tuple[str, ...], attention_backend: str | None, model_runner: str = "auto"
+) -> None:
     """Set the variables that vLLM reads when it is imported; what the user disabled stays disabled."""
     os.environ.update(ENVIRONMENT)
+    # What an earlier engine of this process asked for is its own affair, here as below.
+    chosen = _runner_of_user() if model_runner == "auto" else {"v1": "0", "v2": "1"}[model_runner]
+    if chosen is None:
+        os.environ.pop(RUNNER, None)
+    else:
+        os.environ[RUNNER] = chosen
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    # What an earlier engine of this process had disabled is its own affair.
     os.environ["VLLM_DISABLED_KERNELS"] = ",".join(dict.fromkeys((*_disabled_by_user(), *disabled)))
     if attention_backend is not None:
         os.environ["VLLM_ATTENTION_BACKEND"] = attention_backend  # versions before 0.12 know nothing else
+
+
+@cache
+def _runner_of_user() -> str | None:
+    return os.environ.get(RUNNER)
 
 
 @cache

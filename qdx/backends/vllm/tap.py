@@ -1,25 +1,29 @@
 """Sees the rows of logits inside vLLM's worker, in the model's own dtype and on its device, and pins tokens.
 
-Two methods are wrapped, both called by ``GPUModelRunner`` in Python after the forward pass, so neither is
-part of a compiled or captured graph:
+vLLM has two model runners, which lay out their batches differently; each has a tap of its own
+(`qdx.backends.vllm.first_runner`, `qdx.backends.vllm.second_runner`). Both wrap what the runner calls in
+Python after the forward pass, so nothing of a tap is part of a compiled or captured graph, and both do the
+same two things in every step:
 
-- ``model.compute_logits``: once a step, one row for each request of the batch. The row of a request whose
-  prompt is not all consumed yet (chunked prefill) predicts nothing and is left out. In a replay the sampler
-  gets, in place of the rows that were kept, rows that leave the forced token alone possible. A
-  ``LogitsProcessor`` could do that, too, but its mere presence makes vLLM copy every sampled token to the
-  host before the next step (``logitsprocs_need_output_token_ids``), in plain generation as well. Nor does it
-  use the trace replay that vLLM has from 0.33 on: only the second model runner has that, whose batches are
-  laid out otherwise, so that one way to pin tokens serves every version.
-- ``runner._get_prompt_logprobs_dict``: once a step, with the hidden states of all scheduled tokens. The
-  wanted prompt rows are picked from them and only those go through the output head; ``prompt_logprobs`` would
-  compute the whole vocabulary for every token of the prompt, in float32, and a Python object for each.
+- **Sampled rows**: one row for each request of the batch. The row of a request whose prompt is not all
+  consumed yet (chunked prefill) predicts nothing and is left out. Where tokens are pinned, the sampler gets,
+  in place of the rows that were kept, rows that leave the forced token alone possible. A ``LogitsProcessor``
+  could do that, too, but its mere presence makes vLLM copy every sampled token to the host before the next
+  step (``logitsprocs_need_output_token_ids``), in plain generation as well. Where the engine replays by
+  itself (``enable_trace_replay``, the second runner only), its sampler overwrites the token, and nothing is
+  pinned here.
+- **Prompt rows**: the wanted ones are picked from the hidden states of all scheduled tokens, and only those
+  go through the output head; ``prompt_logprobs`` would compute the whole vocabulary for every token of the
+  prompt, in float32, and a Python object for each, and vLLM refuses it in a request that replays.
 
-What is seen stays on the device until it is drained; beyond `ON_DEVICE` bytes it moves to host memory beside
-the engine's work (`qdx.backends.vllm.spill`).
+What is seen stays on the device until it is drained; beyond a quarter of the memory that is free there, and
+`ON_DEVICE` bytes in any case, it moves to host memory beside the engine's work (`qdx.backends.vllm.spill`),
+which costs the process time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +35,8 @@ from qdx.backends.vllm.spill import Spill
 from qdx.errors import QdxError
 
 ITEM = "qdx_item"  # key of SamplingParams.extra_args: which reference of the batch a request is
-ON_DEVICE = 1 << 29
+ON_DEVICE = 1 << 29  # bytes
+OF_FREE = 4  # the part of the device's free memory that rows may take
 # prompt rows that go through the output head together: a fixed number, so that the same rows give the same
 # bits
 ROWS_AT_ONCE = 256
@@ -67,31 +72,71 @@ class Wanted(NamedTuple):
     rows: bool = True
 
 
+class Step(NamedTuple):
+    """What one step of the engine computes for each request of its batch.
+
+    Attributes
+    ----------
+    requests : sequence of str
+    items : array
+        Which reference of the batch each request is.
+    first : array
+        Row of each request's first token among the hidden states of all scheduled tokens.
+    done, scheduled : array
+        Tokens that each had consumed before the step, and consumes in it.
+    prompt : array
+        Tokens of each one's prompt.
+    """
+
+    requests: Sequence[str]
+    items: NDArray[np.int32]
+    first: NDArray[np.int64]
+    done: NDArray[np.int64]
+    scheduled: NDArray[np.int64]
+    prompt: NDArray[np.int64]
+
+    def of(self, requests: Sequence[str]) -> Step:
+        """Return the part that concerns some of the requests, in their order."""
+        rows = np.array([self.requests.index(request) for request in requests], np.int64)
+        return Step(
+            requests,
+            self.items[rows],
+            self.first[rows],
+            self.done[rows],
+            self.scheduled[rows],
+            self.prompt[rows],
+        )
+
+
 class Tap:
-    """Keeps the rows of one call of the engine.
+    """Keeps the rows of one call of the engine; what is common to both model runners.
 
     Parameters
     ----------
-    runner : GPUModelRunner
-        vLLM's first model runner; the second one (``VLLM_USE_V2_MODEL_RUNNER=1``) keeps its batch otherwise.
+    compute_logits : callable
+        The model's output head, as it was before anything was wrapped.
     """
 
-    def __init__(self, runner: Any) -> None:
-        self._runner = runner
+    def __init__(self, compute_logits: Any) -> None:
+        self._compute_logits = compute_logits
         self._spill = Spill()
         self._seen: list[Seen] = []
-        self._on_device = 0
+        self._on_device = self._room = 0
         self._reached: dict[int, int] = {}
         self._wanted: Wanted | None = None
-        model = runner.get_model()
-        self._compute_logits = model.compute_logits
-        self._prompt_logprobs = runner._get_prompt_logprobs_dict
-        model.compute_logits = self._sampled
-        runner._get_prompt_logprobs_dict = self._prompt
+
+    def wrap(self) -> None:
+        """Put the tap into the runner."""
+        raise NotImplementedError
+
+    def unwrap(self) -> None:
+        """Give the runner its own methods back."""
+        raise NotImplementedError
 
     def open(self, wanted: Wanted) -> None:
         """Begin to keep rows."""
         self._seen, self._on_device, self._reached, self._wanted = [], 0, {}, wanted
+        self._room = max(ON_DEVICE, _free() // OF_FREE)
 
     def drain(self) -> list[Seen]:
         """Return what was seen, and stop to keep."""
@@ -99,54 +144,62 @@ class Tap:
         seen, self._seen, self._wanted = self._seen, [], None
         return seen
 
-    def _item(self, request: str) -> int:
-        parameters = self._runner.requests[request].sampling_params
-        return int((parameters.extra_args or {}).get(ITEM, -1))
+    def _sampled(self, step: Step, logits_BV: Tensor, hidden_BH: Tensor | None) -> Tensor:
+        """Keep the rows that predict a token, and return those that the sampler gets.
 
-    def _sampled(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Tensor | None:
-        logits_BV: Tensor | None = self._compute_logits(hidden_states, *arguments, **keywords)
+        Parameters
+        ----------
+        step : Step
+            Of the requests that `logits_BV` has a row for, in that order.
+        logits_BV : Tensor
+        hidden_BH : Tensor, optional
+            What the output head read; needed where `Wanted.hidden` is set.
+        """
         wanted = self._wanted
-        if wanted is None or logits_BV is None:
+        if wanted is None:
             return logits_BV
-        batch = self._runner.input_batch
-        starts = self._runner.query_start_loc.np
-        count = batch.num_reqs
+        count = len(step.requests)
         if len(logits_BV) != count:
             raise RuntimeError(
                 f"{len(logits_BV)} rows of logits for {count} requests: is speculative decoding on?"
             )
-        consumed = batch.num_computed_tokens_cpu[:count] + np.diff(starts[: count + 1])
-        prompts = batch.num_prompt_tokens[:count]
-        ready = np.flatnonzero(consumed >= prompts)
+        consumed = step.done + step.scheduled
+        ready = np.flatnonzero(consumed >= step.prompt)
         if not len(ready):
             return logits_BV
-        items = np.array([self._item(batch.req_ids[row]) for row in ready], np.int32)
+        items = step.items[ready]
         positions = consumed[ready].astype(np.int32)
-        self._advance(items, positions)
+        self._advance(items, positions, again=(consumed > step.prompt)[ready] & (step.scheduled > 1)[ready])
         if wanted.rows:
-            whole = len(ready) == count
-            index = None if whole else torch.as_tensor(ready, device=logits_BV.device)
+            index = None if len(ready) == count else _on(logits_BV, ready)
             rows_PV = logits_BV if index is None else logits_BV[index]
             # The engine's sampler works on a float32 copy; float32 rows themselves it changes in place.
             rows_PV = rows_PV.clone() if rows_PV is logits_BV and rows_PV.dtype == torch.float32 else rows_PV
             hidden_PH = None
             if wanted.hidden:
-                hidden_PH = hidden_states[:count] if index is None else hidden_states[index]
+                assert hidden_BH is not None
+                hidden_PH = hidden_BH[:count] if index is None else hidden_BH[index]
             self._keep(Seen(items, positions, rows_PV, hidden_PH))
         if wanted.forced is None:
             return logits_BV
-        steps = (consumed - prompts)[ready]
+        outputs = (consumed - step.prompt)[ready]
         pins = [
-            (row, wanted.forced[item][step])
-            for row, item, step in zip(ready.tolist(), items.tolist(), steps.tolist(), strict=True)
-            if step < len(wanted.forced[item])
+            (row, wanted.forced[item][output])
+            for row, item, output in zip(ready.tolist(), items.tolist(), outputs.tolist(), strict=True)
+            if output < len(wanted.forced[item])
         ]
         return _pinned(logits_BV, pins) if pins else logits_BV
 
-    def _advance(self, items: NDArray[np.int32], positions: NDArray[np.int32]) -> None:
-        """Stop when the engine, out of cache blocks, threw a request out and computes it again."""
-        for item, position in zip(items.tolist(), positions.tolist(), strict=True):
-            if position <= self._reached.get(item, -1):
+    def _advance(
+        self, items: NDArray[np.int32], positions: NDArray[np.int32], again: NDArray[np.bool_]
+    ) -> None:
+        """Stop when the engine, out of cache blocks, threw a request out and computes it again.
+
+        A request that begins again consumes its own output as if it were prompt: it comes back to a position
+        that it had reached, or takes several tokens past its prompt in one step (`again`).
+        """
+        for item, position, restarted in zip(items.tolist(), positions.tolist(), again.tolist(), strict=True):
+            if restarted or position <= self._reached.get(item, -1):
                 raise QdxError(
                     f"the engine ran out of key-value cache and began reference {item} of the batch again at "
                     f"position {position}: lower batch_size, or raise backend.kv_cache_memory_bytes where it "
@@ -154,39 +207,49 @@ class Tap:
                 )
             self._reached[item] = position
 
-    def _prompt(self, hidden_states: Tensor, num_scheduled_tokens: dict[str, int]) -> Any:
-        if self._wanted is not None and self._wanted.rows:
-            batch = self._runner.input_batch
-            for row, request in enumerate(batch.req_ids[: batch.num_reqs]):
-                item, first = self._item(request), int(self._runner.query_start_loc.np[row])
-                done = int(batch.num_computed_tokens_cpu[row])
-                wanted = self._wanted.positions[item]
-                # Row i of a request's slice has consumed token done + i and predicts position done + i + 1.
-                mine = wanted[(wanted > done) & (wanted <= done + num_scheduled_tokens[request])]
-                for start in range(0, len(mine), ROWS_AT_ONCE):
-                    positions = mine[start : start + ROWS_AT_ONCE]
-                    index = torch.as_tensor(first + positions - 1 - done, device=hidden_states.device)
-                    hidden_PH = hidden_states[index]
-                    logits_PV = self._compute_logits(hidden_PH)
-                    if logits_PV is not None:
-                        items = np.full(len(positions), item, np.int32)
-                        kept = hidden_PH if self._wanted.hidden else None
-                        self._keep(Seen(items, positions, logits_PV, kept))
-        return self._prompt_logprobs(hidden_states, num_scheduled_tokens)
+    def _prompt(self, step: Step, hidden_states: Tensor) -> None:
+        """Keep the wanted rows of the prompts; `hidden_states` are those of all scheduled tokens."""
+        wanted = self._wanted
+        if wanted is None or not wanted.rows:
+            return
+        for row, item in enumerate(step.items.tolist()):
+            first, done, scheduled = int(step.first[row]), int(step.done[row]), int(step.scheduled[row])
+            # Row i of a request's slice has consumed token done + i and predicts position done + i + 1.
+            positions = wanted.positions[item]
+            of_step = positions[(positions > done) & (positions <= done + scheduled)]
+            for start in range(0, len(of_step), ROWS_AT_ONCE):
+                together = of_step[start : start + ROWS_AT_ONCE]
+                hidden_PH = hidden_states[_on(hidden_states, first + together - 1 - done)]
+                logits_PV = self._compute_logits(hidden_PH)
+                if logits_PV is not None:
+                    items = np.full(len(together), item, np.int32)
+                    self._keep(Seen(items, together, logits_PV, hidden_PH if wanted.hidden else None))
 
     def _keep(self, rows: Seen) -> None:
         logits_PV = rows.logits_PV
         self._on_device += logits_PV.numel() * logits_PV.element_size()
-        if self._on_device > ON_DEVICE:
+        if self._on_device > self._room:
             rows = rows._replace(logits_PV=self._spill.put(logits_PV))
         self._seen.append(rows)
 
 
+def _free() -> int:
+    """Return the bytes of the device that this process could take; 0 without a GPU."""
+    if not torch.cuda.is_available():
+        return 0
+    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return int(torch.cuda.mem_get_info()[0] + unused)
+
+
+def _on(rows: Tensor, index: NDArray[Any]) -> Tensor:
+    """Return an index on the device of `rows`; the process does not wait for the device."""
+    made = torch.as_tensor(np.asarray(index, np.int64))
+    return made.pin_memory().to(rows.device, non_blocking=True) if rows.is_cuda else made
+
+
 def _pinned(logits_BV: Tensor, pins: list[tuple[int, int]]) -> Tensor:
     """Return logits that leave one token possible in each (row, token); nothing waits for the device."""
-    where = torch.as_tensor(np.array(pins, np.int64).T)
-    if logits_BV.is_cuda:
-        where = where.pin_memory().to(logits_BV.device, non_blocking=True)
+    where = _on(logits_BV, np.array(pins, np.int64).T)
     pinned_BV = logits_BV.index_fill(0, where[0], float("-inf"))
     pinned_BV[where[0], where[1]] = 0.0
     return pinned_BV
@@ -194,7 +257,12 @@ def _pinned(logits_BV: Tensor, pins: list[tuple[int, int]]) -> Tensor:
 
 def install(worker: Any) -> None:
     """Wrap the worker's methods; runs inside the engine's worker, as the functions below do."""
-    worker.qdx_tap = Tap(worker.model_runner)
+    from qdx.backends.vllm.first_runner import FirstRunnerTap
+    from qdx.backends.vllm.kernels import model_runner
+    from qdx.backends.vllm.second_runner import SecondRunnerTap
+
+    tap = SecondRunnerTap if model_runner(worker) == "v2" else FirstRunnerTap
+    worker.qdx_tap = tap(worker.model_runner)
 
 
 def open_tap(worker: Any, wanted: Wanted) -> None:
@@ -214,3 +282,27 @@ def drain(worker: Any) -> list[Seen]:
             for rows in seen
         ]
     return seen
+
+
+def joined(workers: Sequence[list[Seen]]) -> list[Seen]:
+    """Return the rows of all workers, each once.
+
+    Without sharded sampling every worker that has the output head has all rows, or one has; with it
+    (``enable_batch_sharded_sampling``) a worker has the sampled rows of its own share of the requests.
+    """
+    kept: list[Seen] = []
+    known: set[tuple[int, int]] = set()
+    for worker in workers:
+        own: set[tuple[int, int]] = set()
+        for rows in worker:
+            keys = list(zip(rows.items.tolist(), rows.positions.tolist(), strict=True))
+            new = np.array([key not in known for key in keys], bool)
+            own.update(keys)
+            if new.all():
+                kept.append(rows)
+            elif new.any():
+                index = torch.as_tensor(np.flatnonzero(new))
+                hidden_PH = None if rows.hidden_PH is None else rows.hidden_PH[index]
+                kept.append(Seen(rows.items[new], rows.positions[new], rows.logits_PV[index], hidden_PH))
+        known |= own
+    return kept
