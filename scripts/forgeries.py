@@ -113,7 +113,10 @@ def draw(index: int, seed: int, world: World) -> Draw:
     noisy = [f"noisy:{amount}:{claim}" for amount in NOISES]
     rows = one([claim, claim, claim, *others, *noisy, *FILLED])
     if text.startswith(OTHER) and generator.random() < 0.3:
-        rows = text
+        rows, made = (
+            text,
+            replace(made, commitments=False),
+        )  # of the other checkpoint's rows no commitment was made
     prefill = claim if generator.random() < 0.7 else one([*others, *noisy, *FILLED])
     dropped = "nothing" if generator.random() < 0.5 else one(list(DROPS))
     share = float(generator.choice(SHARES))
