@@ -107,7 +107,7 @@ COMMAND_LINES = {
     "a key of several other prompts": (
         ["prompts=pydoc", "prompts.path=a"],
         "prompts.path: unknown key",
-        "only prompts=pdf or text or transcripts has it",
+        "only prompts=challenge or pdf or text or transcripts has it",
     ),
     "an option of a metric that is not chosen": (
         ["metric.topk_overlap.k=5"],

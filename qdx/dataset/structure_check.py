@@ -24,7 +24,7 @@ WIDE = ("logit", "hidden")  # full rows, which a run's file holds and nobody rea
 DEPTH = 8  # of groups; qdx's own files have 4
 RANK = 10  # dimensions of a variable; qdx's own have 6
 NAME = 200  # characters of a link's or an attribute's name
-ATTRIBUTES = 200  # of one object
+ATTRIBUTES = 1_200  # of one object; an import of the original experiment keeps 1,000 keys of its file
 FEW = 16  # attributes that are opened by number, which is quicker; HDF5 copies all of them for each one then
 PIECE = 32 * 2**20  # bytes that are read at once
 # A chunk is unpacked whole, and the attributes of a file are all read: each may claim this part of max_bytes.

@@ -12,6 +12,7 @@ import xarray as xr
 from qdx.dataset import append, checksums
 from qdx.dataset.layout import SCHEMA_VERSION
 from qdx.dataset.provenance import command_line, software
+from qdx.dataset.structure_check import NAME
 from qdx.dataset.writing import attribute, disk_errors
 from qdx.errors import QdxError
 from qdx.legacy import activations, comparisons, generations, matrices, measurements, rows
@@ -75,8 +76,9 @@ def convert(file: str | Path, out: str | Path) -> list[str]:
         "source_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         **imported.facts,
     }
-    kept = dict(list(imported.attributes.items())[:MOST_ATTRIBUTES])
-    head |= {f"legacy: {path}": value for path, value in kept.items()}
+    named = {f"legacy: {path}": value for path, value in imported.attributes.items()}
+    kept = dict([(name, value) for name, value in named.items() if _readable(name)][:MOST_ATTRIBUTES])
+    head |= kept
     try:
         attrs = {attribute_name(key): _attribute(value) for key, value in head.items()}
     except RecursionError as error:
@@ -99,6 +101,12 @@ def convert(file: str | Path, out: str | Path) -> list[str]:
     if len(imported.attributes) > len(kept):
         said.append(f"{len(imported.attributes) - len(kept):,} other keys of the file are not kept")
     return [f"{file}: {line}" for line in said[:1]] + said[1:] + [f"written: {out}"]
+
+
+def _readable(name: str) -> bool:
+    """Whether a file with an attribute of this name is read again, see `qdx.dataset.structure_check`."""
+    name = attribute_name(name)
+    return len(name) <= NAME and name.isprintable()
 
 
 def read(file: Path) -> Imported:

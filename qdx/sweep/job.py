@@ -71,7 +71,7 @@ def _convert(request: Mapping[str, str]) -> None:
         said = {"path": str(experiment.convert_records(cfg))}
     except QdxError as error:
         said = {"error": str(error)}
-    Path(request["into"]).write_text(json.dumps(said))
+    new_file.write_text(Path(request["into"]), json.dumps(said))
 
 
 def main() -> None:

@@ -132,7 +132,7 @@ def twice(file: h5py.File) -> None:
 
 
 def attributes(file: h5py.File) -> None:
-    for i in range(300):
+    for i in range(1300):
         file["references"].attrs[f"a{i}"] = 1
 
 

@@ -103,7 +103,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Callable[[h5py.File], object]], str]] 
     "deep groups": (lambda at: making.deep, "groups lie 9 deep"),
     "a group that contains itself": (lambda at: making.itself, "linked twice, or a group contains itself"),
     "a variable twice": (lambda at: making.twice, "linked twice"),
-    "many attributes": (lambda at: making.attributes, "has 30. attributes, limit 200"),
+    "many attributes": (lambda at: making.attributes, "has 130. attributes, limit 1200"),
     "long attributes": (lambda at: making.long_attributes, "its attributes claim .* limit 67,108,864"),
     "one text that many values name": (
         lambda at: making.free_texts,

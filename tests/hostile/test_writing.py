@@ -253,6 +253,7 @@ ELSEWHERE = {
     "commit.py": "within new_file.replacing",
     "challenge.py": "within new_file.replacing",
     "verification/ledger.py": "within new_file.replacing",
+    "prompts/_record_file.py": "within new_file.replacing",
     "backends/": "a scratch file of the engine's",
 }
 MEANS = (
