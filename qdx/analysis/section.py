@@ -8,7 +8,7 @@ from typing import Any
 
 import xarray as xr
 
-from qdx.dataset.layout import PHASES
+from qdx.dataset.layout import REPORT_ORDER
 from qdx.errors import QdxError, nearest
 
 
@@ -65,9 +65,8 @@ def check(options: Mapping[str, Any]) -> None:
 
 def _check_phases(phases: Any) -> None:
     if not phases:
-        raise QdxError(f"phases={phases}: choose at least one of {', '.join(PHASES)}")
+        raise QdxError(f"phases={phases}: choose at least one of {', '.join(REPORT_ORDER)}")
     for phase in phases:
-        if phase not in PHASES:
-            raise QdxError(
-                f"phases={phase}: no phase, one of {', '.join(PHASES)}{nearest(str(phase), PHASES)}"
-            )
+        if phase not in REPORT_ORDER:
+            close = nearest(str(phase), REPORT_ORDER)
+            raise QdxError(f"phases={phase}: no phase, one of {', '.join(REPORT_ORDER)}{close}")
