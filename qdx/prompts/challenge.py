@@ -255,9 +255,17 @@ class Challenge:
                 raise QdxError(f"{option}={got}: {path} asks for {wanted}: remove {option}")
 
     def keep(self, directory: Path) -> None:
-        """Copy the file into the sweep folder, where ``python -m qdx.commit`` finds it."""
+        """Copy the file into the sweep folder, where ``python -m qdx.commit`` finds it.
+
+        Raises
+        ------
+        QdxError
+            When the folder has another challenge, which its runs answer.
+        """
         source, target = locate(self.path, "prompts.path"), directory / COPY
-        if target.exists() and target.samefile(source):
+        if target.exists():
+            if read_once(target)[1] != read_once(source)[1]:
+                raise QdxError(f"{target} is another challenge: choose another hydra.sweep.dir")
             return
         directory.mkdir(parents=True, exist_ok=True)
         new_file.copy(source, target)

@@ -16,7 +16,7 @@ from qdx.dataset.guarding import guard
 from qdx.errors import QdxError, nearest
 from qdx.experiment import Prompts, find_checkpoint, identify, load_prompts
 from qdx.prompts import refusals
-from qdx.prompts.challenge import COPY, locate
+from qdx.prompts.challenge import locate
 from qdx.schema import Experiment, validate
 from qdx.schema_verify import ChallengePrompts, TranscriptPrompts, Verify
 from qdx.verification import ledger
@@ -115,7 +115,7 @@ def keep_for_the_report(transcripts: Transcripts, asked: Verify, directory: Path
         means nothing, or opened rows without their challenge.
     """
     from qdx.verification import obligations
-    from qdx.verification.sections import adopt_calibration, adopt_challenge
+    from qdx.verification.sections import CHALLENGE, adopt_calibration, adopt_challenge
 
     names = [producer.name for producer in transcripts.producers]
     for producer in asked.claims or {}:
@@ -135,7 +135,7 @@ def keep_for_the_report(transcripts: Transcripts, asked: Verify, directory: Path
             "that they answer: add verify.challenge=challenge.json"
         )
     else:  # an earlier sweep of the folder may have left one
-        for path in (directory / COPY, ledger.path_of(directory / COPY)):
+        for path in (directory / CHALLENGE, ledger.path_of(directory / CHALLENGE)):
             path.unlink(missing_ok=True)
     transcripts.keep(directory)
     for line in unmet(transcripts, asked, directory):
@@ -149,6 +149,8 @@ def unmet(transcripts: Transcripts, asked: Verify, directory: Path) -> list[str]
     from qdx.verification.obligations import facts_unmet
     from qdx.verification.sections import exchange_of
 
+    if asked.challenge is None and not asked.require:
+        return []
     tree = open_file(transcripts.file.path)
     try:
         exchange = exchange_of(directory, tree)

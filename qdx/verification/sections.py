@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from qdx import new_file
 from qdx.errors import QdxError
-from qdx.prompts.challenge import COPY as CHALLENGE
 from qdx.prompts.challenge import read as read_challenge
 from qdx.prompts.transcripts import COPY
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
 SECTIONS = ("environment_validation", "verify", "crossing", "attribution")  # in the order of the report
 CALIBRATION = "calibration"  # folder below the sweep's, with the two files of an earlier verification
+CHALLENGE = "verify_challenge.json"  # copy of what the transcripts answer; never the name of an original
 LEFT_OUT = ("consistency",)  # analyses of free generations, of which a verifier makes none
 TEXT_STATED = "text as stated by the producer, not decoded here"
 STATED = "sources, pages, offsets and sha256 as stated by the producer, not checked here"

@@ -309,7 +309,7 @@ def test_another_root_than_the_received_one_is_not_met(world: World, tmp_path: P
 def test_opened_rows_without_their_challenge_are_not_judged(world: World, tmp_path: Path) -> None:
     target = tmp_path / "judged"
     judge(world, target)
-    (target / "challenge.json").unlink()
+    (target / "verify_challenge.json").unlink()
     said = " ".join(run(report_main, target, status=1).split())
     assert "opened rows are judged with the challenge that they answer" in said
 

@@ -71,7 +71,7 @@ def test_the_seed_is_for_the_verifier_alone(exchange: World) -> None:
     assert stat.S_IMODE(own.stat().st_mode) == 0o600
     seed = json.loads(own.read_text())["seed"]
     for path in exchange.folder.rglob("*"):
-        if path.is_file() and path.name not in ("challenge.verifier.json",) and path.stat().st_size < 2**20:
+        if path.is_file() and not path.name.endswith(".verifier.json") and path.stat().st_size < 2**20:
             assert seed.encode() not in path.read_bytes(), path
 
 
@@ -285,10 +285,22 @@ def test_what_is_not_met_is_said_before_the_replay(
     keep_for_the_report(source, asked, tmp_path)
     assert "NOTE: obligation not met: awq: threads: got 1, wanted 64" in capsys.readouterr().out
     assert unmet(source, Verify(challenge=str(exchange.challenge)), tmp_path) == []
-    # A sweep of the folder without a challenge does not judge by the one that lies there.
+    assert (tmp_path / "verify_challenge.verifier.json").stat().st_mode & 0o777 == 0o600
+    # A sweep of the folder without a challenge does not judge by the copy in it, and an original stays.
+    shutil.copy(exchange.challenge, tmp_path)
+    shutil.copy(ledger.path_of(exchange.challenge), tmp_path)
     keep_for_the_report(Transcripts(str(exchange.prover / "sweep.nc")), Verify(), tmp_path)
-    assert not (tmp_path / "challenge.json").exists()
-    assert not (tmp_path / "challenge.verifier.json").exists()
+    left = {path.name for path in tmp_path.glob("*.json")}
+    assert left == {"challenge.json", "challenge.verifier.json"}
+
+
+def test_a_folder_answers_one_challenge(exchange: World, tmp_path: Path) -> None:
+    fields = json.loads(exchange.challenge.read_bytes()) | {"seed_sha256": "0" * 64}
+    (tmp_path / "other.json").write_text(json.dumps(fields))
+    Challenge(str(exchange.challenge)).keep(tmp_path / "sweep")
+    Challenge(str(exchange.challenge)).keep(tmp_path / "sweep")  # a sweep that is resumed
+    with pytest.raises(QdxError, match="is another challenge: choose another hydra"):
+        Challenge(str(tmp_path / "other.json")).keep(tmp_path / "sweep")
 
 
 @pytest.mark.parametrize(

@@ -265,11 +265,11 @@ def judge(
     else:
         shutil.copyfile(file, target / "producers.nc")
     ledger.write(
-        target / "challenge.verifier.json",
+        target / "verify_challenge.verifier.json",
         own or replace(world.ledger, root=commitment.root, commitment=commitment),
     )
     if asked is not None:
-        (target / "challenge.json").write_bytes(asked)
+        (target / sections.CHALLENGE).write_bytes(asked)
     plan = json.loads((target / "sweep.json").read_text())
     plan["verify"]["require"] = dict(require or {})
     plan.update(metrics={}, analyses={})
