@@ -4,7 +4,7 @@
     python benchmarks/analysis.py --configs 4 --vocab 151936 --positions 16,64,256
 
 The files are real (`benchmarks/metrics.py` writes them), the logits random. Printed for every number of
-positions: seconds of `qdx.analysis.distances.measure`, logits read a second, the same as a share of what
+positions: seconds of `qdx.distances.measure.measure`, logits read a second, the same as a share of what
 copying memory reaches in this run, and the ratio against the plain numpy loop of `benchmarks/metrics.py`.
 That loop measures first repeats only; here there is one repeat, so that both do the same.
 """
@@ -76,7 +76,7 @@ def report(folder: Path, options: argparse.Namespace, memory: float) -> None:
     """Time the engine and the plain loop on one sweep and print a line."""
     import xarray as xr
 
-    from qdx.analysis.distances import measure
+    from qdx.distances.measure import measure
     from qdx.plugins import build
 
     built = {name: build({"_target_": f"qdx.metrics.{name}"}) for name in plain_way.METRICS}

@@ -10,7 +10,7 @@ a producer is refuted that has so many false transcripts. Power is of a fifth of
 Sections, in this order:
 
 - equality: Fisher's test of rows that are not bit-equal, at the worst rate of honest mismatches;
-- pooled tests (`qdx.analysis.verification.p_values`) of profile scores (`…profile.fit_profile`) against
+- pooled tests (`qdx.verification.p_values`) of profile scores (`…profile.fit_profile`) against
   calibration, beside the old rule 2 · mean p, and the lower bound of the false share by closed testing;
 - the same against the verifier's own repeats, without any calibration;
 - one transcript: conformal p of four scores (nearest: D_c − min D_c'; distance: D_c alone; likelihood:
@@ -39,9 +39,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from qdx.analysis.verification import p_values as pv
-from qdx.analysis.verification.attribution import best
-from qdx.analysis.verification.likelihood import (
+from qdx.verification import p_values as pv
+from qdx.verification.judge import best
+from qdx.verification.likelihood import (
     Calibration,
     energy,
     likelihood_p,
@@ -50,7 +50,7 @@ from qdx.analysis.verification.likelihood import (
     token_misfits,
     ulp_floor,
 )
-from qdx.analysis.verification.profile import fit_profile, profile_fractions, profile_p, symmetric_scores
+from qdx.verification.profile import fit_profile, profile_fractions, profile_p, symmetric_scores
 
 LABELS = ("awq", "awq_marlin", "gptq", "gptq_marlin")
 METHODS = ("nearest", "distance", "likelihood", "profile")

@@ -155,7 +155,7 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     import torch
     import xarray as xr
 
-    from qdx.analysis.distances import compute
+    from qdx.distances.measure import compute
     from qdx.plugins import build
 
     labels = LABELS[: options.configs]

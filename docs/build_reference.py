@@ -34,7 +34,7 @@ PUBLIC = {
     "qdx.backends": ("Backend", "OnePass", "Facts"),
     "qdx.capture": ("Recorder", "CaptureSettings"),
     "qdx.analysis": None,
-    "qdx.analysis.verification": None,
+    "qdx.verification": None,
     "qdx.metrics": None,
     "qdx.prompts": None,
     "qdx.report": None,

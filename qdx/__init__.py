@@ -24,12 +24,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from qdx.accessor import open
     from qdx.api import compose, run
-    from qdx.expanding import expand
+    from qdx.arrays import expand
     from qdx.plugins import register
 
 _LAZY = {
     "compose": "qdx.api",
-    "expand": "qdx.expanding",
+    "expand": "qdx.arrays",
     "open": "qdx.accessor",
     "register": "qdx.plugins",
     "run": "qdx.api",

@@ -24,7 +24,7 @@ def main() -> None:
     import hydra
     from hydra.core.config_store import ConfigStore
 
-    from qdx.sweep import job, stopped
+    from qdx.sweep.callback import job, stopped
 
     # Hydra deep-copies its store, a singleton, for every group that --help lists: more than half of the time.
     # It only reads from the copies, and `ConfigStore.load` copies what it gives.
@@ -52,7 +52,7 @@ def main() -> None:
             sys.exit(1)
         if full:
             raise
-        from qdx.messages import explain, of_disk
+        from qdx.hydra_errors import explain, of_disk
 
         message = str(error) if isinstance(error, QdxError) else explain(error, conf_dir())
         if message is None:

@@ -117,9 +117,9 @@ def compose(overrides: Sequence[str] = ()) -> list[DictConfig]:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    from qdx import sweep
-    from qdx.messages import explain
+    from qdx.hydra_errors import explain
     from qdx.plugins import check_reachable, conf_dir
+    from qdx.sweep import callback
 
     _check_list(overrides)
     check_reachable(overrides)
@@ -130,7 +130,7 @@ def compose(overrides: Sequence[str] = ()) -> list[DictConfig]:
             config = hydra.compose_config(
                 "config", list(overrides), RunMode.MULTIRUN, with_log_configuration=False
             )
-            return sweep.expand(config)[1]
+            return callback.expand(config)[1]
     except QdxError:
         raise
     except Exception as error:

@@ -1,7 +1,7 @@
 """``python -m qdx.commit DIR [OUT]``: the smallest file that a verifier can judge, and nothing else.
 
 It holds the references, the generated tokens, what a verdict needs of the provenance (`KEPT`) and a
-commitment to every row (see `qdx.analysis.verification.commitments`), of the first repeat of every
+commitment to every row (see `qdx.verification.commitments`), of the first repeat of every
 config; and how many reruns of the others were bit-equal to it, which the exact test asks for. With
 ``--sweep`` it is a copy of ``sweep.nc`` to be published: rows, hashes and sketches of every repeat,
 without what the machine and its user are called.
@@ -19,8 +19,6 @@ import numpy as np
 import xarray as xr
 
 from qdx import new_file
-from qdx.analysis.verification.commitments import of_run
-from qdx.analysis.verification.compared import own_repeats
 from qdx.dataset import checksums
 from qdx.dataset.folder import RUN, SWEEP
 from qdx.dataset.layout import SCHEMA_VERSION
@@ -29,6 +27,8 @@ from qdx.dataset.provenance import software
 from qdx.dataset.size import readable
 from qdx.dataset.writing import disk_errors
 from qdx.errors import QdxError
+from qdx.verification.commitments import of_run
+from qdx.verification.compare import own_repeats
 
 PHASES = ("prefill", "decode")
 NAME, PUBLISHED = "commitments.nc", "published.nc"

@@ -13,10 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from qdx import backends, models, new_file, plugins
 from qdx.capture import CaptureSettings, Recorder
-from qdx.dataset import provenance, resume
+from qdx.dataset import folder, provenance
 from qdx.dataset.arithmetic import ARITHMETIC, arithmetic
 from qdx.dataset.folder import RUN, STATUS
-from qdx.dataset.joining import join_repeats
+from qdx.dataset.join_repeats import join_repeats
 from qdx.errors import QdxError
 from qdx.flow import Flow
 from qdx.process import spawn
@@ -88,10 +88,10 @@ def run(
     files = models.hash_weights(checkpoint.path, hashed)
     identity = identify(cfg, checkpoint, prompts, files)
     target = directory / RUN
-    if resume.is_complete(target, str(identity["config_hash"])):
-        resume.discard_unfinished(target)
+    if folder.is_complete(target, str(identity["config_hash"])):
+        folder.discard_unfinished(target)
         return "complete already, kept"
-    resume.set_aside(target)
+    folder.set_aside(target)
     attrs = {**identity, "prompts": prompts.description, "command_line": command_line}
     if experiment.repeat_scope == "process" and experiment.repeats > 1:
         run_in_processes(cfg, experiment.repeats, directory, command_line, progress, files)
@@ -131,14 +131,14 @@ def run_in_processes(
 ) -> None:
     """Run every repeat in a process of its own: a job of one repeat, with the seed that it would have had."""
     progress.start("repeats in fresh processes", repeats)
-    for repeat, folder in enumerate(repeat_folders(directory, repeats)):
+    for repeat, place in enumerate(repeat_folders(directory, repeats)):
         progress.step(f"repeat {repeat + 1} of {repeats}")
-        new_file.make_folder(folder)
-        (folder / STATUS).unlink(missing_ok=True)
+        new_file.make_folder(place)
+        (place / STATUS).unlink(missing_ok=True)
         one = OmegaConf.merge(cfg, {"repeats": 1, "repeat_scope": "engine", "seed": cfg.seed + repeat})
-        request = {"do": "run", "config": OmegaConf.to_yaml(one, resolve=True), "directory": str(folder)}
+        request = {"do": "run", "config": OmegaConf.to_yaml(one, resolve=True), "directory": str(place)}
         if ended := spawn({**request, "command_line": command_line, "hashed": dict(files)}):
-            status = folder / STATUS
+            status = place / STATUS
             error = json.loads(status.read_text())["error"] if status.exists() else ended
             raise QdxError(f"repeat {repeat + 1} of {repeats}: {error}")
 

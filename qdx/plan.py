@@ -110,8 +110,8 @@ def _published(asked: Plan) -> str:
 
 
 def _equality(asked: Plan) -> list[str]:
-    from qdx.analysis.verification.p_values import share_bound
-    from qdx.analysis.verification.power import equality_power
+    from qdx.verification.p_values import share_bound
+    from qdx.verification.power import equality_power
 
     m, share, rows = asked.transcripts, asked.share(3), asked.transcripts * asked.tokens
     reruns, bound = (asked.repeats - 1) * m, share_bound(rows)
@@ -134,7 +134,7 @@ def _equality(asked: Plan) -> list[str]:
 
 
 def _own_repeats(asked: Plan) -> list[str]:
-    from qdx.analysis.verification.power import within_power
+    from qdx.verification.power import within_power
 
     m, members, share = asked.transcripts, asked.repeats + 1, asked.share(3)
     return [
@@ -153,8 +153,8 @@ def _own_repeats(asked: Plan) -> list[str]:
 
 
 def _calibration(asked: Plan) -> list[str]:
-    from qdx.analysis.verification.p_values import calibration_total, fewest_calibration, fitting_part
-    from qdx.analysis.verification.power import level_spread, pooled_power
+    from qdx.verification.p_values import calibration_total, fewest_calibration, fitting_part
+    from qdx.verification.power import level_spread, pooled_power
 
     m, fitted = asked.transcripts, asked.evidence == "sketches"
     tokens = _count(asked.tokens, "token")
@@ -223,7 +223,7 @@ def _tests(asked: Plan, tests: int, names: str) -> list[str]:
 
 
 def _found(asked: Plan, power: Callable[[int], Fraction], what: str) -> list[str]:
-    from qdx.analysis.verification.power import fewest_found
+    from qdx.verification.power import fewest_found
 
     m = asked.transcripts
     least = fewest_found(power, m)
@@ -301,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--tests", type=int, help="tests in the list of each claim, if the files make another number"
     )
     options = parser.parse_args(arguments)
-    from qdx.analysis.verification.p_values import level
+    from qdx.verification.p_values import level
 
     try:
         asked = Plan(

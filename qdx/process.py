@@ -65,7 +65,7 @@ def spawn(
         Empty when the child succeeded, otherwise how it ended.
     """
     child = subprocess.Popen(
-        command("qdx.job"),
+        command("qdx.sweep.job"),
         stdin=subprocess.PIPE,
         cwd=cwd,
         env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},

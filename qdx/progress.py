@@ -1,46 +1,63 @@
-"""Progress of a long step: a live bar on a terminal, a line now and then in a log file."""
+"""Progress of a long piece of work, on standard error: a live bar on a terminal, lines in a log file."""
 
 from __future__ import annotations
 
 import sys
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 LINE_EVERY_S = 15.0
 
 
 class Progress:
-    """One job's progress on standard error.
+    """The one progress display.
 
     Parameters
     ----------
     title : str
-        The job's label.
+        What is going on, such as the job's label; begins every line.
+    total : int, optional
+        Number of steps of the whole; `start` gives each part its own.
+    shown : bool
+        False prints nothing.
+    every : float, optional
+        Seconds between two lines of steps in a log file; 0: one for every step; None: a terminal's bar only.
     """
 
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._console = Console(file=sys.stderr)
+    def __init__(
+        self,
+        title: str,
+        total: int | None = None,
+        *,
+        shown: bool = True,
+        every: float | None = LINE_EVERY_S,
+    ) -> None:
+        self._title, self._total = title, total
+        self._lines = shown and every is not None
+        self._every = every or 0.0
+        self._begun = time.monotonic()
+        self._said = float("-inf")
+        self._count = -1  # the first step begins at 0
         self._bar: Bar | None = None
-        if self._console.is_terminal:
+        if shown and _on_terminal():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as Bar
+
             self._bar = Bar(
                 TextColumn("{task.fields[title]}"),
                 BarColumn(bar_width=28),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("{task.description}"),
-                console=self._console,
+                console=Console(stderr=True),
                 transient=True,
             )
-            self._task = self._bar.add_task("starting", total=None, title=title)
-        self._begun = time.monotonic()
-        self._said = float("-inf")
-        self._count = 0
-        self._total: int | None = None
+            self._task = self._bar.add_task("starting", total=total, title=title)
 
     def __enter__(self) -> Progress:
         if self._bar:
@@ -54,28 +71,53 @@ class Progress:
             self._bar.stop()
 
     def start(self, what: str, total: int | None = None) -> None:
-        """Begin a part of the job with `total` steps, or with an unknown number of them."""
-        self._count, self._total = 0, total
+        """Begin a part of the work with `total` steps, or with an unknown number of them."""
+        self._count, self._total = -1, total
         if self._bar:
             self._bar.update(self._task, description=what, total=total, completed=0)
         else:
-            self._say(what)
+            self.note(what)
 
     def step(self, what: str) -> None:
         """Say which step is being done now; the one before it counts as finished."""
+        self._count += 1
         if self._bar:
             self._bar.update(self._task, description=what, completed=self._count)
-        elif time.monotonic() - self._said >= LINE_EVERY_S:
-            self._say(f"{self._count}/{self._total} done, {what}" if self._total else what)
-        self._count += 1
+        elif time.monotonic() - self._said >= self._every:
+            self.note(f"{self._count}/{self._total} done, {what}" if self._total else what)
 
-    def done(self, what: str) -> None:
-        """Say how the job ended."""
+    def within(self, fraction: float) -> None:
+        """Say how far the current step is, 0…1; a log file is spared that."""
+        if self._bar:
+            self._bar.update(self._task, completed=self._count + fraction)
+
+    def reached(self, done: int, total: int) -> None:
+        """Say how much of how much is done, where steps have no names; a log file is spared that."""
+        if self._bar:
+            self._bar.update(self._task, completed=done, total=total)
+
+    def note(self, what: str) -> None:
+        """Print a line that is not a step."""
+        if self._bar:
+            self._bar.console.print(self._line(what), markup=False, highlight=False)
+        elif self._lines:
+            print(self._line(what), file=sys.stderr, flush=True)
+
+    def done(self, what: str = "done") -> None:
+        """Say how the work ended."""
         if self._bar:
             self._bar.stop()
-        self._say(what)
+        self.note(what)
 
-    def _say(self, what: str) -> None:
+    def _line(self, what: str) -> str:
         self._said = time.monotonic()
-        elapsed = self._said - self._begun
-        self._console.print(f"{self._title}: {what} [{elapsed:.0f} s]", markup=False, highlight=False)
+        return f"{self._title}: {what} [{self._said - self._begun:.0f} s]"
+
+
+def _on_terminal() -> bool:
+    """Whether rich would draw a bar there; asked of the stream first, so that log files need no rich."""
+    if not sys.stderr.isatty():
+        return False
+    from rich.console import Console
+
+    return Console(stderr=True).is_terminal

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import re
 import sys
 import time
@@ -31,7 +32,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from anywhere, also as a file
 
-from qdx.analysis.verification.p_values import binomial_tail, level
+from qdx.verification.p_values import binomial_tail, level
 from tests.verification import forging
 from tests.verification.forging import (
     DROPS,
@@ -347,7 +348,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draws = [draw(i, chosen.seed, world) for i in indices]
     folder = chosen.world / f"judged-{chosen.seed}"
     results = []
-    with ProcessPoolExecutor(chosen.jobs) as pool:
+    # Spawned: a fork inherits the pool of a torch that has computed without its threads, and waits for ever.
+    with ProcessPoolExecutor(chosen.jobs, multiprocessing.get_context("spawn")) as pool:
         for result in pool.map(partial(_judged, world=world, folder=folder), draws):
             results.append(result)
             if wrong(result):

@@ -14,8 +14,8 @@ from pathlib import Path
 import xarray as xr
 
 import qdx
-from qdx.analysis.verification import attribution
-from qdx.analysis.verification.roc import clopper_pearson
+from qdx.verification import attribution
+from qdx.verification.roc import clopper_pearson
 
 
 def without(tree: xr.DataTree, label: str) -> xr.DataTree:

@@ -19,8 +19,8 @@ from scipy.special import log_softmax
 import qdx
 from qdx import arrays
 from qdx.accessor import DatasetAccessor, TreeAccessor
-from qdx.analysis.distances import compute, measure
 from qdx.dataset import merge
+from qdx.distances.measure import compute, measure
 from qdx.errors import QdxError
 from qdx.metrics import l2, total_variation
 from qdx.plugins import build

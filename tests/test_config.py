@@ -14,12 +14,12 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from qdx import compose as compose_sweep
-from qdx import sweep
 from qdx.commands import quoted
 from qdx.errors import QdxError
-from qdx.launching import parallel, require
 from qdx.plugins import conf_dir
 from qdx.schema import Experiment, validate
+from qdx.sweep import callback
+from qdx.sweep.launchers import parallel, require
 from tests.sweeping import environment, qdx
 
 GROUPS = [
@@ -235,13 +235,13 @@ def test_two_paths_that_differ_in_a_separator_have_two_labels() -> None:
 def test_what_runs_is_said_when_nothing_is_configured(
     overrides: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweep, "spawn", lambda request: {"error": "no preparation here"})
+    monkeypatch.setattr(callback, "spawn", lambda request: {"error": "no preparation here"})
     with initialize_config_dir(str(conf_dir()), job_name="qdx", version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         config = hydra.compose_config("config", overrides, RunMode.MULTIRUN, with_log_configuration=False)
         with pytest.raises(SystemExit):
-            sweep.start(config)
+            callback.start(config)
     said = capsys.readouterr().out
     line = (
         "nothing configured: config awq, model=smollm2, repeats=3, generate.tokens=16; "

@@ -29,7 +29,7 @@ PAGES = sorted(
 )
 BLOCK = re.compile(r"(?:<!-- (file|not run): ([^\n]*?) -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
 NEEDS = {
-    "hydra/launcher=ray": "ray",
+    "hydra/launcher=ray": "hydra_plugins.hydra_ray_launcher",  # which brings ray
     "hydra/launcher=joblib": "joblib",
     "hydra/launcher=submitit": "submitit",
 }

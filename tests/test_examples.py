@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from qdx.analysis.distances import compute
 from qdx.dataset import merge
+from qdx.distances.measure import compute
 from qdx.errors import QdxError
 from qdx.plugins import build
 from tests.helpers import write_sweep

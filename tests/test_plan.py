@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from qdx import plan
-from qdx.analysis.verification import p_values as pv
-from qdx.analysis.verification.evidence import FEWEST_PROCESSES
+from qdx.verification import p_values as pv
+from qdx.verification.evidence import FEWEST_PROCESSES
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -14,10 +14,10 @@ import xarray as xr
 from omegaconf import OmegaConf
 
 import qdx as package
-from qdx.analysis.verification.environment import record_differs
 from qdx.backends.sampling import plain_greedy
 from qdx.capture import row_hash
 from qdx.dataset.lacking import SINCE_2, lacking
+from qdx.verification.environment import record_differs
 from tests.hostile.making import Groups, rewritten
 from tests.sweeping import SMALL, checkpoints, qdx
 
@@ -393,7 +393,7 @@ def test_a_commitment_is_the_digest_of_the_row_that_the_hash_is_of(produced: Pat
 
     import torch
 
-    from qdx.analysis.verification.commitments import of_run
+    from qdx.verification.commitments import of_run
 
     path = produced / "awq" / "run.nc"
     found = of_run(path, "decode")

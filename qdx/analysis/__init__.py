@@ -1,18 +1,18 @@
 """What the distances mean: an analysis takes a sweep and returns a `Section` of numbers and report lines.
 
-The statistics are functions of plain arrays (`qdx.analysis.numerics`); `qdx.analysis.view` finds the arrays
+The statistics are functions of plain arrays (`qdx.statistics`); `qdx.analysis.view` finds the arrays
 in a sweep.
 """
 
 from __future__ import annotations
 
+from qdx.analysis.classes import classes
+from qdx.analysis.consistency import consistency
 from qdx.analysis.cost import cost
-from qdx.analysis.effect import effects
-from qdx.analysis.equality import classes
-from qdx.analysis.floor import noise_floor
-from qdx.analysis.pairwise import pairs
+from qdx.analysis.effects import effects
+from qdx.analysis.noise_floor import noise_floor
+from qdx.analysis.pairs import pairs
 from qdx.analysis.section import Section
-from qdx.analysis.signal import snr
-from qdx.analysis.tokens import consistency
+from qdx.analysis.snr import snr
 
 __all__ = ["Section", "classes", "consistency", "cost", "effects", "noise_floor", "pairs", "snr"]

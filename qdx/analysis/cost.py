@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 
-from qdx.analysis.layout import NOT_MEASURED, figure, percent, plural, table, wrap
-from qdx.analysis.numerics import FEWEST_REFERENCES, Bools, Floats
-from qdx.analysis.options import check
-from qdx.analysis.section import Section
-from qdx.analysis.verification.roc import wilson
+from qdx.analysis.section import Section, check
 from qdx.analysis.view import PHASE_TITLES, View
+from qdx.document.format import DASH, number, percent, plural
+from qdx.document.text import table, wrap
 from qdx.errors import QdxError, nearest
 from qdx.plugins import register
+from qdx.statistics import FEWEST_REFERENCES, Bools, Floats, ratio_interval, tails
 
 # Free decode is no text that two configs share.
 TEXT_REGION = {"prefill": "content", "replay": "output"}
@@ -140,20 +139,22 @@ def _rows(view: View, phase: str, base: int, config: int) -> Rows:
 
 
 def _measure(rows: Rows, level: float, draws: int, seed: int) -> dict[str, Floats]:
+    from scipy.stats import binomtest
+
     used, nan = rows.used_RP, float("nan")
     count_R = used.sum(-1)
     count = int(count_R.sum())
     if not count:
         return {"rows": np.array(0)}
     change_R = np.where(used, rows.base_RP - rows.own_RP, 0.0).sum(-1)
-    low, high = pooled_interval(change_R, count_R, level, draws, seed)
+    low, high = ratio_interval(change_R, count_R, tails(level), draws, seed)
     known = used & np.isfinite(rows.kl_RP)
     kl, delta = rows.kl_RP[known], rows.delta
-    kl_low, kl_high = pooled_interval(
-        np.where(known, rows.kl_RP, 0.0).sum(-1), known.sum(-1), level, draws, seed
+    kl_low, kl_high = ratio_interval(
+        np.where(known, rows.kl_RP, 0.0).sum(-1), known.sum(-1), tails(level), draws, seed
     )
     same = int(rows.same_RP[used].sum())
-    top = wilson(same, count, level)
+    top = binomtest(same, count).proportion_ci(level, method="wilson")
     found = {
         "rows": count,
         "perplexity": np.exp(-rows.own_RP[used].mean()),
@@ -185,30 +186,6 @@ def percentiles(values: Floats, levels: tuple[float, ...]) -> Floats:
         return np.full(len(levels), np.nan)
     beyond = np.minimum(levels, 1 - np.asarray(levels)) * len(values)
     return np.where(beyond >= 1 - 1e-9, np.quantile(values, levels), np.nan)
-
-
-def pooled_interval(
-    total_R: Floats, count_R: Floats, level: float, draws: int, seed: int
-) -> tuple[float, float]:
-    """Percentile bootstrap over references of the mean of all rows, Σ total / Σ count.
-
-    Parameters
-    ----------
-    total_R, count_R : array (references,)
-        Sum over the rows of a reference, and how many they are; a reference without rows is left out.
-
-    Returns
-    -------
-    (low, high)
-        NaN, NaN under `FEWEST_REFERENCES`.
-    """
-    total, count = total_R[count_R > 0], count_R[count_R > 0]
-    if len(total) < FEWEST_REFERENCES:
-        return float("nan"), float("nan")
-    drawn = np.random.default_rng(seed).integers(0, len(total), (draws, len(total)))
-    means = total[drawn].sum(-1) / count[drawn].sum(-1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def _dataset(measured: list[list[dict[str, Floats]]], phases: list[str], configs: list[str]) -> xr.Dataset:
@@ -250,7 +227,7 @@ def _text(view: View, result: xr.Dataset) -> str:
     lines.append(
         wrap(
             f"{level}s: of perplexity and KL by bootstrap over references (none under "
-            f"{FEWEST_REFERENCES}); of same top Wilson's, rows taken as independent. {NOT_MEASURED}: not "
+            f"{FEWEST_REFERENCES}); of same top Wilson's, rows taken as independent. {DASH}: not "
             "measured, or a percentile beyond which less than one row lies.",
             "  ",
         )
@@ -272,64 +249,60 @@ def _phase_text(view: View, at: xr.Dataset, phase: str, level: str) -> list[str]
         lines.append("    no KL: add kl to metric=[…]")
     elif int(coarse["kl"].attrs.get("coarse_rows", 0)):
         lines.append("    KL is a lower bound: rows were kept as their top ids (capture=topk)")
-    each = [at.sel(config=c) for c in at["config"].values]
-    names = [str(c) for c in at["config"].values]
+    each = {str(c): at.sel(config=c) for c in at["config"].values}
+    tables = [_perplexity(each, level), _divergence(each, level), _change(each), _change_levels(each)]
+    return [*lines, *"\n\n".join(tables).split("\n")]
 
-    def block(head: list[str], cells: list[list[str]]) -> str:
-        return table(head, [[name, *row] for name, row in zip(names, cells, strict=True)], indent="    ")
 
-    lines.append(
-        block(
-            ["config", "perplexity", "baseline's", "ratio", level, "same top", level],
-            [
-                [
-                    *(_plain(one[n]) for n in ("perplexity", "baseline_perplexity", "perplexity_ratio")),
-                    _span(one, "perplexity_ratio", _plain),
-                    percent(float(one["same_top"])),
-                    _span(one, "same_top", lambda value: percent(float(value))),
-                ]
-                for one in each
-            ],
-        )
+def _perplexity(each: Mapping[str, xr.Dataset], level: str) -> str:
+    rows = [
+        [
+            name,
+            *(_plain(one[n]) for n in ("perplexity", "baseline_perplexity", "perplexity_ratio")),
+            _span(one, "perplexity_ratio", _plain),
+            percent(float(one["same_top"])),
+            _span(one, "same_top", lambda value: percent(float(value))),
+        ]
+        for name, one in each.items()
+    ]
+    return table(
+        ["config", "perplexity", "baseline's", "ratio", level, "same top", level], rows, indent="    "
     )
-    lines += [
-        "",
-        block(
-            ["KL [nat]", "mean", level, *(_level(v) for v in KL_LEVELS), "greatest"],
-            [
-                [
-                    figure(float(one["kl_mean"])),
-                    _span(one, "kl_mean", lambda value: figure(float(value))),
-                    *(figure(float(v)) for v in one["kl_percentile"].values),
-                    figure(float(one["kl_greatest"])),
-                ]
-                for one in each
-            ],
-        ),
+
+
+def _divergence(each: Mapping[str, xr.Dataset], level: str) -> str:
+    rows = [
+        [
+            name,
+            number(float(one["kl_mean"])),
+            _span(one, "kl_mean", lambda value: number(float(value))),
+            *(number(float(v)) for v in one["kl_percentile"].values),
+            number(float(one["kl_greatest"])),
+        ]
+        for name, one in each.items()
     ]
-    signed = ("delta_p_least", "delta_p_greatest")
-    lines += [
-        "",
-        block(
-            ["Δp [% points]", "mean", "RMS", "least", "greatest"],
-            [
-                [
-                    _points(float(one["delta_p_mean"])),
-                    _points(float(one["delta_p_rms"])).lstrip("+"),
-                    *(_points(float(one[n])) for n in signed),
-                ]
-                for one in each
-            ],
-        ),
+    head = ["KL [nat]", "mean", level, *(_level(v) for v in KL_LEVELS), "greatest"]
+    return table(head, rows, indent="    ")
+
+
+def _change(each: Mapping[str, xr.Dataset]) -> str:
+    rows = [
+        [
+            name,
+            _points(float(one["delta_p_mean"])),
+            _points(float(one["delta_p_rms"])).lstrip("+"),
+            *(_points(float(one[n])) for n in ("delta_p_least", "delta_p_greatest")),
+        ]
+        for name, one in each.items()
     ]
-    lines += [
-        "",
-        block(
-            ["Δp", *(_level(v) for v in DELTA_LEVELS)],
-            [[_points(float(v)) for v in one["delta_p_percentile"].values] for one in each],
-        ),
+    return table(["Δp [% points]", "mean", "RMS", "least", "greatest"], rows, indent="    ")
+
+
+def _change_levels(each: Mapping[str, xr.Dataset]) -> str:
+    rows = [
+        [name, *(_points(float(v)) for v in one["delta_p_percentile"].values)] for name, one in each.items()
     ]
-    return lines
+    return table(["Δp", *(_level(v) for v in DELTA_LEVELS)], rows, indent="    ")
 
 
 def _level(value: float) -> str:
@@ -338,13 +311,13 @@ def _level(value: float) -> str:
 
 def _plain(value: xr.DataArray) -> str:
     number = float(value)
-    return f"{number:.5g}" if np.isfinite(number) else NOT_MEASURED
+    return f"{number:.5g}" if np.isfinite(number) else DASH
 
 
 def _points(value: float) -> str:
-    return f"{value:+.3f}" if np.isfinite(value) else NOT_MEASURED
+    return f"{value:+.3f}" if np.isfinite(value) else DASH
 
 
 def _span(one: xr.Dataset, name: str, write: Callable[[xr.DataArray], str]) -> str:
     low, high = one[f"{name}_low"], one[f"{name}_high"]
-    return f"{write(low)} to {write(high)}" if np.isfinite(float(low)) else NOT_MEASURED
+    return f"{write(low)} to {write(high)}" if np.isfinite(float(low)) else DASH

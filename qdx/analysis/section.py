@@ -1,4 +1,4 @@
-"""What an analysis returns."""
+"""What an analysis returns, and the values that the options of the shipped ones may have."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import xarray as xr
+
+from qdx.dataset.layout import REPORT_ORDER
+from qdx.errors import QdxError, nearest
 
 
 @dataclass(frozen=True)
@@ -33,3 +36,37 @@ class Section:
     result: xr.Dataset
     text: Mapping[str, str] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+LEAST = {"draws": 1, "seed": 0, "shown": 0, "references_shown": 0, "words": 0}
+
+
+def check(options: Mapping[str, Any]) -> None:
+    """Refuse a value that an analysis could not use.
+
+    Parameters
+    ----------
+    options : Mapping
+        By name, which means the same in every shipped analysis; their types are right or they are None.
+
+    Raises
+    ------
+    QdxError
+        Beginning with ``option=value``.
+    """
+    for name, value in options.items():
+        if name in LEAST and (value is None or value < LEAST[name]):
+            raise QdxError(f"{name}={value}: must be a whole number, at least {LEAST[name]}")
+        if name == "level" and (value is None or not 0 < value < 1):
+            raise QdxError(f"level={value}: must be above 0 and below 1, such as 0.95")
+        if name == "phases":
+            _check_phases(value)
+
+
+def _check_phases(phases: Any) -> None:
+    if not phases:
+        raise QdxError(f"phases={phases}: choose at least one of {', '.join(REPORT_ORDER)}")
+    for phase in phases:
+        if phase not in REPORT_ORDER:
+            close = nearest(str(phase), REPORT_ORDER)
+            raise QdxError(f"phases={phase}: no phase, one of {', '.join(REPORT_ORDER)}{close}")

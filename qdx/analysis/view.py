@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from qdx.analysis.layout import plural
-from qdx.analysis.numerics import Bools, Floats, Ints, first_difference, masked_mean, rows_before_split
+from qdx.dataset.layout import REPORT_ORDER
+from qdx.document.format import plural
 from qdx.errors import QdxError
+from qdx.statistics import Bools, Floats, Ints, first_difference, masked_mean, rows_before_split
 
-PHASES = ("prefill", "replay", "decode")
 PHASE_TITLES = {
     "prefill": "prefill",
     "replay": "replay (shared continuation)",
@@ -51,7 +51,7 @@ class View:
         self.tree = tree
         # Rows of different producers consume different tokens: they are judged, not compared by pairs.
         self.phases: tuple[str, ...] = tuple(
-            p for p in PHASES if p in tree.children and not _by_producer(tree[p].to_dataset())
+            p for p in REPORT_ORDER if p in tree.children and not _by_producer(tree[p].to_dataset())
         )
         if not self.phases:
             raise QdxError("nothing to analyse: none of the groups /prefill, /replay, /decode is in the file")

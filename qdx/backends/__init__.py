@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from qdx import plugins
 from qdx.errors import QdxError
+from qdx.kernel_names import is_simulated, plain_kernel
 
 if TYPE_CHECKING:
     from qdx.capture import Recorder
     from qdx.schema import Quant
 
-SIMULATED = "model:"
 ANY = "any"  # the kernel of a config that records what the engine chooses
 
 
@@ -78,7 +78,7 @@ class Facts:
     @property
     def simulated(self) -> bool:
         """Whether any kernel is a numerical model of the real one."""
-        return any(name.startswith(SIMULATED) for name in self.kernel.values())
+        return any(is_simulated(name) for name in self.kernel.values())
 
     @property
     def observed_kernel(self) -> str:
@@ -98,7 +98,7 @@ def require(quant: Quant, facts: Facts) -> None:
     if quant.kernel == ANY:
         return
     layers = sorted(facts.quantized or facts.kernel)
-    other = [layer for layer in layers if facts.kernel[layer].removeprefix(SIMULATED) != quant.kernel]
+    other = [layer for layer in layers if plain_kernel(facts.kernel[layer]) != quant.kernel]
     if other:
         loaded = ", ".join(f"{layer}: {facts.kernel[layer]}" for layer in other)
         why = f" ({facts.remedy})" if facts.remedy else ""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from qdx.backends import ANY, Facts, sampling
 from qdx.capture import Recorder, greedy
 from qdx.errors import QdxError
+from qdx.kernel_names import simulated
 from qdx.kernels import make
 from qdx.models import dense_state, iter_quantized
 from qdx.plugins import register
@@ -181,7 +182,7 @@ class TransformersBackend:
         names = {layer: sorted(kernels) for layer, kernels in self._layers.items()}
         return Facts(
             kernel_class={layer: f"qdx.kernels.{'+'.join(kernels)}" for layer, kernels in names.items()},
-            kernel={layer: "+".join(f"model:{k}" for k in kernels) for layer, kernels in names.items()},
+            kernel={layer: "+".join(simulated(k) for k in kernels) for layer, kernels in names.items()},
             quantized=frozenset(self._quantized),
             dtype=str(self._dtype).removeprefix("torch."),
             vocab=int(self._model.config.vocab_size),

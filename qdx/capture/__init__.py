@@ -9,22 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qdx.capture.derive import greedy, top_k
-    from qdx.capture.hashing import row_hash
-    from qdx.capture.positions import CaptureSettings, plan
+    from qdx.capture.fingerprints import Sketcher, row_hash
+    from qdx.capture.plan import CaptureSettings
     from qdx.capture.recorder import Recorder
-    from qdx.capture.sketching import Sketcher
 
 _LAZY = {
-    "CaptureSettings": "qdx.capture.positions",
+    "CaptureSettings": "qdx.capture.plan",
     "Recorder": "qdx.capture.recorder",
-    "Sketcher": "qdx.capture.sketching",
+    "Sketcher": "qdx.capture.fingerprints",
     "greedy": "qdx.capture.derive",
-    "plan": "qdx.capture.positions",
-    "row_hash": "qdx.capture.hashing",
+    "row_hash": "qdx.capture.fingerprints",
     "top_k": "qdx.capture.derive",
 }
 
-__all__ = ["CaptureSettings", "Recorder", "Sketcher", "greedy", "plan", "row_hash", "top_k"]
+__all__ = ["CaptureSettings", "Recorder", "Sketcher", "greedy", "row_hash", "top_k"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from qdx.capture.hashing import row_hash
-from qdx.capture.sketching import Sketcher
+from qdx.capture.fingerprints import Sketcher, row_hash
 
 _BLOCK = 1 << 20  # logits handled at once: their int64 keys take 8 MiB, about what a cache holds
 _BITS = {

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qdx.capture.derive import derive, finite
-from qdx.capture.positions import CaptureSettings, plan
-from qdx.capture.sketching import Sketcher
+from qdx.capture.fingerprints import Sketcher
+from qdx.capture.plan import CaptureSettings, plan
 from qdx.capture.structure import Structure
 from qdx.dataset import checksums, encoding, layout, writing
 from qdx.dataset.journal import ATTRIBUTES, Journal

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qdx.capture.positions import Plan, union
+from qdx.capture.plan import Plan, union
 from qdx.dataset import checksums, layout, writing
 
 if TYPE_CHECKING:

@@ -8,16 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qdx.dataset.merging import append, merge
     from qdx.dataset.opening import open
-    from qdx.dataset.rows import RunReader, read_rows
+    from qdx.dataset.run_reader import RunReader, read_rows
+    from qdx.dataset.write_sweep import append, merge
 
 _LAZY = {
-    "RunReader": "qdx.dataset.rows",
-    "append": "qdx.dataset.merging",
-    "merge": "qdx.dataset.merging",
+    "RunReader": "qdx.dataset.run_reader",
+    "append": "qdx.dataset.write_sweep",
+    "merge": "qdx.dataset.write_sweep",
     "open": "qdx.dataset.opening",
-    "read_rows": "qdx.dataset.rows",
+    "read_rows": "qdx.dataset.run_reader",
 }
 
 __all__ = ["RunReader", "append", "merge", "open", "read_rows"]

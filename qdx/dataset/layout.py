@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 SCHEMA_VERSION = 2
 READABLE = (1, 2)
 PHASES = ("prefill", "decode", "replay")
+REPORT_ORDER = ("prefill", "replay", "decode")  # two paths of shared tokens first, then each config's own
+OWN_PHASES = ("prefill", "decode")  # of what a producer computed for herself
 REGIONS = ("prefix", "content", "suffix", "output")
 ROW_DIMS = ("config", "repeat", "reference", "position")
 

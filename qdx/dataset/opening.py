@@ -11,10 +11,10 @@ import numpy as np
 import xarray as xr
 
 from qdx.dataset import folder
+from qdx.dataset.check import blaming, check, reading, scan
 from qdx.dataset.checked import open_groups
-from qdx.dataset.checking import blaming, check, reading, scan
 from qdx.dataset.checksums import UNCHECKED, is_checked
-from qdx.dataset.combine import combine, combine_rows
+from qdx.dataset.join_configs import combine, combine_rows
 from qdx.dataset.journal import ATTRIBUTES, open_rows
 from qdx.dataset.layout import (
     CONFIG_COORDS,

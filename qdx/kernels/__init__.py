@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qdx.errors import QdxError
+from qdx.kernel_names import plain_kernel
 from qdx.kernels._base import KernelModel
 from qdx.kernels.awq_gemm import AwqGemm
 from qdx.kernels.dense import Dense
@@ -39,13 +40,7 @@ __all__ = [
     "Marlin",
     "QuantizedWeight",
     "make",
-    "normalize",
 ]
-
-
-def normalize(name: str) -> str:
-    """Return a kernel's normalized name: ``model:marlin`` and ``marlin`` are the same request."""
-    return name.removeprefix("model:")
 
 
 def make(
@@ -80,7 +75,7 @@ def make(
     QdxError
         For an unknown kernel, or weights that it cannot take.
     """
-    name = normalize(kernel)
+    name = plain_kernel(kernel)
     if name not in KERNELS:
         raise QdxError(f"unknown kernel {kernel!r}: one of {', '.join(KERNELS)}")
     if isinstance(weight, Tensor) != (name == "dense"):

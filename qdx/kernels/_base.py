@@ -41,14 +41,11 @@ class KernelModel(torch.nn.Module):  # type: ignore[misc]  # mypy skips torch
     ----------
     name : str
         Normalized kernel name.
-    observed : str
-        What a backend records as the observed kernel: ``model:<name>``.
     dtypes : tuple of torch.dtype
         Activation dtypes that the GPU kernel takes.
     """
 
     name: ClassVar[str]
-    observed: ClassVar[str]
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float16, torch.bfloat16)
 
     def __init__(self, in_features: int, out_features: int, bias: Tensor | None) -> None:

@@ -39,7 +39,6 @@ class AwqGemm(KernelModel):
     """
 
     name = "awq_gemm"
-    observed = "model:awq_gemm"
     dtypes = (torch.float16,)
 
     def __init__(

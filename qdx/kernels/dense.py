@@ -26,7 +26,6 @@ class Dense(KernelModel):
     """
 
     name = "dense"
-    observed = "model:dense"
     dtypes = (torch.float16, torch.bfloat16, torch.float32)
 
     def __init__(self, weight_NK: Tensor, bias: Tensor | None = None) -> None:

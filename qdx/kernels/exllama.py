@@ -98,7 +98,6 @@ class Exllama(KernelModel):
     """
 
     name = "exllama"
-    observed = "model:exllama"
     dtypes = (torch.float16,)
 
     def __init__(

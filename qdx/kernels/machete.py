@@ -179,7 +179,6 @@ class Machete(KernelModel):
     """
 
     name = "machete"
-    observed = "model:machete"
 
     def __init__(
         self,

@@ -131,7 +131,6 @@ class Marlin(KernelModel):
     """
 
     name = "marlin"
-    observed = "model:marlin"
 
     def __init__(
         self,

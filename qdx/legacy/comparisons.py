@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from qdx.dataset.layout import OWN_PHASES
 from qdx.errors import QdxError
 from qdx.legacy.analyses import Analysis, analyse
 from qdx.legacy.imported import Imported, facts_of, metric_of
 from qdx.legacy.ledger import Ledger
 from qdx.legacy.reading import Floats, Node, bounded, few, word
 
-PHASES = ("prefill", "decode")
 DIMS = ("producer", "config", "reference")
 CLAIMED, VERIFY = "claimed_", "verify_"
 PARTS = ("mean", "max")  # what a file keeps of a comparison's positions
@@ -78,7 +78,7 @@ def read(root: Node) -> Imported:
         root["comparisons"].refuse("at least one comparison")
     key = _key(entries[0])
     attributes: dict[str, Any] = {f"metadata.{k}": v for k, v in metadata.mapping().items()}
-    known_roots = ("metadata", "comparisons", *(f"{phase}_analysis" for phase in PHASES))
+    known_roots = ("metadata", "comparisons", *(f"{phase}_analysis" for phase in OWN_PHASES))
     attributes |= root.others(*known_roots)
     found: dict[tuple[Any, Any, Any], dict[tuple[str, str, str], float]] = {}
     for entry in entries:
@@ -101,7 +101,7 @@ def read(root: Node) -> Imported:
     ledger = Ledger()
     groups: dict[str, xr.Dataset] = {}
     signals = list(dict.fromkeys(signal for values in found.values() for _, signal, _ in values))
-    for phase in PHASES:
+    for phase in OWN_PHASES:
         for signal in [s for s in signals if any((phase, s, "mean") in v for v in found.values())]:
             dataset = _dataset(found, axes, phase, signal)
             metric = metric_of(signal)
@@ -154,7 +154,7 @@ def _identity(entry: Node, key: str) -> tuple[Any, Any, Any]:
 def _distances(entry: Node, attributes: dict[str, Any]) -> dict[tuple[str, str, str], float]:
     """(phase, signal, mean or max) → number; other keys go to the attributes."""
     found = {}
-    for phase in PHASES:
+    for phase in OWN_PHASES:
         if (node := entry.get(f"{phase}_distances")) is None:
             continue
         for k, value in node.items():
@@ -163,7 +163,7 @@ def _distances(entry: Node, attributes: dict[str, Any]) -> dict[tuple[str, str, 
                 found[phase, word(signal, value.path), part] = value.number()
             else:
                 attributes[value.path] = value.value
-    known = ("ref_idx", "ref_name", "is_diagonal", *(f"{phase}_distances" for phase in PHASES))
+    known = ("ref_idx", "ref_name", "is_diagonal", *(f"{phase}_distances" for phase in OWN_PHASES))
     attributes |= {
         path: value
         for path, value in entry.others(*known).items()
@@ -196,7 +196,7 @@ def _ordered(values: list[Any], key: str, metadata: Node) -> list[Any]:
 def _seen(entries: Sequence[Node]) -> str:
     """The keys of the first comparison's distances."""
     shown = []
-    for phase in PHASES:
+    for phase in OWN_PHASES:
         node = entries[0].get(f"{phase}_distances")
         if node is not None:
             keys = list(node.value)[:6] if isinstance(node.value, dict) else type(node.value).__name__

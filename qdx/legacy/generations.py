@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from qdx.dataset.layout import OWN_PHASES
 from qdx.errors import QdxError
 from qdx.legacy.reading import Node, bounded, environment, name
-from qdx.legacy.results import PHASES, Generation, Results, signals_of
+from qdx.legacy.results import Generation, Results, signals_of
 
 FACTS = ("model_name", "quantization", "dtype")
 
@@ -49,7 +50,7 @@ def read(root: Node) -> Results:
     references = sorted({reference for _, reference in generations})
     bounded("the table of generations", len(ran), len(references))
     same_prompts(generations)
-    known = ("metadata", "generations", *(f"{phase}_sanity_check" for phase in PHASES))
+    known = ("metadata", "generations", *(f"{phase}_sanity_check" for phase in OWN_PHASES))
     attributes |= root.others(*known)
     return Results(
         key="config",
@@ -85,11 +86,11 @@ def _generation(run: Node, attributes: dict[str, Any]) -> Generation:
             run[count].refuse(f"{len(ids[part])}, the length of {part}_ids")
     signals = {
         phase: signals_of(run[f"{phase}_signals"], phase, ids["prompt"], ids["generated"], attributes)
-        for phase in PHASES
+        for phase in OWN_PHASES
     }
     attributes |= run.others(
         "ref_idx", "prompt_ids", "generated_ids", "prompt_length", "num_generated",
-        *(f"{phase}_signals" for phase in PHASES),
+        *(f"{phase}_signals" for phase in OWN_PHASES),
     )  # fmt: skip
     return Generation(ids["prompt"], ids["generated"], signals, run.path)
 

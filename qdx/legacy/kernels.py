@@ -9,11 +9,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from qdx.analysis.layout import NOT_MEASURED, table, wrap
-from qdx.analysis.verification.by_distance import Named, name_by_distance
+from qdx.document.format import DASH
+from qdx.document.text import table, wrap
 from qdx.errors import QdxError
 from qdx.legacy.convert import read
 from qdx.legacy.reading import Node
+from qdx.verification.by_distance import Named, name_by_distance
 
 PREFIX = "metrics/seed_l2/"
 WAYS = ("by likelihood", "by least distance")
@@ -142,10 +143,7 @@ def _summary(found: dict[str, _Phase]) -> list[str]:
         row = [label]
         for one in found.values():
             d = one.producers.index(label) if label in one.producers else -1
-            row += [
-                f"{one.right(way)[d]} of {int(one.transcripts_D[d])}" if d >= 0 else NOT_MEASURED
-                for way in WAYS
-            ]
+            row += [f"{one.right(way)[d]} of {int(one.transcripts_D[d])}" if d >= 0 else DASH for way in WAYS]
         rows.append(row)
     all_of = ["all"]
     for one in found.values():

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from qdx.dataset.layout import OWN_PHASES
 from qdx.errors import QdxError
 from qdx.legacy.analyses import Analysis, analyse
 from qdx.legacy.comparisons import Axes, analysis_dataset, label_of
 from qdx.legacy.imported import Imported, facts_of, metric_of
 from qdx.legacy.ledger import Ledger
 from qdx.legacy.reading import Node, few, word
-from qdx.legacy.results import PHASES, SIGNALS
+from qdx.legacy.results import SIGNALS
 
 ACROSS, WITHIN = ("cross_hardware", "cross_hardware_analysis"), "within_hardware_analysis"
 KEYS = (*ACROSS, WITHIN)
@@ -46,7 +47,7 @@ def read(root: Node) -> Imported:
     for key in KEYS:
         if (node := root.get(key)) is None:
             continue
-        by_phase = {p: node[p] for p in PHASES if p in node.mapping()} or {"prefill": node}
+        by_phase = {p: node[p] for p in OWN_PHASES if p in node.mapping()} or {"prefill": node}
         for phase, of in by_phase.items():
             axes = _axes(metadata, of)
             labels = axes.labels(axes.configs)

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from qdx.dataset.layout import OWN_PHASES
 from qdx.errors import QdxError
 from qdx.legacy.comparisons import label_of
 from qdx.legacy.generations import same_prompts
 from qdx.legacy.reading import Node, bounded, environment, word
-from qdx.legacy.results import PHASES, Generation, Results, signals_of
+from qdx.legacy.results import Generation, Results, signals_of
 
 IDS = ("prompt_token_ids", "all_batch_generated_ids")  # of every element of the batch; the first is measured
-ANALYSES = (*(f"{phase}_sanity_check" for phase in PHASES), "within_hardware_analysis")
+ANALYSES = (*(f"{phase}_sanity_check" for phase in OWN_PHASES), "within_hardware_analysis")
 RUN = ("ref_name", "ref_idx", "generated_ids", "prompt_length", "num_generated", *IDS)
 
 
@@ -131,7 +132,7 @@ def _measurement(run: Node, key: str, attributes: dict[str, Any]) -> tuple[Gener
             node.refuse(f"{len(ids)}, the number of ids")
     signals = {
         phase: signals_of(node, phase, prompt, generated, attributes)
-        for phase in PHASES
+        for phase in OWN_PHASES
         if (node := run.get(f"{phase}_signals")) is not None
     }
     if not any(signals.values()):
@@ -139,7 +140,7 @@ def _measurement(run: Node, key: str, attributes: dict[str, Any]) -> tuple[Gener
             f"{run.path}: got the keys {', '.join(list(run.mapping())[:12])}, expected prefill_signals or "
             "decode_signals with rows pos_-1 and so on"
         )
-    attributes |= run.others(*RUN, key, *(f"{phase}_signals" for phase in PHASES))
+    attributes |= run.others(*RUN, key, *(f"{phase}_signals" for phase in OWN_PHASES))
     return Generation(prompt, generated, signals, run.path), others
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qdx.dataset.layout import OWN_PHASES
 from qdx.errors import QdxError
 from qdx.legacy.distance import (
     OWN,
@@ -22,7 +23,6 @@ from qdx.legacy.distance import (
 )
 from qdx.legacy.reading import MOST_POSITIONS, POSITION, Floats, Node, bounded, few
 
-PHASES = ("prefill", "decode")
 SIGNALS = ("logprobs", "key_vectors")
 
 
@@ -127,7 +127,7 @@ class Results:
     @cached_property
     def phases(self) -> list[str]:
         """Phases that some generation has rows of."""
-        return [p for p in PHASES if any(run.signals.get(p) for run in self.generations.values())]
+        return [p for p in OWN_PHASES if any(run.signals.get(p) for run in self.generations.values())]
 
     @cached_property
     def signals(self) -> list[str]:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from qdx.dataset.layout import INDEX, OUTPUT, PHASE, REFERENCES
+from qdx.dataset.layout import INDEX, OUTPUT, OWN_PHASES, PHASE, REFERENCES
 from qdx.legacy.analyses import Analysis, analyse
 from qdx.legacy.comparisons import reference_name
 from qdx.legacy.distance import OWN, RULES
 from qdx.legacy.imported import Imported, facts_of, metric_of
 from qdx.legacy.ledger import Ledger
 from qdx.legacy.reading import Floats, Node
-from qdx.legacy.results import PHASES, Results
+from qdx.legacy.results import Results
 
 ROW = ("config", "repeat", "reference", "position")
 FORMULA = {
@@ -60,7 +60,7 @@ def groups(results: Results, root: Node, form: str) -> Imported:
                 made = _analyse(results, node, signal, each, ledger)
             noise = _noise(root, phase, results.labels) if signal == "logprobs" else None
             found[f"analysis/legacy/{phase}/{metric}"] = _analysis(results, signal, each, made, noise)
-    for phase in PHASES:
+    for phase in OWN_PHASES:
         if (node := root.get(f"{phase}_sanity_check")) is not None:
             attributes[node.path] = node.value
     _noise_floors(root, ledger)

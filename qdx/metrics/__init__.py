@@ -5,7 +5,7 @@ A metric takes ``p`` of `config` and ``q`` of `config_b`, both float64 (position
 (``"logit"``), or log-probabilities of the most likely tokens (``"top"``: (position, rank), best first, with
 their token ids as the keywords ``p_id`` and ``q_id``); of ``"hidden"``, (position, hidden), the last normed
 hidden state. Pairs, phases, blocks, alignment and what was not
-measured belong to `qdx.analysis.distances`.
+measured belong to `qdx.distances.measure`.
 
 Its record (`qdx.plugins.plugin_of`) states, beside what `qdx.plugins.register` lists:
 

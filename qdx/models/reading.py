@@ -13,7 +13,7 @@ from qdx.errors import QdxError
 from qdx.kernels.weights import QuantizedWeight
 from qdx.models import awq, gptq
 from qdx.models.checkpoint import format_of, read_config
-from qdx.models.digests import weight_files
+from qdx.models.identity import weight_files
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 

@@ -8,13 +8,13 @@ config nodes pass the same checks. Plug-ins come from ``plugins/`` folders and f
 
 from __future__ import annotations
 
-from qdx.plugins._build import build, check
 from qdx.plugins._code import code_of
-from qdx.plugins._contract import node_of, options_of, require
+from qdx.plugins._discovery import Found, check_reachable, find, load
 from qdx.plugins._folders import add as add_folders
 from qdx.plugins._folders import conf_dir, folders, leave_out
+from qdx.plugins._nodes import build, check
 from qdx.plugins._record import KINDS, METRIC_META, NEEDS, Plugin, keywords_of, plugin_of, record_of, register
-from qdx.plugins._sources import Found, check_reachable, find, load
+from qdx.plugins._registry import node_of, options_of, require
 from qdx.plugins._stored import from_file
 
 __all__ = [

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from qdx.errors import QdxError
-from qdx.plugins import _contract, _folders, _sources
+from qdx.plugins import _discovery, _folders, _registry
 
 
 def from_file(kind: str, nodes: Any, where: Path) -> dict[str, Callable[..., Any]]:
@@ -39,7 +39,7 @@ def from_file(kind: str, nodes: Any, where: Path) -> dict[str, Callable[..., Any
     """
     if not isinstance(nodes, Mapping):
         raise QdxError(f"{where}: its {kind} nodes are a {type(nodes).__name__}, must be a mapping of names")
-    known = {f"{_sources.PACKAGES[kind]}.{name}": name for name in _sources.shipped(kind)}
+    known = {f"{_discovery.PACKAGES[kind]}.{name}": name for name in _discovery.shipped(kind)}
     plug_ins: dict[str, Callable[..., Any]] | None = None  # looked for only when a node names one
     built: dict[str, Callable[..., Any]] = {}
     for name, node in nodes.items():
@@ -47,12 +47,12 @@ def from_file(kind: str, nodes: Any, where: Path) -> dict[str, Callable[..., Any
         if not isinstance(target, str):
             raise QdxError(f"{where}: {kind} {name!r} is {node!s:.60}, must be a mapping with _target_")
         if target in known:
-            member = _sources.find(kind, known[target])
+            member = _discovery.find(kind, known[target])
         else:
             if plug_ins is None:
-                plug_ins = {found.target: found.member for found in _sources.load() if found.kind == kind}
+                plug_ins = {found.target: found.member for found in _discovery.load() if found.kind == kind}
             member = plug_ins.get(target) or _refuse(kind, name, target, where)
-        _contract.check_options(member, f"{where}: {kind}.{name}", node)
+        _registry.check_options(member, f"{where}: {kind}.{name}", node)
         options = {key: value for key, value in node.items() if key not in ("_target_", "name")}
         built[str(name)] = partial(member, **options)
     return built

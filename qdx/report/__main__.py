@@ -13,7 +13,7 @@ from qdx.errors import QdxError
 from qdx.new_file import refuse_links
 from qdx.report import build, imported
 from qdx.report.build import show
-from qdx.report.verifier import adopt_calibration
+from qdx.verification.sections import adopt_calibration
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

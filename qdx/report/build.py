@@ -8,21 +8,21 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdx import new_file, plugins
 from qdx.errors import QdxError
 from qdx.locking import locked
+from qdx.progress import Progress
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from qdx.analysis.section import Section
     from qdx.dataset.folder import Sweep
-    from qdx.report.facts import Facts
     from qdx.report.figures import Figures
+    from qdx.report.state import Facts, Files
 
 DEFAULT_METRICS = ("l2", "kl", "js", "top1")
 DEFAULT_ANALYSES = ("noise_floor", "consistency", "effects", "classes", "pairs", "snr", "cost")
@@ -122,14 +122,14 @@ def guard_folder(directory: Path) -> None:
     QdxError
         See `qdx.dataset.guarding.guard`.
     """
-    from qdx.dataset import checking, folder
+    from qdx.dataset import check, folder
     from qdx.dataset.guarding import guard
     from qdx.prompts.transcripts import COPY
-    from qdx.report.verifier import CALIBRATION
+    from qdx.verification.sections import CALIBRATION
 
     beside = [directory / folder.SWEEP, directory / COPY]
     beside += [directory / CALIBRATION / name for name in (folder.SWEEP, COPY)]
-    guard(*(path for path in beside if path.exists()), *checking.scan(directory).runs.values())
+    guard(*(path for path in beside if path.exists()), *check.scan(directory).runs.values())
 
 
 def _build(
@@ -141,11 +141,11 @@ def _build(
     plugin_folders: Sequence[str | Path],
     console: bool,
 ) -> Report:
-    from qdx.dataset import checking, folder
+    from qdx.dataset import check, folder
     from qdx.dataset.writing import disk_errors
-    from qdx.report.facts import Facts
+    from qdx.report.state import Facts
 
-    state = checking.scan(directory)
+    state = check.scan(directory)
     facts = Facts(directory, state.labels, state.missing, state.failed, {}, state.settings)
     wanted = _Wanted.of(state.settings, formats, figures)
     target = directory / folder.SWEEP
@@ -163,7 +163,7 @@ def _build(
     with contextlib.ExitStack() as stack:
         with disk_errors(target):
             part = stack.enter_context(new_file.replacing(target))
-        with checking.blaming(state.runs.values()):
+        with check.blaming(state.runs.values()):
             sections, problems = _measure(
                 directory, part, measures, steps, state.settings, console, wanted.memory
             )
@@ -260,18 +260,18 @@ def _measure(
 ) -> tuple[list[Section], _Problems]:
     """Write the merged file with its distances and the results of the analyses."""
     from qdx import dataset
-    from qdx.analysis import distances
     from qdx.dataset.opening import open_file
-    from qdx.report import verifier
+    from qdx.distances import measure
+    from qdx.verification import sections as verifier
 
     problems = _Problems()
     dataset.merge(directory, part, damaged=problems.runs)
-    with _Progress(console) as progress:
-        distances.compute(
+    with Progress("measuring distances", shown=console, every=None) as progress:
+        measure.compute(
             directory,
             part,
             measures,
-            progress=progress,
+            progress=progress.reached,
             broken=problems.metrics,
             damaged=problems.rows,
             memory_mib=memory,
@@ -323,11 +323,11 @@ def _write(
     wanted: _Wanted,
     console: bool,
 ) -> Report:
-    """Write the report in its formats and summary.json, each of which states the sizes of all."""
+    """Write the report in its formats, and summary.json."""
     from qdx.analysis.view import View
     from qdx.dataset.writing import disk_errors
     from qdx.report import figures
-    from qdx.report.summary import dump
+    from qdx.report.summary import dump, summarize, with_files
     from qdx.report.text import render
 
     drawn, saved = figures.Figures(), []
@@ -345,24 +345,20 @@ def _write(
         saved = drawn.save(facts.directory / figures.FOLDER, [] if unwritten else wanted.figures)
     except (QdxError, OSError) as error:  # a wrong name must not cost the report of hours of runs
         lost["report.figures"] = str(error)
-    facts = replace(facts, broken={**facts.broken, **lost})
-    while True:
-        facts = replace(facts, unwritten=unwritten)
-        try:
-            finished, files, summary = _compose(facts, tree, sections, inputs, saved, drawn, formats)
-            break
-        except _PageError as error:  # the others name it, so they are made again
-            unwritten[f"report.{error.suffix}"] = _said(error.cause) + _stale(facts, error.suffix)
-            formats.remove(error.suffix)
-    contents = {**finished, "summary.json": dump(summary)}
-    for name in sorted(contents, key=lambda name: name.endswith((".html", ".md"))):
-        path = facts.directory / name
-        with disk_errors(path):
-            new_file.write_text(path, contents[name])
-    text = render(facts, tree, sections, files)
+    facts = replace(facts, broken={**facts.broken, **lost}, unwritten=unwritten)
+    pages, facts, listed = _pages(facts, tree, sections, inputs, saved, drawn, formats)
+    for name in sorted(pages, key=lambda name: name.endswith((".html", ".md"))):
+        with disk_errors(facts.directory / name):
+            new_file.write_text(facts.directory / name, pages[name])
+    written = [(path, path.stat().st_size if path.name in pages else count) for path, count in listed]
+    summary = with_files(summarize(facts, tree, sections, _now()), written)
+    with disk_errors(facts.directory / "summary.json"):
+        new_file.write_text(facts.directory / "summary.json", dump(summary))
+    text = pages.get("report.txt") or render(facts, tree, sections, listed)
     if console:
         show(text)
-    paths = {name: facts.directory / name for name in contents} | {path.name: path for path in inputs[:1]}
+    paths = {name: facts.directory / name for name in (*pages, "summary.json")}
+    paths |= {path.name: path for path in inputs[:1]}
     paths |= {f"{figures.FOLDER}/{path.name}": path for path in saved}
     problems = {f"metric {name}": error for name, error in facts.unmeasured.items()}
     failed = {**facts.failed, **facts.broken, **problems, **facts.unwritten, **facts.damaged}
@@ -371,7 +367,7 @@ def _write(
 
 def _verdict_status(sections: list[Section]) -> int:
     """The exit status that the verdicts ask for; 0 where nothing was judged."""
-    from qdx.analysis.verification.verdicts import exit_status
+    from qdx.verification.verdicts import exit_status
 
     judged = [section.result["verdict"].values.tolist() for section in sections if section.name == "verify"]
     return exit_status(judged[0]) if judged else 0
@@ -382,15 +378,7 @@ def _stale(facts: Facts, suffix: str) -> str:
     return " (the one that is there is of an earlier report)" if there else ""
 
 
-class _PageError(Exception):
-    """What raised while ``report.html`` or ``report.md`` was made."""
-
-    def __init__(self, suffix: str, cause: Exception) -> None:
-        super().__init__(suffix)
-        self.suffix, self.cause = suffix, cause
-
-
-def _compose(
+def _pages(
     facts: Facts,
     tree: xr.DataTree | None,
     sections: list[Section],
@@ -398,86 +386,44 @@ def _compose(
     saved: list[Path],
     drawn: Figures,
     formats: Sequence[str],
-) -> tuple[dict[str, str], list[tuple[Path, int]], dict[str, Any]]:
-    """Return the pages by file name, the files with their sizes, and the summary."""
-    from qdx.report.summary import dump, summarize, with_files
-
-    time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    known = [(path, path.stat().st_size) for path in inputs]
-    after = [(path, path.stat().st_size) for path in saved]
-
-    def ordered(sizes: Sequence[int], summary_size: int) -> list[tuple[Path, int]]:
-        reports = [facts.directory / f"report.{suffix}" for suffix in formats]
-        written = list(zip(reports, sizes, strict=True))
-        return [*known[:1], *written, (facts.directory / "summary.json", summary_size), *after, *known[1:]]
-
-    # Sizes are printed in a fixed width, so a page's size does not depend on them.
-    none = ordered([0] * len(formats), 0)
-    pages = {suffix: _page(suffix, facts, tree, sections, drawn) for suffix in formats}
-    sizes = [len(page(none).encode()) for page in pages.values()]
-    numbers = summarize(facts, tree, sections, time)
-    summary_size, content = 0, ""
-    while len(content.encode()) != summary_size or not content:  # its own size changes it by a digit at most
-        summary_size = len(content.encode())
-        found = with_files(numbers, ordered(sizes, summary_size))
-        content = dump(found)
-    files = ordered(sizes, summary_size)
-    return {f"report.{suffix}": page(files) for suffix, page in pages.items()}, files, found
-
-
-def _page(
-    suffix: str, facts: Facts, tree: xr.DataTree | None, sections: list[Section], drawn: Figures
-) -> Callable[[list[tuple[Path, int]]], str]:
-    """What makes the page of a format when the files and their sizes are given."""
+) -> tuple[dict[str, str], Facts, Files]:
+    """Return the pages by file name, the facts with what could not be made, and the files that pages list."""
     from qdx.report import html, markdown, text
 
-    if suffix == "txt":
-        return partial(text.render, facts, tree, sections)
+    while True:
+        here = [facts.directory / f"report.{suffix}" for suffix in formats]
+        data = [(path, path.stat().st_size) for path in inputs]
+        files: Files = [
+            *data[:1],
+            *((path, None) for path in (*here, facts.directory / "summary.json")),
+            *((path, path.stat().st_size) for path in saved),
+            *data[1:],
+        ]
+        pages: dict[str, str] = {}
+        lost: dict[str, str] = {}
+        for path, suffix in zip(here, formats, strict=True):
+            try:
+                if suffix == "txt":
+                    pages[path.name] = text.render(facts, tree, sections, files)
+                else:
+                    page = html if suffix == "html" else markdown
+                    pages[path.name] = page.render(facts, tree, sections, drawn, files)
+            except Exception as error:
+                if suffix == "txt":
+                    raise
+                lost[path.name] = _said(error) + _stale(facts, suffix)
+        if not lost:
+            return pages, facts, files
+        # The others name what is missing, so they are made again.
+        facts = replace(facts, unwritten={**facts.unwritten, **lost})
+        formats = [suffix for suffix in formats if f"report.{suffix}" not in lost]
 
-    def guarded(files: list[tuple[Path, int]]) -> str:
-        try:
-            return finish(files)
-        except Exception as error:
-            raise _PageError(suffix, error) from error
 
-    try:
-        if suffix == "html":
-            finish = html.render(facts, tree, sections, drawn)
-        else:
-            finish = partial(markdown.render, facts, tree, sections, drawn)
-    except Exception as error:
-        raise _PageError(suffix, error) from error
-    return guarded
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def show(text: str) -> None:
     """Print, also where the terminal's encoding lacks a character."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, errors="replace").decode(encoding), end="", flush=True)
-
-
-class _Progress:
-    """A bar on a terminal, on standard error so that the report can be piped; nothing in a log file."""
-
-    def __init__(self, shown: bool) -> None:
-        self._shown = shown and sys.stderr.isatty()
-        self._bar: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> _Progress:
-        if self._shown:
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task("measuring distances", total=None)
-        return self
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,20 +13,21 @@ import numpy as np
 import xarray as xr
 
 from qdx import new_file
-from qdx.analysis.layout import plural
-from qdx.analysis.numerics import (
+from qdx.analysis.section import Section
+from qdx.analysis.snr import word
+from qdx.analysis.view import View
+from qdx.document import charts
+from qdx.document.format import plural
+from qdx.document.svg import Figure, Own, number
+from qdx.errors import QdxError, nearest
+from qdx.kernel_names import pair_type
+from qdx.statistics import (
     Floats,
     first_difference,
     mean_of_references,
     median_of_references,
-    pair_type,
 )
-from qdx.analysis.section import Section
-from qdx.analysis.signal import word
-from qdx.analysis.view import View
-from qdx.errors import QdxError, nearest
-from qdx.report import charts, verifying
-from qdx.report.drawing import Figure, number
+from qdx.verification import figures
 
 FOLDER = "figures"
 MOST_PAIRS = 6  # drawn along positions
@@ -35,23 +35,6 @@ MOST_SIGNALS = 24
 MOST_REFERENCES = 4  # with figures of their own
 MOST_CONFIGS = 8  # above, single references are drawn for the first metric only
 OTHER = str.maketrans(dict.fromkeys('/\\:*?"<>|\n\r\t\x00 ~', "_"))
-
-
-@dataclass(frozen=True)
-class Own:
-    """A figure that an analysis returned: an SVG document, shown as an image so that nothing in it runs."""
-
-    name: str
-    title: str
-    svg: str
-
-    def standalone(self) -> str:
-        """The document."""
-        return self.svg
-
-    def source(self) -> str:
-        """A data address of it."""
-        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode("utf-8", "replace")).decode()
 
 
 @dataclass
@@ -135,7 +118,7 @@ def collect(view: View, sections: Sequence[Section]) -> Figures:
             found.positions[phase] = {m: p for m in distances if (p := _positions(view, m, phase))}
     found.signal = _signal(view, next((s for s in sections if s.name == "snr"), None))
     found.strips = _strips(view)
-    found.verifying = verifying.figures(sections)
+    found.verifying = figures.figures(sections)
     for section in sections:
         for name, value in section.figures.items():
             full = _file(f"{section.name}_{name}")

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import xarray as xr
 
-from qdx.analysis.layout import plural
 from qdx.analysis.section import Section
 from qdx.analysis.view import View
+from qdx.document.format import plural
+from qdx.document.html import command, section_of, table_of
+from qdx.document.svg import escape, palette_css
 from qdx.report import parts, tables
-from qdx.report.drawing import escape, palette_css
-from qdx.report.facts import Facts, next_command, report_command, resume_command, started_command
 from qdx.report.figures import Figures
-from qdx.report.pieces import command, section_of, table_of
+from qdx.report.front import verdict
+from qdx.report.state import Facts, Files, next_command, report_command, resume_command, started_command
 from qdx.report.text import simulated_configs
-from qdx.report.verdict import verdict
 
-Files = Sequence[tuple[Path, int]]
 HERE = Path(__file__).parent
 LAST = ("reproduce", "Reproduce")
 SIMULATED = (
@@ -30,8 +29,8 @@ SIMULATED = (
 
 
 def render(
-    facts: Facts, tree: xr.DataTree | None, sections: Sequence[Section], figures: Figures
-) -> Callable[[Files], str]:
+    facts: Facts, tree: xr.DataTree | None, sections: Sequence[Section], figures: Figures, files: Files
+) -> str:
     """Compose the page.
 
     Parameters
@@ -42,12 +41,8 @@ def render(
     sections : sequence of Section
     figures : Figures
         Of the same sweep.
-
-    Returns
-    -------
-    callable
-        Takes the files and their sizes, which are known last, and returns the document. Its length in bytes
-        does not depend on the sizes.
+    files : Files
+        What its last section lists.
     """
     view = View(tree) if tree is not None else None
     found: list[tuple[str, str, str]] = []  # anchor, title, body
@@ -67,13 +62,8 @@ def render(
     found = [part for part in found if part[2]]
     start = _head(facts) + _top(facts, view, sections, [*(part[:2] for part in found), LAST])
     body = start + "".join(section_of(*part) for part in found)
-    commands = _commands(facts, view)
-
-    def finish(files: Files) -> str:
-        end = section_of(*LAST, commands + table_of(tables.files(facts, files)))
-        return f"{body}{end}</main>\n</div>\n<script>{_script()}</script>\n</body>\n</html>\n"
-
-    return finish
+    end = section_of(*LAST, _commands(facts, view) + table_of(tables.files(facts, files)))
+    return f"{body}{end}</main>\n</div>\n<script>{_script()}</script>\n</body>\n</html>\n"
 
 
 def _script() -> str:

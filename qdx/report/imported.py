@@ -10,12 +10,13 @@ import numpy as np
 import xarray as xr
 
 from qdx import analysis
-from qdx.analysis.layout import WIDTH, figure, matrix, plural, table, wrap
 from qdx.analysis.section import Section
-from qdx.analysis.verification import attribution_by_distance
 from qdx.analysis.view import View
+from qdx.document.format import number, plural
+from qdx.document.text import WIDTH, matrix, table, wrap
 from qdx.errors import QdxError, printable
 from qdx.report import text
+from qdx.verification import attribution_by_distance
 
 ANALYSES: tuple[Callable[[xr.DataTree], Section], ...] = (
     analysis.consistency,
@@ -187,12 +188,12 @@ def _made(tree: xr.DataTree) -> list[str]:
             continue
         data, title = node.to_dataset(), node.path.removeprefix("/analysis/legacy/")
         if node.path.count("/") == 5 and "matrix" in data:  # of a file of matrices
-            cells = [[figure(float(v)) for v in row] for row in data["matrix"].values]
+            cells = [[number(float(v)) for v in row] for row in data["matrix"].values]
             body = "  Rows made by, columns replayed as\n"
             blocks.append(_block(title, body + matrix([str(v) for v in data["config"].values], cells)))
         elif "series" in data.dims:
             labels = [str(v) for v in data["series"].values]
-            cells = [[figure(float(v)) for v in row] for row in data["distance"].values]
+            cells = [[number(float(v)) for v in row] for row in data["distance"].values]
             equal = int(data["repeats_equal"].sum())
             bits = f"the repeats of {equal} of {len(labels)} are equal bit for bit"
             body = f"  L2 of the means over repeats; {bits}\n"
@@ -214,7 +215,7 @@ def _across(tree: xr.DataTree) -> list[str]:
             lines = []
             if producers == configs:
                 mean = data[metric].transpose("producer", "config", "reference").values.mean(-1)
-                cells = [[figure(float(v)) for v in row] for row in mean]
+                cells = [[number(float(v)) for v in row] for row in mean]
                 references = plural(data.sizes["reference"], "reference")
                 lines = [
                     f"  Rows made by, columns replayed as; mean over {references}",

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import xarray as xr
 
 from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
+from qdx.document.svg import CONTROL, Figure, Table
 from qdx.report import tables
-from qdx.report.drawing import CONTROL, Figure, Table
-from qdx.report.facts import Facts, next_command, report_command, resume_command, started_command
 from qdx.report.figures import Figures
+from qdx.report.front import verdict
 from qdx.report.html import SIMULATED
+from qdx.report.state import Facts, Files, next_command, report_command, resume_command, started_command
 from qdx.report.text import generation, simulated_configs
-from qdx.report.verdict import verdict
-from qdx.report.verifier import RULE, SECTIONS, is_verifier
+from qdx.verification.sections import RULE, SECTIONS, is_verifier
 
 
 def render(
@@ -25,9 +24,9 @@ def render(
     tree: xr.DataTree | None,
     sections: Sequence[Section],
     figures: Figures,
-    files: Sequence[tuple[Path, int]],
+    files: Files,
 ) -> str:
-    """Compose ``report.md``; its length in bytes does not depend on the sizes of `files`."""
+    """Compose ``report.md``."""
     view = View(tree) if tree is not None else None
     blocks = [f"# qdx report: {plain(facts.directory.name)}"]
     said = (
@@ -72,7 +71,6 @@ def render(
                     f"## {plain(section.title)}",
                     fence("\n\n".join(t for t in section.text.values() if t)),
                 ]
-    # As it is: spaces keep the sizes' width, and so the length of this file, whatever they are.
     listed = "\n".join(f"{count}  {path}" for path, count in tables.files(facts, files).rows)
     blocks += ["## Results", fence(listed), *_commands(facts, view)]
     return "\n\n".join(b for b in blocks if b) + "\n"

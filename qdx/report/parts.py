@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 import xarray as xr
 
-from qdx.analysis.layout import plural
 from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
+from qdx.document.charts import MOST_LINES
+from qdx.document.format import plural
+from qdx.document.html import grid, more, own, preformatted, table_of
+from qdx.document.svg import Table, escape
 from qdx.report import tables
-from qdx.report.charts import MOST_LINES
-from qdx.report.drawing import Table, escape
 from qdx.report.figures import MOST_CONFIGS, Figures
-from qdx.report.pieces import grid, more, own, preformatted, table_of
 from qdx.report.texts import Said, side_by_side
-from qdx.report.verifier import RULE, is_verifier
+from qdx.verification.sections import RULE, is_verifier
 
 DRAWN: Mapping[str, tuple[str, ...]] = {
     "crossing": ("crossing_",),

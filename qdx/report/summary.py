@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,10 @@ import xarray as xr
 import qdx
 from qdx.analysis.section import Section
 from qdx.analysis.view import View
-from qdx.report.facts import Facts, next_command, report_command, resume_command
+from qdx.report.state import Facts, Files, next_command, report_command, resume_command
 from qdx.report.text import simulated_configs
 
-SCHEMA_VERSION = 2  # 2: `verdicts`
+SUMMARY_VERSION = 2  # 2: `verdicts`
 VERDICT_SCHEMA = 1
 LONG = {  # in sweep.nc; too long for a summary
     "effects": ("reference_mean", "rows", "not_measured"),
@@ -43,7 +42,7 @@ def summarize(
     """
     summary: dict[str, Any] = {
         "kind": "summary",
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": SUMMARY_VERSION,
         "qdx_version": qdx.__version__,
         "time_utc": time,
         "directory": str(facts.directory),
@@ -92,7 +91,7 @@ def verdicts(section: Section) -> dict[str, Any]:
     dict
         ``schema_version``, ``alpha``, ``exit_status`` and ``claims``, a list of one mapping a producer.
     """
-    from qdx.analysis.verification.verdicts import exit_status
+    from qdx.verification.verdicts import exit_status
 
     result = section.result
     names = ("claim", "verdict", "concerns", "because", "plain_greedy", "answer", "false_at_least", "units")
@@ -123,8 +122,11 @@ def verdicts(section: Section) -> dict[str, Any]:
     }
 
 
-def with_files(summary: Mapping[str, Any], files: Sequence[tuple[Path, int]]) -> dict[str, Any]:
-    """Return the summary with paths and sizes: ``files`` by name, every ``run.nc`` in ``runs`` by label."""
+def with_files(summary: Mapping[str, Any], files: Files) -> dict[str, Any]:
+    """Return the summary with paths and bytes: ``files`` by name, every ``run.nc`` in ``runs`` by label.
+
+    The bytes of ``summary.json`` itself are null.
+    """
     entries = [(p, {"path": str(p), "bytes": size}) for p, size in files]
     runs = {p.parent.name: entry for p, entry in entries if p.name == "run.nc"}
     return {**summary, "runs": runs, "files": {p.name: e for p, e in entries if p.name != "run.nc"}}

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from qdx.analysis.layout import percent, plural
-from qdx.analysis.numerics import another_kernel
 from qdx.analysis.section import Section
-from qdx.analysis.verification.environment import lines as environment_lines
 from qdx.analysis.view import View
-from qdx.report.drawing import NOT_MEASURED, Table, number
-from qdx.report.facts import Facts, size
+from qdx.document.format import NOT_MEASURED, percent, plural
+from qdx.document.svg import Table, number
+from qdx.kernel_names import another_kernel
 from qdx.report.figures import unit_of
+from qdx.report.state import Facts, Files, size
 from qdx.report.text import environment_rows
-from qdx.report.verifier import SECTIONS as VERIFIED
-from qdx.report.verifier import STATED, is_verifier
+from qdx.verification.environment import lines as environment_lines
+from qdx.verification.sections import SECTIONS as VERIFIED
+from qdx.verification.sections import STATED, is_verifier
 
 SHIPPED = (
     "noise_floor",
@@ -254,10 +254,10 @@ def _rate(result: xr.Dataset, name: str, *at: int) -> str:
     return f"{count} of {of} ({percent(low)} to {percent(high)})" if of else NOT_MEASURED
 
 
-def files(facts: Facts, found: Sequence[tuple[Path, int]]) -> Table:
+def files(facts: Facts, found: Files) -> Table:
     """Paths and sizes."""
     rows = [[str(path), size(count)] for path, count in found if path.name != "run.nc"]
-    runs = [count for path, count in found if path.name == "run.nc"]
+    runs = [count or 0 for path, count in found if path.name == "run.nc"]
     if runs:
         rows.append(
             [

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from qdx.analysis.layout import WIDTH, clip, legend, letters, needs_letters, plural, table, wrap
-from qdx.analysis.numerics import another_kernel
 from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
 from qdx.dataset.lacking import lacking
+from qdx.document.format import plural
+from qdx.document.text import WIDTH, clip, legend, letters, needs_letters, table, wrap
 from qdx.errors import printable
-from qdx.report.facts import Facts, next_command, report_command, resume_command, size
-from qdx.report.verifier import RULE, SECTIONS, STATED, is_verifier
+from qdx.kernel_names import another_kernel
+from qdx.report.state import Facts, Files, next_command, report_command, resume_command, size
+from qdx.verification.sections import RULE, SECTIONS, STATED, is_verifier
 
 ENVIRONMENT = (
     "qdx_version",
@@ -53,9 +54,7 @@ GENERAL = (
 )  # sections with a place of their own; other analyses follow them
 
 
-def render(
-    facts: Facts, tree: xr.DataTree | None, sections: Sequence[Section], files: Sequence[tuple[Path, int]]
-) -> str:
+def render(facts: Facts, tree: xr.DataTree | None, sections: Sequence[Section], files: Files) -> str:
     """Compose the report.
 
     Parameters
@@ -64,7 +63,7 @@ def render(
     tree : xarray.DataTree or None
         The merged sweep; None when no run is finished.
     sections : sequence of Section
-    files : sequence of (path, bytes)
+    files : Files
         What the results section lists.
 
     Returns
@@ -309,12 +308,12 @@ def phase_text(view: View, sections: Sequence[Section], phases: Sequence[str]) -
     return "\n\n".join(blocks)
 
 
-def results(facts: Facts, tree: xr.DataTree | None, files: Sequence[tuple[Path, int]]) -> str:
+def results(facts: Facts, tree: xr.DataTree | None, files: Files) -> str:
     """Files with their sizes, and what can be typed next."""
-    runs = [(path, count) for path, count in files if path.name == "run.nc"]
+    runs = [count or 0 for path, count in files if path.name == "run.nc"]
     lines = [f"  {size(count)}  {path}" for path, count in files if path.name != "run.nc"]
     if runs:
-        total = size(sum(count for _, count in runs))
+        total = size(sum(runs))
         about = f"{plural(len(runs), 'file')}, all that was captured"
         lines.append(f"  {total}  {facts.directory}/<label>/run.nc ({about})")
     if resume_command(facts):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qdx.analysis.numerics import first_difference
 from qdx.analysis.view import View
+from qdx.statistics import first_difference
 
 LONGEST = 1500  # characters shown of a text after its first difference
 SHARED = 600  # and before it

@@ -147,7 +147,7 @@ def work(request: dict[str, Any], out: Path) -> None:
     from qdx.backends import require
     from qdx.backends.vllm import VllmBackend, kernels, tap
     from qdx.backends.vllm import backend as module
-    from qdx.capture.hashing import row_hash
+    from qdx.capture.fingerprints import row_hash
     from qdx.models import resolve
     from qdx.schema import Quant
 

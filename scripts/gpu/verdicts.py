@@ -75,7 +75,7 @@ def facts(paths: Sequence[Path]) -> Iterator[str]:
 
 def claims(folder: Path) -> Iterator[str]:
     """Judge every producer as every config, one family of claims for each rotation of the names."""
-    from qdx.analysis.verification import verify
+    from qdx.verification import verify
 
     with qdx.open(folder / COPY) as producers, qdx.open(folder / SWEEP) as verifier:
         made = [str(value) for value in verifier["replay"].to_dataset()["producer"].values]
@@ -133,7 +133,7 @@ def falsified(folder: Path, copy: Path) -> None:
 
 def gather(target: Path, folders: Sequence[Path]) -> None:
     """Merge the finished runs of several sweep folders into one file; labels must differ."""
-    from qdx.dataset.merging import merge
+    from qdx.dataset.write_sweep import merge
 
     target.mkdir(parents=True)
     for folder in folders:

@@ -67,7 +67,7 @@ def test_one_differing_row_is_one_mismatching_rerun():
     assert float(at.worst.sel(metric="l2", region="template")) == 1.0
     assert int(at.rows_measured.sel(metric="l2", region="template")) == 3 * 4 * PREFILL_TEMPLATE
     assert "does not repeat: 1 of 8 reruns mismatch" in section.text[""]
-    assert "Template rows, apart: greatest l2 between repeats: prefill 1.00e0 (c0)" in section.text[""]
+    assert "Template rows, apart: greatest l2 between repeats: prefill 1.00 (c0)" in section.text[""]
 
 
 def test_decode_reruns_are_compared_up_to_the_first_differing_token():
@@ -149,8 +149,8 @@ def test_the_mean_is_over_content_rows_then_over_references():
     assert float(at["mean"].sel(metric="l2", region="template")) == pytest.approx(200 / 5 / 2)
     skew = section.result.sel(phase="prefill", metric="skew", region="content")["mean"].values
     assert skew[0, 1] == 2 * 25 * 4 / 5 / 2 and skew[1, 0] == 25 * 4 / 5 / 2
-    assert "off the diagonal: mean 2.00e0, range 2.00e0 to 2.00e0" in section.text["prefill"]
-    assert "Template rows, apart: l2 off the diagonal: mean 2.00e1" in section.text["prefill"]
+    assert "off the diagonal: mean 2.00, range 2.00 to 2.00" in section.text["prefill"]
+    assert "Template rows, apart: l2 off the diagonal: mean 20.0" in section.text["prefill"]
     assert "l2: √ Σ_v (ln p_v − ln q_v)² [nat; higher means less alike]" in section.text["prefill"]
 
 

@@ -9,13 +9,13 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from qdx.analysis.verification import attribution, roc
-from qdx.analysis.verification.attribution import answers, equal_rows_fit
-from qdx.analysis.verification.gather import Replays
-from qdx.analysis.verification.held_out import Scores, profile_ranks
-from qdx.analysis.verification.likelihood import Calibration
-from qdx.analysis.verification.p_values import false_alarm_spread, level, threshold
-from qdx.analysis.verification.split import (
+from qdx.verification import attribution, roc
+from qdx.verification.held_out import Scores, profile_ranks
+from qdx.verification.judge import answers, equal_rows_fit
+from qdx.verification.likelihood import Calibration
+from qdx.verification.p_values import false_alarm_spread, level, threshold
+from qdx.verification.replays import Replays
+from qdx.verification.split import (
     beside,
     calibration_references,
     fewest_to_split,
@@ -23,7 +23,7 @@ from qdx.analysis.verification.split import (
     threshold_references,
     units_of_all,
 )
-from qdx.analysis.verification.which_text import SHOWS_BOTH, SHOWS_TPR, _not_said
+from qdx.verification.which_text import SHOWS_BOTH, SHOWS_TPR, _not_said
 from tests.analysis.replaying import trees
 
 NOISE = {"awq": 0.0, "marlin": 0.05, "gptq": 1.5}

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from qdx.analysis.verification import verify
-from qdx.analysis.verification.environment_class import class_of, compare
-from qdx.analysis.verification.units import greatest_of_units, units_of
-from qdx.analysis.verification.verdicts import BAD, GOOD, KINDS, exit_status
 from qdx.analysis.view import SETTINGS
 from qdx.backends.sampling import greedy
 from qdx.errors import QdxError
+from qdx.verification import verify
+from qdx.verification.environment_class import class_of, compare
+from qdx.verification.units import greatest_of_units, units_of
+from qdx.verification.verdicts import BAD, GOOD, KINDS, exit_status
 from tests.analysis.replaying import FACTS, trees
 
 NOISE = {"awq": 0.0, "marlin": 0.05, "gptq": 1.5}
@@ -413,7 +413,7 @@ def test_references_that_depend_on_each_other_are_one_unit():
 
 def test_single_p_at_the_level_blocks_a_confirmation_and_one_above_does_not():
     # p = 1/20 of one transcript against 19 known ones is at 5 %, not under it by its last bit
-    from qdx.analysis.verification.p_values import conformal_p, level
+    from qdx.verification.p_values import conformal_p, level
 
     assert conformal_p(9.0, np.arange(9.0)) == Fraction(1, 10)
     assert conformal_p(99.0, np.arange(19.0)) <= level(0.05)
@@ -544,7 +544,7 @@ def test_references_that_overlap_are_no_good_news_for_a_kernel_that_does_not_rep
 
 
 def test_only_the_common_path_is_compared_with_own_repeats():
-    from qdx.analysis.verification.gather import on_common_path
+    from qdx.verification.replays import on_common_path
 
     choices = np.array([[[1, 2, 3, 4], [1, 2, 9, 4], [1, 2, 3, 7]]])
     assert on_common_path(choices).tolist() == [[True, True, True, False]]

@@ -13,11 +13,12 @@ import xarray as xr
 
 import qdx
 from qdx.analysis import cost
-from qdx.analysis.cost import percentiles, pooled_interval
-from qdx.analysis.distances import compute
+from qdx.analysis.cost import percentiles
 from qdx.dataset import merge
+from qdx.distances.measure import compute
 from qdx.errors import QdxError
 from qdx.plugins import build
+from qdx.statistics import ratio_interval, tails
 from tests import helpers, synthetic
 
 TOKENS = 6
@@ -114,12 +115,12 @@ def test_a_constant_ratio_has_an_interval_of_no_width_from_eight_references_on()
         assert ("2 to 2" in section.text[""]) == shown
 
 
-def test_the_pooled_interval_covers_the_true_mean_about_as_often_as_it_says():
+def test_the_interval_of_a_ratio_covers_the_true_mean_about_as_often_as_it_says():
     generator, hits = np.random.default_rng(0), 0
     for trial in range(300):
         count = generator.integers(1, 20, 30)
         total = count * (1 + generator.normal(0, 1, 30))
-        low, high = pooled_interval(total, count, 0.9, 400, trial)
+        low, high = ratio_interval(total, count, tails(0.9), 400, trial)
         hits += low <= 1 <= high
     assert 0.82 <= hits / 300 <= 0.95
 

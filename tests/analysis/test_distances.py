@@ -17,12 +17,12 @@ from scipy import special, stats
 from scipy.spatial import distance
 
 import qdx.metrics
-from qdx.analysis import blocks
-from qdx.analysis.blocks import CHUNK, TEMPORARIES, Limits
-from qdx.analysis.coarse import LEAST_TAIL, coarsen, shared, with_tail
-from qdx.analysis.distances import compute, measure
-from qdx.analysis.measuring import PhaseRows
 from qdx.dataset import merge
+from qdx.distances import blocks
+from qdx.distances.blocks import CHUNK, TEMPORARIES, Limits
+from qdx.distances.coarse import LEAST_TAIL, coarsen, shared, with_tail
+from qdx.distances.measure import compute, measure
+from qdx.distances.pairs import PhaseRows
 from qdx.errors import QdxError
 from qdx.plugins import build, register
 from tests.helpers import CONFIGS, TOKENS, VOCAB, write_run, write_sweep

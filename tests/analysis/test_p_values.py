@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qdx.analysis.verification import p_values as pv
 from qdx.errors import QdxError
+from qdx.verification import p_values as pv
 from tests.analysis.noise import LAWS, draw
 
 ALPHA = F(1, 20)

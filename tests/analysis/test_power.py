@@ -7,8 +7,8 @@ from fractions import Fraction as F
 import numpy as np
 import pytest
 
-from qdx.analysis.verification import p_values as pv
-from qdx.analysis.verification.power import (
+from qdx.verification import p_values as pv
+from qdx.verification.power import (
     equality_power,
     fewest_found,
     level_spread,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qdx.analysis.verification import p_values as pv
-from qdx.analysis.verification.likelihood import Calibration
-from qdx.analysis.verification.profile import (
+from qdx.verification import p_values as pv
+from qdx.verification.likelihood import Calibration
+from qdx.verification.profile import (
     fit_profile,
     profile_fractions,
     profile_p,

@@ -8,9 +8,9 @@ import pytest
 import xarray as xr
 
 import qdx
-from qdx.analysis.verification import attribution_by_distance, verify
 from qdx.analysis.view import stated
 from qdx.errors import QdxError
+from qdx.verification import attribution_by_distance, verify
 from tests.analysis.replaying import trees
 from tests.legacy import files
 

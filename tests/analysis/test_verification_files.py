@@ -7,11 +7,10 @@ import pytest
 import xarray as xr
 
 import qdx
-from qdx.analysis.verification import attribution, verify
-from qdx.capture.hashing import row_hash
-from qdx.capture.sketching import Sketcher
+from qdx.capture.fingerprints import Sketcher, row_hash
 from qdx.dataset import merge
 from qdx.errors import QdxError
+from qdx.verification import attribution, verify
 from tests.helpers import CONFIGS, VOCAB, logits, small_references, write_sweep
 
 REFERENCES, COMPONENTS = 20, 16

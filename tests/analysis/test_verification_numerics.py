@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qdx.analysis.verification import conformal, roc
-from qdx.analysis.verification.attribution import best, judge_scores
-from qdx.analysis.verification.likelihood import (
+from qdx.verification import conformal, roc
+from qdx.verification.judge import best, judge_scores
+from qdx.verification.likelihood import (
     Calibration,
     energy,
     likelihood_p,
@@ -19,15 +19,7 @@ from qdx.analysis.verification.likelihood import (
     scales,
     ulp_floor,
 )
-from qdx.analysis.verification.profile import profile_p
-
-
-def test_conformal_p_counts_ties_against_the_claim():
-    null = np.array([1.0, 2.0, 3.0, np.nan])
-    assert conformal.conformal_p(2.0, null) == 3 / 4
-    assert conformal.conformal_p(3.5, null) == 1 / 4
-    assert math.isnan(conformal.conformal_p(np.nan, null))
-    assert math.isnan(conformal.conformal_p(1.0, np.array([])))
+from qdx.verification.profile import profile_p
 
 
 def test_level_that_few_references_can_attain():
@@ -35,7 +27,6 @@ def test_level_that_few_references_can_attain():
     assert conformal.attainable_level(18, 0.05) == 0
     assert conformal.attainable_level(59, 0.05) == 3 / 60
     assert [conformal.fewest_references(a) for a in (0.05, 0.01, 0.3)] == [19, 99, 3]
-    assert conformal.fewest_references(0.05, transcripts=4) == 39
 
 
 def test_answers_by_size_of_the_set():
@@ -144,19 +135,11 @@ def test_profile_p_by_hand():
     assert p[0] not in (1 / 5, 1.0)
 
 
-def test_wilson_interval_against_scipy():
-    for k, n in ((0, 4), (7, 16), (16, 16), (99, 100)):
-        expected = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
-        np.testing.assert_allclose(roc.wilson(k, n), expected, atol=1e-9)
-    assert np.isnan(roc.wilson(0, 0)).all()
-
-
 def test_auc_against_scipy_and_the_curve():
     generator = np.random.default_rng(3)
     honest, false = generator.integers(0, 9, 40).astype(float), generator.integers(3, 12, 50).astype(float)
     expected = stats.mannwhitneyu(false, honest).statistic / (40 * 50)
     assert roc.auc(honest, false) == pytest.approx(expected)
-    assert np.trapezoid(*reversed(roc.curve(honest, false))) == pytest.approx(expected)
     assert math.isnan(roc.auc(np.array([]), false))
     assert roc.rates(np.arange(4.0), np.array([-1.0, 1.5, 2.5, 9.0]), 4).tolist() == [
         0.25,

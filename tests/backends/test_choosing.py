@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import qdx
-from qdx.backends import choosing
+from qdx.backends import auto
 
 
 def test_the_drivers_count_is_torchs() -> None:
-    assert choosing.gpus() == torch.cuda.device_count()
+    assert auto.gpus() == torch.cuda.device_count()
 
 
 @pytest.mark.parametrize(
@@ -31,17 +31,17 @@ def test_vllm_is_taken_where_a_gpu_and_vllm_are(
     cards: int, installed: bool, name: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = importlib.machinery.ModuleSpec("vllm", None) if installed else None
-    monkeypatch.setattr(choosing, "gpus", lambda: cards)
-    monkeypatch.setattr(choosing, "find_spec", lambda _: spec)
-    assert choosing.choose()[0] == name
-    assert choosing.explanation().startswith(f"backend: {name} (") and why in choosing.explanation()
+    monkeypatch.setattr(auto, "gpus", lambda: cards)
+    monkeypatch.setattr(auto, "find_spec", lambda _: spec)
+    assert auto.choose()[0] == name
+    assert auto.explanation().startswith(f"backend: {name} (") and why in auto.explanation()
     for overrides in ([], ["backend=auto"]):
         (cfg,) = qdx.compose(overrides)
         assert cfg.backend.name == name and cfg.label == "awq"  # what ran is in the config, not what chose it
 
 
 def test_the_default_takes_options_of_what_it_resolves_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choosing, "choose", lambda: ("vllm", ""))
+    monkeypatch.setattr(auto, "choose", lambda: ("vllm", ""))
     (cfg,) = qdx.compose(["backend.max_model_len=512"])
     assert cfg.backend.max_model_len == 512
     labels = [cfg.label for cfg in qdx.compose(["backend=auto,transformers"])]

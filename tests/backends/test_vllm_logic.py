@@ -12,10 +12,9 @@ import torch
 
 from qdx.backends import Facts, OnePass, require
 from qdx.backends.selfcheck import Listener, replays_exactly
-from qdx.backends.vllm import VllmBackend, by_backend, by_name, simulated, starting
+from qdx.backends.vllm import VllmBackend, by_backend, by_name, simulated, start
 from qdx.backends.vllm import tap as tapping
 from qdx.backends.vllm.errors import advice, explained, out_of_memory_explained
-from qdx.backends.vllm.facts import of_workers, settings
 from qdx.backends.vllm.first_runner import FirstRunnerTap
 from qdx.backends.vllm.kernels import (
     Layer,
@@ -25,9 +24,10 @@ from qdx.backends.vllm.kernels import (
     on_worker,
     summary,
 )
+from qdx.backends.vllm.observed import of_workers, settings
 from qdx.backends.vllm.second_runner import SecondRunnerTap
 from qdx.backends.vllm.spill import Spill
-from qdx.backends.vllm.starting import prepare_environment, require_runner
+from qdx.backends.vllm.start import prepare_environment, require_runner
 from qdx.backends.vllm.tap import ITEM, Seen, Tap, Wanted, joined
 from qdx.backends.vllm.versions import adapter, parsed
 from qdx.errors import QdxError
@@ -672,9 +672,9 @@ def test_an_engine_for_cuda_without_a_gpu_says_so(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     if there or not cuda:
-        return starting._require_device("0.20.2")
+        return start._require_device("0.20.2")
     with pytest.raises(QdxError, match=r"CUDA_VISIBLE_DEVICES=''.*backend=transformers"):
-        starting._require_device("0.20.2")
+        start._require_device("0.20.2")
 
 
 def test_kernels_that_the_user_disabled_stay_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -685,12 +685,12 @@ def test_kernels_that_the_user_disabled_stay_disabled(monkeypatch: pytest.Monkey
     for name in ("VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL"):
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("VLLM_DISABLED_KERNELS", "ConchLinearKernel")
-    starting._disabled_by_user.cache_clear()
+    start._disabled_by_user.cache_clear()
     prepare_environment(("MacheteLinearKernel", "ConchLinearKernel"), None)
     assert os.environ["VLLM_DISABLED_KERNELS"] == "ConchLinearKernel,MacheteLinearKernel"
     prepare_environment((), None)  # the next engine of this process: what the first one had is over
     assert os.environ["VLLM_DISABLED_KERNELS"] == "ConchLinearKernel"
-    starting._disabled_by_user.cache_clear()
+    start._disabled_by_user.cache_clear()
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
 
 
@@ -701,17 +701,17 @@ def test_the_model_runner_is_vllms_choice_or_the_users_unless_it_is_asked_for(
     import os
 
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
-    for name in (*starting.ENVIRONMENT, "VLLM_DISABLED_KERNELS"):
+    for name in (*start.ENVIRONMENT, "VLLM_DISABLED_KERNELS"):
         monkeypatch.setenv(name, "")
-    monkeypatch.delenv(starting.RUNNER, raising=False)
+    monkeypatch.delenv(start.RUNNER, raising=False)
     if own is not None:
-        monkeypatch.setenv(starting.RUNNER, own)
-    starting._runner_of_user.cache_clear()
+        monkeypatch.setenv(start.RUNNER, own)
+    start._runner_of_user.cache_clear()
     for runner, variable in (("auto", own), ("v2", "1"), ("v1", "0"), ("auto", own)):
         prepare_environment((), None, runner)
-        assert os.environ.get(starting.RUNNER) == variable
-    starting._runner_of_user.cache_clear()
-    monkeypatch.delenv(starting.RUNNER, raising=False)
+        assert os.environ.get(start.RUNNER) == variable
+    start._runner_of_user.cache_clear()
+    monkeypatch.delenv(start.RUNNER, raising=False)
 
 
 def test_a_model_runner_other_than_asked_names_both() -> None:
@@ -743,7 +743,7 @@ def test_the_engine_replays_by_itself_where_it_can(
         return "engine"
 
     known = {"enable_trace_replay"} if version_has_it else set()
-    assert starting._with_trace_replay(make, {}, "0.33.0", wanted, known) == "engine"
+    assert start._with_trace_replay(make, {}, "0.33.0", wanted, known) == "engine"
     assert made == calls
 
 
@@ -755,11 +755,11 @@ def test_a_trace_replay_that_was_asked_for_and_cannot_be_had_is_an_error() -> No
         raise ValueError("no memory")
 
     with pytest.raises(ValueError, match="requires Model Runner V2"):
-        starting._with_trace_replay(refuse, {}, "0.33.0", True, {"enable_trace_replay"})
+        start._with_trace_replay(refuse, {}, "0.33.0", True, {"enable_trace_replay"})
     with pytest.raises(ValueError, match="no memory"):
-        starting._with_trace_replay(fail, {}, "0.33.0", None, {"enable_trace_replay"})
+        start._with_trace_replay(fail, {}, "0.33.0", None, {"enable_trace_replay"})
     with pytest.raises(QdxError, match=r"vLLM 0\.20\.2 has no trace replay .*backend\.trace_replay=null"):
-        starting._with_trace_replay(fail, {}, "0.20.2", True, set())
+        start._with_trace_replay(fail, {}, "0.20.2", True, set())
 
 
 def test_numbers_of_a_version_end_at_its_first_letter() -> None:

@@ -7,7 +7,7 @@ import xarray as xr
 
 import qdx
 from qdx.dataset import layout
-from qdx.dataset.joining import join_repeats
+from qdx.dataset.join_repeats import join_repeats
 from qdx.errors import QdxError
 from tests.helpers import write_run
 

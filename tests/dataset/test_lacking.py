@@ -11,7 +11,7 @@ import xarray as xr
 
 import qdx
 from qdx.dataset.lacking import SINCE_2, lacking, missing, versions
-from qdx.dataset.merging import merge
+from qdx.dataset.write_sweep import merge
 from tests.helpers import STATED, write_run, write_sweep
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"

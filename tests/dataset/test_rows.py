@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import qdx
-from qdx.dataset import RunReader, layout, read_rows, rows
+from qdx.dataset import RunReader, layout, read_rows, run_reader
 from qdx.errors import QdxError
 from tests.helpers import VOCAB, write_run
 
@@ -56,16 +56,16 @@ def test_a_run_without_full_rows_says_so(tmp_path) -> None:
 
 
 def test_many_readers_keep_few_files_open(sweep, monkeypatch) -> None:
-    monkeypatch.setattr(rows, "_OPEN_FILES", 2)
+    monkeypatch.setattr(run_reader, "_OPEN_FILES", 2)
     readers = [RunReader(sweep / label) for label in ("awq", "awq_marlin", "gptq", "gptq_marlin")]
     first = [reader.rows("replay", 0, 0, slice(0, 2)) for reader in readers]
-    assert len(rows._handles) == 2
+    assert len(run_reader._handles) == 2
     again = [reader.rows("replay", 0, 0, slice(0, 2)) for reader in readers]
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, other)
     for reader in readers:
         reader.close()
-    assert not rows._handles or all(str(sweep) not in str(key[0]) for key in rows._handles)
+    assert not run_reader._handles or all(str(sweep) not in str(key[0]) for key in run_reader._handles)
 
 
 def test_a_replaced_file_is_read_anew(tmp_path) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from qdx.capture import plan
+from qdx.capture.plan import plan
 from qdx.dataset import encoding, folder, layout, provenance, size, writing
 from qdx.errors import QdxError
 from tests.helpers import small_references, write_run

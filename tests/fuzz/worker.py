@@ -106,7 +106,7 @@ def sweep_file(folder: Path, _: Any) -> None:
 
 def rows(folder: Path, _: Any) -> None:
     from qdx.dataset import layout
-    from qdx.dataset.rows import RunReader
+    from qdx.dataset.run_reader import RunReader
 
     reader = RunReader(folder / "run.nc")
     try:
@@ -120,8 +120,8 @@ def rows(folder: Path, _: Any) -> None:
 
 def transcripts(folder: Path, _: Any) -> None:
     import qdx
-    from qdx.analysis.verification.environment import facts_of
     from qdx.prompts import Transcripts, check_references, describe
+    from qdx.verification.environment import facts_of
     from tests.helpers import TOKENS, VOCAB
 
     source = Transcripts(str(folder / "received.nc"))

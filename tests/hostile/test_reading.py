@@ -23,7 +23,7 @@ from qdx.errors import QdxError
 from qdx.prompts import Transcripts
 from qdx.report import build
 from qdx.report.__main__ import main as report_main
-from qdx.report.verifier import adopt_calibration
+from qdx.verification.sections import adopt_calibration
 from tests.hostile import making
 
 LIMITS = asdict(Limits())

@@ -99,7 +99,7 @@ def served(arguments: list[str], request: dict[str, str], cwd: Path, **environme
 def test_the_childs_path_does_not_begin_with_the_working_folder(sweep: Path, tmp_path: Path) -> None:
     request = {"do": "run", "config": "{}", "directory": str(tmp_path / "job"), "command_line": ""}
     (tmp_path / "job").mkdir()
-    said = served(command("qdx.job"), request, cwd=sweep, PYTHONPATH=str(making.ROOT))
+    said = served(command("qdx.sweep.job"), request, cwd=sweep, PYTHONPATH=str(making.ROOT))
     assert not (tmp_path / "mark").exists()
     assert "imported" not in said and "qdx: error" in said, "it came as far as the config, which is empty"
     ended = spawn(request, cwd=str(sweep), environment={"PYTHONPATH": str(making.ROOT)})
@@ -111,7 +111,7 @@ def test_the_child_finds_qdx_where_its_parent_did(tmp_path: Path) -> None:
     """Also where only the working folder made it importable, as in a checkout."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from qdx.process import command; "
-        "print(*command('qdx.job'), sep='\\0')"
+        "print(*command('qdx.sweep.job'), sep='\\0')"
     )
     kept = making.python("-P", "-c", code, str(making.ROOT), cwd=tmp_path, PYTHONPATH="").stdout.rstrip("\n")
     said = served(kept.split("\0"), {}, cwd=tmp_path)

@@ -17,13 +17,13 @@ from qdx import new_file
 from qdx.commit import KEPT, commit, contents, publish
 from qdx.commit import main as commit_main
 from qdx.dataset import merge
-from qdx.dataset.joining import join_repeats
+from qdx.dataset.join_repeats import join_repeats
 from qdx.errors import QdxError
-from qdx.job import run, write_status
 from qdx.locking import locked
 from qdx.prompts import Transcripts
 from qdx.report import build
-from qdx.report.verifier import adopt_calibration
+from qdx.sweep.job import run, write_status
+from qdx.verification.sections import adopt_calibration
 from tests.helpers import write_run
 from tests.hostile import making
 
@@ -137,7 +137,7 @@ def _status(folder: Path) -> None:
 
 
 def _manifest(folder: Path) -> None:
-    from qdx.sweep import _write_manifest
+    from qdx.sweep.callback import _write_manifest
 
     (folder / "sweep.json").unlink(missing_ok=True)
     _write_manifest(folder, {"labels": ["awq"]})
@@ -237,12 +237,12 @@ ELSEWHERE = {
     "capture/recorder.py": "unlinks the name before; its folder was made by qdx.job",
     "dataset/journal.py": "unlinks the name, then O_EXCL",
     "locking.py": "O_NOFOLLOW",
-    "launching.py": "a fifo in a temporary folder that it makes",
+    "sweep/launchers.py": "a fifo in a temporary folder that it makes",
     "__main__.py": "/dev/null",
     "legacy/convert.py": "a name that its user gave",
-    "dataset/merging.py": "a name that its caller made new",
+    "dataset/write_sweep.py": "a name that its caller made new",
     "dataset/checksums.py": "behind the end of a file that its caller made new",
-    "dataset/joining.py": "after new_file.create",
+    "dataset/join_repeats.py": "after new_file.create",
     "commit.py": "within new_file.replacing",
     "backends/": "a scratch file of the engine's",
 }

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from qdx.errors import QdxError
-from qdx.kernels import KERNELS, QuantizedWeight, _base, make, normalize
+from qdx.kernel_names import simulated
+from qdx.kernels import KERNELS, QuantizedWeight, _base, make
 
 from .builders import U16, exact, inputs, ulps, weights
 
@@ -127,11 +128,12 @@ def test_leading_dims_are_lost() -> None:
         assert layer(x[0, 0]).shape == (64,)
 
 
-def test_names_are_not_the_recorded_ones() -> None:
+def test_a_kernel_bears_the_name_it_is_asked_for_by() -> None:
+    weight = weights(256, 64, 64, symmetric=True)
     for name, kernel in KERNELS.items():
         assert kernel.name == name
-        assert kernel.observed == f"model:{name}"
-        assert normalize(kernel.observed) == normalize(name) == name
+        if name != "dense":
+            assert type(make(simulated(name), weight)) is type(make(name, weight)) is kernel
 
 
 def test_half_of_a_layer_rounds_its_weights() -> None:

@@ -20,8 +20,8 @@ from hydra import compose, initialize_config_dir
 
 import qdx as package
 from qdx.errors import QdxError
-from qdx.launching import gpu, require
 from qdx.plugins import conf_dir
+from qdx.sweep.launchers import gpu, require
 from tests.sweeping import SMALL, checkpoints, environment, qdx
 
 PHASES = ("prefill", "decode", "replay")

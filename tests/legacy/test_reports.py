@@ -11,12 +11,12 @@ import pytest
 
 import qdx
 from qdx import analysis
-from qdx.analysis.numerics import another_kernel, pair_type
-from qdx.analysis.verification import attribution_by_distance
-from qdx.analysis.verification.by_distance import name_by_distance
 from qdx.errors import QdxError
+from qdx.kernel_names import another_kernel, pair_type
 from qdx.legacy import convert
 from qdx.report.__main__ import main
+from qdx.verification import attribution_by_distance
+from qdx.verification.by_distance import name_by_distance
 from tests.legacy import files
 
 

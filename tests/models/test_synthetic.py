@@ -8,8 +8,8 @@ import pytest
 
 from qdx.errors import QdxError
 from qdx.models import resolve, vocab_size, weights_sha256
+from qdx.models.identity import load_tokenizer
 from qdx.models.reading import dense_state, iter_quantized
-from qdx.models.tokenizer import load_tokenizer
 
 NAME = "synthetic:layers=2,hidden=128,mlp=256,heads=2,kv_heads=1,head=64,vocab=300"
 

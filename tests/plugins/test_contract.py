@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 import qdx
-from qdx.analysis.measuring import Measure
+from qdx.distances.pairs import Measure
 from qdx.errors import QdxError
 from qdx.plugins import build, check, conf_dir, find, from_file, node_of, register
 from qdx.report import build as report

@@ -15,13 +15,14 @@ import xarray as xr
 
 from qdx.analysis import Section, classes, consistency, effects, noise_floor, pairs, snr
 from qdx.analysis.view import View
+from qdx.document import charts
+from qdx.document.svg import CIVIDIS, Scale, colour, escape, number
 from qdx.errors import QdxError
-from qdx.report import build, charts, figures, html, markdown
+from qdx.report import build, figures, html, markdown
 from qdx.report.__main__ import main
-from qdx.report.drawing import CIVIDIS, Scale, colour, escape, number
-from qdx.report.facts import Facts
+from qdx.report.front import verdict
+from qdx.report.state import Facts
 from qdx.report.texts import side_by_side
-from qdx.report.verdict import verdict
 from tests import synthetic
 from tests.helpers import write_sweep
 from tests.report.browser import Browser
@@ -78,7 +79,7 @@ def page(tree, path: Path, sections: list[Section] | None = None, **facts) -> st
         path.parent, facts.pop("labels", labels), facts.pop("missing", []), facts.pop("failed", {}), **facts
     )
     drawn = figures.collect(View(tree), sections) if tree is not None else figures.Figures()
-    text = html.render(given, tree, sections, drawn)([(path, 0)])
+    text = html.render(given, tree, sections, drawn, [(path, 0)])
     path.write_text(text, encoding="utf-8")
     return text
 
@@ -314,15 +315,17 @@ def test_what_was_not_measured_is_said_and_not_a_number(pages):
     assert not re.search(r"\bnan\b", re.sub(r"<style>.*?</style>|<script>.*?</script>", "", text, flags=re.S))
 
 
-def test_sizes_in_the_page_are_those_on_disk(finished):
-    from qdx.report.facts import size
+def test_sizes_are_those_on_disk_and_a_page_does_not_state_its_own(finished):
+    from qdx.report.state import size
 
     folder, report = finished
     text = (folder / "report.html").read_text(encoding="utf-8")
-    for name in ("report.html", "report.md", "report.txt", "summary.json", "sweep.nc"):
+    for name in ("report.html", "report.md", "report.txt", "sweep.nc"):
         on_disk = (folder / name).stat().st_size
         assert report.summary["files"][name]["bytes"] == on_disk
-        assert re.search(rf"{name}</th><td class=\"num\">{size(on_disk)}<", text), name
+        shown = size(on_disk) if name == "sweep.nc" else size(None)
+        assert re.search(rf"{name}</th><td( class=\"num\")?>{shown}<", text), name
+    assert report.summary["files"]["summary.json"]["bytes"] is None
 
 
 def test_markdown_has_the_sections_and_no_markup_of_strangers(finished):

@@ -21,7 +21,7 @@ from qdx.errors import QdxError
 from qdx.report import build, figures, markdown
 from qdx.report.__main__ import main
 from qdx.report.build import show
-from qdx.report.facts import Facts, next_command
+from qdx.report.state import Facts, next_command
 from qdx.report.text import generation, prompts, render
 from tests.helpers import write_sweep
 from tests.synthetic import blank, sweep
@@ -112,14 +112,13 @@ def test_matrices_hold_the_distances_that_the_file_holds(built, finished):
         by_hand
     )
     decode = built.text[built.text.index("Decode effects") :]
-    mantissa, exponent = f"{by_hand:.2e}".split("e")
-    assert f"{mantissa}e{int(exponent)}" in decode
+    assert 1 < by_hand < 100 and f" {by_hand:.3g}" in decode  # three digits, as a person writes them
 
 
 def test_sizes_and_paths_are_those_on_disk(built, finished):
     summary = json.loads((finished / "summary.json").read_text())
     for name in ("sweep.nc", "report.txt", "summary.json"):
-        on_disk = (finished / name).stat().st_size
+        on_disk = (finished / name).stat().st_size if name != "summary.json" else None
         assert summary["files"][name] == {"path": str(finished / name), "bytes": on_disk}
         assert str(finished / name) in built.text
     assert summary["runs"]["awq"]["bytes"] == (finished / "awq/run.nc").stat().st_size
@@ -353,7 +352,7 @@ def test_an_interrupted_merge_leaves_the_earlier_files(folder, monkeypatch):
     def stop(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qdx.analysis.distances.compute", stop)
+    monkeypatch.setattr("qdx.distances.measure.compute", stop)
     with pytest.raises(KeyboardInterrupt):
         build(folder, console=False)
     assert (folder / "sweep.nc").read_bytes() == before and not list(folder.glob("*.part"))

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from qdx.analysis.verification import attribution, crossing, environment_validation, verify
-from qdx.report import tables, verifying
-from qdx.report.drawing import NOT_MEASURED, number
+from qdx.document.format import NOT_MEASURED
+from qdx.document.svg import number
+from qdx.report import tables
 from qdx.report.figures import Figures
 from qdx.report.parts import verification
+from qdx.verification import attribution, crossing, environment_validation, figures, verify
 from tests.analysis.replaying import trees
 
 NOISE = {"awq": 0.0, "marlin": 0.05, "g<b>ptq": 1.5}
@@ -30,7 +31,7 @@ def judged():
 
 
 def test_a_heatmap_has_every_distance_in_its_table(judged):
-    found = [f for f in verifying.figures(list(judged.values())) if f.name == "crossing_decode"]
+    found = [f for f in figures.figures(list(judged.values())) if f.name == "crossing_decode"]
     values = judged["crossing"].result["distance"].sel(phase="decode").values
     assert found[0].table.rows == [
         [name, *(number(float(v)) for v in row)] for name, row in zip(NOISE, values, strict=True)
@@ -39,25 +40,25 @@ def test_a_heatmap_has_every_distance_in_its_table(judged):
 
 
 def test_curves_run_from_none_to_all_and_end_at_the_shares_of_the_section(judged):
-    figures = {f.name: f for f in verifying.figures(list(judged.values()))}
-    assert {"roc_awq", "rows_awq", "tokens_awq"} <= set(figures)
-    last = figures["roc_awq"].table.rows[-1]
+    drawn = {f.name: f for f in figures.figures(list(judged.values()))}
+    assert {"roc_awq", "rows_awq", "tokens_awq"} <= set(drawn)
+    last = drawn["roc_awq"].table.rows[-1]
     result = judged["attribution"].result
     step = -(-result.sizes["false_positive_rate"] // 32)
     at = np.arange(result.sizes["false_positive_rate"])[::step][-1]
     shares = result["roc"].sel(producer="awq", config=["marlin", "g<b>ptq"]).values[:, at]
     assert last[1:] == [number(float(v)) for v in shares]
-    assert figures["rows_awq"].table.head == ["published rows", "marlin", "g<b>ptq"]
-    assert figures["tokens_awq"].table.head == ["tokens", "marlin", "g<b>ptq"]
+    assert drawn["rows_awq"].table.head == ["published rows", "marlin", "g<b>ptq"]
+    assert drawn["tokens_awq"].table.head == ["tokens", "marlin", "g<b>ptq"]
     # one token more than rows: prefill predicts the first one
-    assert [len(figures[f"{kind}_awq"].table.rows) for kind in ("rows", "tokens")] == [4, 5]
-    assert "threshold of 5% false alarms" in figures["rows_awq"].note
+    assert [len(drawn[f"{kind}_awq"].table.rows) for kind in ("rows", "tokens")] == [4, 5]
+    assert "threshold of 5% false alarms" in drawn["rows_awq"].note
 
 
 def test_too_few_references_for_a_split_give_no_curve():
     producers, verifier = trees(NOISE, references=9, tokens=4)
     section = attribution(producers, verifier, draws=20)
-    assert not verifying.figures([section])
+    assert not figures.figures([section])
     found = tables.attribution(section.result)
     assert len(found) == 1 and "identity and no error rate" in found[0].caption
     assert [sum(map(int, row[1:])) for row in found[0].rows] == [9, 9, 9]
@@ -67,12 +68,12 @@ def test_a_distance_that_nobody_measured_says_so(judged):
     section = judged["crossing"]
     blank = section.result.copy(deep=True)
     blank["distance"].values[:, 1, 2] = np.nan
-    figure = verifying.figures([type(section)("crossing", "", blank)])[-1]
+    figure = figures.figures([type(section)("crossing", "", blank)])[-1]
     assert figure.table.rows[1][3] == NOT_MEASURED
 
 
 def test_every_section_has_a_part_and_names_are_only_text(judged):
-    drawn = Figures(verifying=verifying.figures(list(judged.values())))
+    drawn = Figures(verifying=figures.figures(list(judged.values())))
     found = verification(list(judged.values()), drawn)
     assert [anchor for anchor, _, _ in found] == [
         "verify",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import qdx
-from qdx.analysis.verification import verify
+from qdx.verification import verify
 
 RECORDS = Path(__file__).parents[2] / "docs" / "results" / "h200_vllm_0_20_2" / "verdicts" / "base"
 CONFIGS = ("awq", "awq_marlin", "awq_machete", "gptq", "gptq_marlin")

@@ -25,10 +25,10 @@ import numpy as np
 import xarray as xr
 
 import qdx
-from qdx.analysis.verification.commitments import commit
 from qdx.dataset.layout import CONFIG_COORDS
 from qdx.prompts._transcript_file import read as read_transcripts
 from qdx.report.__main__ import main as report
+from qdx.verification.commitments import commit
 from tests import tiny
 from tests.sweeping import checkpoints, environment
 from tests.verification import forging

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qdx.backends import Facts, sampling
-from qdx.backends.choosing import gpus
+from qdx.backends.auto import gpus
 from qdx.backends.vllm import versions
 from qdx.backends.vllm.errors import explained, out_of_memory_explained
-from qdx.backends.vllm.starting import require_runner, start
+from qdx.backends.vllm.start import require_runner, start
 from qdx.errors import QdxError
 from qdx.plugins import register
 
@@ -130,7 +130,7 @@ class VllmBackend:
         )
         with explained(f"vLLM {self._version}, looking into the loaded model"):
             from qdx.backends.vllm import tap
-            from qdx.backends.vllm.facts import facts
+            from qdx.backends.vllm.observed import facts
 
             model_config = self._engine.llm_engine.vllm_config.model_config
             self._max_len = int(model_config.max_model_len)

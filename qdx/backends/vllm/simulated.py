@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdx.backends import SIMULATED
 from qdx.backends.vllm.request import Request
 from qdx.errors import QdxError
+from qdx.kernel_names import simulated
 from qdx.kernels import KERNELS, QuantizedWeight, make
 
 SM_COUNT = 132  # H100, H200
@@ -75,7 +75,7 @@ def register(kernel: str) -> None:
 
 def normalized(kernel_class: str) -> str:
     """Return ``model:<name>`` of a class that is registered here, else an empty string."""
-    return SIMULATED + CLASSES[kernel_class] if kernel_class in CLASSES else ""
+    return simulated(CLASSES[kernel_class]) if kernel_class in CLASSES else ""
 
 
 def _linear_kernel(kernel: str) -> type:

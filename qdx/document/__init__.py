@@ -1,0 +1,1 @@
+"""Turn tables and drawings into words: it knows numbers, columns and colours, and nothing of sweeps."""

@@ -1,0 +1,37 @@
+"""How a number is written for a person: once, the same in every form of a report."""
+
+from __future__ import annotations
+
+import math
+
+DASH = "–"  # what a table's cell shows of what was not measured; its legend or title says what it means
+NOT_MEASURED = "not measured"  # where there is room for words
+
+
+def number(value: float, digits: int = 3, missing: str = DASH) -> str:
+    """Write a number in so many significant digits: ``2.75``, ``0.0399``, ``12,300``, ``3.69e-5``."""
+    if not math.isfinite(value):
+        return missing
+    if value == 0:
+        return "0"
+    scientific = f"{value:.{digits - 1}e}"
+    rounded = float(scientific)
+    if not 1e-3 <= abs(rounded) < 1e5:
+        mantissa, exponent = scientific.split("e")
+        return f"{mantissa}e{int(exponent)}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
+    return f"{rounded:,.{decimals}f}"
+
+
+def percent(value: float) -> str:
+    """Write a share as per cent; 100 % and 0 % only when exact."""
+    if not math.isfinite(value):
+        return DASH
+    if value in (0.0, 1.0):
+        return f"{value:.0%}"
+    return f"{min(max(value, 0.001), 0.999):.1%}"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 row``, ``2 rows``, ``1,024 rows``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,21 @@
+"""From a command line to the jobs and back: `callback` leads, `prepare` looks first, `job` is the child.
+
+Hydra finds the callback by ``_target_: qdx.sweep.Sweep``, a name that lies in users' ``sweep.json``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qdx.sweep.callback import Sweep
+
+__all__ = ["Sweep"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Sweep":
+        from qdx.sweep.callback import Sweep
+
+        return Sweep
+    raise AttributeError(f"module 'qdx.sweep' has no attribute {name!r}")

@@ -1,0 +1,233 @@
+"""What happens before the first job of a sweep: everything that would stop a later one is looked for now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from qdx import models, plugins
+from qdx.capture.plan import plan
+from qdx.dataset import folder, size
+from qdx.dataset.check import reading
+from qdx.dataset.guarding import guard
+from qdx.errors import QdxError, nearest
+from qdx.experiment import Prompts, find_checkpoint, identify, load_prompts
+from qdx.schema import Experiment, validate
+from qdx.schema_verify import TranscriptPrompts, Verify
+
+if TYPE_CHECKING:
+    from qdx.models import Checkpoint
+    from qdx.prompts import Transcripts
+
+# What `qdx.dataset.merge` wants to be the same in all runs of a folder, and how to say it.
+ALIKE = {
+    "tokenizer_sha256": "tokenizer",
+    "references_sha256": "references or their continuation (prompts.*, generate.tokens)",
+    "transcripts_sha256": "transcripts (prompts.path)",
+    "vocab": "vocabulary size",
+    "components": "sketch (capture.components)",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One config of a sweep with what it will run on."""
+
+    cfg: DictConfig
+    experiment: Experiment
+    checkpoint: Checkpoint
+    prompts: Prompts
+
+    @property
+    def label(self) -> str:
+        """Name of its folder."""
+        return self.experiment.label
+
+    @property
+    def vocab(self) -> int:
+        """Logits in a row."""
+        return models.vocab_size(self.checkpoint.path)
+
+
+def prepare(configs: list[DictConfig], directory: Path) -> None:
+    """Have everything ready that the jobs of a sweep need, and say what they will run and write.
+
+    Downloads or builds checkpoints, loads the references and prints them, and stops for what would fail hours
+    later: references that are too long or that a batch size does not divide, runs that cannot be merged,
+    metrics that break their contract or compare what will not be captured, a disk that is too small.
+
+    Raises
+    ------
+    QdxError
+        Naming the first of these.
+    """
+    loaded: dict[tuple[object, ...], Prompts] = {}
+    alike: dict[str, dict[str, str]] = {}
+    estimate, unfinished = 0, 0
+    for cfg in configs:
+        experiment = validate(cfg)
+        checkpoint = find_checkpoint(experiment)
+        tokenizer = models.tokenizer_sha256(checkpoint.path)
+        key = (repr(experiment.prompts), tokenizer, *_of_transcripts(experiment, checkpoint))
+        if key not in loaded:
+            loaded[key] = load_prompts(experiment, checkpoint)
+            print(f"prompts: {loaded[key].description}".replace("\n", "\n  "), flush=True)
+        job = Job(cfg, experiment, checkpoint, loaded[key])
+        check_lengths(job)
+        identity = identify(cfg, checkpoint, job.prompts)
+        alike[job.label] = {
+            "tokenizer_sha256": tokenizer,
+            "references_sha256": identity["references_sha256"],
+            "transcripts_sha256": identity["transcripts_sha256"],
+            "vocab": str(job.vocab),
+            "components": str(experiment.capture.components),
+        }
+        rehearse(experiment, job.vocab)
+        if not folder.is_complete(directory / job.label / folder.RUN, identity["config_hash"]):
+            kept, meanwhile = expected_bytes(job)
+            estimate, unfinished = estimate + kept, max(unfinished, meanwhile)
+    check_alike(earlier_runs(directory, set(alike)) | alike)
+    size.check_disk(directory, estimate + unfinished)
+    for prompts in loaded.values():
+        if prompts.transcripts is not None:
+            keep_for_the_report(prompts.transcripts, validate(configs[0]).verify, directory)
+    more = f", and {size.readable(unfinished)} while a job runs" if unfinished else ""
+    print(f"results: about {size.readable(estimate)} in {directory}{more}", flush=True)
+
+
+def keep_for_the_report(transcripts: Transcripts, asked: Verify, directory: Path) -> None:
+    """Copy what the report will judge by into the sweep folder, after a look at what is asked of it.
+
+    Raises
+    ------
+    QdxError
+        For a claim of somebody who is no producer, or a calibration that is no verifier's sweep.
+    """
+    from qdx.verification.sections import adopt_calibration
+
+    names = [producer.name for producer in transcripts.producers]
+    for producer in asked.claims or {}:
+        if producer not in names:
+            raise QdxError(
+                f"verify.claims names {producer!r}, which is no producer in {transcripts.file.path}: "
+                f"{', '.join(names)}{nearest(producer, names)}"
+            )
+    for number, earlier in enumerate(asked.calibrations, 1):
+        adopt_calibration(directory, Path(earlier).expanduser().absolute(), number)
+    transcripts.keep(directory)
+
+
+def _of_transcripts(experiment: Experiment, checkpoint: Checkpoint) -> tuple[int, ...]:
+    """Return what a file of transcripts is held against, beside its tokenizer."""
+    if not isinstance(experiment.prompts, TranscriptPrompts):
+        return ()
+    return experiment.generate.tokens, experiment.batch_size, models.vocab_size(checkpoint.path)
+
+
+def check_lengths(job: Job) -> None:
+    """Refuse references that the model has no positions for, or that the batch size does not divide.
+
+    Raises
+    ------
+    QdxError
+        Naming the reference and the limit.
+    """
+    limit = models.context_length(job.checkpoint.path)
+    tokens = job.experiment.generate.tokens
+    for reference in job.prompts.references:
+        length = len(reference.token_ids)
+        if limit is not None and length + tokens > limit:
+            raise QdxError(
+                f"reference {reference.name!r} has {length} tokens and {tokens} follow, the limit of "
+                f"{job.checkpoint.source} is {limit}: lower prompts.snippet_tokens"
+            )
+    count, batch = len(job.prompts.references), job.experiment.batch_size
+    if count % batch:
+        raise QdxError(
+            f"batch_size={batch} does not divide {count} references: the last ones would run in a smaller "
+            f"batch, which may use other kernels; choose a divisor or change prompts.references"
+        )
+
+
+def rehearse(experiment: Experiment, vocab: int) -> None:
+    """Call every metric once: distances are measured when all runs are done, hours later maybe."""
+    from qdx.distances.pairs import Measure
+
+    for name, node in experiment.metric.items():
+        measure = Measure.of(name, plugins.build(node))
+        if measure.on == "hidden" and experiment.capture.mode != "hidden":
+            raise QdxError(
+                f"metric={name} compares hidden states and {experiment.label} is run with "
+                f"capture={experiment.capture.name}, which keeps none: add capture=hidden or drop the metric"
+            )
+        measure.rehearse(vocab, experiment.capture.k)
+
+
+def expected_bytes(job: Job) -> tuple[int, int]:
+    """Estimate what a job writes: the bytes of its files, and what else there is until they are whole."""
+    experiment = job.experiment
+    capture = experiment.capture
+    rows = plan(
+        job.prompts.references,
+        prefill_positions=capture.prefill_positions,
+        output_tokens=experiment.generate.tokens,
+        producers=job.prompts.producers,
+    )
+    width = models.hidden_size(job.checkpoint.path) if capture.mode == "hidden" else job.vocab
+    full = 0 if capture.mode == "topk" else width
+    dtype = experiment.model.dtype
+    once = size.bytes_per_run(
+        rows,
+        repeats=experiment.repeats,
+        width=full,
+        dtype=dtype,
+        k=min(capture.k, job.vocab),
+        components=capture.components,
+    )
+    if experiment.repeat_scope == "process":  # the repeats' files lie beside the one they are joined into
+        return once, once + size.unfinished_bytes(rows, repeats=1, width=full, dtype=dtype)
+    return once, size.unfinished_bytes(rows, repeats=experiment.repeats, width=full, dtype=dtype)
+
+
+def earlier_runs(directory: Path, labels: set[str]) -> dict[str, dict[str, str]]:
+    """Return what must be alike of the finished runs that another sweep left in this folder."""
+    import netCDF4
+
+    found = {}
+    for path in directory.glob(f"*/{folder.RUN}"):
+        if path.parent.name in labels:
+            continue
+        guard(path)
+        with reading(path), netCDF4.Dataset(path) as file:
+            facts: dict[str, Any] = {name: file.getncattr(name) for name in ALIKE if name in file.ncattrs()}
+            facts["components"] = len(file["replay"].dimensions["component"])
+            found[path.parent.name] = {name: str(facts.get(name, "")) for name in ALIKE}
+    return found
+
+
+def check_alike(facts: dict[str, dict[str, str]]) -> None:
+    """Refuse configs whose runs could not be merged.
+
+    Parameters
+    ----------
+    facts : dict
+        Label → the facts named in `ALIKE`.
+
+    Raises
+    ------
+    QdxError
+        Naming what differs and between which labels.
+    """
+    for name, what in ALIKE.items():
+        groups: dict[str, list[str]] = {}
+        for label, own in facts.items():
+            groups.setdefault(own[name], []).append(label)
+        if len(groups) > 1:
+            sides = " | ".join(", ".join(labels) for labels in groups.values())
+            raise QdxError(
+                f"configs of one sweep folder must share the {what}, these do not: {sides}: "
+                f"run them as sweeps of their own, each in its hydra.sweep.dir"
+            )

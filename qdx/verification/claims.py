@@ -1,0 +1,261 @@
+"""Is this the claimed config? One line for every claim, each with what it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+
+from qdx.analysis.section import Section
+from qdx.errors import QdxError
+from qdx.statistics import Floats
+from qdx.verification import said
+from qdx.verification.environment import record_differs
+from qdx.verification.evidence import Claim, sampling_of, weigh, weigh_pairs
+from qdx.verification.judge import best
+from qdx.verification.likelihood import log_likelihood, token_misfits
+from qdx.verification.p_values import level
+from qdx.verification.replays import Replays
+from qdx.verification.verdicts import Evidence, Verdict, decide, headline
+
+Trees = tuple[xr.DataTree, xr.DataTree]
+ONE = {"units": "1"}
+TESTS = ("decode rows", "prefill rows", "distances", "text")
+NOT_LISTED = "not listed"
+
+
+def verify(
+    producer_tree: xr.DataTree,
+    verifier_tree: xr.DataTree,
+    alpha: float = 0.05,
+    claims: Mapping[str, str] | None = None,
+    calibration: Trees | Sequence[Trees] | None = None,
+) -> Section:
+    """Test what each producer claims to have run.
+
+    Parameters
+    ----------
+    producer_tree : xarray.DataTree
+        The producers' sweep, or its commitments; ``/decode`` holds the rows behind each transcript.
+    verifier_tree : xarray.DataTree
+        The verifier's replays of them: ``/replay`` with a dimension ``producer``.
+    alpha : float
+        Probability with which an honest claim may be refuted, over all claims together.
+    claims : Mapping of str to str, optional
+        Producer → config that it claims to be. Default: its own label.
+    calibration : (producer_tree, verifier_tree), or a sequence of such pairs, optional
+        Transcripts whose labels are *known* to be right, made in the producers' environment class, and their
+        replays here. The labels of the judged producers never serve as that. Where a producer's class is not
+        fully stated, p is the greatest over all sets that do not contradict it.
+
+    Returns
+    -------
+    Section
+        Result over (producer, config, reference): ``margin``, ``tokens``, ``tokens_greedy``, ``tokens_tied``,
+        ``text_misfits``, ``log_likelihood`` (NaN without a calibration), ``rows_compared``, ``rows_equal``,
+        ``rows_expected``, and the same with ``prefill_…`` of content rows; over (producer, config):
+        ``p_config``; over (producer, test): ``test_p`` and ``test_null``; over producer: ``claim``,
+        ``verdict`` (one of `verdicts.KINDS`), ``concerns``, ``because``, ``p_test`` (T · min p of the listed
+        tests), ``p_test_holm``, ``false_at_least``, ``units``, ``plain_greedy``, ``answer``. Attribute
+        ``headline``: all verdicts in a sentence.
+
+    Raises
+    ------
+    QdxError
+        See `gather.Replays.of`; also for a claim of a config that was not replayed.
+    """
+    data, exact_alpha = Replays.of(producer_tree, verifier_tree), level(alpha)
+    known = calibrating(data, calibration)
+    claimed = _claimed(data, claims or {})
+    at = [data.configs.index(label) if label in data.configs else -1 for label in claimed]
+    tested = weigh(data, known, at, exact_alpha)
+    likelihood_DCR = _likelihood(data, known)
+    likeliest = best(likelihood_DCR)
+    evidence = Evidence(
+        data,
+        tested,
+        exact_alpha,
+        bool(known),
+        np.stack([(likeliest == c).sum(-1) for c in range(len(data.configs))], -1),
+        _others(data),
+    )
+    decided = [decide(evidence, d, c, claimed[d]) for d, c in enumerate(at)]
+    p_DC = weigh_pairs(data, known)
+    result = _result(data, evidence, decided, claimed, likelihood_DCR, p_DC)
+    result.attrs = {
+        "alpha": alpha,
+        "calibration_sets": len(known),
+        "headline": headline([one.kind for one in decided]),
+    }
+    text = said.claims(data, evidence, decided, result, at)
+    return Section("verify", "Claims", result, {"": text})
+
+
+def calibrating(data: Replays, calibration: Trees | Sequence[Trees] | None) -> list[Replays]:
+    """Read the calibration sets.
+
+    Raises
+    ------
+    QdxError
+        When a set and the judged transcripts are not of one kind.
+    """
+    if calibration is None:
+        return []
+    pairs = [calibration] if isinstance(calibration[0], xr.DataTree) else list(calibration)
+    found = []
+    for pair in pairs:
+        known = Replays.of(*pair)
+        if known.components != data.components:
+            raise QdxError(
+                f"calibration has sketches of {known.components} components, the judged {data.components}: "
+                "use one capture.components"
+            )
+        tokens = [int(one.emitted_DR.max(initial=0)) for one in (known, data)]
+        if tokens[0] != tokens[1]:
+            raise QdxError(
+                f"the calibration's transcripts have {tokens[0]} tokens, the judged {tokens[1]}: means over "
+                "so many are not exchangeable; calibrate with equal generate.tokens"
+            )
+        found.append(known)
+    return found
+
+
+def _claimed(data: Replays, claims: Mapping[str, str]) -> list[str]:
+    claimed = [str(claims.get(label, label)) for label in data.producers]
+    for producer in claims:
+        if producer not in data.producers:
+            raise QdxError(
+                f"verify.claims names {producer!r}, which is no producer: {', '.join(data.producers)}"
+            )
+    for producer, label in zip(data.producers, claimed, strict=True):
+        if producer in claims and label not in data.configs:
+            raise QdxError(
+                f"producer {producer!r} claims {label!r}, which was not replayed: add it to quant=… "
+                f"(replayed: {', '.join(data.configs)})"
+            )
+    return claimed
+
+
+def _likelihood(data: Replays, known: Sequence[Replays]) -> Floats:
+    """ℓ of every transcript under every config, scales from the known transcripts: ranks, no verdict.
+
+    NaN for a config without known transcripts.
+    """
+    found = np.full(data.energy_DCRT.shape[:3], np.nan)
+    if not known:
+        return found
+    one = known[0]
+    calibration = one.calibration(data.configs)
+    measured = calibration.references_C > 0
+    for d, r in np.ndindex(len(data.producers), len(data.references)):
+        same = [i for i, key in enumerate(one.reference_keys) if key == data.reference_keys[r]]
+        others = calibration.without(same[0]) if same else calibration
+        misfits = token_misfits(data.energy_DCRT[d, :, r], data.floor_DRT[d, r], others)
+        found[d, :, r] = np.where(measured, log_likelihood(misfits, calibration.components), np.nan)
+    return found
+
+
+def _others(data: Replays) -> list[list[str]]:
+    """What of a producer's own record is not the config's."""
+    return [[record_differs(own, here) for here in data.record_C] for own in data.record_D]
+
+
+def _result(
+    data: Replays,
+    evidence: Evidence,
+    decided: Sequence[Verdict],
+    claimed: Sequence[str],
+    likelihood_DCR: Floats,
+    p_DC: Floats,
+) -> xr.Dataset:
+    each, pair = ("producer", "config", "reference"), ("producer", "config")
+    rows = {
+        "margin": (data.margin_DCR, "mean margin of the producer's tokens under the config's own rows here"),
+        "tokens": (data.tokens_DCR, "tokens judged by their margins: every emitted one"),
+        "tokens_greedy": (data.greedy_DCR, "tokens that are a greedy choice here, ties included"),
+        "tokens_tied": (data.ties_DCR, "greedy tokens that share the greatest logit with another id"),
+        "text_misfits": (data.misfit_DCRT.sum(-1), "tokens that are not greedy on a bit-equal row"),
+        "log_likelihood": (likelihood_DCR, "ℓ of the config, scales from known transcripts"),
+    }
+    for phase in data.phases:
+        name = "rows" if phase.phase == "decode" else phase.phase
+        what = "decode rows" if phase.phase == "decode" else "content rows of prefill"
+        rows[f"{name}_compared"] = (phase.content_DCR, f"{what} that both sides have")
+        rows[f"{name}_equal"] = (phase.content_equal_DCR, f"{what} that are bit-equal")
+        rows[f"{name}_expected"] = (phase.expected_DCR, f"{what} that the verifier has")
+    units = {"margin": "nat", "log_likelihood": "nat"}
+    result = xr.Dataset(
+        {
+            name: (each, values, {"units": units.get(name, "1"), "long_name": about})
+            for name, (values, about) in rows.items()
+        },
+        coords={
+            "producer": data.producers,
+            "config": data.configs,
+            "reference": data.references,
+            "test": list(TESTS),
+        },
+    )
+    about = "T · min p of the listed tests of the producer as this config; NaN: none is listed"
+    result["p_config"] = (pair, p_DC, {**ONE, "long_name": about})
+    of_test = [[_listed(claim, name) for name in TESTS] for claim in evidence.claims]
+    about = "p of a listed test of the claim; NaN: not listed, or without a value"
+    test = ("producer", "test")
+    result["test_p"] = (test, np.array([[p for p, _ in row] for row in of_test]), {**ONE, "long_name": about})
+    about = "what the producer was held against, or why the test is not listed"
+    null = np.array([[null for _, null in row] for row in of_test], object)
+    result["test_null"] = (test, null, {**ONE, "long_name": about})
+    greedy = {True: "yes", False: "no", None: "not stated"}
+    columns = {
+        "claim": ([*claimed], "claimed config"),
+        "verdict": ([one.kind for one in decided], f"verdict at level {float(evidence.alpha):g}"),
+        "concerns": ([one.concerns for one in decided], "part of the claim that the verdict concerns"),
+        "because": ([one.because for one in decided], "what the verdict rests on"),
+        "plain_greedy": (
+            [greedy[sampling_of(data, d)] for d in range(len(claimed))],
+            "whether the record states plain greedy decoding",
+        ),
+        "answer": (
+            _answers(data, p_DC, float(evidence.alpha)),
+            "configs that no listed test refutes, each by itself",
+        ),
+    }
+    for name, (texts, about) in columns.items():
+        result[name] = ("producer", np.array(texts, object), {**ONE, "long_name": about})
+    p = [(claim.p, claim.p_holm) if claim else (None, None) for claim in evidence.claims]
+    numbers = {
+        "p_test": ([_float(one) for one, _ in p], "T · min p over the claim's T listed tests"),
+        "p_test_holm": ([_float(two) for _, two in p], "p_test, Holm's adjustment over the claims"),
+        "false_at_least": ([one.false_at_least for one in decided], "units that are false, at least"),
+        "units": ([int(row.max(initial=-1)) + 1 for row in data.units_DR], "independent transcripts"),
+    }
+    for name, (values, about) in numbers.items():
+        result[name] = ("producer", np.array(values), {**ONE, "long_name": about})
+    return result
+
+
+def _listed(claim: Claim | None, name: str) -> tuple[float, str]:
+    if claim is None:
+        return float("nan"), "the claimed config was not replayed"
+    test = claim.test(name)
+    if test is None:
+        return float("nan"), f"{NOT_LISTED}: {claim.unlisted.get(name, 'the files have no such rows')}"
+    return _float(test.p), test.null
+
+
+def _answers(data: Replays, p_DC: Floats, alpha: float) -> list[str]:
+    found = []
+    for d, row in enumerate(p_DC):
+        left = []
+        for c, (label, p) in enumerate(zip(data.configs, row, strict=True)):
+            if sampling_of(data, d) and data.misfit_DCRT[d, c].any():
+                continue  # its text does not fit this config's rows
+            if not p <= alpha:
+                left.append(label if np.isfinite(p) else f"{label} (not tested)")
+        found.append(", ".join(left) or "none of them")
+    return found
+
+
+def _float(p: object) -> float:
+    return float("nan") if p is None else float(p)  # type: ignore[arg-type]

@@ -1,0 +1,617 @@
+"""Transcripts and their replays as plain arrays."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from qdx.dataset.lacking import versions
+from qdx.errors import QdxError
+from qdx.statistics import Bools, Floats, Ints
+from qdx.verification.compare import NO_ROWS, Compared, marks, own_repeats, prefill
+from qdx.verification.environment import facts_of
+from qdx.verification.environment_class import MACHINE, class_of, compare
+from qdx.verification.exact import pooled, repeating
+from qdx.verification.likelihood import Calibration, energy, row_mean, ulp_floor
+from qdx.verification.units import spans_of, units_of
+
+SHARED = {"tokenizer_sha256": "tokenizer", "vocab": "vocabulary size", "sketch_seed": "seed of the sketches"}
+REPLAY = ("producer", "config", "repeat", "reference", "position")
+UNREAL = 1e250  # energy of a published row whose sketch is not finite: further off than any real one
+
+
+@dataclass(frozen=True)
+class Replays:
+    """Every producer's free generation and every config's replay of it.
+
+    Energies and bit-equality are of rows that both sides have; margins, ties and choices are the verifier's
+    own, at every emitted token, whatever rows the producer published.
+
+    Attributes
+    ----------
+    producers, configs, references : list of str
+    reference_keys : list of str
+        SHA-256 of each reference's token ids: two references are the same when these are.
+    units_DR : array (producer, reference)
+        Number of the unit that a transcript belongs to, see `units.units_of`.
+    energy_DCRT : array (producer, config, reference, token)
+        ‖r‖²/k of the sketches, NaN where a row is missing.
+    floor_DRT : array (producer, reference, token)
+        See `likelihood.ulp_floor`; of the verifier's own rows, which a producer cannot scale.
+    components : int
+    between_DCRMM : array (producer, config, reference, member, member)
+        Mean energies between the members of a config: 0 is the producer, 1 … Q are the repeats here. Rows
+        count up to the one that predicts the first token in which two members differ.
+    beside_DCRMV : array (producer, config, reference, member, config)
+        Mean energies of those members against every config's first repeat.
+    margin_DCRT : array (producer, config, reference, token)
+        Greatest logit here − the emitted token's; the first token, which prefill predicts, comes first. NaN
+        where there is no token.
+    tied_DCRT : array (producer, config, reference, token)
+        Whether several logits here are the greatest.
+    same_DCRT : array (producer, config, reference, token)
+        Whether the producer published the row that predicts the token and it is bit-equal to the one here.
+    choice_DCRMT : array (producer, config, reference, member, token)
+        Emitted token, then the greatest logit's id in every repeat here; −1 where unknown.
+    emitted_DR : array (producer, reference)
+        Tokens of each transcript.
+    decode : Compared
+        The rows behind the energies.
+    prefill : Compared or None
+        The references' rows, which do not depend on the transcript.
+    class_D, class_C : list of dict
+        Environment classes, see `environment_class.class_of`.
+    record_D, record_C : list of dict
+        Every other fact that the records state, see `environment.facts_of`.
+    processes_C : list of int
+        Processes that the repeats of each config here ran in; 0 where the file does not say.
+    repeats : int
+        Of each config here.
+    sampling_D : list of str
+        What each producer states of its decoding; "" where it does not.
+    schema_D : list of int
+        Schema version that each producer's run was written with; 0 where the file does not say.
+    """
+
+    producers: list[str]
+    configs: list[str]
+    references: list[str]
+    reference_keys: list[str]
+    units_DR: Ints
+    energy_DCRT: Floats
+    floor_DRT: Floats
+    components: int
+    between_DCRMM: Floats
+    beside_DCRMV: Floats
+    margin_DCRT: Floats
+    tied_DCRT: Bools
+    same_DCRT: Bools
+    choice_DCRMT: Ints
+    emitted_DR: Ints
+    decode: Compared
+    prefill: Compared | None
+    class_D: list[dict[str, str]]
+    class_C: list[dict[str, str]]
+    record_D: list[dict[str, str]]
+    record_C: list[dict[str, str]]
+    processes_C: list[int]
+    repeats: int
+    sampling_D: list[str]
+    schema_D: list[int]
+
+    @classmethod
+    def of(cls, producer_tree: xr.DataTree, verifier_tree: xr.DataTree) -> Replays:
+        """Read both trees and align producers, references and positions.
+
+        Parameters
+        ----------
+        producer_tree : xarray.DataTree
+            The producers' sweep: ``/decode``, first repeat, are the rows behind each transcript.
+        verifier_tree : xarray.DataTree
+            The verifier's sweep of ``prompts=transcripts``: ``/replay`` with a dimension ``producer``.
+
+        Raises
+        ------
+        QdxError
+            When a group, a producer, a reference or a variable is missing, nothing overlaps, the replay was
+            fed other tokens than the transcript's, or the sketches are not comparable.
+        """
+        own, replay = _group(producer_tree, "decode"), _group(verifier_tree, "replay")
+        _one_vocabulary(producer_tree, verifier_tree)
+        if "producer" not in replay.dims:
+            raise QdxError(
+                "the verifier's /replay has no dimension producer: run it with prompts=transcripts"
+            )
+        if "repeat" not in replay.dims:
+            replay = replay.expand_dims("repeat")
+        producers = [str(label) for label in replay["producer"].values]
+        references = [str(label) for label in replay["reference"].values]
+        for name, wanted in (("config", producers), ("reference", references)):
+            known = [str(label) for label in own[name].values]
+            lacking = [label for label in wanted if label not in known]
+            if lacking:
+                raise QdxError(
+                    f"the producers' file lacks {name} {lacking[0]!r} that the verifier replayed; it has "
+                    f"{', '.join(known[:8])}: give the file that was replayed"
+                )
+        if not len(np.intersect1d(own["position"].values, replay["position"].values)):
+            raise QdxError("transcripts and replays share no position: give the file that was replayed")
+        committed = "commitment" in own
+        names = ("captured", "token_id", "row_hash", "sketch")
+        needed_of = (
+            ("producers'", own, ("captured",) if committed else names),
+            ("verifier's", replay, names),
+        )
+        for tree, found, needed in needed_of:
+            missing = [name for name in needed if name not in found]
+            if missing:
+                raise QdxError(
+                    f"the {tree} file has no {missing[0]}: only a sweep that qdx recorded can be judged"
+                )
+        # The verifier's positions are those of every emitted token; the producer's rows are fitted to them.
+        kept = [name for name in (*names, "commitment") if name in own]
+        mine = own[kept].drop_vars("region", errors="ignore").sel(config=producers, reference=references)
+        mine = mine.reindex(position=replay["position"].values, fill_value=_FILL)
+        return _align(producer_tree, verifier_tree, mine, replay, producers, references)
+
+    @property
+    def margin_DCR(self) -> Floats:
+        """Mean margin of a transcript's tokens, in nat; 0: all are greedy here.
+
+        The score of Token-DiFR at temperature 0 (Karvonen et al. 2025): a greedy producer publishes tokens
+        only, and the verifier's own logits say how far each was from being chosen.
+        """
+        return row_mean(self.margin_DCRT)
+
+    @property
+    def tokens_DCR(self) -> Ints:
+        """Tokens judged by their margins: every emitted one that was replayed."""
+        return np.asarray(np.isfinite(self.margin_DCRT).sum(-1), np.int64)
+
+    @property
+    def greedy_DCR(self) -> Ints:
+        """Those that are the greedy choice here; a tie with the greatest logit passes."""
+        return np.asarray((self.margin_DCRT == 0).sum(-1), np.int64)
+
+    @property
+    def ties_DCR(self) -> Ints:
+        """Those among the greedy ones that share the greatest logit with another id."""
+        return np.asarray(((self.margin_DCRT == 0) & self.tied_DCRT).sum(-1), np.int64)
+
+    @property
+    def misfit_DCRT(self) -> Bools:
+        """Tokens that are not greedy on a row that is bit-equal to the producer's.
+
+        Of a plain greedy producer there is none: the row that it published says another token.
+        """
+        return np.asarray(self.same_DCRT & (self.margin_DCRT > 0))
+
+    @property
+    def phases(self) -> list[Compared]:
+        """Decode, then prefill where it was compared."""
+        return [self.decode] if self.prefill is None else [self.decode, self.prefill]
+
+    @property
+    def honest_C(self) -> list[int]:
+        """The producer that has the label of config c; −1: none."""
+        return [self.producers.index(c) if c in self.producers else -1 for c in self.configs]
+
+    def own_processes(self, config: int) -> bool:
+        """Whether every repeat of a config here ran in a process of its own."""
+        return self.processes_C[config] >= self.repeats > 1
+
+    def text_scores(self) -> Floats:
+        """Score each text by its tokens that are not greedy here, ties excepted.
+
+        Equal numbers of them are ordered by the mean margin m: the score is their number + m/(1 + m). The
+        result is over (producer, config, reference).
+        """
+        wrong = np.nansum((self.margin_DCRT > 0).astype(float), -1)
+        margin = np.where(np.isfinite(self.margin_DCR), self.margin_DCR, 0.0)
+        score = wrong + margin / (1 + margin)
+        return np.asarray(np.where((self.tokens_DCR == self.emitted_DR[:, None]), score, np.nan))
+
+    def text_members(self, d: int, c: int) -> Floats:
+        """Score the producer's text beside this machine's own choices on it: (reference, member).
+
+        A member's score is the number of its tokens that another member did not choose, over all others, up
+        to and including the first token in which any two differ: until then all members chose one path,
+        afterwards it is the producer's alone. The rule is the same for every member, so that an honest
+        producer's place among the repeats is uniform.
+        """
+        choice_RMT = self.choice_DCRMT[d, c]
+        counted = (choice_RMT >= 0).all(1) & on_common_path(choice_RMT)
+        differ = choice_RMT[:, :, None] != choice_RMT[:, None]
+        score = (differ & counted[:, None, None]).sum((2, 3)).astype(float)
+        known = self.tokens_DCR[d, c] == self.emitted_DR[d]
+        score[~known] = np.nan
+        return np.asarray(score)
+
+    def calibration(self, configs: Sequence[str]) -> Calibration:
+        """Transcripts of these configs replayed by these; NaN for one that is not both here."""
+        energy_CVNT = np.full((len(configs), len(configs), *self.energy_DCRT.shape[2:]), np.nan)
+        floor_CNT = np.full((len(configs), *self.floor_DRT.shape[1:]), np.nan)
+        for c, label in enumerate(configs):
+            if label in self.producers and label in self.configs:
+                d = self.producers.index(label)
+                floor_CNT[c] = self.floor_DRT[d]
+                for v, other in enumerate(configs):
+                    if other in self.configs:
+                        energy_CVNT[c, v] = self.energy_DCRT[d, self.configs.index(other)]
+        return Calibration(energy_CVNT, floor_CNT, self.components)
+
+    def honest(self, score_DCR: Floats, configs: Sequence[str]) -> Floats:
+        """A score of honest pairs, (config, reference); NaN for a config that has none."""
+        null_CN = np.full((len(configs), len(self.references)), np.nan)
+        for c, label in enumerate(configs):
+            if label in self.producers and label in self.configs:
+                null_CN[c] = score_DCR[self.producers.index(label), self.configs.index(label)]
+        return null_CN
+
+
+def same_machines(data: Replays, known: Replays) -> Bools:
+    """Whether nothing speaks against config c's known transcripts as the null of producer d.
+
+    They were made in a class that does not contradict the producer's, and replayed in one that does not
+    contradict the verifier's now: (producer, config).
+    """
+    found = np.zeros((len(data.producers), len(data.configs)), bool)
+    for c, label in enumerate(data.configs):
+        if label not in known.producers or label not in known.configs:
+            continue
+        made = known.class_D[known.producers.index(label)]
+        replayed = compare(known.class_C[known.configs.index(label)], data.class_C[c])
+        for d, own in enumerate(data.class_D):
+            # Another config's engine settings are part of what is told apart; the machine's are not.
+            machine = [{name: side.get(name, "") for name in MACHINE} for side in (own, made)]
+            found[d, c] = not compare(*machine).differs and not replayed.differs
+    return found
+
+
+def on_common_path(choice_RMT: Ints) -> Bools:
+    """Tokens up to and including the first one in which two members differ: (reference, token)."""
+    split_RT = (choice_RMT != choice_RMT[:, :1]).any(1)
+    return np.asarray(np.cumsum(split_RT, -1) - split_RT == 0)
+
+
+def key_of(token_ids: NDArray[Any]) -> str:
+    """SHA-256 of a reference's token ids: what makes two references the same."""
+    return hashlib.sha256(np.ascontiguousarray(token_ids, "<i4").tobytes()).hexdigest()
+
+
+_FILL = {"captured": False, "token_id": -1, "row_hash": 0, "commitment": 0}
+
+
+def _group(tree: xr.DataTree, name: str) -> xr.Dataset:
+    if name not in tree.children:
+        raise QdxError(f"no group /{name} in the file: it is no sweep with that phase")
+    return tree[name].to_dataset()
+
+
+def _one_vocabulary(producer_tree: xr.DataTree, verifier_tree: xr.DataTree) -> None:
+    """Refuse trees whose tokens or sketches mean different things, where they say so."""
+    for name, noun in SHARED.items():
+        found = []
+        for tree in (producer_tree, verifier_tree):
+            stored = tree["provenance"].to_dataset() if "provenance" in tree.children else xr.Dataset()
+            found.append({str(value) for value in stored[name].values} if name in stored else set())
+        if all(found) and len(found[0] | found[1]) > 1:
+            of = [", ".join(sorted(values)) for values in found]
+            raise QdxError(
+                f"{noun} differs: {of[0]} of the producers, {of[1]} of the verifier: "
+                "replay with the producers' model and capture settings"
+            )
+
+
+def _align(
+    tree: xr.DataTree,
+    verifier: xr.DataTree,
+    own: xr.Dataset,
+    replay: xr.Dataset,
+    producers: list[str],
+    references: list[str],
+) -> Replays:
+    configs = [str(label) for label in replay["config"].values]
+    here_DRT = _own(own, "captured").astype(bool)
+    captured_DCQRT = replay["captured"].transpose(*REPLAY).values.astype(bool)
+    both_DCRT = here_DRT[:, None] & captured_DCQRT[:, :, 0]
+    output_DRT = _emitted(tree, own, producers, references)
+    _same_tokens(own, replay, output_DRT, captured_DCQRT[:, :, 0], producers)
+    first = _First.of(tree, verifier, producers, configs, references, replay.sizes["repeat"])
+    choice_DCRMT = np.concatenate(
+        [first.choice_DCRM[..., None], _choices(replay, captured_DCQRT, output_DRT)], -1
+    )
+    energies = _energies(own, replay, here_DRT, captured_DCQRT, choice_DCRMT)
+    found = marks(own, replay)
+    equal_DCRT = np.zeros_like(both_DCRT)
+    if found is not None:
+        order = (*REPLAY, "word")
+        mine, theirs = (data.transpose(*(d for d in order if d in data.dims)) for data in found)
+        equal_DCRT = both_DCRT & (mine.isel(repeat=0).values[:, None] == theirs.isel(repeat=0).values).all(-1)
+    margin_DCRT, tied_DCRT = _margins(replay, captured_DCQRT[:, :, 0])
+    keys = _keys(tree, references)
+    batch = [str(v) for v in np.broadcast_to(own["batch_size"].values, (len(producers),))]
+    units = [units_of(keys, spans_of(tree, references), int(size or 1)) for size in batch]
+    stored = tree["provenance"].to_dataset() if "provenance" in tree.children else xr.Dataset()
+    shown = verifier["provenance"].to_dataset() if "provenance" in verifier.children else xr.Dataset()
+    return Replays(
+        producers=producers,
+        configs=configs,
+        references=references,
+        reference_keys=keys,
+        units_DR=np.array(units),
+        energy_DCRT=energies.energy_DCRT,
+        floor_DRT=energies.floor_DRT,
+        components=replay.sizes["component"],
+        between_DCRMM=energies.between_DCRMM,
+        beside_DCRMV=energies.beside_DCRMV,
+        margin_DCRT=np.concatenate([first.margin_DCR[..., None], margin_DCRT], -1),
+        tied_DCRT=np.concatenate([first.tied_DCR[..., None], tied_DCRT], -1),
+        same_DCRT=np.concatenate([first.same_DCR[..., None], equal_DCRT], -1),
+        choice_DCRMT=choice_DCRMT,
+        emitted_DR=(_transcripts(tree, producers, references) >= 0).sum(-1),
+        decode=_decode(tree, own, replay, found is not None, both_DCRT, equal_DCRT, energies),
+        prefill=prefill(tree, verifier, producers, references),
+        class_D=[class_of(tree, own, label) for label in producers],
+        class_C=[class_of(verifier, replay, label) for label in configs],
+        record_D=[facts_of(tree, "decode", label) for label in producers],
+        record_C=[facts_of(verifier, "replay", label) for label in configs],
+        processes_C=[_count(shown, "repeat_processes", label) for label in configs],
+        repeats=replay.sizes["repeat"],
+        sampling_D=[_text(stored, "sampling", label) for label in producers],
+        schema_D=[versions(tree).get(label, 0) for label in producers],
+    )
+
+
+def _text(stored: xr.Dataset, name: str, label: str) -> str:
+    return str(stored[name].sel(config=label).values) if name in stored else ""
+
+
+def _count(stored: xr.Dataset, name: str, label: str) -> int:
+    text = _text(stored, name, label)
+    return int(text) if text.isdigit() else 0
+
+
+def _own(own: xr.Dataset, name: str, *more: str) -> NDArray[Any]:
+    """The producers' first repeat, (producer, reference, token, …)."""
+    return np.asarray(own[name].transpose("repeat", "config", "reference", "position", *more).values[0])
+
+
+def _keys(tree: xr.DataTree, references: Sequence[str]) -> list[str]:
+    stored = tree["references"].to_dataset()
+    if "token_ids" not in stored:
+        raise QdxError("/references has no token_ids: only a sweep that qdx recorded can be judged")
+    ids_RN = stored["token_ids"].sel(reference=list(references)).transpose("reference", "token").values
+    lengths = stored["length"].sel(reference=list(references)).values
+    return [key_of(ids[: int(n)]) for ids, n in zip(ids_RN, lengths, strict=True)]
+
+
+def _transcripts(tree: xr.DataTree, producers: list[str], references: list[str]) -> Ints:
+    """Emitted ids of the first repeat, (producer, reference, output token); −1 after the end."""
+    output = tree["output"].to_dataset()["token_id"].sel(config=producers, reference=references)
+    return np.asarray(
+        output.transpose("config", "repeat", "reference", "output_token").values[:, 0], np.int64
+    )
+
+
+def _emitted(tree: xr.DataTree, own: xr.Dataset, producers: list[str], references: list[str]) -> Ints:
+    """Emitted id at every position, (producer, reference, position); −1 for none."""
+    ids_DRO = _transcripts(tree, producers, references)
+    length_R = tree["references"].to_dataset()["length"].sel(reference=references).values
+    index_RT = own["position"].values[None, :] - length_R[:, None]
+    inside_RT = (index_RT >= 0) & (index_RT < ids_DRO.shape[-1])
+    at = np.broadcast_to(np.where(inside_RT, index_RT, 0)[None], (len(producers), *index_RT.shape))
+    return np.where(inside_RT[None], np.take_along_axis(ids_DRO, at, -1), -1)
+
+
+def _same_tokens(
+    own: xr.Dataset, replay: xr.Dataset, output_DRT: Ints, captured_DCRT: Bools, producers: list[str]
+) -> None:
+    """Refuse a replay that was not fed the transcript: at any row of either side."""
+    fed = replay["token_id"].isel(repeat=0).transpose("producer", "config", "reference", "position").values
+    wrong = captured_DCRT & (fed != output_DRT[:, None])
+    if "token_id" in own:
+        wrong |= (_own(own, "captured").astype(bool) & (_own(own, "token_id") != output_DRT))[:, None]
+    if wrong.any():
+        d, c, r, t = (int(i[0]) for i in np.nonzero(wrong))
+        raise QdxError(
+            f"the replay of producer {producers[d]!r} by {replay['config'].values[c]!s}, "
+            f"{replay['reference'].values[r]!s}, fed other tokens than the transcript has (position "
+            f"{own['position'].values[t]}): give the file that was replayed"
+        )
+
+
+@dataclass(frozen=True)
+class _Energies:
+    """Distances of sketches, see `Replays`; all NaN where the producers published none."""
+
+    energy_DCRT: Floats
+    floor_DRT: Floats
+    between_DCRMM: Floats
+    beside_DCRMV: Floats
+
+
+def _energies(
+    own: xr.Dataset, replay: xr.Dataset, here_DRT: Bools, captured_DCQRT: Bools, choice_DCRMT: Ints
+) -> _Energies:
+    producers, configs, repeats, references, _ = captured_DCQRT.shape
+    members = repeats + 1
+    energy_DCRT = np.full((producers, configs, *here_DRT.shape[1:]), np.nan)
+    floor_DRT = np.full(here_DRT.shape, np.nan)
+    between = np.full((producers, configs, references, members, members), np.nan)
+    beside = np.full((producers, configs, references, members, configs), np.nan)
+    sketched = "sketch" in own  # a file of commitments has none
+    if sketched and own.sizes["component"] != replay.sizes["component"]:
+        raise QdxError(
+            f"sketches of {own.sizes['component']} and {replay.sizes['component']} components cannot be "
+            "compared: use one capture.components"
+        )
+    dtypes = [str(v) for v in np.broadcast_to(replay["dtype"].values, (configs,))]
+    shape = (*here_DRT.shape, replay.sizes["component"])
+    mine_DRTK = _own(own, "sketch", "component").astype(np.float64) if sketched else np.zeros(shape)
+    here_DRT = here_DRT & sketched
+    for d in range(producers):  # one producer's sketches in memory at a time
+        theirs = replay["sketch"].isel(producer=d).transpose(*REPLAY[1:], "component")
+        theirs_CQRTK = theirs.values.astype(np.float64)
+        floors = [ulp_floor(theirs_CQRTK[c, 0], dtypes[c]) for c in range(configs)]
+        floor_DRT[d] = np.where(here_DRT[d], np.min(floors, 0), np.nan)
+        for c in range(configs):
+            member_MRTK = np.concatenate([mine_DRTK[d][None], theirs_CQRTK[c]])
+            there_MRT = np.concatenate([here_DRT[d][None], captured_DCQRT[d, c]])
+            common_RT = on_common_path(choice_DCRMT[d, c])[:, 1:]
+            for i in range(members):
+                for j in range(i):
+                    values_RT = _energy(member_MRTK[i] - member_MRTK[j], there_MRT[i] & there_MRT[j])
+                    shared_RT = np.where(common_RT, values_RT, np.nan)
+                    between[d, c, :, i, j] = between[d, c, :, j, i] = row_mean(shared_RT)
+                    if (i, j) == (1, 0):
+                        energy_DCRT[d, c] = values_RT
+                for v in range(configs):
+                    both = there_MRT[i] & captured_DCQRT[d, v, 0] & common_RT
+                    beside[d, c, :, i, v] = row_mean(_energy(member_MRTK[i] - theirs_CQRTK[v, 0], both))
+    return _Energies(energy_DCRT, floor_DRT, between, beside)
+
+
+def _energy(residual_RTK: Floats, there_RT: Bools) -> Floats:
+    """Energies of rows that are there; a sketch that is not finite is further off than any real one."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = energy(residual_RTK)
+    values = np.where(np.isfinite(values), np.minimum(values, UNREAL), UNREAL)
+    return np.asarray(np.where(there_RT, values, np.nan))
+
+
+def _margins(replay: xr.Dataset, captured_DCRT: Bools) -> tuple[Floats, Bools]:
+    """Margins of the emitted tokens by the verifier's own rows, and where several logits are greatest."""
+
+    def first(name: str, *more: str) -> NDArray[Any]:
+        data = replay[name].isel(repeat=0)
+        return np.asarray(data.transpose("producer", "config", "reference", "position", *more).values)
+
+    if "top_logit" not in replay or "target_logit" not in replay:
+        return np.full(captured_DCRT.shape, np.nan), np.zeros(captured_DCRT.shape, bool)
+    top = first("top_logit", "rank")[..., :2].astype(np.float64)
+    margin = np.where(captured_DCRT, top[..., 0] - first("target_logit"), np.nan)
+    tied = captured_DCRT & (top[..., 0] == top[..., 1]) if top.shape[-1] > 1 else np.zeros_like(captured_DCRT)
+    return margin, tied
+
+
+def _choices(replay: xr.Dataset, captured_DCQRT: Bools, output_DRT: Ints) -> Ints:
+    """Emitted tokens and every repeat's greatest logit, (producer, config, reference, member, token)."""
+    producers, configs, repeats, references, tokens = captured_DCQRT.shape
+    found = np.full((producers, configs, references, repeats + 1, tokens), -1, np.int64)
+    if "top_id" in replay:
+        top = replay["top_id"].isel(rank=0).transpose(*REPLAY).values
+        found[..., 1:, :] = np.moveaxis(np.where(captured_DCQRT, top, -1), 2, 3)
+        found[..., 0, :] = output_DRT[:, None]
+    return found
+
+
+@dataclass(frozen=True)
+class _First:
+    """What the verifier's prefill says of the producers' first tokens; NaN and −1 where it says nothing."""
+
+    margin_DCR: Floats
+    tied_DCR: Bools
+    same_DCR: Bools
+    choice_DCRM: Ints
+
+    @classmethod
+    def of(
+        cls,
+        tree: xr.DataTree,
+        verifier: xr.DataTree,
+        producers: list[str],
+        configs: list[str],
+        references: list[str],
+        repeats: int,
+    ) -> _First:
+        shape = (len(producers), len(configs), len(references))
+        found = cls(
+            np.full(shape, np.nan),
+            np.zeros(shape, bool),
+            np.zeros(shape, bool),
+            np.full((*shape, repeats + 1), -1, np.int64),
+        )
+        here = verifier["prefill"].to_dataset() if "prefill" in verifier.children else xr.Dataset()
+        if "first_logit" not in here:
+            return found
+        here = here.sel(reference=references, producer=producers)
+        emitted_DR = _transcripts(tree, producers, references)[..., 0]
+        fed = here["first_token_id"].isel(repeat=0).transpose("producer", "config", "reference").values
+        if (fed != emitted_DR[:, None]).any():
+            raise QdxError("the verifier judged other first tokens: give the file that was replayed")
+        length = tree["references"].to_dataset()["length"].sel(reference=references)
+        last = here[["top_logit", "top_id", "row_hash"]].sel(position=length)
+        top = last["top_logit"].isel(repeat=0).transpose("config", "reference", "rank").values
+        chosen = here["first_logit"].isel(repeat=0).transpose("producer", "config", "reference").values
+        found.margin_DCR[:] = top[None, ..., 0].astype(np.float64) - chosen
+        if top.shape[-1] > 1:
+            found.tied_DCR[:] = (top[..., 0] == top[..., 1])[None]
+        choice = last["top_id"].isel(rank=0).transpose("config", "reference", "repeat").values
+        found.choice_DCRM[..., 0] = emitted_DR[:, None]
+        found.choice_DCRM[..., 1:] = choice[None]
+        found.same_DCR[:] = _same_first(tree, here, producers, length)
+        return found
+
+
+def _same_first(
+    tree: xr.DataTree, here: xr.Dataset, producers: list[str], length: xr.DataArray
+) -> Bools | bool:
+    """Whether prefill's last row, which predicts the first token, is bit-equal.
+
+    Returns
+    -------
+    array (producer, config, reference), or False where no such row was published
+    """
+    if "prefill" not in tree.children:
+        return False
+    own = tree["prefill"].to_dataset()
+    found = marks(own, here)
+    positions = own["position"].values
+    if found is None or not np.isin(length.values, positions).all():
+        return False
+    at = {"config": producers, "reference": length["reference"], "position": length}
+    order = ("config", "reference", "word")
+    mine = found[0].isel(repeat=0).sel(at).transpose(*order).values
+    there = own["captured"].isel(repeat=0).sel(at).transpose(*order[:2]).values.astype(bool)
+    theirs = found[1].isel(repeat=0).sel(position=length).transpose(*order).values
+    return np.asarray(there[:, None] & (mine[:, None] == theirs[None]).all(-1))
+
+
+def _decode(
+    tree: xr.DataTree,
+    own: xr.Dataset,
+    replay: xr.Dataset,
+    comparable: bool,
+    both_DCRT: Bools,
+    equal_DCRT: Bools,
+    energies: _Energies,
+) -> Compared:
+    """The equality of decode rows and of their repeats."""
+    hash_DCQRT = replay["row_hash"].transpose(*REPLAY).values
+    captured = replay["captured"].transpose(*REPLAY).values.astype(bool)
+    repeats_DC = [
+        [repeating(hash_DCQRT[d, c], captured[d, c] & captured[d, c, :1]) for c in range(captured.shape[1])]
+        for d in range(len(captured))
+    ]
+    distance = row_mean(np.sqrt(energies.energy_DCRT * replay.sizes["component"]))
+    compared = both_DCRT.sum(-1) if comparable else np.zeros(both_DCRT.shape[:3], np.int64)
+    return Compared(
+        "decode",
+        np.where(np.isfinite(distance), distance, np.nan),
+        compared,
+        equal_DCRT.sum(-1),
+        own_repeats(tree, "decode", [str(label) for label in own["config"].values]),
+        [pooled(list(of)) for of in zip(*repeats_DC, strict=True)],
+        "" if comparable else NO_ROWS,
+        content_DCR=compared,
+        content_equal_DCR=equal_DCRT.sum(-1),
+        expected_DCR=captured[:, :, 0].sum(-1),
+        reruns_DC=np.array([[r.reruns for r in row] for row in repeats_DC], np.int64),
+    )

@@ -1,0 +1,241 @@
+"""Write the lines of the report about claims."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from qdx.document.format import DASH, plural
+from qdx.document.text import table, wrap
+from qdx.verification.evidence import Claim, counts_needed, sampling_of
+from qdx.verification.p_values import calibration_total, false_alarm_spread, fewest_false
+from qdx.verification.replays import Replays
+from qdx.verification.verdicts import Evidence, Verdict
+
+SHOWN = 40
+
+
+def claims(
+    data: Replays,
+    evidence: Evidence,
+    decided: Sequence[Verdict],
+    result: xr.Dataset,
+    at: Sequence[int],
+) -> str:
+    """Say what every claim's verdict is and rests on, then a line a claim and reference.
+
+    Parameters
+    ----------
+    data : Replays
+    evidence : Evidence
+    decided : sequence of Verdict
+    result : xarray.Dataset
+        Of `claims.verify`.
+    at : sequence of int
+        The claimed config of every producer; −1: it was not replayed.
+    """
+    lines = [wrap(f"{result.attrs['headline']}.", "  "), ""]
+    for d, (producer, verdict) in enumerate(zip(data.producers, decided, strict=True)):
+        claim = str(result["claim"].values[d])
+        name = producer if claim == producer else f"{producer} as {claim}"
+        why = f"{verdict.because[:1].upper()}{verdict.because[1:]}"
+        lines.append(wrap(f"{name}: {verdict.kind.upper()} ({verdict.concerns}). {why}.", "  ", "    "))
+    lines += ["", *_listed(data, evidence), "", *_repeats(data), "", *_assumed(data, evidence)]
+    lines += ["", _summary(data, evidence, result, at)]
+    return "\n".join([*lines, *_references(data, result, at)])
+
+
+def _listed(data: Replays, evidence: Evidence) -> list[str]:
+    """The tests that each claim's files allow, and why they do not allow the others."""
+    lines, seen = [], dict[str, list[str]]()
+    for producer, claim in zip(data.producers, evidence.claims, strict=True):
+        if claim is not None:
+            listed = ", ".join(test.name for test in claim.tests) or "none"
+            left = "; ".join(f"{name}: {why}" for name, why in claim.unlisted.items())
+            seen.setdefault(f"{listed}{f'. Not listed: {left}' if left else ''}", []).append(producer)
+    for text, producers in seen.items():
+        lines.append(wrap(f"Tests of {', '.join(producers)}: {text}.", "  ", "    "))
+    return lines
+
+
+def _repeats(data: Replays) -> list[str]:
+    """How many reruns of references were bit-equal, on both sides."""
+    lines = []
+    for rows in data.phases:
+        sides = (("producers", data.producers, rows.repeats_D), ("here", data.configs, rows.repeats_C))
+        said = []
+        for side, names, repeats in sides:
+            counts = [f"{n} {r.equal} of {r.reruns}" for n, r in zip(names, repeats, strict=True)]
+            said.append(f"{side}: {', '.join(counts)}")
+        lines.append(wrap(f"Reruns bit-equal in {rows.phase}, {'; '.join(said)}.", "  "))
+    count = ", ".join(
+        f"{name} {n or 'not stated'}" for name, n in zip(data.configs, data.processes_C, strict=True)
+    )
+    lines.append(wrap(f"Processes that the repeats here ran in: {count}.", "  "))
+    return lines
+
+
+def _assumed(data: Replays, evidence: Evidence) -> list[str]:
+    """What the tests assume, and how many references they need."""
+    alpha = float(evidence.alpha)
+    asked = sum(claim is not None for claim in evidence.claims)
+    most = max(data.processes_C, default=0)
+    said = [
+        f"Level {alpha:.0%} over all claims together (Holm) and over the T tests of each (T · min p). "
+        f"{plural(len(data.references), 'reference')}, at most "
+        f"{plural(int(data.emitted_DR.max(initial=0)), 'token')} of each.",
+        "Rows confirm by being equal, on whatever machine. They refute by differing only where both records "
+        "state one environment class and every rerun here, in processes of its own, was bit-equal: k of R "
+        "references differ, none of n reruns did, p = C(R,k)/C(R+n,k) (Fisher).",
+        "Text fits rows: on a bit-equal row of a plain greedy record the emitted token is the greatest logit "
+        "(ties pass and are counted); one that is not refutes without a p.",
+        "Distances and text of kernels that do not repeat, or of other machines: against known transcripts "
+        "(verify.calibration) by a pooled exact test (tail count and rank sum), or, in one environment "
+        "class, against the config's own repeats here by permutation within each reference.",
+        "Assumed: judged and known transcripts are exchangeable (prompts of one kind), and an engine's start "
+        f"does not choose the kernel: {most} starts here were compared, and one that differs with "
+        f"probability q is missed by them with (1 − q)^{most}. The producers' own labels are "
+        "never their calibration.",
+        "A file cannot show that its rows are older than this verifier's own: choose prompts, lengths and "
+        "time yourself.",
+    ]
+    if evidence.calibrated:
+        judged = int(data.units_DR.max(initial=-1)) + 1
+        tests = max((len(claim.tests) for claim in evidence.claims if claim), default=1) or 1
+        needed = counts_needed(evidence.alpha, asked, tests, judged)
+        found = fewest_false(evidence.alpha, max(1, asked), tests, judged, needed)
+        said.append(
+            f"{plural(judged, 'transcript')}, {plural(asked, 'claim')} of {plural(tests, 'test')}: at least "
+            f"{needed} calibration references, {calibration_total(needed) - needed} more that fit the scale "
+            f"of distances; with these, {found or 'more than all'} false transcripts are found when their "
+            "scores lie above all of the calibration's (python -m qdx.plan)."
+        )
+        counts = [test.known for claim in evidence.claims if claim for test in claim.tests if test.known]
+        if counts:
+            said.append(_spread(min(counts), evidence))
+    lacking = _lacking(data, evidence)
+    return [wrap(line, "  ") for line in (*said, *lacking)]
+
+
+def _spread(known: int, evidence: Evidence) -> str:
+    """How far the level of one calibration set may lie from the nominal one."""
+    j = int(evidence.alpha * (known + 1))
+    if not j:
+        return (
+            f"The smallest set has {plural(known, 'known transcript')}: too few for one transcript to be "
+            f"refuted at {float(evidence.alpha):.0%}."
+        )
+    low, high = false_alarm_spread(known, j)
+    return (
+        f"A level holds on average over calibration sets. With {plural(known, 'known transcript')}, the "
+        f"smallest set here, one honest transcript is flagged by an unadjusted test in {j / (known + 1):.2%} "
+        f"on average; of one set that rate lies between {low:.2%} and {high:.2%} (95 %)."
+    )
+
+
+def _lacking(data: Replays, evidence: Evidence) -> list[str]:
+    """One line about files that lack facts of the class, and what can still be concluded."""
+    from qdx.verification.environment_class import compare
+
+    names: list[str] = []
+    for d, own in enumerate(data.class_D):
+        c = data.configs.index(data.producers[d]) if data.producers[d] in data.configs else 0
+        names += compare(own, data.class_C[c]).unstated
+    lines = []
+    if names:
+        lines.append(
+            f"A record does not state: {', '.join(dict.fromkeys(names))}. Equal rows still confirm; rows "
+            "that differ refute nothing there; distances and text refute against a calibration."
+        )
+    if any(sampling_of(data, d) is None for d in range(len(data.producers))):
+        lines.append("A record that does not state how its tokens were chosen is never confirmed.")
+    return lines
+
+
+def _summary(data: Replays, evidence: Evidence, result: xr.Dataset, at: Sequence[int]) -> str:
+    rows = []
+    for d, producer in enumerate(data.producers):
+        c, claim = at[d], evidence.claims[d]
+        verdict = str(result["verdict"].values[d])
+        if c < 0 or claim is None:
+            rows.append([producer, str(result["claim"].values[d]), verdict, *[DASH] * 6])
+            continue
+        tokens, greedy = int(data.emitted_DR[d].sum()), int(data.greedy_DCR[d, c].sum())
+        rows.append(
+            [
+                producer,
+                str(result["claim"].values[d]),
+                verdict,
+                *_of_phases(data, d, c),
+                f"{greedy:,}/{tokens:,}",
+                *(_of_test(claim, name) for name in ("distances", "text")),
+                _p(float(result["p_test_holm"].values[d])),
+            ]
+        )
+    head = ["producer", "claim", "verdict", "decode", "prefill", "greedy", "p distances", "p text", "p Holm"]
+    return table(head, rows, left=3)
+
+
+def _of_phases(data: Replays, d: int, c: int) -> list[str]:
+    cells = {
+        rows.phase: DASH
+        if rows.missing
+        else f"{rows.content_equal_DCR[d, c].sum():,}/{rows.expected_DCR[d, c].sum():,}"
+        for rows in data.phases
+    }
+    return [cells["decode"], cells.get("prefill", DASH)]
+
+
+def _of_test(claim: Claim, name: str) -> str:
+    test = claim.test(name)
+    return DASH if test is None or test.p is None else _p(float(test.p))
+
+
+def _references(data: Replays, result: xr.Dataset, at: Sequence[int]) -> list[str]:
+    """A line a claimed config and reference."""
+    rows: list[list[str]] = []
+    for d, producer in enumerate(data.producers):
+        for r, name in enumerate(data.references):
+            if at[d] < 0 or len(rows) >= SHOWN:
+                continue
+            c = at[d]
+            prefill = DASH
+            if data.prefill is not None:
+                prefill = f"{data.prefill.content_equal_DCR[d, c, r]}/{data.prefill.expected_DCR[d, c, r]}"
+            rows.append(
+                [
+                    str(result["claim"].values[d]),
+                    name,
+                    producer,
+                    f"{data.decode.content_equal_DCR[d, c, r]}/{data.decode.expected_DCR[d, c, r]}",
+                    prefill,
+                    f"{data.greedy_DCR[d, c, r]}/{data.emitted_DR[d, r]}",
+                    str(int(data.misfit_DCRT[d, c, r].sum())),
+                    _margin(float(data.margin_DCR[d, c, r])),
+                ]
+            )
+    if not rows:
+        return []
+    head = ["claim", "reference", "producer", "decode", "prefill", "greedy", "misfits", "mean margin"]
+    lines = [
+        "",
+        wrap(
+            "Rows that are bit-equal, of those that the verifier has; tokens that are greedy by the "
+            "verifier's own rows, of those emitted; tokens that do not fit a bit-equal row; mean margin "
+            "[nat].",
+            "  ",
+        ),
+        table(head, rows, left=3),
+    ]
+    left = sum(c >= 0 for c in at) * len(data.references) - len(rows)
+    return [*lines, f"    … {plural(left, 'more line')}: sweep.nc /analysis/verify"] if left > 0 else lines
+
+
+def _margin(value: float) -> str:
+    return DASH if not np.isfinite(value) else f"{value:.3g}"
+
+
+def _p(value: float) -> str:
+    return DASH if not np.isfinite(value) else f"{value:.2g}"

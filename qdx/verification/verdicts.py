@@ -1,0 +1,319 @@
+"""Decide a claim from its listed tests, the rows that are equal and the text that fits them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from qdx.document.format import plural
+from qdx.verification.compare import Compared
+from qdx.verification.evidence import Claim, Test, counts_needed, sampling_of
+from qdx.verification.replays import Replays
+
+KINDS: Mapping[str, str] = {
+    "confirmed": "every row is bit-equal, and the text is what these rows say",
+    "confirmed in prefill": "every prefill row is bit-equal; decode, which does not repeat, passed its tests",
+    "confirmed in s drawn rows": "every row that the verifier drew, of rows fixed before, is bit-equal",
+    "not refuted": "the claim is plausible, and others may be",
+    "undecided": "no test could have refuted the claim, or too little was published",
+    "obligation not met": "the record is not what the verifier demanded",
+    "other config": "rows or record are those of another config than the claimed one",
+    "refuted": "an honest claim would be refuted so with at most the level's probability",
+}
+GOOD = ("confirmed", "confirmed in prefill", "confirmed in s drawn rows", "not refuted")
+BAD = ("other config", "refuted")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is decided of one claim.
+
+    Attributes
+    ----------
+    kind : str
+        One of `KINDS`.
+    concerns : str
+        The part of the claim that it concerns: ``rows``, ``text``, ``record``, ``decode``, …
+    because : str
+        What it rests on, in a sentence.
+    false_at_least : int
+        Lower bound of the transcripts (units) that are false; 0 where nothing is shown.
+    """
+
+    kind: str
+    concerns: str
+    because: str
+    false_at_least: int = 0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What verdicts rest on.
+
+    Attributes
+    ----------
+    data : Replays
+    claims : list of Claim or None
+    alpha : Fraction
+    calibrated : bool
+        Whether known transcripts were given.
+    likeliest_DC : array (producer, config)
+        References whose greatest likelihood is the config's; zeros without a calibration.
+    other_DC : list of list of str
+        What of a producer's own record is not the config's, such as its weights.
+    """
+
+    data: Replays
+    claims: list[Claim | None]
+    alpha: Fraction
+    calibrated: bool
+    likeliest_DC: np.ndarray
+    other_DC: list[list[str]]
+
+
+def exit_status(kinds: Sequence[str]) -> int:
+    """Exit status of a verifier's sweep: 3 with bad news, 4 where something is open, 0 otherwise.
+
+    Examples
+    --------
+    >>> exit_status(["confirmed", "not refuted"]), exit_status(["confirmed", "undecided"])
+    (0, 4)
+    >>> exit_status(["undecided", "refuted"])
+    3
+    """
+    if any(kind in BAD for kind in kinds):
+        return 3
+    return 0 if all(kind in GOOD for kind in kinds) else 4
+
+
+def text_misfits(data: Replays, d: int, c: int) -> tuple[int, int]:
+    """Count tokens that are not greedy on a bit-equal row, and the transcripts that have one."""
+    misfit_RT = data.misfit_DCRT[d, c]
+    return int(misfit_RT.sum()), int(misfit_RT.any(-1).sum())
+
+
+def every_row_equal(data: Replays, d: int, v: int) -> bool:
+    """Whether every row that config v has here is published and bit-equal, and the text fits them."""
+    return (
+        all(bool(rows.all_equal_DC[d, v]) for rows in data.phases)
+        and data.prefill is not None
+        and not text_misfits(data, d, v)[0]
+        and bool((data.greedy_DCR[d, v] == data.emitted_DR[d]).all())
+    )
+
+
+def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
+    """Decide producer d's claim of config c.
+
+    The order is the order of strength: what no noise can explain, then rows that are all equal, then the
+    listed tests; good news is only given where nothing speaks against it.
+
+    Parameters
+    ----------
+    evidence : Evidence
+    d : int
+    c : int
+        −1: it was not replayed.
+    claim : str
+        The claimed label.
+    """
+    data = evidence.data
+    if c < 0:
+        return Verdict("undecided", "config", f"config {claim} was not replayed: add it to quant=…")
+    tested = evidence.claims[d]
+    assert tested is not None
+    greedy, rows = sampling_of(data, d), _rows_text(data, d, c)
+    tokens, transcripts = text_misfits(data, d, c)
+    if greedy and tokens:
+        return Verdict(
+            "refuted",
+            "text",
+            f"the text does not fit the rows: {plural(tokens, 'token')} in "
+            f"{plural(transcripts, 'transcript')}, each on a row that is bit-equal to the one here and has a "
+            f"greater logit; {rows}",
+            max(transcripts, tested.false_at_least),
+        )
+    equal = every_row_equal(data, d, c)
+    stated_other = evidence.other_DC[d][c]
+    if not equal and stated_other and data.producers[d] == claim:
+        why = f"its own record states other {evidence.other_DC[d][c]}; {rows}"
+        return Verdict("other config", "record", why, tested.false_at_least)
+    others = [v for v in range(len(data.configs)) if v != c and every_row_equal(data, d, v)]
+    if not equal and others:
+        names = " and ".join(data.configs[v] for v in others)
+        why = f"every row is bit-equal to that of {names}, and not to that of {data.configs[c]}: {rows}"
+        return Verdict("other config", "rows", why)
+    if tested.p_holm is not None and tested.p_holm <= evidence.alpha:
+        return _refuted(evidence, tested, d, c, rows)
+    if not equal and stated_other:  # another claim than the label: tested first, and never good news
+        why = f"its own record states other {stated_other}; {rows}"
+        return Verdict("other config", "record", why, tested.false_at_least)
+    blocked = _blocked(evidence, tested, d, greedy)
+    if equal and not blocked:
+        twins = f" (and to those of {', '.join(data.configs[v] for v in others)})" if others else ""
+        return Verdict("confirmed", "rows and text", f"{rows}{twins}; {_greedy_text(data, d, c)}")
+    if too_little := _too_little(data, d, c):
+        return Verdict("undecided", "coverage", f"too little is published: {too_little}; {rows}")
+    if not greedy:  # no test of its text: whoever has the weights can make rows that fit any text
+        return Verdict("undecided", "text", "; ".join(part for part in (blocked, rows) if part))
+    strong = [test for test in tested.tests if _can_refute(evidence, tested, test)]
+    noisy = [test for test in strong if test.name in ("distances", "text")]
+    if not any(test.name == "text" for test in noisy):
+        noisy = []  # rows that fit say nothing about a text that could not be tested
+    open_decode = tested.test("decode rows") is None
+    if _units_overlap(data, d):
+        noisy = []
+    prefill = data.prefill is not None and bool(data.prefill.all_equal_DC[d, c])
+    both = {"distances", "text"} <= {test.name for test in noisy}  # decode's rows and its text
+    if prefill and open_decode and both and not blocked:
+        why = f"{rows}; {_tests_text(tested)}"
+        return Verdict("confirmed in prefill", "prefill rows", why)
+    about = "; ".join(part for part in (rows, _tests_text(tested), blocked, _ranks(evidence, d)) if part)
+    exact = [rows_ for rows_ in data.phases if tested.test(f"{rows_.phase} rows")]
+    unequal = [rows_.phase for rows_ in exact if not rows_.all_equal_DC[d, c]]
+    if unequal:
+        why = f"rows of {' and '.join(unequal)} differ where those of every rerun here are equal"
+        return Verdict("undecided", f"{unequal[0]} rows", f"{why}: {about}{_remedy(evidence, tested, d)}")
+    if noisy:
+        return Verdict("not refuted", ", ".join(test.name for test in noisy), about)
+    return Verdict("undecided", "evidence", f"{about}{_remedy(evidence, tested, d)}")
+
+
+def _refuted(evidence: Evidence, tested: Claim, d: int, c: int, rows: str) -> Verdict:
+    found = [test for test in tested.tests if test.p is not None]
+    best = min(found, key=lambda test: test.p or Fraction(1))
+    most = max(found, key=lambda test: test.false_at_least)
+    assert tested.p_holm is not None
+    why = f"{rows}; {_tests_text(tested)}; p = {_p(tested.p_holm)} adjusted over tests and claims"
+    share = tested.false_at_least
+    if share:
+        why += f"; at least {share} of {plural(most.judged, 'independent transcript')} false"
+    return Verdict("refuted", best.name, f"{why}{_ranks(evidence, d, '; ')}", share)
+
+
+def _can_refute(evidence: Evidence, tested: Claim, test: Test) -> bool:
+    """Whether the test could have refuted the claim had every transcript been false."""
+    asked = sum(claim is not None for claim in evidence.claims)
+    return len(tested.tests) * asked * test.least <= evidence.alpha
+
+
+def _blocked(evidence: Evidence, tested: Claim, d: int, greedy: bool | None) -> str:
+    """What speaks against good news; empty where nothing does."""
+    if greedy is None:
+        return "the record does not state how its tokens were chosen, so it is not confirmed"
+    if not greedy:
+        return "the record states another decoding than plain greedy, so it is not confirmed"
+    if tested.single:
+        low = [test for test in tested.tests if test.p is not None and test.p <= evidence.alpha]
+        return f"the test of {low[0].name} alone has p = {_p(low[0].p)}, so it is not confirmed"
+    if _units_overlap(evidence.data, d):
+        return "its references overlap, so that several count once, and false ones among them are hidden"
+    if tested.behind:
+        return "another config is likelier by more than known transcripts show, so it is not confirmed"
+    return ""
+
+
+def _units_overlap(data: Replays, d: int) -> bool:
+    """Whether a unit has more references than ran in one batch."""
+    batch = data.class_D[d].get("batch_size", "")
+    return int(np.bincount(data.units_DR[d]).max()) > max(1, int(batch) if batch.isdigit() else 1)
+
+
+def _too_little(data: Replays, d: int, c: int) -> str:
+    """What a producer left out of the rows that the verifier has; empty where nothing."""
+    said = []
+    for rows in data.phases:
+        if rows.missing:
+            continue
+        there, wanted = int(rows.content_DCR[d, c].sum()), int(rows.expected_DCR[d, c].sum())
+        if there < wanted:
+            noun = "content rows of prefill" if rows.phase == "prefill" else "decode rows"
+            said.append(f"{there:,} of {wanted:,} {noun}")
+    if data.prefill is None:
+        said.append("no prefill rows")
+    missing = int((data.emitted_DR[d] - data.tokens_DCR[d, c]).sum())
+    if missing:
+        said.append(f"{plural(missing, 'token')} without a row here")
+    return " and ".join(said)
+
+
+def _rows_text(data: Replays, d: int, c: int) -> str:
+    return "; ".join(_of_phase(rows, d, c) for rows in data.phases)
+
+
+def _of_phase(rows: Compared, d: int, c: int) -> str:
+    wanted = int(rows.expected_DCR[d, c].sum())
+    there, equal = int(rows.content_DCR[d, c].sum()), int(rows.content_equal_DCR[d, c].sum())
+    if rows.missing:
+        return f"{rows.phase}: {rows.missing}"
+    left = f" ({wanted - there:,} of {wanted:,} not published)" if there < wanted else ""
+    template = int((rows.compared_DCR - rows.content_DCR)[d, c].sum())
+    differ = template - int((rows.equal_DCR - rows.content_equal_DCR)[d, c].sum())
+    more = f", {differ:,} of {plural(template, 'template row')} not" if differ else ""
+    noun = "content row" if rows.phase == "prefill" else "row"
+    return f"{rows.phase}: {equal:,} of {plural(there, noun)} bit-equal{more}{left}"
+
+
+def _greedy_text(data: Replays, d: int, c: int) -> str:
+    tokens, greedy = int(data.emitted_DR[d].sum()), int(data.greedy_DCR[d, c].sum())
+    ties = int(data.ties_DCR[d, c].sum())
+    return f"{greedy:,} of {plural(tokens, 'token')} greedy" + (f" ({ties:,} by a tie)" if ties else "")
+
+
+def _tests_text(tested: Claim) -> str:
+    said = [
+        f"{test.name}: {'no value' if test.p is None else f'p = {_p(test.p)}'} against {test.null}"
+        for test in tested.tests
+    ]
+    return "; ".join(said)
+
+
+def _p(p: Fraction | None) -> str:
+    return "–" if p is None else f"{float(p):.2g}"
+
+
+def _ranks(evidence: Evidence, d: int, before: str = "") -> str:
+    """Which config the known transcripts make likeliest; nothing without a calibration."""
+    counts = evidence.likeliest_DC[d]
+    if not counts.any():
+        return ""
+    best, data = int(counts.argmax()), evidence.data
+    return (
+        f"{before}the likeliest of {plural(len(counts), 'config')} is {data.configs[best]} in {counts[best]} "
+        f"of {plural(len(data.references), 'reference')}"
+    )
+
+
+def _remedy(evidence: Evidence, tested: Claim, d: int) -> str:
+    """What would allow a decision."""
+    asked = sum(claim is not None for claim in evidence.claims)
+    judged = int(evidence.data.units_DR[d].max(initial=-1)) + 1
+    reasons = list(dict.fromkeys(tested.unlisted.values()))
+    weak = [test for test in tested.tests if not _can_refute(evidence, tested, test)]
+    if weak:
+        reasons.append(
+            f"{plural(judged, 'transcript')} cannot refute by {', '.join(test.name for test in weak)} (least "
+            f"p {_p(max(test.least for test in weak))} times {len(tested.tests)} tests and {asked} claims): "
+            "more references, or more repeats here"
+        )
+    if "no calibration" in tested.unlisted.get("text", ""):
+        needed = counts_needed(evidence.alpha, asked, len(tested.tests) + 2, judged)
+        reasons.append(
+            f"a calibration (verify.calibration) of {needed} references beside those that fit its scale "
+            "would allow a test"
+        )
+    return f"; no decision: {'; '.join(reasons)}" if reasons else ""
+
+
+def upper(bound: float) -> str:
+    """An upper bound in per cent, rounded up."""
+    return f"{np.ceil(bound * 1000) / 10:.1f} %"
+
+
+def headline(kinds: Sequence[str]) -> str:
+    """All verdicts in one sentence."""
+    counts = [(kind, kinds.count(kind)) for kind in KINDS if kind in kinds]
+    return f"{plural(len(kinds), 'claim')}: {', '.join(f'{count} {kind}' for kind, count in counts)}"
