@@ -123,6 +123,8 @@ class VllmBackend:
     async_scheduling: bool | None = None
     model_runner: str = "auto"
     trace_replay: bool | None = None
+    batch_invariant: bool | None = None
+    marlin_atomic_add: bool | None = None
 
     def __post_init__(self) -> None:
         _one_of("backend.model_runner", self.model_runner, MODEL_RUNNERS)

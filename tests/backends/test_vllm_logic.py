@@ -548,7 +548,8 @@ def test_settings_are_the_engines_not_what_was_asked() -> None:
         cache_config=SimpleNamespace(gpu_memory_utilization=0.5, cache_dtype="fp8"),
         parallel_config=SimpleNamespace(tensor_parallel_size=2, pipeline_parallel_size=1),
     )
-    found = settings(config, "FLASH_ATTN", "v2")
+    found = settings(config, "FLASH_ATTN", "v2", {"batch_invariant": True})
+    assert found["batch_invariant"] == "True"
     assert found["attention_backend"] == "FLASH_ATTN" and found["kv_cache_dtype"] == "fp8"
     assert found["max_model_len"] == "2048" and found["async_scheduling"] == "True"
     assert found["model_runner"] == "v2" and found["trace_replay"] == "False"
@@ -706,12 +707,40 @@ def test_the_model_runner_is_vllms_choice_or_the_users_unless_it_is_asked_for(
     monkeypatch.delenv(start.RUNNER, raising=False)
     if own is not None:
         monkeypatch.setenv(start.RUNNER, own)
-    start._runner_of_user.cache_clear()
+    start._of_user.cache_clear()
     for runner, variable in (("auto", own), ("v2", "1"), ("v1", "0"), ("auto", own)):
         prepare_environment((), None, runner)
         assert os.environ.get(start.RUNNER) == variable
-    start._runner_of_user.cache_clear()
+    start._of_user.cache_clear()
     monkeypatch.delenv(start.RUNNER, raising=False)
+
+
+@pytest.mark.parametrize("own", [None, "1"])
+def test_a_switch_is_set_unset_or_left_as_the_user_has_it(
+    monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    import os
+
+    variable = start.SWITCHES["batch_invariant"]
+    for name in (*start.ENVIRONMENT, "VLLM_DISABLED_KERNELS", "VLLM_LOGGING_LEVEL", start.RUNNER):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv(variable, own or "0")
+    if own is None:
+        monkeypatch.delenv(variable)
+    start._of_user.cache_clear()
+    for wanted, value in ((None, own), (True, "1"), (False, None), (None, own)):
+        prepare_environment((), None, "auto", {"batch_invariant": wanted})
+        assert os.environ.get(variable) == value
+    start._of_user.cache_clear()
+
+
+def test_a_switch_that_this_version_does_not_know_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    vllm = ModuleType("vllm")
+    vllm.envs = SimpleNamespace(environment_variables={"VLLM_BATCH_INVARIANT": None})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    start._require_switches("0.12.0", {"batch_invariant": True, "marlin_atomic_add": None})
+    with pytest.raises(QdxError, match=r"marlin_atomic_add=true: vLLM 0\.12\.0 does not know VLLM_MARLIN"):
+        start._require_switches("0.12.0", {"batch_invariant": None, "marlin_atomic_add": True})
 
 
 def test_a_model_runner_other_than_asked_names_both() -> None:

@@ -64,6 +64,9 @@ class VllmBackend:
     trace_replay : bool, optional
         Replay by vLLM's own trace replay, which needs the second model runner. False: give the sampler rows
         that leave the forced token alone possible. None: the former where the engine has it.
+    batch_invariant, marlin_atomic_add : bool, optional
+        Set ``VLLM_BATCH_INVARIANT`` or ``VLLM_MARLIN_USE_ATOMIC_ADD``, or take it out of the environment;
+        None leaves it as the user has it.
 
     Raises
     ------
@@ -92,6 +95,8 @@ class VllmBackend:
         async_scheduling: bool | None = None,
         model_runner: str = "auto",
         trace_replay: bool | None = None,
+        batch_invariant: bool | None = None,
+        marlin_atomic_add: bool | None = None,
     ) -> None:
         self._version = versions.installed_version()
         adapter = versions.adapter(self._version)
@@ -127,6 +132,7 @@ class VllmBackend:
             attention_backend=attention_backend,
             model_runner=model_runner,
             trace_replay=trace_replay,
+            switches={"batch_invariant": batch_invariant, "marlin_atomic_add": marlin_atomic_add},
         )
         with explained(f"vLLM {self._version}, looking into the loaded model"):
             from qdx.backends.vllm import tap

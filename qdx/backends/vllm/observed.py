@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdx.backends import Facts
 from qdx.backends.vllm import kernels, simulated
+from qdx.backends.vllm.start import SWITCHES
 
 if TYPE_CHECKING:
     from qdx.models import Checkpoint
@@ -74,7 +75,12 @@ def facts(
         eos_token_ids=_eos_token_ids(checkpoint),
         remedy=_remedy(remedy, version, str(gpu["compute_capability"])),
         settings={
-            **settings(config, next(filter(None, engine.collective_rpc(kernels.attention)), ""), runner),
+            **settings(
+                config,
+                next(filter(None, engine.collective_rpc(kernels.attention)), ""),
+                runner,
+                _switches(),
+            ),
             "chunked_prefill": str(chunked_prefill),
         }
         | threads,
@@ -83,7 +89,16 @@ def facts(
     )
 
 
-def settings(config: Any, attention_backend: str, model_runner: str) -> dict[str, str]:
+def _switches() -> dict[str, bool]:
+    """Return what vLLM made of the variables that are options of the backend."""
+    from vllm import envs
+
+    return {option: bool(getattr(envs, variable, False)) for option, variable in SWITCHES.items()}
+
+
+def settings(
+    config: Any, attention_backend: str, model_runner: str, switches: Mapping[str, bool] | None = None
+) -> dict[str, str]:
     """Return what the engine settled on, by the names of ``conf/backend/vllm.yaml``.
 
     Parameters
@@ -91,6 +106,8 @@ def settings(config: Any, attention_backend: str, model_runner: str) -> dict[str
     config : vllm.config.VllmConfig
     attention_backend, model_runner : str
         As the worker reports them.
+    switches : Mapping, optional
+        Options that are variables of the environment, as vLLM read them.
     """
     model, scheduler = config.model_config, config.scheduler_config
     cache, parallel = config.cache_config, config.parallel_config
@@ -108,6 +125,7 @@ def settings(config: Any, attention_backend: str, model_runner: str) -> dict[str
         "async_scheduling": bool(getattr(scheduler, "async_scheduling", False)),
         "model_runner": model_runner,
         "trace_replay": bool(getattr(model, "enable_trace_replay", False)),
+        **(switches or {}),
     }
     return {key: str(value) for key, value in observed.items()}
 

@@ -21,6 +21,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+# options of the backend that are variables of vLLM's
+SWITCHES = {"batch_invariant": "VLLM_BATCH_INVARIANT", "marlin_atomic_add": "VLLM_MARLIN_USE_ATOMIC_ADD"}
 TRACE_REPLAY = "enable_trace_replay"
 NEEDS_SECOND_RUNNER = "trace replay requires Model Runner V2"
 
@@ -36,6 +38,7 @@ def start(
     attention_backend: str | None,
     model_runner: str = "auto",
     trace_replay: bool | None = None,
+    switches: Mapping[str, bool | None] | None = None,
 ) -> Any:
     """Return a ``vllm.LLM``.
 
@@ -55,6 +58,8 @@ def start(
         ``v1``, ``v2`` or ``auto``.
     trace_replay : bool, optional
         Whether the engine can follow given tokens by itself; None: where this version and its runner can.
+    switches : Mapping, optional
+        Of `SWITCHES`, which to set (True) or unset (False); None leaves one as the user has it.
 
     Raises
     ------
@@ -62,7 +67,7 @@ def start(
         When the engine refuses the model, or runs another model runner than was asked for: what vLLM said,
         and what to change.
     """
-    prepare_environment(request.disabled, attention_backend, model_runner)
+    prepare_environment(request.disabled, attention_backend, model_runner, switches)
     with explained(f"vLLM {version} does not start"):
         from vllm import LLM
         from vllm.engine.arg_utils import EngineArgs
@@ -70,6 +75,7 @@ def start(
         from qdx.backends.vllm import simulated
 
         _require_device(version)
+        _require_switches(version, switches or {})
         simulated.register(request.model)
     arguments = {
         "model": str(checkpoint.path),
@@ -116,6 +122,18 @@ def _with_trace_replay(
         return make(**arguments)
 
 
+def _require_switches(version: str, switches: Mapping[str, bool | None]) -> None:
+    """Stop when this version does not know a variable that is to be set: it would say nothing and go on."""
+    from vllm import envs
+
+    for option, wanted in switches.items():
+        if wanted and SWITCHES[option] not in envs.environment_variables:
+            raise QdxError(
+                f"backend.{option}=true: vLLM {version} does not know {SWITCHES[option]}: set it to null, or "
+                "use vLLM 0.33.0"
+            )
+
+
 def require_runner(version: str, asked: str, observed: str) -> None:
     """Stop when the engine runs another model runner than was asked for.
 
@@ -147,25 +165,35 @@ def _require_device(version: str) -> None:
 
 
 def prepare_environment(
-    disabled: tuple[str, ...], attention_backend: str | None, model_runner: str = "auto"
+    disabled: tuple[str, ...],
+    attention_backend: str | None,
+    model_runner: str = "auto",
+    switches: Mapping[str, bool | None] | None = None,
 ) -> None:
     """Set the variables that vLLM reads when it is imported; what the user disabled stays disabled."""
     os.environ.update(ENVIRONMENT)
     # What an earlier engine of this process asked for is its own affair, here as below.
-    chosen = _runner_of_user() if model_runner == "auto" else {"v1": "0", "v2": "1"}[model_runner]
-    if chosen is None:
-        os.environ.pop(RUNNER, None)
-    else:
-        os.environ[RUNNER] = chosen
+    _set(RUNNER, _of_user(RUNNER) if model_runner == "auto" else {"v1": "0", "v2": "1"}[model_runner])
+    for option, variable in SWITCHES.items():
+        wanted = (switches or {}).get(option)
+        _set(variable, _of_user(variable) if wanted is None else "1" if wanted else None)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ["VLLM_DISABLED_KERNELS"] = ",".join(dict.fromkeys((*_disabled_by_user(), *disabled)))
     if attention_backend is not None:
         os.environ["VLLM_ATTENTION_BACKEND"] = attention_backend  # versions before 0.12 know nothing else
 
 
+def _set(variable: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(variable, None)
+    else:
+        os.environ[variable] = value
+
+
 @cache
-def _runner_of_user() -> str | None:
-    return os.environ.get(RUNNER)
+def _of_user(variable: str) -> str | None:
+    """Return what the variable was before the first engine of this process started."""
+    return os.environ.get(variable)
 
 
 @cache
