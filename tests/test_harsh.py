@@ -31,9 +31,14 @@ def started(*arguments: str, cwd: Path, log: Path) -> subprocess.Popen[bytes]:
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # A shell's background job, as the tests may be, passes on that it ignores Ctrl-C.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=_heeding_signals,
         )
+
+
+def _heeding_signals() -> None:
+    """Undo what a shell's background job and nohup, as the tests may be run, pass on: signals to be ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
