@@ -36,7 +36,7 @@ def started(*arguments: str, cwd: Path, log: Path) -> subprocess.Popen[bytes]:
 
 
 def _heeding_signals() -> None:
-    """Undo what a shell's background job and nohup, as the tests may be run, pass on: signals to be ignored."""
+    """Undo what a background job or nohup, as the tests may be run by, passes on: signals to be ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
