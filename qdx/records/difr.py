@@ -35,14 +35,7 @@ class Difr:
 
     def read(self, path: Path) -> Iterator[Record | Unreadable]:
         """Read every answer of a file; see `qdx.records.RecordReader`."""
-        for value in lines.values(path):
-            if isinstance(value, Unreadable):
-                yield value
-                continue
-            try:
-                yield from _entries(value)
-            except FieldError as error:
-                yield Unreadable(value.where, str(error))
+        return lines.each(path, _entries)
 
 
 def _entries(value: lines.Value) -> Iterator[Record | Unreadable]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from qdx.dataset.guarding import limits
 from qdx.errors import QdxError
-from qdx.records.record import Unreadable
+from qdx.records.record import FieldError, Record, Unreadable
 
 MOST_BYTES = 2**28  # of a document that is one object: Python's objects take ten times as much
 HEAD = 2**20  # bytes that a format is recognised from, and the whole first line
@@ -111,6 +111,30 @@ def values(path: Path) -> Iterator[Value | Unreadable]:
             yield from _document(path, stream)
         else:
             yield from _lines(path, stream)
+
+
+def each(path: Path, read: Callable[[Value], Iterator[Record | Unreadable]]) -> Iterator[Record | Unreadable]:
+    """Read every value of a file: what of it cannot be read is named, and the others go on.
+
+    Parameters
+    ----------
+    path : Path
+    read : callable
+        Gives the answers of a value, or raises FieldError.
+    """
+    for value in values(path):
+        if isinstance(value, Unreadable):
+            yield value
+        else:
+            yield from naming(value.where, read(value))
+
+
+def naming(where: str, found: Iterator[Record | Unreadable]) -> Iterator[Record | Unreadable]:
+    """Give what is found, and in the place of a FieldError what could not be read there."""
+    try:
+        yield from found
+    except FieldError as error:
+        yield Unreadable(where, str(error))
 
 
 def _kind(stream: IO[bytes]) -> str:

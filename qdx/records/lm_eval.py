@@ -25,14 +25,7 @@ class LmEval:
 
     def read(self, path: Path) -> Iterator[Record | Unreadable]:
         """Read every answer of a file; see `qdx.records.RecordReader`."""
-        for value in lines.values(path):
-            if isinstance(value, Unreadable):
-                yield value
-                continue
-            try:
-                yield from _answers(value)
-            except FieldError as error:
-                yield Unreadable(value.where, str(error))
+        return lines.each(path, _answers)
 
 
 def _answers(value: lines.Value) -> Iterator[Record]:

@@ -56,14 +56,7 @@ class OpenAI:
     def read(self, path: Path) -> Iterator[Record | Unreadable]:
         """Read every answer of a file; see `qdx.records.RecordReader`."""
         streams = Streams()
-        for value in lines.values(path):
-            if isinstance(value, Unreadable):
-                yield value
-                continue
-            try:
-                yield from self._value(value, streams)
-            except FieldError as error:
-                yield Unreadable(value.where, str(error))
+        yield from lines.each(path, lambda value: self._value(value, streams))
         yield from self._streamed(streams.close())
 
     def _value(self, value: lines.Value, streams: Streams) -> Iterator[Record | Unreadable]:
@@ -103,10 +96,7 @@ class OpenAI:
                 yield one
                 continue
             where, body = one
-            try:
-                yield from answers(where, None, Fields(body))
-            except FieldError as error:
-                yield Unreadable(where, str(error))
+            yield from lines.naming(where, answers(where, None, Fields(body)))
 
 
 def answer_of(value: Mapping[str, Any]) -> Mapping[str, Any]:
