@@ -49,18 +49,6 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: 
         time.sleep(0.02)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 6 MB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", path], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("only root can mount a small disk")
-    yield path
-    subprocess.run(["umount", "-l", path], check=True)
-
-
 def test_a_disk_that_fills_up_ends_the_sweep_in_one_line_and_it_can_be_resumed(
     small_disk: Path, tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import netCDF4
@@ -312,18 +312,6 @@ def test_a_run_that_is_deleted_before_it_is_merged_is_missing(tmp_path: Path) ->
     assert done.returncode == 1 and "gptq" in (path / "report.txt").read_text()
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 6 MB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", path], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("only root can mount a small disk")
-    yield path
-    subprocess.run(["umount", "-l", path], check=True)
-
-
 def fill(path: Path, left: int = 0) -> Path:
     """Fill a disk up to some bytes that are left."""
     filler = path / "filler"
@@ -335,35 +323,35 @@ def fill(path: Path, left: int = 0) -> Path:
 
 
 @pytest.mark.parametrize("left", [0, 40_960, 204_800])
-def test_a_disk_that_is_full_when_the_report_is_made_is_named(left: int, disk: Path) -> None:
-    path = folder(disk / "s")
-    fill(disk, left)
-    done = shell("{}", "qdx.report", str(path), cwd=disk.parent)
+def test_a_disk_that_is_full_when_the_report_is_made_is_named(left: int, small_disk: Path) -> None:
+    path = folder(small_disk / "s")
+    fill(small_disk, left)
+    done = shell("{}", "qdx.report", str(path), cwd=small_disk.parent)
     assert done.returncode == 1, done.stderr
     (said,) = lines(done)
     assert said.startswith("qdx: error: ") and str(path) in said and "free" in said, said
     assert not list(path.rglob("*.part"))
-    (disk / "filler").unlink()
-    assert shell("{}", "qdx.report", str(path), cwd=disk.parent).returncode == 0
+    (small_disk / "filler").unlink()
+    assert shell("{}", "qdx.report", str(path), cwd=small_disk.parent).returncode == 0
     whole(path, ["awq", "gptq"])
 
 
 @pytest.mark.parametrize("scope", ["engine", "process"])
 def test_a_disk_that_fills_up_while_a_job_runs_is_named_last(
-    scope: str, disk: Path, tmp_path: Path, tiny_models: dict[str, Path]
+    scope: str, small_disk: Path, tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
     arguments = [*TINY, *checkpoints(tiny_models), f"repeat_scope={scope}", "repeats=2"]
     log = tmp_path / "log"
-    process = started(*arguments, f"hydra.sweep.dir={disk}/s", cwd=tmp_path, log=log)
+    process = started(*arguments, f"hydra.sweep.dir={small_disk}/s", cwd=tmp_path, log=log)
     # The last moment that is the same on every machine: the model is loaded, and no row is written.
     until(lambda: "loading the model" in log.read_text(), process, log)
-    fill(disk)
+    fill(small_disk)
     assert process.wait() == 1, log.read_text()
     said = [line for line in log.read_text().splitlines() if line.startswith("qdx")]
     assert "Traceback" not in log.read_text(), log.read_text()
     assert "No space left" in "\n".join(said) or "free some" in said[-1], said
     assert "child process exited" not in "\n".join(said), said
-    assert not list(disk.rglob("run.nc"))
+    assert not list(small_disk.rglob("run.nc"))
 
 
 def children(process: int) -> list[int]:
