@@ -28,7 +28,6 @@ from qdx.dataset.checksums import damage
 from qdx.dataset.guarded_json import Fields
 from qdx.dataset.layout import region_of
 from qdx.dataset.run_reader import RunReader
-from qdx.distances.blocks import hashes
 from qdx.errors import QdxError
 from qdx.prompts._transcript_file import check_name
 from qdx.prompts.challenge import ChallengeFile
@@ -324,6 +323,8 @@ class RunRows:
                 "(capture.prefill_positions, generate.tokens)"
             )
         rows_PV = self._reader.rows(phase, 0, r, at)
+        from qdx.distances.blocks import hashes  # torch, which planning and reading a verdict do without
+
         # A binding of a damaged row would refute an honest prover.
         other_P = hashes(rows_PV, self.dtype) != own.row_hash[0, r, at]
         if other_P.any():

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from qdx.dataset.checked import open_groups
 from qdx.dataset.checksums import damage
 from qdx.dataset.folder import RUN
-from qdx.distances.blocks import hashes
 from qdx.errors import QdxError
 
 BYTES = 16
@@ -95,6 +94,8 @@ def of_run(path: Path, phase: str) -> xr.DataArray | None:
 
 
 def _of_phase(path: Path, phase: str, data: xr.Dataset) -> xr.DataArray:
+    from qdx.distances.blocks import hashes  # torch, which planning and reading a verdict do without
+
     rows = data["logit"].isel(repeat=[0])
     order = [dim for dim in rows.dims if dim not in ("position", "vocab")]
     rows = rows.transpose(*order, "position", "vocab")
