@@ -1,0 +1,170 @@
+"""E-values of drawn tokens: evidence against a claim that may be looked at after every token.
+
+Against the claim that tokens were drawn from config c, E_t = Π d(x_s) / D_c(x_s), where d is another
+distribution that was fixed before the token was seen, and D_c is at least everything that an honest producer
+may have drawn from. Then E is a nonnegative supermartingale with E_0 = 1, and P(sup E ≥ 1/α) ≤ α (Ville
+1939; Shafer 2021): whoever looks after every token and stops when he has seen enough is wrong as rarely as
+who looks once. An average of such E is one too, over alternatives as over answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import logsumexp
+
+from qdx.statistics import Floats, Ints
+
+SHARE = 0.001  # of tokens that an honest producer may draw from the untruncated distribution
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one config's rows say of drawn tokens; arrays of one shape, tokens last.
+
+    Attributes
+    ----------
+    logprob : ndarray
+        Log-probability at the stated temperature, before truncation, nat; NaN where there is no row.
+    before : ndarray
+        Probability of all tokens that come before it in the order of truncation.
+    kept, kept_least : ndarray
+        Probability of what truncation keeps, and of the least that it may keep within the edge.
+    place : ndarray of int
+        2: the token is kept, 1: it is within the edge, 0: it is cut off.
+
+    See `qdx.capture.sampled.drawn`.
+    """
+
+    logprob: Floats
+    before: Floats
+    kept: Floats
+    kept_least: Floats
+    place: Ints
+
+    def log_density(self, share: float = SHARE) -> Floats:
+        """Log-probability of every token as a distribution to draw from: (1 − share)·p + share·q, nat."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            inside = np.where(self.place == 2, np.log1p(-share) + self.logprob - np.log(self.kept), -np.inf)
+            return np.asarray(np.logaddexp(inside, np.log(share) + self.logprob))
+
+    def log_bound(self, share: float = SHARE) -> Floats:
+        """Log of the greatest probability that an honest producer of this config may give the token, nat.
+
+        It is the greatest of p, of (1 − share)·p + share·q, and of the same for every truncation within the
+        edge. p is the truncated and q the untruncated distribution. The mixture alone would not do: a
+        producer who draws from p itself gives every kept token more than it.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):  # log of 0, and where there is no row
+            # Whatever noise reorders near the edge, the shortest head is kept, and with it the token itself.
+            own = np.exp(self.logprob)
+            inside = self.before + own <= self.kept_least * (1 + 1e-12)
+            head = np.minimum(np.where(inside, self.kept_least, self.kept_least + own), 1.0)
+            most = np.where(self.place > 0, self.logprob - np.log(head), -np.inf)
+            mixture = np.logaddexp(np.log1p(-share) + most, np.log(share) + self.logprob)
+        return np.asarray(np.maximum(most, mixture))
+
+
+def log_e(claim: Drawn, other: Drawn, share: float = SHARE) -> Floats:
+    """Logarithm of the e-value after every token of each answer, against one alternative.
+
+    Parameters
+    ----------
+    claim, other : Drawn
+        Of one shape (…, token). A token that either lacks counts for nothing.
+    share : float
+        Of tokens that may come from the untruncated distribution.
+
+    Returns
+    -------
+    ndarray
+        (…, token), nat: natural logarithm of E.
+    """
+    step = other.log_density(share) - claim.log_bound(share)
+    return np.asarray(np.cumsum(np.where(np.isfinite(step), step, 0.0), axis=-1))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What drawn tokens say against a claim.
+
+    Attributes
+    ----------
+    log_e : float
+        Natural logarithm of the greatest E that was reached.
+    tokens : int
+        Tokens until then, of all answers in their order.
+    crossed : int
+        Tokens until E first reached 1/α; −1: never.
+    p : float
+        1 / sup E, at most 1: a p-value whatever the number of tokens.
+    weights : ndarray
+        Share of each alternative in the last E.
+    """
+
+    log_e: float
+    tokens: int
+    crossed: int
+    p: float
+    weights: Floats
+
+
+def against(
+    claim: Drawn, others: Sequence[Drawn], groups: Sequence[int], alpha: float, share: float = SHARE
+) -> Evidence:
+    """Weigh answers in their order against a claim, by an average over alternatives.
+
+    Answers of a group (one seed, or one cached answer) are not independent: their E-values are averaged
+    before they are multiplied with those of other groups, which an average of e-values allows. The order is
+    that of each group's first answer. A group of several counts when all its answers are read.
+
+    Parameters
+    ----------
+    claim : Drawn
+        (answer, token).
+    others : sequence of Drawn
+        Alternatives of the same shape, all given the same weight before the first token.
+    groups : sequence of int
+        Group of every answer.
+    alpha : float
+    share : float
+
+    Returns
+    -------
+    Evidence
+
+    Raises
+    ------
+    ValueError
+        Without an alternative.
+    """
+    if not others:
+        raise ValueError("an e-value needs an alternative: replay one more config")
+    here = np.isfinite(claim.logprob)
+    lengths = here.sum(-1)
+    paths = np.stack([log_e(claim, other, share) for other in others])  # alternative, answer, token
+    numbers = np.asarray(groups)
+    base, tokens, best = np.zeros(len(others)), 0, (0.0, 0)
+    crossed = -1
+    limit = -np.log(alpha)
+    for group in dict.fromkeys(groups):
+        members = np.flatnonzero((numbers == group) & (lengths > 0))
+        if not len(members):
+            continue
+        if len(members) == 1:
+            own = paths[:, members[0]][:, here[members[0]]]
+        else:
+            own = logsumexp(paths[:, members, -1], axis=1, keepdims=True) - np.log(len(members))
+        mixed = logsumexp(base[:, None] + own, axis=0) - np.log(len(others))
+        count = int(lengths[members].sum())
+        at = int(np.argmax(mixed))
+        seen = np.arange(1, count + 1) if len(members) == 1 else np.array([count])
+        if mixed[at] > best[0]:
+            best = (float(mixed[at]), tokens + int(seen[at]))
+        if crossed < 0 and (mixed >= limit).any():
+            crossed = tokens + int(seen[int(np.argmax(mixed >= limit))])
+        base, tokens = base + own[:, -1], tokens + count
+    weights = np.exp(base - logsumexp(base))
+    return Evidence(best[0], best[1], crossed, float(np.exp(-best[0])), weights)
