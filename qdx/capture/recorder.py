@@ -16,6 +16,7 @@ from torch import Tensor
 from qdx.capture.derive import derive, finite
 from qdx.capture.fingerprints import Sketcher
 from qdx.capture.plan import CaptureSettings, plan
+from qdx.capture.sampled import EDGE, Sampler, drawn
 from qdx.capture.structure import Structure
 from qdx.dataset import checksums, encoding, layout, writing
 from qdx.dataset.journal import ATTRIBUTES, Journal
@@ -384,6 +385,8 @@ class Recorder:
             positions, logits_PV, targets_P = positions[order], logits_PV[index], targets_P[index]
             wide_PW = wide_PW[index]
         derived = derive(logits_PV, targets_P, k=self._k, sketcher=self._sketcher)
+        if phase == "replay" and self._producers and (sampler := self._sampler(*at[1:])):
+            derived |= drawn(logits_PV, targets_P, sampler, edge=EDGE)
         if self._producers and phase == "prefill" and positions[-1] == self._end(at[-1]):
             self._judge_first(at, logits_PV[-1])
             # Each producer has its own token there: see FIRST.
@@ -414,7 +417,34 @@ class Recorder:
             "first_logit": np.where(there, chosen_D.to("cpu", torch.float32).numpy(), np.float32(np.nan)),
             "first_rank": np.where(there, ranks_D.cpu().numpy(), -1).astype(np.int32),
         }
+        values |= self._first_drawn(reference, ids, logits_V)
         self._firsts.append((repeat, reference, values))
+
+    def _first_drawn(
+        self, reference: int, ids_D: NDArray[np.int32], logits_V: Tensor
+    ) -> dict[str, NDArray[Any]]:
+        """What the row says of first tokens that were drawn from it, by producer."""
+        samplers = [self._sampler(d, reference) for d in range(len(self._producers))]
+        if not any(samplers):
+            return {}
+        found = {
+            f"first_{name}": np.full(len(ids_D), variable.fill, np.float64)
+            for name, variable in layout.DRAWN.items()
+        }
+        for d, sampler in enumerate(samplers):
+            if sampler is not None and ids_D[d] >= 0:
+                target = torch.tensor([ids_D[d]], dtype=torch.int64, device=logits_V.device)
+                for name, value in drawn(logits_V[None], target, sampler, edge=EDGE).items():
+                    found[f"first_{name}"][d] = float(value[0])
+        return found
+
+    def _sampler(self, producer: int, reference: int) -> Sampler | None:
+        """How a transcript was drawn; None where it was not, or nobody knows."""
+        samplers = self._producers[producer].samplers
+        if samplers is None or np.isnan(samplers[reference]).any():
+            return None
+        temperature, top_k, top_p, min_p = samplers[reference]
+        return Sampler(float(temperature), int(top_k), float(top_p), float(min_p))
 
     def _flush_scalars(self) -> None:
         """Write the derived numbers and, when rows and numbers are on disk, the marks that they are there."""

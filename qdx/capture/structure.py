@@ -82,7 +82,8 @@ class Structure:
 
     def variables(self, phase: str) -> dict[str, layout.Variable]:
         """Return the variables of a phase."""
-        return layout.phase_variables(phase, wide=self.wide, producers=bool(self.producers))
+        drawn = any(producer.samplers is not None for producer in self.producers)
+        return layout.phase_variables(phase, wide=self.wide, producers=bool(self.producers), drawn=drawn)
 
     def shape(self, phase: str) -> tuple[int, ...]:
         """Return the length of every dimension that names a row: all of `layout.row_dims` but config."""

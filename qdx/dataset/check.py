@@ -20,7 +20,9 @@ from qdx.dataset.checksums import DamageError
 from qdx.dataset.folder import Sweep
 from qdx.dataset.layout import (
     CONFIG_COORDS,
+    DRAWN,
     FIRST,
+    FIRST_DRAWN,
     INDEX,
     LAYER_TYPE,
     LAYERS,
@@ -38,7 +40,7 @@ from qdx.dataset.layout import (
 from qdx.errors import QdxError
 from qdx.schema import names_folder
 
-REPLAYED = {PRODUCER.name: PRODUCER, **PRODUCER_COORDS, **FIRST}  # of transcripts
+REPLAYED = {PRODUCER.name: PRODUCER, **PRODUCER_COORDS, **FIRST, **DRAWN, **FIRST_DRAWN}  # of transcripts
 TABLES: Mapping[str, Mapping[str, Variable]] = {
     **{
         f"/{phase}": {**INDEX, **CONFIG_COORDS, **PHASE, **WIDE, REGION.name: REGION, **REPLAYED}

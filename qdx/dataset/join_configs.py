@@ -118,7 +118,7 @@ def combine_phase(parts: Datasets) -> xr.Dataset:
         np.int32
     )
     ranks = max(part.sizes["rank"] for part in parts.values())
-    table = {**layout.PHASE, **layout.FIRST}
+    table = {**layout.PHASE, **layout.DRAWN, **layout.FIRST, **layout.FIRST_DRAWN}
     fills = {name: False if row.dtype == "bool" else row.fill for name, row in table.items()}
     aligned = []
     for part in _with_all_settings(parts):

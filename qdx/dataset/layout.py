@@ -68,11 +68,15 @@ class Producer:
         What it generated after each reference; −1 after the end of a shorter transcript.
     coords : Mapping
         Value of every coordinate of `CONFIG_COORDS`.
+    samplers : array of float64 (reference, 4), optional
+        Temperature, top-k, top-p and min-p that each transcript was drawn with; NaN for one that was not
+        drawn, or whose record leaves open how. None: no transcript was drawn.
     """
 
     name: str
     token_ids: NDArray[np.int32]
     coords: Mapping[str, Any]
+    samplers: NDArray[np.float64] | None = None
 
     def length(self, reference: int) -> int:
         """Return the number of tokens of a transcript."""
@@ -275,6 +279,46 @@ FIRST = _table(
     ),
 )
 
+# What a row says of a token that was drawn from it: of transcripts that state how they were sampled.
+DRAWN = _table(
+    Variable("drawn_logprob", ROW_DIMS, "f8", "nat", "log-probability of token_id at the stated temperature"),
+    Variable(
+        "drawn_before",
+        ROW_DIMS,
+        "f8",
+        "1",
+        "probability, at that temperature, of the tokens that truncation keeps before token_id",
+    ),
+    Variable("drawn_kept", ROW_DIMS, "f8", "1", "probability of all tokens that truncation keeps"),
+    Variable(
+        "drawn_kept_least",
+        ROW_DIMS,
+        "f8",
+        "1",
+        "probability of those that it keeps whatever noise of logits moves its edge",
+    ),
+    Variable("drawn_entropy", ROW_DIMS, "f8", "nat", "entropy of the truncated distribution"),
+    Variable("drawn_variance", ROW_DIMS, "f8", "1", "variance of its -log p, in square nat"),
+    Variable(
+        "drawn_place",
+        ROW_DIMS,
+        "i4",
+        "1",
+        "2: truncation keeps token_id, 1: noise of logits could move it in, 0: neither; -1: not drawn",
+    ),
+)
+FIRST_DRAWN = _table(
+    *(
+        replace(
+            row,
+            name=f"first_{name}",
+            dims=("config", "repeat", "producer", "reference"),
+            long_name=f"of prefill's last row and first_token_id: {row.long_name}",
+        )
+        for name, row in DRAWN.items()
+    )
+)
+
 OUTPUT = _table(
     Variable(
         "token_id",
@@ -345,7 +389,9 @@ def conventions(title: str, stated: Mapping[str, Any]) -> dict[str, str]:
     return {"Conventions": "CF-1.11", "title": title, "history": history}
 
 
-def phase_variables(phase: str, *, wide: str = "", producers: bool = False) -> dict[str, Variable]:
+def phase_variables(
+    phase: str, *, wide: str = "", producers: bool = False, drawn: bool = False
+) -> dict[str, Variable]:
     """Return the variables of a phase.
 
     Parameters
@@ -355,14 +401,18 @@ def phase_variables(phase: str, *, wide: str = "", producers: bool = False) -> d
         Which full rows are kept.
     producers : bool
         Whether transcripts of producers are replayed.
+    drawn : bool
+        Whether any of them states how its tokens were drawn.
     """
     kept = {
         name: row for name, row in (PHASE | {"hidden": HIDDEN}).items() if name not in WIDE or name == wide
     }
+    if producers and drawn and phase == "replay":
+        kept |= DRAWN
     if producers and phase == "replay":
         kept = {name: replace(row, dims=row_dims(phase, True) + row.dims[4:]) for name, row in kept.items()}
     if producers and phase == "prefill":
-        kept |= FIRST
+        kept |= FIRST | (FIRST_DRAWN if drawn else {})
     return kept
 
 

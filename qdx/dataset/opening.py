@@ -20,7 +20,9 @@ from qdx.dataset.join_configs import combine, combine_rows
 from qdx.dataset.journal import ATTRIBUTES, open_rows
 from qdx.dataset.layout import (
     CONFIG_COORDS,
+    DRAWN,
     FIRST,
+    FIRST_DRAWN,
     PHASE,
     PHASES,
     PRODUCER_COORDS,
@@ -185,7 +187,7 @@ def _open_sweep(directory: Path) -> xr.DataTree:
 
 def _open_rows(path: Path, phase: str, settings: Iterable[str]) -> xr.Dataset:
     """Open the full rows of a phase and nothing else: a quarter of the time of the whole file."""
-    small = (*PHASE, *FIRST, *CONFIG_COORDS, *PRODUCER_COORDS, *settings, REGION.name)
+    small = (*PHASE, *DRAWN, *FIRST, *FIRST_DRAWN, *CONFIG_COORDS, *PRODUCER_COORDS, *settings, REGION.name)
     others = [name for name in small if name not in WIDE]
     with reading(path):
         groups = open_groups(path, groups=[f"/{phase}"], drop_variables=others)

@@ -109,6 +109,8 @@ class Transcripts:
             about = sorted((name, str(value)) for name, value in producer.coords.items())
             digest.update(f"{producer.name}{about}{producer.token_ids.shape}".encode())
             digest.update(np.ascontiguousarray(producer.token_ids, np.int32).tobytes())
+            if producer.samplers is not None:
+                digest.update(np.ascontiguousarray(producer.samplers, "<f8").tobytes())
         return digest.hexdigest()
 
 
@@ -560,8 +562,21 @@ class _Reader:
                 check_fact(str(values[c]), f"{key} of producer {name!r}", ascii_only=False)
             if coords["batch_size"] < least_batch:
                 raise QdxError(f"producer {name!r} states batch_size {coords['batch_size']}: it was changed")
-            found.append(Producer(name, tokens_CRT[c].astype(np.int32), coords))
+            found.append(Producer(name, tokens_CRT[c].astype(np.int32), coords, self._samplers(name, c)))
         return found
+
+    def _samplers(self, name: str, config: int) -> NDArray[np.float64] | None:
+        """How the transcripts of records were drawn, see `qdx.dataset.layout.Producer`."""
+        from qdx.records.decoding import sampler_of
+
+        if str(self._tree.attrs.get("kind")) != RECORDS:
+            return None
+        texts = self._values("stated", "decoding", "config", "reference")[config]
+        found = np.full((len(texts), 4), np.nan)
+        for r, text in enumerate(texts):
+            if (one := sampler_of(str(text))) is not None:
+                found[r] = one
+        return None if np.isnan(found).all() else found
 
 
 def _ids(values_N: NDArray[np.int64], vocab: int, whose: str, length: int | None = None) -> Ids:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,3 +122,42 @@ def defaults_of(checkpoint: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return {name: values[name] for name in NEUTRAL if name in values} if isinstance(values, dict) else {}
+
+
+def sampler_of(statement: str) -> tuple[float, float, float, float] | None:
+    """Return temperature, top-k, top-p and min-p of an answer whose tokens were drawn by nothing else.
+
+    Parameters
+    ----------
+    statement : str
+        Of a `Decoding`; it may be a stranger's.
+
+    Returns
+    -------
+    tuple of float or None
+        None for a greedy choice, for penalties, biases and restrictions, which change the row before a token
+        is drawn from it, and where something is not stated or makes no sense.
+
+    Examples
+    --------
+    >>> sampler_of(Decoding.of(Sampling(temperature=0.7, top_p=0.9), {}).statement)
+    (0.7, 0.0, 0.9, 0.0)
+    """
+    try:
+        values = json.loads(statement)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or values.get("method") != "random":
+        return None
+    drawn = ("temperature", "top_k", "top_p", "min_p")
+    others = {name: value for name, value in NEUTRAL.items() if name not in drawn} | {"logit_bias": {}}
+    if values.keys() - {*drawn, *others, "method", "ignore_eos"}:
+        return None
+    if any(values.get(name) != value for name, value in others.items()):
+        return None
+    found = [values.get(name) for name in drawn]
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in found):
+        return None
+    temperature, top_k, top_p, min_p = (float(value) for value in found)
+    good = 0 < temperature < math.inf and top_k == int(top_k) >= -1 and 0 < top_p <= 1 and 0 <= min_p < 1
+    return (temperature, top_k, top_p, min_p) if good else None
