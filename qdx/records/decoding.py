@@ -156,8 +156,15 @@ def sampler_of(statement: str) -> tuple[float, float, float, float] | None:
     if any(values.get(name) != value for name, value in others.items()):
         return None
     found = [values.get(name) for name in drawn]
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in found):
+    numbers = [float(v) for v in found if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(numbers) < len(drawn):
         return None
-    temperature, top_k, top_p, min_p = (float(value) for value in found)
-    good = 0 < temperature < math.inf and top_k == int(top_k) >= -1 and 0 < top_p <= 1 and 0 <= min_p < 1
+    temperature, top_k, top_p, min_p = numbers
+    good = (
+        0 < temperature < math.inf
+        and top_k.is_integer()
+        and top_k >= -1
+        and 0 < top_p <= 1
+        and 0 <= min_p < 1
+    )
     return (temperature, top_k, top_p, min_p) if good else None

@@ -21,11 +21,12 @@ from qdx.verification.likelihood import log_likelihood, token_misfits
 from qdx.verification.obligations import Obligations, Stated, obligations
 from qdx.verification.p_values import level
 from qdx.verification.replays import Replays
+from qdx.verification.sampled import log_likelihood as log_likelihood_of_drawn
 from qdx.verification.verdicts import Evidence, Verdict, decide, headline
 
 Trees = tuple[xr.DataTree, xr.DataTree]
 ONE = {"units": "1"}
-TESTS = ("decode rows", "prefill rows", "distances", "text")
+TESTS = ("decode rows", "prefill rows", "distances", "text", "drawn tokens", "uniformity")
 NOT_LISTED = "not listed"
 
 
@@ -220,13 +221,16 @@ def _result(
         "text_misfits": (data.misfit_DCRT.sum(-1), "tokens that are not greedy on a bit-equal row"),
         "log_likelihood": (likelihood_DCR, "ℓ of the config, scales from known transcripts"),
     }
+    if data.drawn is not None:
+        about = "log-probability of the drawn tokens under the config's rows and the stated sampling"
+        rows["drawn_log_likelihood"] = (log_likelihood_of_drawn(data.drawn), about)
     for phase in data.phases:
         name = "rows" if phase.phase == "decode" else phase.phase
         what = "decode rows" if phase.phase == "decode" else "content rows of prefill"
         rows[f"{name}_compared"] = (phase.content_DCR, f"{what} that both sides have")
         rows[f"{name}_equal"] = (phase.content_equal_DCR, f"{what} that are bit-equal")
         rows[f"{name}_expected"] = (phase.expected_DCR, f"{what} that the verifier has")
-    units = {"margin": "nat", "log_likelihood": "nat"}
+    units = {"margin": "nat", "log_likelihood": "nat", "drawn_log_likelihood": "nat"}
     result = xr.Dataset(
         {
             name: (each, values, {"units": units.get(name, "1"), "long_name": about})

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from scipy.special import logsumexp
@@ -67,12 +68,13 @@ class Drawn:
         return np.asarray(np.maximum(most, mixture))
 
 
-def log_e(claim: Drawn, other: Drawn, share: float = SHARE) -> Floats:
+def log_e(claim: Bound, other: Drawn, share: float = SHARE) -> Floats:
     """Logarithm of the e-value after every token of each answer, against one alternative.
 
     Parameters
     ----------
-    claim, other : Drawn
+    claim : Bound
+    other : Drawn
         Of one shape (…, token). A token that either lacks counts for nothing.
     share : float
         Of tokens that may come from the untruncated distribution.
@@ -84,6 +86,17 @@ def log_e(claim: Drawn, other: Drawn, share: float = SHARE) -> Floats:
     """
     step = other.log_density(share) - claim.log_bound(share)
     return np.asarray(np.cumsum(np.where(np.isfinite(step), step, 0.0), axis=-1))
+
+
+class Bound(Protocol):
+    """A claim: what it may give a token at most."""
+
+    @property
+    def logprob(self) -> Floats:
+        """NaN where a token has no row."""
+
+    def log_bound(self, share: float) -> Floats:
+        """Log of at least the greatest probability that an honest producer gives the token, nat."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +125,7 @@ class Evidence:
 
 
 def against(
-    claim: Drawn, others: Sequence[Drawn], groups: Sequence[int], alpha: float, share: float = SHARE
+    claim: Bound, others: Sequence[Drawn], groups: Sequence[int], alpha: float, share: float = SHARE
 ) -> Evidence:
     """Weigh answers in their order against a claim, by an average over alternatives.
 
@@ -122,8 +135,8 @@ def against(
 
     Parameters
     ----------
-    claim : Drawn
-        (answer, token).
+    claim : Bound
+        Such as a `Drawn` over (answer, token).
     others : sequence of Drawn
         Alternatives of the same shape, all given the same weight before the first token.
     groups : sequence of int

@@ -31,6 +31,16 @@ from qdx.verification.p_values import (
 from qdx.verification.profile import fit_profile, symmetric_scores
 from qdx.verification.recorded import Recorded
 from qdx.verification.replays import Replays
+from qdx.verification.sampled import (
+    GROWTH,
+    SMALLEST,
+    UNIFORM,
+    Alternatives,
+    evidence_against,
+    rational,
+    readable_e,
+    uniform_p,
+)
 from qdx.verification.units import greatest_of_units
 
 FEWEST_PROCESSES = 3  # the first run here and two reruns, each in a process of its own
@@ -44,7 +54,7 @@ class Test:
     Attributes
     ----------
     name : str
-        ``decode rows``, ``prefill rows``, ``distances`` or ``text``.
+        ``decode rows``, ``prefill rows``, ``distances``, ``text``, ``drawn tokens`` or ``uniformity``.
     p : Fraction or None
         None where the list has the test and its value could not be computed.
     least : Fraction
@@ -246,7 +256,18 @@ def _listed(
             unlisted[name] = made
         else:
             tests.append(made)
+    if greedy is False and data.drawn is not None and np.isfinite(data.drawn.logprob[d, c]).any():
+        if Alternatives.of(weights_of(data), c).others:
+            tests.append(_Against(data, d, c))
+        else:
+            unlisted["drawn tokens"] = "no config of other weights was replayed: add one to quant=…"
+        tests.append(_Uniform(data, d, c))
     return tests, unlisted
+
+
+def weights_of(data: Replays) -> list[str]:
+    """SHA-256 of every config's weights, as its record here states them."""
+    return [record.get("weights_sha256", "") for record in data.record_C]
 
 
 class _Listed(Protocol):
@@ -320,6 +341,55 @@ class _Pooled:
         return Test(self.name, p, max(least_S), self.null, len(self.judged_SU[0]), min(share_S), known)
 
 
+@dataclass(frozen=True)
+class _Against:
+    """An e-value of drawn tokens, against an average over the configs of other weights."""
+
+    data: Replays
+    d: int
+    c: int
+
+    def test(self, share: Fraction | None) -> Test:
+        data, claim = self.data, Alternatives.of(weights_of(self.data), self.c)
+        assert data.drawn is not None
+        found = evidence_against(data.drawn, data.groups_D[self.d], self.d, claim, float(share or 0.05))
+        assert found is not None
+        others = ", ".join(data.configs[v] for v in claim.others)
+        noise = (
+            f"the noise of kernels is that of {' and '.join(data.configs[v] for v in claim.family)}"
+            if len(claim.family) > 1
+            else f"{GROWTH:.3f} nat a token are allowed for the noise of kernels"
+        )
+        null = (
+            f"{others}, E = {readable_e(found.log_e)} at its greatest, after {plural(found.tokens, 'token')} "
+            f"({noise})"
+        )
+        return Test("drawn tokens", rational(found.p), SMALLEST, null, _judged(data, self.d))
+
+
+@dataclass(frozen=True)
+class _Uniform:
+    """The randomized transform of drawn tokens, against the uniform law."""
+
+    data: Replays
+    d: int
+    c: int
+
+    def test(self, share: Fraction | None) -> Test:
+        data = self.data
+        assert data.drawn is not None
+        salt = f"{data.producers[self.d]} {data.configs[self.c]}"
+        p, tokens = uniform_p(data.drawn, data.groups_D[self.d], self.d, self.c, salt)
+        null = (
+            f"the uniform law, {plural(tokens, 'token')} ({UNIFORM:.3f} are allowed for the noise of kernels)"
+        )
+        return Test("uniformity", p, SMALLEST, null, _judged(data, self.d))
+
+
+def _judged(data: Replays, d: int) -> int:
+    return int(data.units_DR[d].max(initial=-1)) + 1
+
+
 def _rows_test(data: Replays, rows: Compared, d: int, c: int, name: str) -> _Listed:
     differ_R = (rows.compared_DCR[d, c] > rows.equal_DCR[d, c]).astype(float)
     differ_R[rows.compared_DCR[d, c] == 0] = np.nan
@@ -348,9 +418,7 @@ def _why_no_text(greedy: bool | None, record: Recorded | None) -> str:
         if record is not None and record.asked:
             return f"the record does not state {record.asked}, which 'prompts.assume={{…}}' can say"
         return "the record does not state how its tokens were chosen"
-    return (
-        "the record states another decoding than plain greedy, and this version has no test of sampled output"
-    )
+    return "the record states another decoding than plain greedy, which other tests judge"
 
 
 def other_prompts(record: Recorded) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from qdx.verification.compare import (
     own_repeats,
     prefill,
 )
+from qdx.verification.e_values import Drawn
 from qdx.verification.environment import facts_of
 from qdx.verification.environment_class import MACHINE, class_of, compare
 from qdx.verification.exact import Repeating, pooled, repeating
@@ -97,6 +98,11 @@ class Replays:
         What is known of a producer's records of another program; None of a file that qdx recorded.
     notes : list of str
         How such records were read, and what of them was not.
+    drawn : Drawn or None
+        What the rows here say of tokens that were drawn, (producer, config, reference, token); the first
+        token comes first, and NaN stands where nothing was drawn. None where no record states sampling.
+    groups_D : list of tuple of int
+        Of each producer of records, the group of each transcript: one seed or one cached answer; −1: none.
     """
 
     producers: list[str]
@@ -126,6 +132,8 @@ class Replays:
     schema_D: list[int]
     records_D: list[Recorded | None]
     notes: list[str]
+    drawn: Drawn | None = None
+    groups_D: list[tuple[int, ...]] = field(default_factory=list)
 
     @classmethod
     def of(cls, producer_tree: xr.DataTree, verifier_tree: xr.DataTree) -> Replays:
@@ -376,7 +384,8 @@ def _align(
     margin_DCRT, tied_DCRT = _margins(replay, captured_DCQRT[:, :, 0])
     keys = _keys(tree, references)
     batch = [str(v) for v in np.broadcast_to(own["batch_size"].values, (len(producers),))]
-    shared = shared_groups(tree, producers, references) if recorded else [()] * len(producers)
+    nobody: list[tuple[int, ...]] = [()] * len(producers)
+    shared = shared_groups(tree, producers, references) if recorded else nobody
     spans, emitted_DR = spans_of(tree, references), (_transcripts(tree, producers, references) >= 0).sum(-1)
     units = [
         units_of(*there_only(keys, spans, own_R), int(size or 1), groups)
@@ -412,7 +421,25 @@ def _align(
         records_D=[record_of(tree, stored, label) if recorded else None for label in producers],
         notes=notes_of(tree) if recorded else [],
         schema_D=[versions(tree).get(label, 0) for label in producers],
+        drawn=_drawn(verifier, replay, producers, references) if recorded else None,
+        groups_D=shared,
     )
+
+
+def _drawn(
+    verifier: xr.DataTree, replay: xr.Dataset, producers: list[str], references: list[str]
+) -> Drawn | None:
+    """What the first repeat's rows say of drawn tokens; the first token's are prefill's."""
+    if "drawn_logprob" not in replay or "prefill" not in verifier.children:
+        return None
+    here = verifier["prefill"].to_dataset().sel(reference=references, producer=producers).isel(repeat=0)
+    order = ("producer", "config", "reference")
+    columns = []
+    for one in fields(Drawn):
+        later = replay[f"drawn_{one.name}"].isel(repeat=0).transpose(*order, "position").values
+        first = here[f"first_drawn_{one.name}"].transpose(*order).values
+        columns.append(np.concatenate([first[..., None], later], -1))
+    return Drawn(*columns)
 
 
 def _count(stored: xr.Dataset, name: str, label: str) -> int:

@@ -9,9 +9,11 @@ import xarray as xr
 
 from qdx.document.format import DASH, plural
 from qdx.document.text import table, wrap
+from qdx.verification.e_values import SHARE
 from qdx.verification.evidence import Claim, counts_needed, sampling_of
 from qdx.verification.p_values import calibration_total, false_alarm_spread, fewest_false
 from qdx.verification.replays import Replays
+from qdx.verification.sampled import KERNEL_KL
 from qdx.verification.verdicts import Evidence, Verdict
 
 SHOWN = 40
@@ -113,6 +115,7 @@ def _assumed(data: Replays, evidence: Evidence) -> list[str]:
         "Distances and text of kernels that do not repeat, or of other machines: against known transcripts "
         "(verify.calibration) by a pooled exact test (tail count and rank sum), or, in one environment "
         "class, against the config's own repeats here by permutation within each reference.",
+        *_of_drawn(data),
         "Assumed: judged and known transcripts are exchangeable (prompts of one kind), and an engine's start "
         f"does not choose the kernel: {most} starts here were compared, and one that differs with "
         f"probability q is missed by them with (1 − q)^{most}. The producers' own labels are "
@@ -135,6 +138,20 @@ def _assumed(data: Replays, evidence: Evidence) -> list[str]:
             said.append(_spread(min(counts), evidence))
     lacking = _lacking(data, evidence)
     return [wrap(line, "  ") for line in (*said, *lacking)]
+
+
+def _of_drawn(data: Replays) -> list[str]:
+    """What the tests of drawn tokens take for granted."""
+    if data.drawn is None:
+        return []
+    return [
+        "Drawn tokens: E is the product, over tokens, of their probability under the other configs (an "
+        "average over them) and at most the claim's, after the stated temperature and truncation; p = 1 / "
+        "the greatest E so far (Ville), whenever one stops. Uniformity: the randomized probability "
+        "integral transform of one answer of each seed, Kolmogorov and Smirnov. Both allow an honest "
+        f"producer's kernel to be {KERNEL_KL:g} nat a token from the verifier's, and {SHARE:.1%} of the "
+        "tokens to be drawn without truncation."
+    ]
 
 
 def _spread(known: int, evidence: Evidence) -> str:
@@ -174,11 +191,13 @@ def _lacking(data: Replays, evidence: Evidence) -> list[str]:
 
 def _summary(data: Replays, evidence: Evidence, result: xr.Dataset, at: Sequence[int]) -> str:
     rows = []
+    # Nobody has rows of records whose tokens were drawn.
+    tests = ("distances", "text") if data.drawn is None else ("text", "drawn tokens", "uniformity")
     for d, producer in enumerate(data.producers):
         c, claim = at[d], evidence.claims[d]
         verdict = str(result["verdict"].values[d])
         if c < 0 or claim is None:
-            rows.append([producer, str(result["claim"].values[d]), verdict, *[DASH] * 6])
+            rows.append([producer, str(result["claim"].values[d]), verdict, *[DASH] * (4 + len(tests))])
             continue
         tokens, greedy = int(data.emitted_DR[d].sum()), int(data.greedy_DCR[d, c].sum())
         rows.append(
@@ -188,12 +207,12 @@ def _summary(data: Replays, evidence: Evidence, result: xr.Dataset, at: Sequence
                 verdict,
                 *_of_phases(data, d, c),
                 f"{greedy:,}/{tokens:,}",
-                *(_of_test(claim, name) for name in ("distances", "text")),
+                *(_of_test(claim, name) for name in tests),
                 _p(float(result["p_test_holm"].values[d])),
             ]
         )
-    head = ["producer", "claim", "verdict", "decode", "prefill", "greedy", "p distances", "p text", "p Holm"]
-    return table(head, rows, left=3)
+    head = ["producer", "claim", "verdict", "decode", "prefill", "greedy", *(f"p {name}" for name in tests)]
+    return table([*head, "p Holm"], rows, left=3)
 
 
 def _of_phases(data: Replays, d: int, c: int) -> list[str]:

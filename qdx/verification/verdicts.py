@@ -10,10 +10,11 @@ import numpy as np
 
 from qdx.document.format import plural
 from qdx.verification.compare import Compared
-from qdx.verification.evidence import Claim, Test, counts_needed, other_prompts, sampling_of
+from qdx.verification.evidence import Claim, Test, counts_needed, other_prompts, sampling_of, weights_of
 from qdx.verification.obligations import Obligations
 from qdx.verification.recorded import Recorded
 from qdx.verification.replays import Replays
+from qdx.verification.sampled import Alternatives, not_told_apart
 
 KINDS: Mapping[str, str] = {
     "confirmed": "every row is bit-equal, and the text is what these rows say",
@@ -25,6 +26,8 @@ KINDS: Mapping[str, str] = {
     "other config": "rows or record are those of another config than the claimed one",
     "refuted": "an honest claim would be refuted so with at most the level's probability",
 }
+# Sampling parameters that change which tokens are drawn: a server may set one that nobody states.
+SHAPING = ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 GOOD = ("confirmed", "confirmed in prefill", "confirmed in s drawn rows", "not refuted")
 BAD = ("other config", "refuted")
 
@@ -260,11 +263,20 @@ def _of_records(evidence: Evidence, tested: Claim, d: int, c: int, record: Recor
     data, greedy = evidence.data, sampling_of(evidence.data, d)
     if record.other_prompts:
         return Verdict("undecided", "prompt", other_prompts(record))
-    if not greedy:
-        why = tested.unlisted.get("text", "")
-        said = f"sampled output: {why}" if greedy is False else why
-        return Verdict("undecided", "sampling", said)
-    about = _greedy_text(data, d, c)
+    if greedy is None:
+        return Verdict("undecided", "sampling", tested.unlisted.get("text", ""))
+    if greedy is False:
+        drawn = _drawn_tokens(data, d, c)
+        if not drawn:
+            why = "sampled output, and the replay holds nothing of its drawn tokens"
+            return Verdict("undecided", "sampling", f"{why}: penalties, biases or restrictions are stated")
+        about = f"{drawn:,} of {plural(int(data.emitted_DR[d].sum()), 'token')} drawn as the record states"
+        if drawn < data.emitted_DR[d].sum():
+            missing_how = "the record does not state how the others were drawn"
+            if tested.p_holm is None or tested.p_holm > evidence.alpha:
+                return Verdict("undecided", "coverage", f"{about}: {missing_how}; {_tests_text(tested)}")
+    else:
+        about = _greedy_text(data, d, c)
     if record.assumed:
         about += f"; assumed to do nothing, since it is not stated: {record.assumed}"
     if record.from_text:
@@ -272,6 +284,8 @@ def _of_records(evidence: Evidence, tested: Claim, d: int, c: int, record: Recor
     missing = int((data.emitted_DR[d] - data.tokens_DCR[d, c]).sum())
     if missing:
         return Verdict("undecided", "coverage", f"{plural(missing, 'token')} without a row here; {about}")
+    if greedy is False and (why := _only_not_uniform(evidence, tested, record)):
+        return Verdict("undecided", "sampling", f"{why}; {about}; {_tests_text(tested)}")
     if tested.p_holm is not None and tested.p_holm <= evidence.alpha:
         if not record.from_text:
             return _refuted(evidence, tested, d, c, about)
@@ -280,12 +294,54 @@ def _of_records(evidence: Evidence, tested: Claim, d: int, c: int, record: Recor
     blocked = _blocked(evidence, tested, d, greedy)
     strong = [test for test in tested.tests if _can_refute(evidence, tested, test)]
     said = "; ".join(part for part in (about, _tests_text(tested), blocked) if part)
+    if strong and greedy is False:
+        if blocked:
+            return Verdict("undecided", "drawn tokens", said)
+        alike = _not_told_apart(evidence, d, c)
+        if alike:
+            return Verdict("undecided", "evidence", f"{said}; so few tokens do not refute {alike} beside it")
+        return Verdict("not refuted", "drawn tokens", said)
     if strong and not _units_overlap(data, d):
         return Verdict("not refuted", "text", said)
     only_text = replace(
         tested, unlisted={"text": tested.unlisted["text"]} if "text" in tested.unlisted else {}
     )
     return Verdict("undecided", "evidence", f"{said}{_remedy(evidence, only_text, d)}")
+
+
+def _only_not_uniform(evidence: Evidence, tested: Claim, record: Recorded) -> str:
+    """Say that tokens were not drawn as was assumed, where nothing else speaks against the claim; or "".
+
+    Whoever truncates by default and does not say so draws honest tokens that are not uniform under what was
+    assumed. Between configs that makes no difference: the same truncation is assumed of all.
+    """
+    assumed = [name for name in SHAPING if name in record.assumed.split(", ")]
+    if not assumed or tested.p_holm is None or tested.p_holm > evidence.alpha:
+        return ""
+    drawn = tested.test("drawn tokens")
+    asked = sum(claim is not None for claim in evidence.claims)
+    if drawn is not None and drawn.p is not None and len(tested.tests) * asked * drawn.p <= evidence.alpha:
+        return ""
+    example = ", ".join(f"{name}: …" for name in assumed)
+    return (
+        "the tokens were not drawn from this config's rows as was assumed: it is another model, or "
+        f"{' or '.join(assumed)} was in force and is not stated ('prompts.assume={{{example}}}')"
+    )
+
+
+def _drawn_tokens(data: Replays, d: int, c: int) -> int:
+    return 0 if data.drawn is None else int(np.isfinite(data.drawn.logprob[d, c]).sum())
+
+
+def _not_told_apart(evidence: Evidence, d: int, c: int) -> str:
+    """Configs of other weights that the drawn tokens do not refute beside this one; "" for none."""
+    data = evidence.data
+    assert data.drawn is not None
+    groups, weights_C = data.groups_D[d], weights_of(data)
+    found = not_told_apart(data.drawn, groups, d, c, weights_C, float(evidence.alpha))
+    if not Alternatives.of(weights_C, c).others:
+        return "anything: no config of other weights was replayed"
+    return ", ".join(data.configs[v] for v in found)
 
 
 def _refuted(evidence: Evidence, tested: Claim, d: int, c: int, rows: str) -> Verdict:
@@ -310,12 +366,12 @@ def _blocked(evidence: Evidence, tested: Claim, d: int, greedy: bool | None) -> 
     """What speaks against good news; empty where nothing does."""
     if greedy is None:
         return "the record does not state how its tokens were chosen, so it is not confirmed"
-    if not greedy:
+    if greedy is False and evidence.data.records_D[d] is None:
         return "the record states another decoding than plain greedy, so it is not confirmed"
     if tested.single:
         low = [test for test in tested.tests if test.p is not None and test.p <= evidence.alpha]
         return f"the test of {low[0].name} alone has p = {_p(low[0].p)}, so it is not confirmed"
-    if _units_overlap(evidence.data, d):
+    if greedy and _units_overlap(evidence.data, d):  # the tests of drawn tokens count groups themselves
         return "its references overlap, so that several count once, and false ones among them are hidden"
     if tested.behind:
         return "another config is likelier by more than known transcripts show, so it is not confirmed"

@@ -12,6 +12,15 @@ from scipy import stats
 from qdx.capture.sampled import Sampler, drawn
 from qdx.errors import QdxError
 from qdx.verification.e_values import Drawn, against, log_e
+from qdx.verification.sampled import (
+    KERNEL_KL,
+    Alternatives,
+    evidence_against,
+    log_likelihood,
+    not_told_apart,
+    rational,
+    uniform_p,
+)
 from qdx.verification.uniforms import distance_from_uniform, uniforms
 
 SAMPLERS = [
@@ -60,21 +69,33 @@ def of(logits: np.ndarray, tokens: np.ndarray, sampler: Sampler, edge: float = 0
     return Drawn(*(flat[f"drawn_{name}"].numpy().reshape(tokens.shape) for name in names))
 
 
+def distributions(rows_PV: np.ndarray, sampler: Sampler) -> np.ndarray:
+    """`truncated` of many rows at once."""
+    p = np.exp((rows_PV - rows_PV.max(1, keepdims=True)) / sampler.temperature)
+    order = np.argsort(-p, axis=1, kind="stable")
+    p = np.take_along_axis(p, order, 1)
+    kept = p >= sampler.min_p * p[:, :1]
+    if sampler.top_k > 0:
+        kept[:, sampler.top_k :] = False
+    p *= kept
+    kept &= p.cumsum(1) - p < sampler.top_p * p.sum(1, keepdims=True)
+    p = p * kept / (p * kept).sum(1, keepdims=True)
+    out = np.empty_like(p)
+    np.put_along_axis(out, order, p, 1)
+    return out
+
+
 def draw(logits: np.ndarray, sampler: Sampler, rng: np.random.Generator) -> np.ndarray:
-    flat = logits.reshape(-1, logits.shape[-1])
-    p = (
-        np.exp(flat / sampler.temperature)
-        if not sampler.truncates
-        else np.array([truncated(r, sampler) for r in flat])
-    )
-    chosen = (p.cumsum(1) < rng.random((len(p), 1)) * p.sum(1, keepdims=True)).sum(1)
-    return np.asarray(chosen).reshape(logits.shape[:-1])
+    p = distributions(logits.reshape(-1, logits.shape[-1]), sampler)
+    chosen = (p.cumsum(1) <= rng.random((len(p), 1))).sum(1)
+    return np.asarray(np.minimum(chosen, logits.shape[-1] - 1)).reshape(logits.shape[:-1])
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 def test_the_numbers_of_a_row_are_those_of_the_sampler_written_out(sampler):
     logits = rows(20).astype(np.float16).astype(np.float64)
     logits[0, 3:9] = logits[0].max()  # ties at every edge
+    assert np.allclose(distributions(logits, sampler), [truncated(row, sampler) for row in logits])
     for token in range(0, VOCAB, 3):
         found = drawn(torch.from_numpy(logits), torch.full((20,), token), sampler)
         for i, row in enumerate(logits):
@@ -220,3 +241,75 @@ def test_the_level_of_one_answers_test_of_uniformity():
     low = sum(distance_from_uniform(one)[1] <= 0.05 for one in u)
     assert stats.binom.ppf(0.001, 200, 0.05) <= low <= stats.binom.ppf(0.999, 200, 0.05)
     assert distance_from_uniform(np.array([np.nan]))[1] == 1.0
+
+
+def stacked(parts: list[Drawn]) -> Drawn:
+    """One producer's tokens by several configs, (producer, config, reference, token)."""
+    names = ("logprob", "before", "kept", "kept_least", "place")
+    return Drawn(*(np.stack([getattr(one, name) for one in parts])[None] for name in names))
+
+
+def other_kernel(logits: np.ndarray, toward: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    """The logits of another kernel, KERNEL_KL away on average: by chance, or toward another config."""
+    step = rng.normal(0, 1, logits.shape) if toward is None else toward - logits
+    size = 0.03
+    for _ in range(3):  # the divergence is nearly quadratic
+        p, q = (np.exp(z - z.max(-1, keepdims=True)) for z in (logits + size * step, logits))
+        p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
+        size *= math.sqrt(KERNEL_KL / float((p * np.log(p / q)).sum(-1).mean()))
+    return np.asarray(logits + size * step)
+
+
+@pytest.mark.parametrize("on_purpose", [False, True])
+@pytest.mark.parametrize("sampler", [SAMPLERS[0], SAMPLERS[5]], ids=str)
+def test_an_honest_producer_with_another_kernel_is_refuted_as_rarely_as_the_level_says(sampler, on_purpose):
+    """600 tokens a world, of a kernel as far away as any measured one, at worst toward another config."""
+    worlds, alpha, by_e, by_u = 60, 0.1, 0, 0
+    for seed in range(worlds):
+        claim, other, third = world(4, 150, 0.6, 500 + seed)
+        rng = np.random.default_rng(40_000 + seed)
+        tokens = draw(other_kernel(claim, other if on_purpose else None, rng), sampler, rng)
+        here = stacked([of(one, tokens, sampler, 0.125) for one in (claim, other, third)])
+        found = evidence_against(here, range(4), 0, Alternatives([0], [1, 2]), alpha)
+        by_e += found is not None and found.p <= alpha
+        by_u += uniform_p(here, list(range(4)), 0, 0, str(seed))[0] <= alpha
+    assert by_e <= stats.binom.ppf(0.9975, worlds, alpha)
+    assert by_u <= stats.binom.ppf(0.9975, worlds, alpha)
+
+
+def test_without_the_allowance_a_kernel_toward_another_config_would_be_refuted_too_often():
+    """So the test above could fail: 6,000 tokens, no allowance, one alternative that is the noise itself."""
+    sampler, crossed = Sampler(), 0
+    for seed in range(10):
+        claim, other, _ = world(1, 6000, 0.6, 900 + seed)
+        rng = np.random.default_rng(50_000 + seed)
+        noisy = other_kernel(claim, other, rng)
+        tokens = draw(noisy, sampler, rng)
+        crossed += against(of(claim, tokens, sampler), [of(noisy, tokens, sampler)], [0], 0.1).crossed >= 0
+    assert crossed >= 4  # 1 is expected of an exact claim
+
+
+def test_a_claim_of_two_kernels_is_refuted_only_beyond_both():
+    claim, other, third = world(2, 40, 0.6, 77)
+    tokens = draw(claim, Sampler(), np.random.default_rng(78))
+    here = stacked([of(one, tokens, Sampler()) for one in (other, claim, third)])
+    alone = evidence_against(here, [0, 1], 0, Alternatives([0], [1, 2]), 0.05)
+    both = evidence_against(here, [0, 1], 0, Alternatives([0, 1], [2]), 0.05)
+    assert alone.log_e > 5 > 1 > both.log_e
+    assert Alternatives.of(["a", "b", "a", ""], 0) == Alternatives([0, 2], [1, 3])
+    assert Alternatives.of(["a", "b", "a", ""], 3) == Alternatives([3], [0, 1, 2])
+    assert Alternatives.of(["", ""], 1) == Alternatives([1], [0])
+
+
+def test_what_few_tokens_do_not_tell_apart_is_named():
+    for length, found in ((1, [1, 2]), (120, [])):
+        claim, other, third = world(2, length, 0.6, 79)
+        tokens = draw(claim, Sampler(), np.random.default_rng(80))
+        here = stacked([of(one, tokens, Sampler()) for one in (claim, other, third)])
+        assert not_told_apart(here, [0, 1], 0, 0, ["a", "b", "c"], 0.01) == found
+    likelihood = log_likelihood(here)
+    assert likelihood.shape == (1, 3, 2) and (likelihood[0, 0] > likelihood[0, 1]).all()
+
+
+def test_a_p_value_is_never_smaller_as_a_fraction_and_never_nothing():
+    assert float(rational(0.05)) >= 0.05 and rational(0.0) > 0 and rational(3.0) == 1
