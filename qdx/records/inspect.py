@@ -188,7 +188,8 @@ def _answers(where: str, found: object, settings: Mapping[str, Any]) -> Iterator
     if last != len(messages):
         raise FieldError("messages", messages, "an answer of the assistant at the end")
     sampling = _sampling({**settings["options"], **asked.get("config", {})})
-    identity = f"{sample.raw('id')}/{sample.raw('epoch')}"
+    own = sample.raw("id")
+    identity = "" if own is None else f"{own}/{sample.raw('epoch')}#"
     tools = [
         {"type": "function", "function": tool} for tool in asked.get("tools", []) if isinstance(tool, dict)
     ]
@@ -202,7 +203,7 @@ def _answers(where: str, found: object, settings: Mapping[str, Any]) -> Iterator
         stopped = choice.text("stop_reason")
         record = Record(
             where,
-            f"{identity}#{number}",
+            f"{identity}{number}" if identity else "",
             messages=tuple(_plain(one) for one in messages[:-1]),
             tools=tuple(tools),
             output=said,

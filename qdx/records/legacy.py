@@ -49,9 +49,10 @@ def _record(where: str, label: str, run: Fields, about: Any) -> Iterator[Record]
     if prompt is None or output is None:
         raise FieldError(run.at("prompt_ids"), None, "the token ids of the prompt, and generated_ids")
     facts = about if isinstance(about, dict) else {}
+    number = run.raw("ref_idx")
     yield Record(
         where,
-        f"{label}/{run.raw('ref_idx')}",
+        "" if number is None else f"{label}/{number}",
         prompt_ids=prompt,
         output_ids=output,
         model=str(facts.get("model_name", "")),

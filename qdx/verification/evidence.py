@@ -31,7 +31,7 @@ from qdx.verification.p_values import (
 from qdx.verification.profile import fit_profile, symmetric_scores
 from qdx.verification.recorded import Recorded
 from qdx.verification.replays import Replays
-from qdx.verification.units import greatest_of_units
+from qdx.verification.units import greatest_of_units, least_of_units
 
 FEWEST_PROCESSES = 3  # the first run here and two reruns, each in a process of its own
 GREEDY_ONLY = 1  # files of this schema version and before could hold nothing but plain greedy output
@@ -340,25 +340,31 @@ def _why_no_distances(data: Replays, d: int, c: int) -> str:
 
 
 def _why_no_text(greedy: bool | None, record: Recorded | None) -> str:
-    if record is not None and record.other_prompts:
+    if record is not None and not any(answer and not other for answer, other in _judged(record)):
         return other_prompts(record)
     if greedy:
         return ""
     if greedy is None:
         if record is not None and record.asked:
-            return f"the record does not state {record.asked}, which 'prompts.assume={{…}}' can say"
+            return (
+                f"the record does not state {record.asked}, which 'prompts.assume={{…}}' can say (of a field of "
+                "the request that changes no token 'prompts.harmless=[…]')"
+            )
         return "the record does not state how its tokens were chosen"
     return (
         "the record states another decoding than plain greedy, and this version has no test of sampled output"
     )
 
 
+def _judged(record: Recorded) -> list[tuple[str, bool]]:
+    return list(zip(record.answers_R, record.other_R.tolist(), strict=True))
+
+
 def other_prompts(record: Recorded) -> str:
-    """Say that a provider's prompt is not the one that was replayed."""
-    stated, here = record.example
+    """Say that a provider's prompt is not the one that was asked."""
     return (
-        f"the provider's prompt has {stated} tokens, the one replayed here {here} (so in "
-        f"{plural(record.other_prompts, 'answer')}): another template or a hidden system prompt"
+        f"{record.prompt_said} (so in {plural(record.other_prompts, 'answer')}): another template or a hidden "
+        "system prompt"
     )
 
 
@@ -505,7 +511,10 @@ def _pooled(data: Replays, sets: Sequence[Calibrated], d: int, c: int, name: str
         if scores is None:
             return None
         judged_R, null_R, kept = scores
-        judged_U, size_U = greatest_of_units(judged_R, data.units_DR[d])
+        if data.records_D[d] is None:
+            judged_U, size_U = greatest_of_units(judged_R, data.units_DR[d])
+        else:  # several answers to one prompt count as one
+            judged_U, size_U = least_of_units(judged_R, data.units_DR[d]), np.ones(1, np.int64)
         producer = one.data.producers.index(one.label)
         null_U, null_size_U = greatest_of_units(null_R[kept], _renumbered(one.data.units_DR[producer][kept]))
         # A maximum over fewer transcripts is smaller by itself, and would make an honest unit stand out.
@@ -559,7 +568,8 @@ def _text_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | Non
     most = int(min(known.emitted_DR[producer].max(initial=0), data.emitted_DR[d].max(initial=0)))
     null_R = known.text_scores(most, whole=True)[producer, known.configs.index(one.label)]
     kept = sorted([*fit, *test])
-    return (data.text_scores(most)[d, c], null_R, kept) if kept else None
+    judged_R = np.where(data.there_DR[d], data.text_scores(most)[d, c], np.nan)
+    return (judged_R, null_R, kept) if kept else None
 
 
 def _profile_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | None:

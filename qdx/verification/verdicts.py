@@ -12,7 +12,7 @@ from qdx.document.format import plural
 from qdx.verification.compare import Compared
 from qdx.verification.evidence import Claim, Test, counts_needed, other_prompts, sampling_of
 from qdx.verification.obligations import Obligations
-from qdx.verification.recorded import Recorded
+from qdx.verification.recorded import Recorded, own_units
 from qdx.verification.replays import Replays
 
 KINDS: Mapping[str, str] = {
@@ -258,34 +258,53 @@ def _of_records(evidence: Evidence, tested: Claim, d: int, c: int, record: Recor
     The tests of a text are of greedy output, so that sampled output is neither confirmed nor refuted by them.
     """
     data, greedy = evidence.data, sampling_of(evidence.data, d)
-    if record.other_prompts:
-        return Verdict("undecided", "prompt", other_prompts(record))
-    if not greedy:
+    judged_as = f"judged as {data.configs[c]}, as verify.claims says"
+    if not greedy and not record.other_prompts:
         why = tested.unlisted.get("text", "")
         said = f"sampled output: {why}" if greedy is False else why
-        return Verdict("undecided", "sampling", said)
-    about = _greedy_text(data, d, c)
+        return Verdict("undecided", "sampling", f"{said}; {judged_as}")
+    about = f"{_greedy_text(data, d, c)}; {judged_as}"
     if record.assumed:
         about += f"; assumed to do nothing, since it is not stated: {record.assumed}"
     if record.from_text:
         about += f"; ids of {plural(record.from_text, 'answer')} were made from text"
+    if record.alone:
+        about += f"; {plural(record.alone, 'answer')} without a request, so that they alone say what was asked"
     missing = int((data.emitted_DR[d] - data.tokens_DCR[d, c]).sum())
+    refuted = tested.p_holm is not None and tested.p_holm <= evidence.alpha and not missing
+    lost = f"; not judged: {record.lost}" if record.lost else ""
+    if refuted and not record.from_text:  # by what can be read, whatever was left out
+        return _refuted(evidence, tested, d, c, f"{about}{lost}")
+    if record.other_prompts:
+        return Verdict("undecided", "prompt", f"{other_prompts(record)}{lost}")
     if missing:
-        return Verdict("undecided", "coverage", f"{plural(missing, 'token')} without a row here; {about}")
-    if tested.p_holm is not None and tested.p_holm <= evidence.alpha:
-        if not record.from_text:
-            return _refuted(evidence, tested, d, c, about)
+        return Verdict("undecided", "coverage", f"{plural(missing, 'token')} without a row here; {about}{lost}")
+    if refuted:
         why = f"{_tests_text(tested)}, which refutes only where the ids are those that were emitted; {about}"
-        return Verdict("undecided", "text", why)
-    blocked = _blocked(evidence, tested, d, greedy)
+        return Verdict("undecided", "text", f"{why}{lost}")
+    if record.lost:  # whoever writes the records chooses what cannot be read of them
+        return Verdict("undecided", "coverage", f"not judged: {record.lost}; {_said(tested, about)}")
+    if _answers_differ(data, d, record):
+        why = "several answers to one prompt differ, so that a false one may stand behind an honest one"
+        return Verdict("undecided", "units", f"{why}; {_said(tested, about)}")
     strong = [test for test in tested.tests if _can_refute(evidence, tested, test)]
-    said = "; ".join(part for part in (about, _tests_text(tested), blocked) if part)
-    if strong and not _units_overlap(data, d):
-        return Verdict("not refuted", "text", said)
+    if strong:
+        return Verdict("not refuted", "text", _said(tested, about))
     only_text = replace(
         tested, unlisted={"text": tested.unlisted["text"]} if "text" in tested.unlisted else {}
     )
-    return Verdict("undecided", "evidence", f"{said}{_remedy(evidence, only_text, d)}")
+    return Verdict("undecided", "evidence", f"{_said(tested, about)}{_remedy(evidence, only_text, d)}")
+
+
+def _said(tested: Claim, about: str) -> str:
+    return "; ".join(part for part in (about, _tests_text(tested)) if part)
+
+
+def _answers_differ(data: Replays, d: int, record: Recorded) -> bool:
+    """Whether a unit has answers that are not one answer given several times."""
+    seen: dict[int, str] = {}
+    pairs = zip(data.units_DR[d].tolist(), record.answers_R, data.there_DR[d].tolist(), strict=True)
+    return any(there and seen.setdefault(unit, answer) != answer for unit, answer, there in pairs)
 
 
 def _refuted(evidence: Evidence, tested: Claim, d: int, c: int, rows: str) -> Verdict:
@@ -413,7 +432,7 @@ def _ranks(evidence: Evidence, d: int, before: str = "") -> str:
 def _remedy(evidence: Evidence, tested: Claim, d: int) -> str:
     """What would allow a decision."""
     asked = sum(claim is not None for claim in evidence.claims)
-    judged = int(evidence.data.units_DR[d].max(initial=-1)) + 1
+    judged = own_units(evidence.data.units_DR[d], evidence.data.there_DR[d])
     reasons = list(dict.fromkeys(tested.unlisted.values()))
     weak = [test for test in tested.tests if not _can_refute(evidence, tested, test)]
     if weak:
