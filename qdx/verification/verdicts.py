@@ -263,7 +263,7 @@ def _of_records(evidence: Evidence, tested: Claim, d: int, c: int, record: Recor
         why = tested.unlisted.get("text", "")
         said = f"sampled output: {why}" if greedy is False else why
         return Verdict("undecided", "sampling", f"{said}; {judged_as}")
-    about = f"{_greedy_text(data, d, c)}; {judged_as}"
+    about = "; ".join(part for part in (_greedy_text(data, d, c), judged_as, _blocked(evidence, tested, d, greedy)) if part)
     if record.assumed:
         about += f"; assumed to do nothing, since it is not stated: {record.assumed}"
     if record.from_text:
@@ -282,18 +282,17 @@ def _of_records(evidence: Evidence, tested: Claim, d: int, c: int, record: Recor
     if refuted:
         why = f"{_tests_text(tested)}, which refutes only where the ids are those that were emitted; {about}"
         return Verdict("undecided", "text", f"{why}{lost}")
+    strong = [test for test in tested.tests if _can_refute(evidence, tested, test)]
+    said = _said(tested, about)
+    if not strong:
+        only_text = {"text": tested.unlisted["text"]} if "text" in tested.unlisted else {}
+        said += _remedy(evidence, replace(tested, unlisted=only_text), d)
     if record.lost:  # whoever writes the records chooses what cannot be read of them
-        return Verdict("undecided", "coverage", f"not judged: {record.lost}; {_said(tested, about)}")
+        return Verdict("undecided", "coverage", f"not judged: {record.lost}; {said}")
     if _answers_differ(data, d, record):
         why = "several answers to one prompt differ, so that a false one may stand behind an honest one"
-        return Verdict("undecided", "units", f"{why}; {_said(tested, about)}")
-    strong = [test for test in tested.tests if _can_refute(evidence, tested, test)]
-    if strong:
-        return Verdict("not refuted", "text", _said(tested, about))
-    only_text = replace(
-        tested, unlisted={"text": tested.unlisted["text"]} if "text" in tested.unlisted else {}
-    )
-    return Verdict("undecided", "evidence", f"{_said(tested, about)}{_remedy(evidence, only_text, d)}")
+        return Verdict("undecided", "units", f"{why}; {said}")
+    return Verdict("not refuted", "text", said) if strong else Verdict("undecided", "evidence", said)
 
 
 def _said(tested: Claim, about: str) -> str:
@@ -334,7 +333,7 @@ def _blocked(evidence: Evidence, tested: Claim, d: int, greedy: bool | None) -> 
     if tested.single:
         low = [test for test in tested.tests if test.p is not None and test.p <= evidence.alpha]
         return f"the test of {low[0].name} alone has p = {_p(low[0].p)}, so it is not confirmed"
-    if _units_overlap(evidence.data, d):
+    if evidence.data.records_D[d] is None and _units_overlap(evidence.data, d):
         return "its references overlap, so that several count once, and false ones among them are hidden"
     if tested.behind:
         return "another config is likelier by more than known transcripts show, so it is not confirmed"
