@@ -5,14 +5,13 @@ from __future__ import annotations
 import datetime
 import hashlib
 import heapq
-import itertools
 import json
 import math
 import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,7 @@ class Transcript:
 
 @dataclass(frozen=True)
 class Lost:
-    """An answer that gives no transcript: whose it is, where it stands and why; `field` where a field is wrong."""
+    """An answer that gives no transcript: whose it is, where it stands and why; `field`: a field is wrong."""
 
     who: Who
     where: str
@@ -198,11 +197,11 @@ def collect(request: Request, ids: Ids, defaults: Mapping[str, Any]) -> Collecte
             elif item > heap[0]:
                 heapq.heapreplace(heap, item)
     found.duplicates = len(names) - len(np.unique(np.frombuffer(names, np.int64))) if names else 0
-    for _, _, one in sorted(heap, key=lambda item: item[1]):
-        if isinstance(one, Lost):
-            found.lose(one)
+    for _, _, result in sorted(heap, key=lambda item: item[1]):
+        if isinstance(result, Lost):
+            found.lose(result)
         else:
-            found.transcripts.append(one)
+            found.transcripts.append(result)
     if not found.transcripts:
         reasons = [
             *found.losses.lines(),
@@ -277,7 +276,7 @@ def _hash(text: str) -> int:
 
 
 def _drawn(request: Request, record: Record, place: int) -> int:
-    """The key of an answer in the draw: of the verifier's seed and the place in the file, and of nothing else."""
+    """The key of an answer in the draw, made of the verifier's seed and its place in the file alone."""
     where = record.where.removeprefix(request.path.name)
     return _hash(f"{request.draw_seed}\n{where}\n{place}")
 
@@ -442,25 +441,25 @@ def notes(request: Request, found: Collected, decoding: Mapping[str, Decoding]) 
         )
     if alone := sum(one.prompt.alone for one in own):
         lines.append(
-            f"{alone} of {total} answers have no request beside them: that these prompts were asked is stated by "
-            "the answers alone"
+            f"{alone} of {total} answers have no request beside them: that these prompts were asked is stated "
+            "by the answers alone"
         )
     if days := sorted({one.prompt.day for one in transcripts if one.prompt.day}):
         told = "prompts.date" if request.date else "the UTC day on which each record says that it was made"
         lines.append(
-            f"the chat template writes a date: {days[0]}{f' to {days[-1]}' if len(days) > 1 else ''} was taken, "
+            f"the chat template writes a date: {' to '.join(dict.fromkeys((days[0], days[-1])))} was taken, "
             f"{told}; a server with another clock or time zone has another prompt (prompts.date=… sets it)"
         )
     lines.append(f"read as {found.reader}: {found.read:,} answers, {total:,} taken")
     if request.records:
         lines.append(
-            f"drawn by their places in the file with prompts.draw_seed={request.draw_seed}, which draws the same again "
-            f"(prompts.records={request.records})"
+            f"drawn by their places in the file with prompts.draw_seed={request.draw_seed}, which draws the "
+            f"same again (prompts.records={request.records})"
         )
     if found.duplicates:
         lines.append(
-            f"{found.duplicates:,} answers have the name (such as custom_id) of an earlier one: all are judged, and "
-            "nobody can say which one answers the request"
+            f"{found.duplicates:,} answers have the name (such as custom_id) of an earlier one: all are judged, "
+            "and nobody can say which one answers the request"
         )
     if found.losses.count:
         lines.append(f"{found.losses.count:,} could not be read:")
@@ -509,8 +508,8 @@ def _of_decoding(label: str, decoding: Decoding, assume: Mapping[str, Any]) -> l
     if decoding.unknown:
         names = ",".join(decoding.unknown)
         lines.append(
-            f"{label}: the request sets {', '.join(decoding.unknown)}, of which qdx does not know what it does to the "
-            f"choice of tokens: nothing is decided, unless you say 'prompts.harmless=[{names}]'"
+            f"{label}: the request sets {', '.join(decoding.unknown)}, of which qdx does not know "
+            f"what it does to the choice of tokens: nothing is decided, unless you say 'prompts.harmless=[{names}]'"
         )
     if decoding.assumed:
         lines.append(f"{label}: assumed to do nothing, since it is not stated: {', '.join(decoding.assumed)}")

@@ -66,8 +66,8 @@ def write(request: Request, found: Collected, target: Path, *, tokenizer_sha256:
     names = labels(transcripts)
     if len(names) > MOST_WHO:
         raise QdxError(
-            f"{request.path}: its answers name {len(names):,} providers and models, limit {MOST_WHO}: give the "
-            "answers of fewer in a file"
+            f"{request.path}: its answers name {len(names):,} providers and models, limit {MOST_WHO}: give "
+            "the answers of fewer in a file"
         )
     producers = list(names.values())
     decoding = {
@@ -108,7 +108,7 @@ def write(request: Request, found: Collected, target: Path, *, tokenizer_sha256:
         "record_sha256": _digest(request.path),
         "draw_seed": str(request.draw_seed) if request.records else "",
         "duplicates": str(found.duplicates),
-        "left_out_why": _ascii("; ".join(f"{n} × {why}" for n, why in left_out_of(found)))[:LONGEST_WHY],
+        "left_out_why": _why(found),
     }
     columns: dict[str, list[str]] = {name: [value] * shape[0] for name, value in facts.items()}
     columns["sampling"] = [decoding[label].statement for label in producers]
@@ -205,7 +205,9 @@ def _stated(transcripts: Sequence[Transcript], table: NDArray[np.int64]) -> dict
         for one, group in zip(transcripts, groups_of(transcripts), strict=True)
     ]
     found: dict[str, NDArray[Any]] = {}
-    most = max(16, min(LONGEST_STATED, TEXT_BYTES // table.size))  # a table of texts is as wide as its longest
+    most = max(
+        16, min(LONGEST_STATED, TEXT_BYTES // table.size)
+    )  # a table of texts is as wide as its longest
     for name, example in rows[0].items():
         if name in NUMBERS:
             values = np.array([math.nan if row[name] is None else float(row[name]) for row in rows])
@@ -239,6 +241,13 @@ ABOUT = {
 }
 
 
+def _why(found: Collected) -> str:
+    """Why answers are left out; how many for each reason where there are several."""
+    reasons = left_out_of(found)
+    said = [why if len(reasons) == 1 else f"{count}: {why}" for count, why in reasons]
+    return _ascii("; ".join(said))[:LONGEST_WHY]
+
+
 def _kept(name: str, text: str, most: int) -> str:
     """A text of a record as far as it is kept: cut JSON would be no JSON, so what is too long is counted."""
     text = _ascii(text)
@@ -255,8 +264,8 @@ def _bound(path: Path, shape: tuple[int, ...], longest: int, prompt: int) -> Non
     if size > most:
         raise QdxError(
             f"{path}: {shape[1]:,} prompts of {shape[0]} providers, up to {longest:,} tokens an answer and "
-            f"{prompt:,} a prompt take {size:,} bytes, limit {most:,}: take fewer (prompts.records=…), leave the "
-            "longest answers out, or raise prompts.max_bytes"
+            f"{prompt:,} a prompt take {size:,} bytes, limit {most:,}: take fewer (prompts.records=…), leave "
+            "the longest answers out, or raise prompts.max_bytes"
         )
 
 
@@ -267,7 +276,10 @@ def _positions(transcripts: Sequence[Transcript], table: NDArray[np.int64]) -> d
     """
     own = _ragged("listed", [one.logprob_T for one in transcripts], table)
     of_prompts = _ragged("prompt_listed", [one.prompt_id_PK for one in transcripts], table)
-    dims, about = ("listed_token", "rank"), "log-probabilities that the record lists for each token of the prompt"
+    dims, about = (
+        ("listed_token", "rank"),
+        "log-probabilities that the record lists for each token of the prompt",
+    )
     listed = {
         "logprob": (dims[:1], np.concatenate([one.logprob_T for one in transcripts]), "nat",
                     "stated log-probability of the token"),

@@ -147,8 +147,8 @@ class Ids:
             return [datetime.date.fromisoformat(self._date)]
         if record.created is None:
             raise LeftOut(
-                "the chat template writes the date, and the record does not state when it was made: say it with "
-                "prompts.date=2026-01-31"
+                "the chat template writes the date, and the record does not state when it was made: say it "
+                "with prompts.date=2026-01-31"
             )
         return [datetime.datetime.fromtimestamp(record.created, datetime.UTC).date()]
 
@@ -201,7 +201,7 @@ class Ids:
         return bool(ids) and ids[-1] in special
 
     def _hold_number(self, record: Record, count: int, ends: bool) -> None:
-        """Hold a number of tokens against the stated one, of which one may be the token that ends an answer."""
+        """Hold a number of tokens against the stated one, which may count a token that ends the answer."""
         stated = record.completion_tokens
         if stated is None or count == stated or (count == stated + 1 and ends):
             return
@@ -232,13 +232,12 @@ class Ids:
         raise FieldError("text", text, "the prompt first, since the request has echo")
 
     def _readings(self, ids: Sequence[int]) -> Iterator[str]:
-        """The texts that servers make of ids: with and without special tokens, and with spaces tidied up."""
+        """The texts that servers make of ids: without special tokens, and with them."""
         for skip in (True, False):
-            for tidy in (False, True):
-                text: str = self._tokenizer.decode(
-                    list(ids), skip_special_tokens=skip, clean_up_tokenization_spaces=tidy
-                )
-                yield text
+            text: str = self._tokenizer.decode(
+                list(ids), skip_special_tokens=skip, clean_up_tokenization_spaces=False
+            )
+            yield text
 
     def _spells(self, record: Record, ids: Sequence[int]) -> bool:
         """Whether ids decode to what the record shows of its answer.
@@ -356,7 +355,9 @@ class Ids:
         if stated is not None:
             either = [one for one in either if len(one) in (stated, stated - 1)] or either
         if without is None or len(set(either)) != 1:
-            raise LeftOut("its text does not show whether its first token begins with a space")
+            raise LeftOut(
+                "its text does not show whether its first token begins with a space: ask for token ids"
+            )
         return either[0]
 
     def _plain_ids(self, text: str) -> tuple[int, ...]:
@@ -439,15 +440,18 @@ class Ids:
             if name in self._arguments or name == CLOCK or not isinstance(value, _PLAIN):
                 raise FieldError(f"chat_template_kwargs.{name}", value, "a switch of the chat template")
         messages = [_message(one, i) for i, one in enumerate(record.messages or ())]
-        clock = {} if day is None else {CLOCK: day.strftime}  # in the place of this machine's clock
+        tools = list(record.tools) or None
+        own = (
+            {} if day is None else {"chat_template": _on(day, self._tokenizer.get_chat_template(None, tools))}
+        )
         try:
             text: str = self._tokenizer.apply_chat_template(
                 [*messages, *more],
-                tools=list(record.tools) or None,
+                tools=tools,
                 add_generation_prompt=not more,
                 tokenize=False,
                 **record.template,
-                **clock,
+                **own,
             )
         except Exception as error:  # the template is a program: it raises whatever the messages lead to
             what = (str(error).strip().splitlines() or [type(error).__name__])[0][:LONGEST]
@@ -464,6 +468,23 @@ class Ids:
     @cached_property
     def _by_octets(self) -> dict[bytes, list[int]]:
         return octets_of(self._tokenizer)
+
+
+_NOW = re.compile(CLOCK + r"""\(\s*(["'])((?:(?!\1)[^\\])*)\1\s*\)""")
+
+
+def _on(day: datetime.date, template: str) -> str:
+    """Return a chat template that writes a day in the place of today: nothing else can set its clock.
+
+    Raises
+    ------
+    LeftOut
+        When it asks for the time in a way that shows no format.
+    """
+    made = _NOW.sub(lambda found: json.dumps(day.strftime(found[2]), ensure_ascii=False), template)
+    if re.search(CLOCK + r"\s*\(", made):
+        raise LeftOut("the chat template writes the time in a form that is not known before it runs")
+    return made
 
 
 def byte_level(tokenizer: Any) -> bool:
@@ -522,7 +543,7 @@ _BROKEN = re.compile(f"{UNKNOWN}+")
 
 
 def _called(call: object) -> object:
-    """The name and the arguments of a tool call, as a record lists it or as a model wrote it; None for none."""
+    """The name and arguments of a tool call, as a record lists it or as a model wrote it; None for none."""
     if isinstance(call, str):
         try:
             written = json.loads(call)

@@ -123,7 +123,11 @@ def convert(node: Any, checkpoint: Checkpoint) -> Path:
     )
     digests = [_digest(path) if path.is_file() else "" for path in (request.path, Path(request.requests))]
     if request.records:
-        seed = node.draw_seed if node.draw_seed is not None else remembered_seed([*digests, str(request.records)])
+        seed = (
+            node.draw_seed
+            if node.draw_seed is not None
+            else remembered_seed([*digests, str(request.records)])
+        )
         request = replace(request, draw_seed=seed)
     own = [checkpoint.path / name for name in DECIDING]
     tokenizer = models.tokenizer_sha256(checkpoint.path)
@@ -166,7 +170,7 @@ def convert(node: Any, checkpoint: Checkpoint) -> Path:
 
 
 def remembered_seed(about: list[str]) -> int:
-    """Return the seed of a draw from a file: a random one when it is first asked for, and the same from then on.
+    """Return the seed of a draw from a file: random when it is first asked for, and the same from then on.
 
     All jobs of a sweep, and the sweep when it is resumed, have to draw the same answers. The file is there
     before the seed is, so that nobody could write it to fit.
@@ -189,7 +193,7 @@ def remembered_seed(about: list[str]) -> int:
         except FileExistsError:
             pass
         finally:
-            os.unlink(file.name)
+            Path(file.name).unlink()
         return int(path.read_text())
     except (OSError, ValueError) as error:
         raise QdxError(

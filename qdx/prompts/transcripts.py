@@ -276,7 +276,9 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
     file = Transcripts(cfg.prompts.path).file
     if file.draw_seed:
         with flag_override(cfg, ["readonly", "struct"], False):
-            cfg.prompts.draw_seed = int(file.draw_seed)  # the run records with which one its answers were drawn
+            cfg.prompts.draw_seed = int(
+                file.draw_seed
+            )  # the run records with which one its answers were drawn
     # 0: records of other programs do not say what ran beside them.
     sizes = Counter(max(1, int(producer.coords["batch_size"])) for producer in file.producers)
     with flag_override(cfg, ["readonly", "struct"], False):

@@ -181,7 +181,11 @@ def _answers(where: str, found: object, settings: Mapping[str, Any]) -> Iterator
         raise FieldError("output", None, "an answer, and messages before it")
     refuse_error(output.raw("error"), "output.error")
     asked = _asked(sample.raw("events"))
-    usage, name, choices = output.object("usage"), output.text("model"), output.entries("choices", MOST_CHOICES)
+    usage, name, choices = (
+        output.object("usage"),
+        output.text("model"),
+        output.entries("choices", MOST_CHOICES),
+    )
     if not choices:
         raise FieldError("output.choices", None, "at least one choice")
     last = next((i for i in range(len(messages), 0, -1) if messages[i - 1].get("role") == "assistant"), 0)
@@ -268,7 +272,9 @@ class _Room:
         self.left -= len(text)
         if self.left < 0:
             most = limits().max_length
-            raise FieldError("attachments", text, f"texts of at most {most:,} characters together (max_length)")
+            raise FieldError(
+                "attachments", text, f"texts of at most {most:,} characters together (max_length)"
+            )
         return text
 
 

@@ -64,7 +64,10 @@ class OpenAI:
                 yield one
                 yield from streams.lose(one.where)
             else:
-                yield from lines.naming(one.where, self._value(one, streams))
+                for found in lines.naming(one.where, self._value(one, streams)):
+                    yield found
+                    if isinstance(found, Unreadable) and not streams.has(one.value):
+                        yield from streams.lose(one.where)
         yield from self._streamed(streams.close())
         if self._requests is not None:
             yield from self._requests.unanswered()
@@ -214,7 +217,9 @@ def answers(
     if len(choices) > 1 or len(prompts) > 1:  # usage counts the tokens of all choices and prompts together
         shared = Shared(len(choices), max(1, len(prompts)), common.prompt_tokens, common.completion_tokens)
         only = common.prompt_tokens if len(prompts) < 2 else None
-        common = replace(common, prompt_tokens=only, completion_tokens=None, reasoning_tokens=None, shared=shared)
+        common = replace(
+            common, prompt_tokens=only, completion_tokens=None, reasoning_tokens=None, shared=shared
+        )
     left = _left(("", envelope), ("request.", request), ("response.", body))
     for number, choice in zip(numbers, choices, strict=True):
         record = replace(common, identity=f"{identity}#{number}" if identity else "")
@@ -315,8 +320,8 @@ def _with_answer(record: Record, choice: Fields, echo: bool) -> Record:
             text = text[start:]
             tokens = [token for token, at in zip(tokens, offsets, strict=True) if at >= start]
         elif echo and record.asked_ids is not None:  # whoever has the tokenizer takes the prompt's text off
-            record = replace(record, echo=True)
             tokens = tokens[len(record.asked_ids) :]
+            record = replace(record, echo=True)
         return replace(record, output=text, tokens=tuple(tokens))
     message.raw("role")
     content = content_text(message.raw("content"), message.at("content"))

@@ -96,7 +96,6 @@ class Requests:
         body = found[0].get("body", found[0].get("request"))
         return Fields(body, "request")
 
-
     def unanswered(self) -> Iterator[Unreadable]:
         """Say how many requests nobody has asked for with `find`: whoever answers can leave some out."""
         open_ones = np.flatnonzero(~self._answered)
@@ -107,7 +106,8 @@ class Requests:
             name = lines.parse(stream.readline(limits().max_length))["custom_id"]
         yield Unreadable(
             self._path.name,
-            f"{len(open_ones):,} of its {len(self._keys):,} requests have no answer, the first is {shown(name)}",
+            f"{len(open_ones):,} of its {len(self._keys):,} requests have no answer, "
+            f"the first is {shown(name)}",
         )
 
 

@@ -185,6 +185,11 @@ class Streams:
             else:
                 yield oldest.where, whole
 
+    def has(self, piece: object) -> bool:
+        """Whether a value names the answer that it is a piece of."""
+        name = piece.get("id") if isinstance(piece, dict) else None
+        return isinstance(name, str) and name in self._open
+
     def lose(self, where: str) -> Iterator[Unreadable]:
         """Give up every answer that has no end yet: a line that cannot be read may be a piece of it."""
         for name, one in list(self._open.items()):

@@ -347,8 +347,8 @@ def _why_no_text(greedy: bool | None, record: Recorded | None) -> str:
     if greedy is None:
         if record is not None and record.asked:
             return (
-                f"the record does not state {record.asked}, which 'prompts.assume={{…}}' can say (of a field of "
-                "the request that changes no token 'prompts.harmless=[…]')"
+                f"the record does not state {record.asked}, which 'prompts.assume={{…}}' can say (of a field "
+                "of the request that changes no token 'prompts.harmless=[…]')"
             )
         return "the record does not state how its tokens were chosen"
     return (
@@ -363,8 +363,8 @@ def _judged(record: Recorded) -> list[tuple[str, bool]]:
 def other_prompts(record: Recorded) -> str:
     """Say that a provider's prompt is not the one that was asked."""
     return (
-        f"{record.prompt_said} (so in {plural(record.other_prompts, 'answer')}): another template or a hidden "
-        "system prompt"
+        f"{record.prompt_said} (so in {plural(record.other_prompts, 'answer')}): another template or a "
+        "hidden system prompt"
     )
 
 

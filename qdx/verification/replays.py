@@ -418,9 +418,7 @@ def _align(
         processes_C=[_count(shown, "repeat_processes", label) for label in configs],
         repeats=replay.sizes["repeat"],
         sampling_D=[stated_text(stored, "sampling", label) for label in producers],
-        records_D=[
-            record_of(tree, stored, label, references) if recorded else None for label in producers
-        ],
+        records_D=[record_of(tree, stored, label, references) if recorded else None for label in producers],
         notes=notes_of(tree) if recorded else [],
         schema_D=[versions(tree).get(label, 0) for label in producers],
     )

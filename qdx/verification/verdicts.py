@@ -263,13 +263,17 @@ def _of_records(evidence: Evidence, tested: Claim, d: int, c: int, record: Recor
         why = tested.unlisted.get("text", "")
         said = f"sampled output: {why}" if greedy is False else why
         return Verdict("undecided", "sampling", f"{said}; {judged_as}")
-    about = "; ".join(part for part in (_greedy_text(data, d, c), judged_as, _blocked(evidence, tested, d, greedy)) if part)
+    about = "; ".join(
+        part for part in (_greedy_text(data, d, c), judged_as, _blocked(evidence, tested, d, greedy)) if part
+    )
     if record.assumed:
         about += f"; assumed to do nothing, since it is not stated: {record.assumed}"
     if record.from_text:
         about += f"; ids of {plural(record.from_text, 'answer')} were made from text"
     if record.alone:
-        about += f"; {plural(record.alone, 'answer')} without a request, so that they alone say what was asked"
+        about += (
+            f"; {plural(record.alone, 'answer')} without a request, so that they alone say what was asked"
+        )
     missing = int((data.emitted_DR[d] - data.tokens_DCR[d, c]).sum())
     refuted = tested.p_holm is not None and tested.p_holm <= evidence.alpha and not missing
     lost = f"; not judged: {record.lost}" if record.lost else ""
@@ -278,7 +282,9 @@ def _of_records(evidence: Evidence, tested: Claim, d: int, c: int, record: Recor
     if record.other_prompts:
         return Verdict("undecided", "prompt", f"{other_prompts(record)}{lost}")
     if missing:
-        return Verdict("undecided", "coverage", f"{plural(missing, 'token')} without a row here; {about}{lost}")
+        return Verdict(
+            "undecided", "coverage", f"{plural(missing, 'token')} without a row here; {about}{lost}"
+        )
     if refuted:
         why = f"{_tests_text(tested)}, which refutes only where the ids are those that were emitted; {about}"
         return Verdict("undecided", "text", f"{why}{lost}")

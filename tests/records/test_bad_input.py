@@ -353,5 +353,7 @@ def test_given_ids_that_the_template_does_not_make_of_the_request_are_reported_f
     assert [one.prompt.differs for one in found.transcripts] == [True, False, False, False]
     first = notes(Request(path), found, {})[0]
     assert (
-        first.startswith("PROMPT:") and "(1 of 4 answers, first responses.jsonl:1)" in first and "these are not judged" in first
+        first.startswith("PROMPT:")
+        and "(1 of 4 answers, first responses.jsonl:1)" in first
+        and "these are not judged" in first
     )

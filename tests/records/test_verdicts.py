@@ -139,9 +139,7 @@ def test_what_records_state_is_in_the_tree_for_every_transcript(sweep: tuple[Pat
         logprob, top_id = (stated[name].values[first : first + listed] for name in ("logprob", "top_id"))
         assert np.isfinite(logprob).all()
         known = top_id[:, 0] >= 0
-        assert (top_id[:, 0][known] == own[:count][known]).all(), (
-            "greedy: the first of the list is the token"
-        )
+        assert (top_id[:, 0][known] == own[:count][known]).all(), "greedy: the first of the list is the token"
     hidden = stated.sel(config="tiny-hidden")
     own = hidden["group"].values >= 0
     assert (hidden["prompt_tokens"].values[own] - hidden["template_tokens"].values[own] == 12).all()
