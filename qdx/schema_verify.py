@@ -18,7 +18,10 @@ class TranscriptPrompts:
     reader: str | None = None
     requests: str | None = None
     records: int | None = None
+    draw_seed: int | None = None
     assume: dict[str, float] | None = None
+    harmless: list[str] | None = None
+    date: str | None = None
     max_bytes: int | None = None
     max_objects: int | None = None
     max_length: int | None = None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import heapq
 import json
 import math
 import re
+from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from qdx.records.decoding import NEUTRAL, Decoding
 from qdx.records.record import MOST_RANKS
 
 MOST = 2_000  # answers that are replayed without being asked for
-LONGEST_OTHER = 65_536  # characters of a record's unknown fields that are kept
+MOST_NAMED = 4  # answers of one reason that are named
 SAME = 8  # tokens: shorter answers of one prompt may be equal by chance, so they are no cached answer
 ASSUMABLE = ("temperature", *NEUTRAL, "seed")
 NUMBERS = (
@@ -41,6 +43,9 @@ class Request:
     requests: str = ""
     records: int | None = None
     assume: Mapping[str, Any] = field(default_factory=dict)
+    harmless: Sequence[str] = ()
+    date: str = ""
+    draw_seed: int = 0
 
     def __post_init__(self) -> None:
         for name, value in self.assume.items():
@@ -52,13 +57,22 @@ class Request:
                 raise QdxError(f"prompts.assume.{name}={value}: must be a number")
         if self.records is not None and (isinstance(self.records, bool) or self.records < 1):
             raise QdxError(f"prompts.records={self.records}: must be 1 or more")
+        if isinstance(self.draw_seed, bool) or self.draw_seed < 0:
+            raise QdxError(f"prompts.draw_seed={self.draw_seed}: must be a whole number of at least 0")
+        try:
+            _ = self.date and datetime.date.fromisoformat(self.date)
+        except ValueError:
+            raise QdxError(f"prompts.date={self.date}: must be a day such as 2026-01-31") from None
+
+
+Who = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
 class Transcript:
     """One answer as ids, small enough that thousands are in memory."""
 
-    who: tuple[str, str, str]  # provider, model, weight format
+    who: Who  # provider, model, weight format
     prompt: Prompt
     answer: Answer
     stated: Mapping[str, Any]
@@ -69,6 +83,16 @@ class Transcript:
     top_logprob_TK: NDArray[np.float32]
     prompt_id_PK: NDArray[np.int32]
     prompt_logprob_PK: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """An answer that gives no transcript: whose it is, where it stands and why; `field`: a field is wrong."""
+
+    who: Who
+    where: str
+    why: str
+    field: bool
 
 
 @dataclass
@@ -86,8 +110,14 @@ class Collected:
         Lines and fields that could not.
     left_out : Counter
         Reason → answers that were read and give no transcript.
+    named : Mapping
+        Reason → where the first of them stand.
     duplicates : int
-        Answers that have the name of another one.
+        Answers that have the name of an earlier one. All of them are taken: which one is right nobody knows.
+    lost_of : Counter
+        Whoever answered → answers of them that were read and give no transcript.
+    unreadable : int
+        Lines that no reader could make an answer of, which are anybody's.
     """
 
     reader: str
@@ -95,7 +125,30 @@ class Collected:
     read: int = 0
     losses: Losses = field(default_factory=Losses)
     left_out: Counter[str] = field(default_factory=Counter)
+    named: dict[str, list[str]] = field(default_factory=dict)
     duplicates: int = 0
+    lost_of: Counter[Who] = field(default_factory=Counter)
+    unreadable: int = 0
+
+    def lose(self, one: Lost) -> None:
+        """Count an answer that gives no transcript."""
+        self.lost_of[one.who] += 1
+        if one.field:
+            self.losses.add(Unreadable(one.where, one.why))
+            return
+        self.left_out[one.why] += 1
+        names = self.named.setdefault(one.why, [])
+        if len(names) < MOST_NAMED:
+            names.append(one.where)
+
+    def lost_to(self, who: Who, known: Sequence[Who]) -> tuple[int, int]:
+        """Return how many lines and how many answers of a provider give no transcript.
+
+        A line that cannot be read may be anybody's, and so may be one that names somebody who has no
+        transcript: whoever writes an answer chooses the names in it.
+        """
+        strangers = sum(count for other, count in self.lost_of.items() if other not in known)
+        return self.unreadable, self.lost_of[who] + strangers
 
 
 def collect(request: Request, ids: Ids, defaults: Mapping[str, Any]) -> Collected:
@@ -104,8 +157,8 @@ def collect(request: Request, ids: Ids, defaults: Mapping[str, Any]) -> Collecte
     Parameters
     ----------
     request : Request
-        Of more than `MOST` answers, ``records`` says how many are taken: those with the smallest hashes of
-        their names, which no order of the file changes.
+        ``records`` says how many answers are taken. They are drawn by the hash of ``draw_seed`` and their
+        place in the file, whose content whoever answered could not fit to a seed that came later.
     ids : Ids
     defaults : Mapping
         See `qdx.records.decoding.Decoding.of`.
@@ -117,64 +170,127 @@ def collect(request: Request, ids: Ids, defaults: Mapping[str, Any]) -> Collecte
     """
     name, reader = choose(request.path, request.reader, request.requests)
     found, most = Collected(name), request.records or MOST
-    heap: list[tuple[int, int, Transcript]] = []  # the greatest hash first
-    taken: set[int] = set()
-    usable = 0
-    for number, one in enumerate(reader.read(request.path)):
-        if isinstance(one, Unreadable):
-            found.losses.add(one)
+    heap: list[tuple[int, int, Transcript | Lost]] = []  # the greatest key first
+    names = array("q")
+    where, place = "", 0
+    for response in _responses(reader.read(request.path)):
+        if isinstance(response, Unreadable):
+            found.losses.add(response)
+            found.unreadable += 1
             continue
-        found.read += 1
-        key = _key(one, number)
-        if key in taken:
-            found.duplicates += 1
-            continue
-        if len(heap) >= most and -key <= heap[0][0]:
-            usable += 1
-            if request.records is None:
-                raise _too_many(request, most)
-            continue
-        try:
-            made = transcript(one, ids, request.assume, defaults)
-        except FieldError as error:
-            found.losses.add(Unreadable(one.where, str(error)))
-            continue
-        except LeftOut as error:
-            found.left_out[str(error)] += 1
-            continue
-        usable += 1
-        if usable > most and request.records is None:
+        keys = []
+        for one in response:
+            where, place = one.where, place + 1 if one.where == where else 0
+            names.extend([_hash(one.identity)] if one.identity else [])
+            keys.append(_drawn(request, one, place) if request.records else found.read)
+            found.read += 1
+        if request.records is None and found.read > most:
             raise _too_many(request, most)
-        taken.add(key)
-        if len(heap) < most:
-            heapq.heappush(heap, (-key, number, made))
+        chosen = [i for i, key in enumerate(keys) if len(heap) < most or -key > heap[0][0]]
+        if not chosen:
+            continue
+        made = _of_response(response, ids, request, defaults)
+        for i in chosen:
+            item = (-keys[i], found.read - len(response) + i, made[i])
+            if len(heap) < most:
+                heapq.heappush(heap, item)
+            elif item > heap[0]:
+                heapq.heapreplace(heap, item)
+    found.duplicates = len(names) - len(np.unique(np.frombuffer(names, np.int64))) if names else 0
+    for _, _, result in sorted(heap, key=lambda item: item[1]):
+        if isinstance(result, Lost):
+            found.lose(result)
         else:
-            taken.discard(-heapq.heapreplace(heap, (-key, number, made))[0])
-    if not heap:
+            found.transcripts.append(result)
+    if not found.transcripts:
         reasons = [
             *found.losses.lines(),
             *(f"{count} × {why}" for why, count in found.left_out.most_common()),
         ]
         said = "; ".join(reasons[:4]) or "the file is empty"
         raise QdxError(f"{request.path}: read as {name}, no answer can be replayed: {said}")
-    found.transcripts = [made for _, _, made in sorted(heap, key=lambda item: item[1])]
     return found
+
+
+def _responses(records: Iterator[Record | Unreadable]) -> Iterator[list[Record] | Unreadable]:
+    """Give the answers of one response together where their tokens are counted together."""
+    waiting: list[Record] = []
+    for one in records:
+        if waiting and (isinstance(one, Unreadable) or one.shared is None or one.where != waiting[0].where):
+            yield waiting
+            waiting = []
+        if isinstance(one, Unreadable):
+            yield one
+        elif one.shared is None:
+            yield [one]
+        else:
+            waiting.append(one)
+    if waiting:
+        yield waiting
+
+
+def _of_response(
+    response: Sequence[Record], ids: Ids, request: Request, defaults: Mapping[str, Any]
+) -> list[Transcript | Lost]:
+    """Turn the answers of one response into transcripts, and hold them against what it counts of them all."""
+    made: list[Transcript | Lost] = []
+    for one in response:
+        try:
+            made.append(transcript(one, ids, request.assume, defaults, request.harmless))
+        except (FieldError, LeftOut) as error:
+            made.append(Lost(_who(one), one.where, str(error), isinstance(error, FieldError)))
+    shared = response[0].shared
+    whole = [one for one in made if isinstance(one, Transcript)]
+    if shared is None or len(whole) < shared.choices or any(one.answer.left_out for one in whole):
+        return made
+    why = _sum_differs(whole, response)
+    return [Lost(_who(one), one.where, why, False) for one in response] if why else list(made)
+
+
+def _sum_differs(made: Sequence[Transcript], response: Sequence[Record]) -> str:
+    """Say that a response counts other numbers of tokens than its answers have; "" where they fit."""
+    shared = response[0].shared
+    assert shared is not None
+    answered = sum(len(one.answer.ids) for one in made)
+    stated = shared.completion_tokens
+    # Each answer may have a token at its end that is counted and not listed, or listed and not counted.
+    if stated is not None and abs(stated - answered) > shared.choices:
+        return "its response counts another number of tokens than all its answers have"
+    if shared.prompts > 1 and shared.prompt_tokens is not None:
+        each = max(1, shared.choices // shared.prompts)  # choices of one prompt follow each other
+        if sum(len(one.prompt.ids) for one in made[::each]) != shared.prompt_tokens:
+            return "its response counts another number of prompt tokens than all its prompts have"
+    return ""
 
 
 def _too_many(request: Request, most: int) -> QdxError:
     return QdxError(
         f"{request.path}: more than {most:,} answers, and each is replayed: prompts.records={most // 10} "
-        "takes so many of them, by the hash of their names"
+        "draws so many of them"
     )
 
 
-def _key(record: Record, number: int) -> int:
-    name = record.identity or f"entry {number}"
-    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "replace")).digest()[:8])
+def _hash(text: str) -> int:
+    digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
+    return int.from_bytes(digest[:8], signed=True)
+
+
+def _drawn(request: Request, record: Record, place: int) -> int:
+    """The key of an answer in the draw, made of the verifier's seed and its place in the file alone."""
+    where = record.where.removeprefix(request.path.name)
+    return _hash(f"{request.draw_seed}\n{where}\n{place}")
+
+
+def _who(record: Record) -> Who:
+    return record.provider, record.model, record.weight_format
 
 
 def transcript(
-    record: Record, ids: Ids, assume: Mapping[str, Any], defaults: Mapping[str, Any]
+    record: Record,
+    ids: Ids,
+    assume: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    harmless: Sequence[str] = (),
 ) -> Transcript:
     """Turn a record into ids and numbers.
 
@@ -217,6 +333,7 @@ def transcript(
         "finish_reason": record.finish_reason,
         "stop_reason": record.stop_reason,
         "identity": record.identity,
+        "response_id": record.response_id,
         "where": record.where,
         "other": _json(dict(record.other)),
         "prompt_tokens": -1 if record.prompt_tokens is None else record.prompt_tokens,
@@ -224,11 +341,11 @@ def transcript(
         "cached": record.cached,
     }
     return Transcript(
-        (record.provider, record.model, record.weight_format),
+        _who(record),
         prompt,
         answer,
         stated,
-        Decoding.of(sampling, defaults),
+        Decoding.of(sampling, defaults, harmless),
         record.fingerprint,
         logprob_T,
         top_id_TK,
@@ -239,12 +356,11 @@ def transcript(
 
 
 def _json(value: object) -> str:
-    """JSON in ASCII, as far as it is kept: cut JSON would be no JSON, so what is too long is counted."""
+    """JSON in ASCII."""
     try:
-        text = json.dumps(value, default=str)
+        return json.dumps(value, default=str)
     except RecursionError:
         return json.dumps({"left out": "nested too deeply"})
-    return text if len(text) <= LONGEST_OTHER else json.dumps({"characters left out": len(text)})
 
 
 def labels(transcripts: Sequence[Transcript]) -> dict[tuple[str, str, str], str]:
@@ -267,7 +383,7 @@ def groups_of(transcripts: Sequence[Transcript]) -> NDArray[np.int64]:
     """Number the groups of answers that are not independent: one seed, or one cached answer.
 
     Answers with the same seed share their noise. Answers with the same prompt and the same `SAME` tokens or
-    more may be one answer, given twice.
+    more may be one answer, given twice; those that have one id of the provider's, too, are.
     """
     parent = list(range(len(transcripts)))
 
@@ -284,6 +400,8 @@ def groups_of(transcripts: Sequence[Transcript]) -> NDArray[np.int64]:
             keys.append((one.who, "seed", one.stated["seed"]))
         if len(one.answer.ids) >= SAME:
             keys.append((one.who, one.prompt.ids, one.answer.ids))
+        if one.stated["response_id"]:
+            keys.append((one.who, one.stated["response_id"], one.prompt.ids, one.answer.ids))
         for key in keys:
             a, b = sorted((root(first.setdefault(key, i)), root(i)))
             parent[b] = a
@@ -309,23 +427,44 @@ def notes(request: Request, found: Collected, decoding: Mapping[str, Decoding]) 
             f"{made[first.prompt.how]} {len(first.prompt.ids)} ({len(other)} of {total} answers, first "
             f"{first.stated['where']}): another template or a hidden system prompt; nothing is decided"
         )
-    own = [one for one in transcripts if one.prompt.how == "given" and one.prompt.made >= 0]
+    own = [one for one in transcripts if one.prompt.how == "given"]
     if other := [one for one in own if one.prompt.differs]:
-        lines.append(
-            f"PROMPT: the provider's prompt has {len(other[0].prompt.ids)} tokens by its own ids, the "
-            f"template makes {other[0].prompt.made} of the request ({len(other)} of {len(own)} answers): "
-            "another template or a hidden system prompt; the given ids are replayed"
+        first = other[0]
+        made_of = (
+            f"the request makes {first.prompt.made}: another template or a hidden system prompt"
+            if first.prompt.made >= 0
+            else "nothing can be made of the request here, so that nothing shows that they are what was asked"
         )
-    lines.append(
-        f"read as {found.reader}: {found.read:,} answers, {total:,} taken"
-        + (f" (prompts.records={request.records})" if request.records and found.read > total else "")
-    )
+        lines.append(
+            f"PROMPT: the provider's prompt has {len(first.prompt.ids)} tokens by its own ids, {made_of} "
+            f"({len(other)} of {len(own)} answers, first {first.stated['where']}); these are not judged"
+        )
+    if alone := sum(one.prompt.alone for one in own):
+        lines.append(
+            f"{alone} of {total} answers have no request beside them: that these prompts were asked is stated "
+            "by the answers alone"
+        )
+    if days := sorted({one.prompt.day for one in transcripts if one.prompt.day}):
+        told = "prompts.date" if request.date else "the UTC day on which each record says that it was made"
+        lines.append(
+            f"the chat template writes a date: {' to '.join(dict.fromkeys((days[0], days[-1])))} was taken, "
+            f"{told}; a server with another clock or time zone has another prompt (prompts.date=… sets it)"
+        )
+    lines.append(f"read as {found.reader}: {found.read:,} answers, {total:,} taken")
+    if request.records:
+        lines.append(
+            f"drawn by their places in the file with prompts.draw_seed={request.draw_seed}, which draws the "
+            f"same again (prompts.records={request.records})"
+        )
     if found.duplicates:
-        lines.append(f"{found.duplicates:,} answers have the name of another one and are left out")
+        lines.append(
+            f"{found.duplicates:,} answers have the name (such as custom_id) of an earlier one: all are judged, "
+            "and nobody can say which one answers the request"
+        )
     if found.losses.count:
         lines.append(f"{found.losses.count:,} could not be read:")
         lines += [f"  {printable(line)}" for line in found.losses.lines()]
-    lines += [f"{count:,} left out: {why}" for why, count in found.left_out.most_common()]
+    lines += [f"{count:,} left out: {printable(why)}" for count, why in left_out_of(found)]
     how = Counter(one.answer.how for one in transcripts)
     words = {
         "given": "as the record gives them", "bytes": "by the bytes of each token",
@@ -349,6 +488,15 @@ def notes(request: Request, found: Collected, decoding: Mapping[str, Decoding]) 
     return lines
 
 
+def left_out_of(found: Collected) -> list[tuple[int, str]]:
+    """Return how many answers are left out for which reason, with where the first of them stand."""
+    said = []
+    for why, count in found.left_out.most_common():
+        names = ", ".join(found.named[why])
+        said.append((count, f"{why} ({names}{', …' if count > len(found.named[why]) else ''})"))
+    return said
+
+
 def _of_decoding(label: str, decoding: Decoding, assume: Mapping[str, Any]) -> list[str]:
     lines = []
     if decoding.asked:
@@ -356,6 +504,12 @@ def _of_decoding(label: str, decoding: Decoding, assume: Mapping[str, Any]) -> l
         lines.append(
             f"{label}: {', '.join(decoding.asked)} not stated, and nothing can be assumed: say "
             f"'prompts.assume={{{example}}}'"
+        )
+    if decoding.unknown:
+        names = ",".join(decoding.unknown)
+        lines.append(
+            f"{label}: the request sets {', '.join(decoding.unknown)}, of which qdx does not know "
+            f"what it does to the choice of tokens: nothing is decided, unless you say 'prompts.harmless=[{names}]'"
         )
     if decoding.assumed:
         lines.append(f"{label}: assumed to do nothing, since it is not stated: {', '.join(decoding.assumed)}")

@@ -20,15 +20,30 @@ from numpy.typing import NDArray
 
 from qdx import new_file
 from qdx.dataset import checksums
+from qdx.dataset.guarding import limits
 from qdx.dataset.layout import CONFIG_COORDS, RECORDS, SCHEMA_VERSION, reference_arrays
 from qdx.dataset.provenance import software
 from qdx.dataset.writing import disk_errors
-from qdx.errors import printable
-from qdx.prompts._record_collect import NUMBERS, Collected, Request, Transcript, groups_of, labels, notes
+from qdx.errors import QdxError, printable
+from qdx.prompts._record_collect import (
+    NUMBERS,
+    Collected,
+    Request,
+    Transcript,
+    groups_of,
+    labels,
+    left_out_of,
+    notes,
+)
 from qdx.prompts._reference import Reference, references_sha256
 from qdx.records.decoding import of_all
 
 LONGEST_TEXT = 200  # characters of a fact, as `qdx.prompts._transcript_file` takes them
+LONGEST_WHY = 600  # characters of the reasons why answers are left out
+LONGEST_STATED = 65_536  # characters of what a record states, such as its unknown fields
+TEXT_BYTES = 2**26  # of one table of what records state
+MOST_WHO = 64  # providers and models of a file
+AS_JSON = ("other", "logit_bias", "restrictions", "stop")
 
 
 def write(request: Request, found: Collected, target: Path, *, tokenizer_sha256: str, vocab: int) -> None:
@@ -41,9 +56,19 @@ def write(request: Request, found: Collected, target: Path, *, tokenizer_sha256:
     target : Path
     tokenizer_sha256, vocab
         Of the model whose ids these are.
+
+    Raises
+    ------
+    QdxError
+        When more answered than can be told apart, or the tables of ids would be too large.
     """
     transcripts = found.transcripts
     names = labels(transcripts)
+    if len(names) > MOST_WHO:
+        raise QdxError(
+            f"{request.path}: its answers name {len(names):,} providers and models, limit {MOST_WHO}: give "
+            "the answers of fewer in a file"
+        )
     producers = list(names.values())
     decoding = {
         label: of_all([one.decoding for one in transcripts if one.who == who]) for who, label in names.items()
@@ -51,6 +76,8 @@ def write(request: Request, found: Collected, target: Path, *, tokenizer_sha256:
     table = _table(
         [names[one.who] for one in transcripts], [one.prompt.ids for one in transcripts], producers
     )
+    longest = max(2, max(len(one.answer.ids) for one in transcripts))
+    _bound(request.path, table.shape, longest, max(len(one.prompt.ids) for one in transcripts))
     references = [_reference(r, transcripts, row) for r, row in enumerate(table.T)]
     at = [one.name for one in references]
     stated = {
@@ -62,7 +89,6 @@ def write(request: Request, found: Collected, target: Path, *, tokenizer_sha256:
         for name, values in _stated(transcripts, table).items()
     }
     shape = (len(producers), len(references))
-    longest = max(2, max(len(one.answer.ids) for one in transcripts))
     ids = np.full((shape[0], 1, shape[1], longest), -1, np.int32)
     for (d, r), i in np.ndenumerate(table):
         if i >= 0:
@@ -80,11 +106,17 @@ def write(request: Request, found: Collected, target: Path, *, tokenizer_sha256:
         "record_reader": found.reader,
         "record_file": request.path.name,
         "record_sha256": _digest(request.path),
+        "draw_seed": str(request.draw_seed) if request.records else "",
+        "duplicates": str(found.duplicates),
+        "left_out_why": _why(found),
     }
     columns: dict[str, list[str]] = {name: [value] * shape[0] for name, value in facts.items()}
     columns["sampling"] = [decoding[label].statement for label in producers]
     columns["assumed"] = [", ".join(decoding[label].assumed) for label in producers]
-    columns["asked"] = [", ".join(decoding[label].asked) for label in producers]
+    columns["asked"] = [", ".join(decoding[label].open) for label in producers]
+    lost = [found.lost_to(who, list(names)) for who in names]
+    columns["unreadable"] = [str(lines) for lines, _ in lost]
+    columns["left_out"] = [str(answers) for _, answers in lost]
     columns["fingerprint"] = [
         _one([t.fingerprint for t in transcripts if names[t.who] == n]) for n in producers
     ]
@@ -111,7 +143,7 @@ def write(request: Request, found: Collected, target: Path, *, tokenizer_sha256:
         "output": xr.Dataset(
             {"token_id": (("config", "repeat", "reference", "output_token"), ids)}, {**index, "repeat": [0]}
         ),
-        "stated": xr.Dataset({**stated, **_positions(transcripts, table, longest)}, index),
+        "stated": xr.Dataset({**stated, **_positions(transcripts, table)}, index),
     }
     attrs = {
         "kind": RECORDS,
@@ -163,6 +195,9 @@ def _stated(transcripts: Sequence[Transcript], table: NDArray[np.int64]) -> dict
             "group": int(group),
             "prompt_how": one.prompt.how,
             "template_tokens": one.prompt.made,
+            "prompt_differs": one.prompt.differs,
+            "prompt_alone": one.prompt.alone,
+            "prompt_day": one.prompt.day,
             "answer_how": one.answer.how,
             "tokens_left_out": one.answer.left_out,
             "decoding": one.decoding.statement,
@@ -170,6 +205,9 @@ def _stated(transcripts: Sequence[Transcript], table: NDArray[np.int64]) -> dict
         for one, group in zip(transcripts, groups_of(transcripts), strict=True)
     ]
     found: dict[str, NDArray[Any]] = {}
+    most = max(
+        16, min(LONGEST_STATED, TEXT_BYTES // table.size)
+    )  # a table of texts is as wide as its longest
     for name, example in rows[0].items():
         if name in NUMBERS:
             values = np.array([math.nan if row[name] is None else float(row[name]) for row in rows])
@@ -179,7 +217,7 @@ def _stated(transcripts: Sequence[Transcript], table: NDArray[np.int64]) -> dict
         elif isinstance(example, int):
             values, empty = np.array([min(row[name], 2**31 - 1) for row in rows], np.int32), -1
         else:
-            values, empty = np.array([_ascii(row[name]) for row in rows], object), ""
+            values, empty = np.array([_kept(name, row[name], most) for row in rows], object), ""
         full = np.full(table.shape, empty, values.dtype)
         full[table >= 0] = values[table[table >= 0]]
         found[name] = full
@@ -192,6 +230,9 @@ ABOUT = {
     "group": "answers of one group share a seed or are one cached answer; -1: no transcript",
     "prompt_tokens": "tokens of the prompt as the record states them; -1: not stated",
     "template_tokens": "tokens that the chat template makes of the request; -1: not known",
+    "prompt_differs": "the ids of the prompt are not those of the request, or cannot be held against it",
+    "prompt_alone": "no request stands beside the answer",
+    "prompt_day": "day that the chat template wrote into the prompt",
     "completion_tokens": "tokens of the answer as the record states them; -1: not stated",
     "tokens_left_out": "tokens of the answer that cannot be known; -1: no transcript",
     "other": "fields of the record that are not read, as JSON",
@@ -200,55 +241,90 @@ ABOUT = {
 }
 
 
-def _positions(transcripts: Sequence[Transcript], table: NDArray[np.int64], longest: int) -> dict[str, Any]:
-    """Stated log-probabilities, over (config, reference, output_token) and rank."""
-    width = max((one.top_id_TK.shape[1] for one in transcripts), default=0)
-    own = np.full((*table.shape, longest), np.nan, np.float32)
-    top_id = np.full((*table.shape, longest, max(1, width)), -1, np.int32)
-    top = np.full(top_id.shape, np.nan, np.float32)
-    for (d, r), i in np.ndenumerate(table):
-        if i >= 0 and len(transcripts[int(i)].logprob_T):
-            one = transcripts[int(i)]
-            count, k = one.top_id_TK.shape
-            own[d, r, :count] = one.logprob_T
-            top_id[d, r, :count, :k], top[d, r, :count, :k] = one.top_id_TK, one.top_logprob_TK
-    dims = ("config", "reference", "output_token")
-    of_prompts = _of_prompts(transcripts, table)
-    return {
-        **of_prompts,
-        "logprob": (dims, own, {"units": "nat", "long_name": "stated log-probability of the token"}),
-        "top_id": (
-            (*dims, "rank"),
-            top_id,
-            {"units": "1", "long_name": "ids of the stated list; -1: not known"},
-        ),
-        "top_logprob": (
-            (*dims, "rank"),
-            top,
-            {"units": "nat", "long_name": "their stated log-probabilities"},
-        ),
-    }
+def _why(found: Collected) -> str:
+    """Why answers are left out; how many for each reason where there are several."""
+    reasons = left_out_of(found)
+    said = [why if len(reasons) == 1 else f"{count}: {why}" for count, why in reasons]
+    return _ascii("; ".join(said))[:LONGEST_WHY]
 
 
-def _of_prompts(transcripts: Sequence[Transcript], table: NDArray[np.int64]) -> dict[str, Any]:
-    """Stated log-probabilities of prompts, over (config, reference, prompt_token, prompt_rank)."""
-    length = max(one.prompt_id_PK.shape[0] for one in transcripts)
-    width = max(one.prompt_id_PK.shape[1] for one in transcripts)
-    if not length * width:
-        return {}
-    ids = np.full((*table.shape, length, width), -1, np.int32)
-    values = np.full(ids.shape, np.nan, np.float32)
-    for (d, r), i in np.ndenumerate(table):
-        if i >= 0:
-            one = transcripts[int(i)]
-            count, k = one.prompt_id_PK.shape
-            ids[d, r, :count, :k], values[d, r, :count, :k] = one.prompt_id_PK, one.prompt_logprob_PK
-    dims = ("config", "reference", "prompt_token", "prompt_rank")
-    about = "log-probabilities that the record lists for each token of the prompt"
-    return {
-        "prompt_id": (dims, ids, {"units": "1", "long_name": f"ids of the {about}; -1: none"}),
-        "prompt_logprob": (dims, values, {"units": "nat", "long_name": about}),
+def _kept(name: str, text: str, most: int) -> str:
+    """A text of a record as far as it is kept: cut JSON would be no JSON, so what is too long is counted."""
+    text = _ascii(text)
+    if len(text) <= most:
+        return text
+    counted = f'{{"characters left out": {len(text)}}}'
+    return counted if name in AS_JSON else text[: most - 1] + "~"
+
+
+def _bound(path: Path, shape: tuple[int, ...], longest: int, prompt: int) -> None:
+    """Refuse tables that would fill the memory: each answer takes as much room in them as the longest."""
+    size = 4 * (math.prod(shape) * longest + shape[1] * prompt)
+    most = limits().max_bytes // 4
+    if size > most:
+        raise QdxError(
+            f"{path}: {shape[1]:,} prompts of {shape[0]} providers, up to {longest:,} tokens an answer and "
+            f"{prompt:,} a prompt take {size:,} bytes, limit {most:,}: take fewer (prompts.records=…), leave "
+            "the longest answers out, or raise prompts.max_bytes"
+        )
+
+
+def _positions(transcripts: Sequence[Transcript], table: NDArray[np.int64]) -> dict[str, Any]:
+    """Stated log-probabilities, one row a token, those of a transcript one after the other.
+
+    A table over (config, reference, token) would be as wide as the longest answer for every other one.
+    """
+    own = _ragged("listed", [one.logprob_T for one in transcripts], table)
+    of_prompts = _ragged("prompt_listed", [one.prompt_id_PK for one in transcripts], table)
+    dims, about = (
+        ("listed_token", "rank"),
+        "log-probabilities that the record lists for each token of the prompt",
+    )
+    listed = {
+        "logprob": (dims[:1], np.concatenate([one.logprob_T for one in transcripts]), "nat",
+                    "stated log-probability of the token"),
+        "top_id": (dims, _stacked([one.top_id_TK for one in transcripts], -1), "1",
+                   "ids of the stated list; -1: not known"),
+        "top_logprob": (dims, _stacked([one.top_logprob_TK for one in transcripts], np.nan), "nat",
+                        "their stated log-probabilities"),
+    }  # fmt: skip
+    ids = _stacked([one.prompt_id_PK for one in transcripts], -1)
+    if ids.size:
+        dims = ("prompt_token", "prompt_rank")
+        values = _stacked([one.prompt_logprob_PK for one in transcripts], np.nan)
+        listed["prompt_id"] = (dims, ids, "1", f"ids of the {about}; -1: none")
+        listed["prompt_logprob"] = (dims, values, "nat", about)
+    found = {
+        name: (over, values, {"units": units, "long_name": long})
+        for name, (over, values, units, long) in listed.items()
     }
+    return {**own, **(of_prompts if ids.size else {}), **found}
+
+
+def _ragged(name: str, parts: Sequence[NDArray[Any]], table: NDArray[np.int64]) -> dict[str, Any]:
+    """Where the rows of each transcript begin and how many it has, over (config, reference)."""
+    count = np.array([len(one) for one in parts], np.int64)
+    start = np.concatenate([[0], np.cumsum(count)[:-1]])
+    found = {}
+    for end, values, about in (
+        ("first", start, "row of the first token"),
+        ("count", count, "rows, one a token; 0: the record lists none"),
+    ):
+        full = np.zeros(table.shape, np.int32)
+        full[table >= 0] = values[table[table >= 0]]
+        found[f"{name}_{end}"] = (("config", "reference"), full, {"units": "1", "long_name": about})
+    return found
+
+
+def _stacked(parts: Sequence[NDArray[Any]], empty: float) -> NDArray[Any]:
+    """Rows of all transcripts one after the other, filled up to one width of at least one."""
+    width = max(1, max(one.shape[1] for one in parts))
+    full = np.full((sum(len(one) for one in parts), width), empty, parts[0].dtype)
+    at = 0
+    for one in parts:
+        full[at : at + len(one), : one.shape[1]] = one
+        at += len(one)
+    return full
 
 
 def _coordinate(name: str, dtype: str, whos: Sequence[tuple[str, str, str]]) -> NDArray[Any]:

@@ -7,10 +7,12 @@ only where the text shows nothing against it. What cannot be known is left out a
 
 from __future__ import annotations
 
+import datetime
 import inspect
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,19 +24,26 @@ UNKNOWN = "\ufffd"
 # What a chat template may be given by a record: switches, not templates or options of the call.
 _PLAIN = (bool, int, float, str)
 LONGEST = 200  # characters of a template's complaint
+SPACE = "\u2581"  # ▁, which SentencePiece writes for a space
+CLOCK = "strftime_now"  # what a chat template calls that writes the day into a prompt
+HIDDEN = "its reasoning is not returned, so that the tokens before its answer are not known"
 
 
 @dataclass(frozen=True)
 class Prompt:
     """The token ids of a prompt, how they are known, and what the template makes of the request.
 
-    `made` is the number of its tokens (−1: not known), `differs` whether given ids are others than those.
+    `made` is the number of its tokens (−1: not known), `differs` whether given ids are others than those, or
+    cannot be held against them. `alone` says that there is no request, so that nothing shows what was asked.
+    `day` is the day that the template wrote into it, "" where it writes none.
     """
 
     ids: tuple[int, ...]
     how: str
     made: int = -1
     differs: bool = False
+    alone: bool = False
+    day: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,10 +69,13 @@ class Ids:
         Logits in a row of the model.
     context : int, optional
         Tokens that the model has positions for.
+    date : str
+        The day, such as ``2026-01-31``, that a chat template writes where it asks for today's; "": the day on
+        which each record says that it was made.
     """
 
-    def __init__(self, tokenizer: Any, vocab: int, context: int | None = None) -> None:
-        self._tokenizer, self._vocab, self._context = tokenizer, vocab, context
+    def __init__(self, tokenizer: Any, vocab: int, context: int | None = None, date: str = "") -> None:
+        self._tokenizer, self._vocab, self._context, self._date = tokenizer, vocab, context, date
 
     def fit(self, prompt: Prompt, answer: Answer) -> None:
         """Refuse what the model has no positions for.
@@ -86,16 +98,59 @@ class Ids:
             When the record has no prompt.
         """
         if record.prompt_ids is not None:
-            ids = self._checked(record.prompt_ids, "prompt_token_ids")
-            made = self._made(record)
-            return Prompt(ids, GIVEN, -1 if made is None else len(made), made is not None and made != ids)
+            return self._held(record, self._checked(record.prompt_ids, "prompt_token_ids"))
+        if record.asked_ids is not None:
+            ids = self._checked(record.asked_ids, "request.prompt")
+            return Prompt(ids, GIVEN, len(ids))
         if record.messages is not None:
-            ids = self._template(record)
-            return Prompt(ids, TEMPLATE, len(ids))
+            day = self._days(record)[0] if self._dated else None
+            ids = self._template(record, day)
+            return Prompt(ids, TEMPLATE, len(ids), day=str(day or ""))
         if record.prompt is not None:
-            ids = tuple(self._tokenizer(record.prompt).input_ids)
+            ids = self._of_text(record)
             return Prompt(ids, TEXT, len(ids))
         raise LeftOut("it has no prompt: neither ids nor messages nor a text")
+
+    def _held(self, record: Record, ids: tuple[int, ...]) -> Prompt:
+        """Hold the ids that an answer states of its prompt against what was asked."""
+        if record.asked_ids is not None:
+            return Prompt(ids, GIVEN, len(record.asked_ids), record.asked_ids != ids)
+        if record.messages is None and record.prompt is None:
+            return Prompt(ids, GIVEN, alone=True)
+        made: tuple[int, ...] = ()
+        day: datetime.date | None = None
+        try:
+            if record.messages is None:
+                made = self._of_text(record)
+            elif self._dated:  # a server in another time zone has another day
+                first = self._days(record)[0]
+                days = [first, *(first + datetime.timedelta(n) for n in (-1, 1) if not self._date)]
+                tried = [(one, self._template(record, one)) for one in days]
+                day, made = next((pair for pair in tried if pair[1] == ids), tried[0])
+            else:
+                made = self._template(record, None)
+        except (FieldError, LeftOut):  # nobody can say whether these ids are what was asked
+            return Prompt(ids, GIVEN, -1, True)
+        return Prompt(ids, GIVEN, len(made), made != ids, day=str(day or ""))
+
+    def _of_text(self, record: Record) -> tuple[int, ...]:
+        special = record.special is not False
+        return tuple(self._tokenizer(record.prompt, add_special_tokens=special).input_ids)
+
+    @cached_property
+    def _dated(self) -> bool:
+        """Whether the chat template writes today's date, which is another one tomorrow."""
+        return CLOCK in str(self._tokenizer.chat_template or "")
+
+    def _days(self, record: Record) -> list[datetime.date]:
+        if self._date:
+            return [datetime.date.fromisoformat(self._date)]
+        if record.created is None:
+            raise LeftOut(
+                "the chat template writes the date, and the record does not state when it was made: say it "
+                "with prompts.date=2026-01-31"
+            )
+        return [datetime.datetime.fromtimestamp(record.created, datetime.UTC).date()]
 
     def answer(self, record: Record) -> Answer:
         """Return the ids of a record's answer.
@@ -113,15 +168,119 @@ class Ids:
         return found
 
     def _answer(self, record: Record) -> Answer:
+        found = self._read(record)
+        # Where it was not received to its end, at least one token is missing.
+        return replace(found, left_out=max(1, found.left_out)) if record.cut else found
+
+    def _read(self, record: Record) -> Answer:
         if record.output_ids is not None:
             ids = self._checked(record.output_ids, "token_ids")
-            return Answer(ids, TEXT if record.retokenized else GIVEN)
+            if record.retokenized:
+                return Answer(ids, TEXT)
+            self._hold_number(record, len(ids), self._ends(record, ids))
+            self._hold_tokens(record, ids)
+            if not self._spells(record, ids):
+                raise LeftOut("its ids do not spell its text")
+            return Answer(ids, GIVEN)
         joined = bool(record.reasoning or record.tool_calls)
-        if record.tokens and (not joined or len(record.tokens) == record.completion_tokens):
-            return self._by_bytes(record.tokens)  # reasoning is among them where they are all
+        count = len(record.tokens)
+        if count and (not joined or count == record.completion_tokens):
+            if (record.reasoning_tokens or 0) and not joined and count != record.completion_tokens:
+                raise LeftOut(HIDDEN)
+            self._hold_number(record, count, False)
+            return self._by_bytes(record)  # reasoning is among them where they are all
+        if (record.reasoning_tokens or 0) and not record.reasoning:
+            raise LeftOut(HIDDEN)
         if joined:
             return self._joined(record)
         return self._by_text(record)
+
+    def _ends(self, record: Record, ids: Sequence[int]) -> bool:
+        """Whether the last id is one that ends an answer, which a text need not show."""
+        special = (*self._tokenizer.all_special_ids, *record.sampling.stop_ids)
+        return bool(ids) and ids[-1] in special
+
+    def _hold_number(self, record: Record, count: int, ends: bool) -> None:
+        """Hold a number of tokens against the stated one, which may count a token that ends the answer."""
+        stated = record.completion_tokens
+        if stated is None or count == stated or (count == stated + 1 and ends):
+            return
+        if count == stated - 1 and record.finish_reason != "length":
+            return
+        if count < stated:
+            raise LeftOut("it counts more tokens than it lists, so that tokens are hidden")
+        raise LeftOut("it lists more tokens than it counts")
+
+    def _hold_tokens(self, record: Record, ids: Sequence[int]) -> None:
+        """Hold the tokens that log-probabilities are listed for against the ids beside them."""
+        if not self._level:  # a token of SentencePiece is printed without its space
+            return
+        for token, one in zip(record.tokens, ids, strict=False):
+            named = self.known(replace(token, token_id=None))
+            # The last byte of a character may be printed as the character, which another token is.
+            if named not in (-1, one) and UNKNOWN not in self._decoded([one]):
+                raise LeftOut("its log-probabilities are of other tokens than its ids")
+
+    def _shown(self, record: Record) -> str | None:
+        """The text of an answer without the prompt's, which an echo puts before it."""
+        text = record.output
+        if text is None or not record.echo:
+            return text
+        for before in self._readings(record.asked_ids or ()):
+            if text.startswith(before):
+                return text[len(before) :]
+        raise FieldError("text", text, "the prompt first, since the request has echo")
+
+    def _readings(self, ids: Sequence[int]) -> Iterator[str]:
+        """The texts that servers make of ids: without special tokens, and with them."""
+        for skip in (True, False):
+            text: str = self._tokenizer.decode(
+                list(ids), skip_special_tokens=skip, clean_up_tokenization_spaces=False
+            )
+            yield text
+
+    def _spells(self, record: Record, ids: Sequence[int]) -> bool:
+        """Whether ids decode to what the record shows of its answer.
+
+        A text may lack the token that ends an answer, a stop string with the rest of its last token, the
+        bytes of a character that is not whole, and spaces at both its ends. Nothing else.
+        """
+        text = self._shown(record)
+        if text is None:
+            return True  # the ids are all that there is
+        if record.reasoning or record.tool_calls:
+            return self._spells_parts(record, ids)
+        wanted = _plain(text)
+        ended = [ids[:-1]] if ids and ids[-1] in record.sampling.stop_ids else []
+        if any(_plain(reading) == wanted for own in (ids, *ended) for reading in self._readings(own)):
+            return True
+        if record.finish_reason == "length":
+            return False
+        return any(self._stopped(ids, text, stop) for stop in record.sampling.stop if stop)
+
+    def _stopped(self, ids: Sequence[int], text: str, stop: str) -> bool:
+        """Whether ids spell a text and then a stop string, which only their last token makes whole."""
+        before = list(self._readings(ids[:-1]))
+        return any(
+            at >= 0 and _plain(reading[:at]) == _plain(text) and stop not in shorter
+            for reading, shorter in zip(self._readings(ids), before, strict=True)
+            for at in (reading.find(stop),)
+        )
+
+    def _spells_parts(self, record: Record, ids: Sequence[int]) -> bool:
+        """Whether ids spell reasoning, text and tool calls, with nothing but markers between them."""
+        split = self._markers.split(self._decoded(ids))
+        parts = [part for one in split if (part := _plain(one))]
+        said = [part for one in (record.reasoning, record.output or "") if (part := _plain(one))]
+        calls = [_called(one) for one in record.tool_calls]
+        written = [_called(part) for part in parts[len(said) :]]
+        return parts[: len(said)] == said and written == calls and None not in calls
+
+    @cached_property
+    def _markers(self) -> re.Pattern[str]:
+        """What stands between reasoning, text and tool calls: tokens that the vocabulary adds to words."""
+        added = sorted(self._tokenizer.get_added_vocab(), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, added)) or r"(?!)")
 
     def known(self, token: Token) -> int:
         """Return the id of a token that an API printed; −1 where it is not known or not the only one."""
@@ -141,18 +300,28 @@ class Ids:
                 )
         return tuple(ids)
 
-    def _by_bytes(self, tokens: Sequence[Token]) -> Answer:
-        found: list[int] = []
+    def _by_bytes(self, record: Record) -> Answer:
+        tokens, found = record.tokens, list[int]()
         for token in tokens:
             if (one := self.known(token)) < 0:
                 break
             found.append(one)
-        return Answer(tuple(found), BYTES, len(tokens) - len(found))
+        answer = Answer(tuple(found), BYTES, len(tokens) - len(found))
+        shown = self._shown(record)
+        if not answer.left_out:
+            fits = self._spells(record, found)
+        elif record.reasoning or record.tool_calls or shown is None:
+            fits = True  # not known to its end, so nothing good is said of it
+        else:
+            fits = any(_plain(shown).startswith(_plain(reading)) for reading in self._readings(found))
+        if not fits:
+            raise LeftOut("its tokens do not spell its text")
+        return answer
 
     def _by_text(self, record: Record) -> Answer:
-        text = record.output or ""
-        # A marker that stands in the text was written as text: a server takes real markers out.
-        ids = tuple(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+        text = self._shown(record) or ""
+        ids = self._tokenized(record, text)
+        text = text[1:] if self._spaced(text) else text  # which decoding does not write either
         whole = UNKNOWN not in text and self._decoded(ids) == text
         if whole:
             self._confirmed(record, len(ids), necessary=False)
@@ -162,6 +331,52 @@ class Ids:
         else:  # the last token that agrees may go on into what cannot be read
             keep = max(0, self._agreeing(ids, text.partition(UNKNOWN)[0]) - 1)
         return Answer(ids[:keep], TEXT, len(ids) - keep)
+
+    def _tokenized(self, record: Record, text: str) -> tuple[int, ...]:
+        """Return the ids that a text makes where an answer begins.
+
+        SentencePiece writes a space before the first word of a text. An answer is no beginning of a text, so
+        its first token has that space or not: a text that shows it decides it, and a stated number may.
+
+        Raises
+        ------
+        LeftOut
+            When it is not known which of two first tokens was emitted.
+        """
+        if not self._prefixed:
+            return self._plain_ids(text)
+        if self._spaced(text):
+            return self._plain_ids(text[1:])
+        with_space, line = self._plain_ids(text), self._plain_ids("\n")
+        after = self._plain_ids("\n" + text)
+        without = after[len(line) :] if after[: len(line)] == line else None
+        stated = record.completion_tokens
+        either = [one for one in (with_space, without) if one is not None]
+        if stated is not None:
+            either = [one for one in either if len(one) in (stated, stated - 1)] or either
+        if without is None or len(set(either)) != 1:
+            raise LeftOut(
+                "its text does not show whether its first token begins with a space: ask for token ids"
+            )
+        return either[0]
+
+    def _plain_ids(self, text: str) -> tuple[int, ...]:
+        # A marker that stands in the text was written as text: a server takes real markers out.
+        return tuple(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+
+    def _spaced(self, text: str) -> bool:
+        """Whether a text begins with the one space that this tokenizer writes by itself."""
+        return self._prefixed and text.startswith(" ")
+
+    @cached_property
+    def _prefixed(self) -> bool:
+        """Whether the tokenizer writes a space before the first word of a text, as SentencePiece does."""
+        first = self._tokenizer.convert_ids_to_tokens(list(self._plain_ids("a"))[:1])
+        return not self._level and bool(first) and str(first[0]).startswith(SPACE)
+
+    @cached_property
+    def _level(self) -> bool:
+        return byte_level(self._tokenizer)
 
     def _decoded(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(
@@ -188,7 +403,8 @@ class Ids:
                 raise LeftOut("its reasoning or tool calls were joined, and it states no number of tokens")
             return
         if count not in (stated, stated - 1):
-            raise LeftOut("its text makes another number of tokens than it states")
+            more = ", so that tokens before or after it are hidden" if stated > count else ""
+            raise LeftOut(f"its text makes another number of tokens than it states{more}")
 
     def _joined(self, record: Record) -> Answer:
         """Join reasoning, text and tool calls as the chat template writes them; a stated count must agree."""
@@ -199,8 +415,9 @@ class Ids:
             message["reasoning_content"] = record.reasoning
         if record.tool_calls:
             message["tool_calls"] = [_call(one) for one in record.tool_calls]
-        before = self._rendered(record, [])
-        after = self._rendered(record, [message])
+        day = self._days(record)[0] if self._dated else None
+        before = self._rendered(record, [], day)
+        after = self._rendered(record, [message], day)
         if not after.startswith(before) or record.reasoning not in after[len(before) :]:
             raise LeftOut("the chat template does not write its reasoning or tool calls out")
         text = after[len(before) :].rstrip()
@@ -210,33 +427,31 @@ class Ids:
         self._confirmed(record, len(ids), necessary=True)
         return Answer(ids, JOINED)
 
-    def _made(self, record: Record) -> tuple[int, ...] | None:
-        """What the template makes of a request whose ids are given; None where it cannot."""
-        if record.messages is None:
-            return None
-        try:
-            return self._template(record)
-        except FieldError:
-            return None
+    def _template(self, record: Record, day: datetime.date | None) -> tuple[int, ...]:
+        text = self._rendered(record, [], day)
+        return tuple(self._tokenizer(text, add_special_tokens=bool(record.special)).input_ids)
 
-    def _template(self, record: Record) -> tuple[int, ...]:
-        text = self._rendered(record, [])
-        return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
-
-    def _rendered(self, record: Record, more: Sequence[Mapping[str, Any]]) -> str:
+    def _rendered(
+        self, record: Record, more: Sequence[Mapping[str, Any]], day: datetime.date | None = None
+    ) -> str:
         if not self._tokenizer.chat_template:
             raise FieldError("messages", record.messages, "prompt_token_ids: this model has no chat template")
         for name, value in record.template.items():
-            if name in self._arguments or not isinstance(value, _PLAIN):
+            if name in self._arguments or name == CLOCK or not isinstance(value, _PLAIN):
                 raise FieldError(f"chat_template_kwargs.{name}", value, "a switch of the chat template")
         messages = [_message(one, i) for i, one in enumerate(record.messages or ())]
+        tools = list(record.tools) or None
+        own = (
+            {} if day is None else {"chat_template": _on(day, self._tokenizer.get_chat_template(None, tools))}
+        )
         try:
             text: str = self._tokenizer.apply_chat_template(
                 [*messages, *more],
-                tools=list(record.tools) or None,
+                tools=tools,
                 add_generation_prompt=not more,
                 tokenize=False,
                 **record.template,
+                **own,
             )
         except Exception as error:  # the template is a program: it raises whatever the messages lead to
             what = (str(error).strip().splitlines() or [type(error).__name__])[0][:LONGEST]
@@ -255,6 +470,29 @@ class Ids:
         return octets_of(self._tokenizer)
 
 
+_NOW = re.compile(CLOCK + r"""\(\s*(["'])((?:(?!\1)[^\\])*)\1\s*\)""")
+
+
+def _on(day: datetime.date, template: str) -> str:
+    """Return a chat template that writes a day in the place of today: nothing else can set its clock.
+
+    Raises
+    ------
+    LeftOut
+        When it asks for the time in a way that shows no format.
+    """
+    made = _NOW.sub(lambda found: json.dumps(day.strftime(found[2]), ensure_ascii=False), template)
+    if re.search(CLOCK + r"\s*\(", made):
+        raise LeftOut("the chat template writes the time in a form that is not known before it runs")
+    return made
+
+
+def byte_level(tokenizer: Any) -> bool:
+    """Whether a tokenizer's vocabulary writes a letter for each byte."""
+    decoder = json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder") or {}
+    return "ByteLevel" in json.dumps(decoder)
+
+
 def octets_of(tokenizer: Any) -> dict[bytes, list[int]]:
     """Return the ids of every string of bytes that a tokenizer has a token for.
 
@@ -263,8 +501,7 @@ def octets_of(tokenizer: Any) -> dict[bytes, list[int]]:
     tokenizer : transformers.PreTrainedTokenizerBase
         With a byte-level vocabulary, or one with ``▁`` for a space and ``<0x0A>`` for a byte.
     """
-    decoder = json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder") or {}
-    level = "ByteLevel" in json.dumps(decoder)
+    level = byte_level(tokenizer)
     letters = _letters() if level else {}
     added = set(tokenizer.get_added_vocab().values())
     found: dict[bytes, list[int]] = {}
@@ -291,6 +528,34 @@ def _letters() -> dict[str, int]:
     letters = {chr(byte): byte for byte in printable}
     others = [byte for byte in range(256) if byte not in printable]
     return letters | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _plain(text: str) -> str:
+    """A text as far as servers agree on it: without spaces at its ends and what is no whole character there.
+
+    How many � stand for bytes that are no character differs between a text that is decoded at once and one
+    that is decoded token by token, so a run of them counts as one.
+    """
+    return _BROKEN.sub(UNKNOWN, text).strip().rstrip(UNKNOWN).strip()
+
+
+_BROKEN = re.compile(f"{UNKNOWN}+")
+
+
+def _called(call: object) -> object:
+    """The name and arguments of a tool call, as a record lists it or as a model wrote it; None for none."""
+    if isinstance(call, str):
+        try:
+            written = json.loads(call)
+        except (ValueError, RecursionError):
+            return None
+        found = written if isinstance(written, dict) else {}
+    else:
+        made = _call(call)
+        function = made.get("function") if isinstance(made, dict) else None
+        found = function if isinstance(function, dict) else {}
+    name, arguments = found.get("name"), found.get("arguments", found.get("parameters"))
+    return (name, arguments) if isinstance(name, str) and isinstance(arguments, dict) else None
 
 
 def _message(message: Mapping[str, Any], number: int) -> dict[str, Any]:

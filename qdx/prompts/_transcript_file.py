@@ -77,6 +77,8 @@ class Transcripts:
         Lines on how records of other programs were read.
     opened : bool
         Whether it opens rows that were bound before, which are judged with the challenge that they answer.
+    draw_seed : str
+        With which answers were drawn of records of other programs; "" where all were taken.
     """
 
     path: Path
@@ -90,6 +92,7 @@ class Transcripts:
     kind: str = "sweep"
     notes: tuple[str, ...] = ()
     opened: bool = False
+    draw_seed: str = ""
 
     @property
     def tokens(self) -> int:
@@ -320,7 +323,15 @@ class _Reader:
             kind,
             tuple(clean(line) for line in notes.split("\n") if line),
             opened,
+            self._draw_seed() if recorded else "",
         )
+
+    def _draw_seed(self) -> str:
+        """The seed that a file of records was drawn with; "" where it is not stated, or is no number."""
+        stored = self._tree["provenance"].to_dataset()
+        values = {str(value) for value in stored["draw_seed"].values} if "draw_seed" in stored else set()
+        text = values.pop() if len(values) == 1 else ""
+        return text if text.isascii() and text.isdigit() and len(text) < 20 else ""
 
     def _check_kind(self) -> str:
         kind = str(self._tree.attrs.get("kind", ""))

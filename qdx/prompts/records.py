@@ -5,14 +5,20 @@ Options of ``prompts=transcripts`` that concern records alone:
 - ``reader``: name of the reader; by default the one that recognises the file.
 - ``requests``: file with the requests, where the answers stand alone (the input of a Batch).
 - ``records``: how many answers are replayed; all by default, as far as they are few.
+- ``draw_seed``: the seed with which they are drawn; by default a random one, which is printed and recorded.
 - ``assume``: sampling parameters that the record does not state, such as ``{temperature: 0}``.
+- ``harmless``: fields of a request that qdx does not know and that change no token.
+- ``date``: the day that a chat template writes into prompts, such as ``2026-01-31``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import secrets
 import tempfile
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +32,7 @@ if TYPE_CHECKING:
 
     from qdx.models import Checkpoint
 
-OPTIONS = ("reader", "requests", "records", "assume")
+OPTIONS = ("reader", "requests", "records", "draw_seed", "assume", "harmless", "date")
 NETCDF = (b"\x89HDF", b"CDF\x01", b"CDF\x02", b"CDF\x05")
 # What of a checkpoint's folder decides how a conversation becomes ids, beside the vocabulary.
 DECIDING = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json", "generation_config.json")
@@ -112,15 +118,25 @@ def convert(node: Any, checkpoint: Checkpoint) -> Path:
         str(Path(to_absolute_path(str(Path(node.requests).expanduser())))) if node.requests else "",
         node.records,
         dict(node.assume or {}),
+        list(node.harmless or ()),
+        str(node.date or ""),
     )
+    digests = [_digest(path) if path.is_file() else "" for path in (request.path, Path(request.requests))]
+    if request.records:
+        seed = (
+            node.draw_seed
+            if node.draw_seed is not None
+            else remembered_seed([*digests, str(request.records)])
+        )
+        request = replace(request, draw_seed=seed)
     own = [checkpoint.path / name for name in DECIDING]
     tokenizer = models.tokenizer_sha256(checkpoint.path)
     key = hashlib.sha256(
         json.dumps(
             [
-                _digest(request.path),
-                _digest(Path(request.requests)) if Path(request.requests).is_file() else "",
+                digests,
                 [request.reader, request.records, sorted(request.assume.items()), request.path.name],
+                [request.draw_seed, list(request.harmless), request.date],
                 tokenizer,
                 models.vocab_size(checkpoint.path),
                 [_digest(path) if path.is_file() else "" for path in own],
@@ -140,6 +156,7 @@ def convert(node: Any, checkpoint: Checkpoint) -> Path:
         models.load_tokenizer(checkpoint.path),
         models.vocab_size(checkpoint.path),
         models.context_length(checkpoint.path),
+        request.date,
     )
     found = collect(request, ids, defaults_of(checkpoint.path))
     try:
@@ -150,6 +167,39 @@ def convert(node: Any, checkpoint: Checkpoint) -> Path:
         ) from error
     write(request, found, target, tokenizer_sha256=tokenizer, vocab=models.vocab_size(checkpoint.path))
     return target
+
+
+def remembered_seed(about: list[str]) -> int:
+    """Return the seed of a draw from a file: random when it is first asked for, and the same from then on.
+
+    All jobs of a sweep, and the sweep when it is resumed, have to draw the same answers. The file is there
+    before the seed is, so that nobody could write it to fit.
+
+    Parameters
+    ----------
+    about : list of str
+        What the draw is from: hashes of the files, and how many are drawn.
+    """
+    from qdx import models
+
+    name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+    path = models.cache_folder() / "records" / f"{name}.seed"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(f"{secrets.randbits(53)}\n")
+        try:
+            os.link(file.name, path)  # whole at once, and only by the first of several jobs
+        except FileExistsError:
+            pass
+        finally:
+            Path(file.name).unlink()
+        return int(path.read_text())
+    except (OSError, ValueError) as error:
+        raise QdxError(
+            f"{path} cannot be written or read ({error}): set QDX_CACHE to another folder, or say "
+            "prompts.draw_seed=…"
+        ) from error
 
 
 def _digest(path: Path) -> str:

@@ -47,7 +47,7 @@ class Transcripts:
     path : str
         The producers' ``sweep.nc``, their sweep folder, or what ``python -m qdx.commit`` wrote; or a file of
         records of another program, which a sweep turns into transcripts before it starts.
-    reader, requests, records, assume
+    reader, requests, records, draw_seed, assume, harmless, date
         Of records alone: see `qdx.prompts.records`.
     max_bytes, max_objects, max_length, max_seconds : int, optional
         What the file may claim, where that is more than usual; see `qdx.dataset.guarding.Limits`. They hold
@@ -63,7 +63,10 @@ class Transcripts:
     reader: str | None = None
     requests: str | None = None
     records: int | None = None
+    draw_seed: int | None = None
     assume: dict[str, float] | None = None
+    harmless: list[str] | None = None
+    date: str | None = None
     max_bytes: int | None = None
     max_objects: int | None = None
     max_length: int | None = None
@@ -271,6 +274,11 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
         with flag_override(cfg, ["readonly", "struct"], False):
             cfg.prompts.path = str(converted(cfg))
     file = Transcripts(cfg.prompts.path).file
+    if file.draw_seed:
+        with flag_override(cfg, ["readonly", "struct"], False):
+            cfg.prompts.draw_seed = int(
+                file.draw_seed
+            )  # the run records with which one its answers were drawn
     # 0: records of other programs do not say what ran beside them.
     sizes = Counter(max(1, int(producer.coords["batch_size"])) for producer in file.producers)
     with flag_override(cfg, ["readonly", "struct"], False):

@@ -7,7 +7,7 @@ A reader is a class registered as ``record_reader``; the ones here are asked in 
 from __future__ import annotations
 
 from qdx.records.reading import Losses, RecordReader, choose, readers
-from qdx.records.record import FieldError, Fields, Record, Sampling, Token, Unreadable
+from qdx.records.record import FieldError, Fields, Record, Sampling, Shared, Token, Unreadable
 
 __all__ = [
     "FieldError",
@@ -16,6 +16,7 @@ __all__ = [
     "Record",
     "RecordReader",
     "Sampling",
+    "Shared",
     "Token",
     "Unreadable",
     "choose",

@@ -24,6 +24,7 @@ NEUTRAL: Mapping[str, Any] = {
 }
 # Of a greedy choice these change nothing, so nobody has to be asked for them.
 HARMLESS_IF_GREEDY = ("top_p", "top_k", "min_p")
+LONGEST_NAME = 40  # characters of a request's field
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,22 @@ class Decoding:
         Parameters that the record does not state and that are taken to do nothing.
     asked : tuple of str
         Parameters that the record does not state and that nobody can assume.
+    unknown : tuple of str
+        Fields of the request of which nobody knows what they do to the choice of tokens.
     """
 
     statement: str
     assumed: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def open(self) -> tuple[str, ...]:
+        """Everything that has to be asked for, in words."""
+        return (*self.asked, *(f"what {name} does" for name in self.unknown))
 
     @classmethod
-    def of(cls, sampling: Sampling, defaults: Mapping[str, Any]) -> Decoding:
+    def of(cls, sampling: Sampling, defaults: Mapping[str, Any], harmless: Sequence[str] = ()) -> Decoding:
         """Read the sampling parameters of a record.
 
         Parameters
@@ -54,9 +63,12 @@ class Decoding:
         defaults : Mapping
             What the checkpoint's ``generation_config.json`` says: a server may take it for what a request
             does not state.
+        harmless : sequence of str
+            Fields of a request that no reader knows and that change no token, as the verifier says.
         """
+        unknown = tuple(shown_name(name) for name in sampling.unknown if name not in harmless)
         if sampling.temperature is None:
-            return cls("", (), ("temperature",))
+            return cls("", (), ("temperature",), unknown)
         greedy = sampling.temperature == 0
         values: dict[str, Any] = {"temperature": sampling.temperature}
         assumed: list[str] = []
@@ -77,7 +89,12 @@ class Decoding:
         }
         if sampling.restrictions:
             values["structured_outputs"] = ", ".join(sorted(sampling.restrictions))
-        return cls("" if asked else canonical(values), tuple(assumed), tuple(asked))
+        return cls("" if asked or unknown else canonical(values), tuple(assumed), tuple(asked), unknown)
+
+
+def shown_name(name: str) -> str:
+    """Return a field's name as a report shows it: in ASCII, on one line and not long."""
+    return "".join(c if c.isascii() and c.isprintable() and c != "," else "?" for c in name[:LONGEST_NAME])
 
 
 def of_all(decodings: Sequence[Decoding]) -> Decoding:
@@ -87,9 +104,10 @@ def of_all(decodings: Sequence[Decoding]) -> Decoding:
     """
     assumed = tuple(dict.fromkeys(name for one in decodings for name in one.assumed))
     asked = tuple(dict.fromkeys(name for one in decodings for name in one.asked))
+    unknown = tuple(dict.fromkeys(name for one in decodings for name in one.unknown))
     statements = list(dict.fromkeys(one.statement for one in decodings))
-    if asked:
-        return Decoding("", assumed, asked)
+    if asked or unknown:
+        return Decoding("", assumed, asked, unknown)
     if len(statements) == 1:
         return Decoding(statements[0], assumed)
     values = [json.loads(text) for text in statements]

@@ -14,6 +14,10 @@ from typing import Any
 from qdx.plugins import register
 from qdx.records import lines
 from qdx.records.record import FieldError, Fields, Record, Sampling, Unreadable, stated_sampling
+from qdx.records.streams import MOST_CHOICES
+
+# What its config says beside the sampling parameters, and changes no token.
+HARMLESS = frozenset({"n_samples", "max_ctx_len"})
 
 
 @register("record_reader", "difr")
@@ -41,37 +45,37 @@ class Difr:
 def _entries(value: lines.Value) -> Iterator[Record | Unreadable]:
     whole = Fields(value.value)
     if "samples" not in whole:
-        yield from _sample(value.where, whole, Sampling(), {}, {}, False)
+        yield from _sample(value.where, value.value, Sampling(), {}, {}, False)
         return
     config = whole.object("config") or Fields({}, "config")
     about = {name: config.text(name) for name in ("model", "provider")}
-    sampling, other = stated_sampling(config), {f"config.{name}": v for name, v in config.left().items()}
+    sampling = stated_sampling(config, HARMLESS)
+    other = {f"config.{name}": v for name, v in config.left().items()}
     samples = whole.raw("samples")
     if not isinstance(samples, list):
         raise FieldError("samples", samples, "a list")
     for number, one in enumerate(samples):
         where = f"{value.where}: samples[{number}]"
-        try:
-            yield from _sample(where, Fields(one), sampling, about, other, True)
-        except FieldError as error:  # a sample that cannot be read does not hide the others
-            yield Unreadable(where, str(error))
+        # A sample that cannot be read does not hide the others.
+        yield from lines.naming(where, _sample(where, one, sampling, about, other, True))
 
 
 def _sample(
     where: str,
-    sample: Fields,
+    one: object,
     sampling: Sampling,
     about: Mapping[str, str],
     other: Mapping[str, Any],
     downloaded: bool,
 ) -> Iterator[Record]:
+    sample = Fields(one)
     prompt = sample.ids("prompt_token_ids")
     if prompt is None:
         raise FieldError("prompt_token_ids", None, "the token ids of the prompt")
     outputs = [("output_token_ids", sample.ids("output_token_ids"))]
     if outputs[0][1] is None:
         downloaded = False
-        outputs = [(one.at("token_ids"), one.ids("token_ids")) for one in sample.entries("outputs")]
+        outputs = [(o.at("token_ids"), o.ids("token_ids")) for o in sample.entries("outputs", MOST_CHOICES)]
     if not outputs:
         raise FieldError("outputs", None, "at least one output")
     left = {**other, **sample.left()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,18 @@ from qdx.errors import QdxError
 from qdx.plugins import register
 from qdx.records import lines
 from qdx.records.openai import chat_tokens, refuse_error
-from qdx.records.record import FieldError, Fields, Record, Sampling, Unreadable, stated_sampling
+from qdx.records.record import FieldError, Fields, Record, Sampling, Shared, Unreadable, stated_sampling
+from qdx.records.streams import MOST_CHOICES
 
 ZIP = b"PK\x03\x04"
 ZSTANDARD = 93  # a compression method of zip
 ATTACHMENT = "attachment://"  # stands for a long text, which is kept once beside a sample's messages
 STOPPED = {"max_tokens": "length", "stop": "stop"}
+# Options of a log that change no token of an answer.
+HARMLESS = frozenset({
+    "max_retries", "timeout", "attempt_timeout", "max_connections", "adaptive_connections", "max_tool_output",
+    "cache_prompt", "cache", "batch", "internal_tools", "num_choices",
+})  # fmt: skip
 
 
 @register("record_reader", "inspect")
@@ -110,7 +116,8 @@ def _unpacked(stream: Any, member: zipfile.ZipInfo) -> bytes:
     if len(local) < 30 or local[:4] != ZIP:
         raise ValueError("the member's header is damaged")
     stream.seek(int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little"), 1)
-    packed: bytes = stream.read(min(member.compress_size, limits().max_bytes))
+    # No method makes a text much longer than it is: of a longer member its beginning shows that it is.
+    packed: bytes = stream.read(min(member.compress_size, most + most // 100 + 65_536))
     if member.compress_type == zipfile.ZIP_STORED:
         text = packed
     elif member.compress_type == zipfile.ZIP_DEFLATED:
@@ -159,41 +166,48 @@ def _settings(log: Fields) -> dict[str, Any]:
 
 
 def _sample(where: str, sample: object, settings: Mapping[str, Any]) -> Iterator[Record | Unreadable]:
-    try:
-        yield from _answers(where, Fields(sample), settings)
-    except FieldError as error:
-        yield Unreadable(where, str(error))
+    return lines.naming(where, _answers(where, sample, settings))
 
 
-def _answers(where: str, sample: Fields, settings: Mapping[str, Any]) -> Iterator[Record]:
+def _answers(where: str, found: object, settings: Mapping[str, Any]) -> Iterator[Record]:
+    sample = Fields(found)
     texts = sample.raw("attachments") or {}
     texts = texts if isinstance(texts, dict) else {}
     refuse_error(sample.raw("error"), "error")
-    messages = [_resolved(message, texts) for message in sample.objects("messages")]
+    room = _Room(limits().max_length)
+    messages = [_resolved(message, texts, room) for message in sample.objects("messages")]
     output = sample.object("output")
     if output is None or not messages:
         raise FieldError("output", None, "an answer, and messages before it")
     refuse_error(output.raw("error"), "output.error")
     asked = _asked(sample.raw("events"))
-    usage, name, choices = output.object("usage"), output.text("model"), output.entries("choices")
+    usage, name, choices = (
+        output.object("usage"),
+        output.text("model"),
+        output.entries("choices", MOST_CHOICES),
+    )
     if not choices:
         raise FieldError("output.choices", None, "at least one choice")
     last = next((i for i in range(len(messages), 0, -1) if messages[i - 1].get("role") == "assistant"), 0)
     if last != len(messages):
         raise FieldError("messages", messages, "an answer of the assistant at the end")
     sampling = _sampling({**settings["options"], **asked.get("config", {})})
-    identity = f"{sample.raw('id')}/{sample.raw('epoch')}"
+    own = sample.raw("id")
+    identity = "" if own is None else f"{own}/{sample.raw('epoch')}#"
     tools = [
         {"type": "function", "function": tool} for tool in asked.get("tools", []) if isinstance(tool, dict)
     ]
+    shared = None
+    if usage is not None and len(choices) > 1:
+        shared = Shared(len(choices), 1, usage.integer("input_tokens"), usage.integer("output_tokens"))
     for number, choice in enumerate(choices):
         message = choice.object("message") or Fields({}, choice.at("message"))
-        said, thought = _parts(_resolved({"content": message.raw("content")}, texts)["content"])
+        said, thought = _parts(_resolved(message.raw("content"), texts, room))
         tokens = tuple(chat_tokens(choice.object("logprobs")))
         stopped = choice.text("stop_reason")
         record = Record(
             where,
-            f"{identity}#{number}",
+            f"{identity}{number}" if identity else "",
             messages=tuple(_plain(one) for one in messages[:-1]),
             tools=tuple(tools),
             output=said,
@@ -210,7 +224,10 @@ def _answers(where: str, sample: Fields, settings: Mapping[str, Any]) -> Iterato
                 record,
                 prompt_tokens=usage.integer("input_tokens"),
                 completion_tokens=usage.integer("output_tokens"),
+                reasoning_tokens=usage.integer("reasoning_tokens"),
             )
+        elif usage is not None:
+            record = replace(record, shared=shared)
         yield record
 
 
@@ -235,22 +252,45 @@ def _sampling(options: Mapping[str, Any]) -> Sampling:
     if "response_schema" in known:
         known["response_format"] = known.pop("response_schema")
     extra = known.pop("extra_body", None)
-    return stated_sampling(Fields({**(extra if isinstance(extra, dict) else {}), **known}, "config"))
+    known |= extra if isinstance(extra, dict) else {}  # as clients do, over what stands there
+    return stated_sampling(Fields(known, "config"), HARMLESS)
 
 
-def _resolved(value: Any, texts: Mapping[str, Any]) -> Any:
+@dataclass
+class _Room:
+    """Characters of attachments that a sample may still have: one text may be named without end."""
+
+    left: int
+
+    def take(self, text: str) -> str:
+        """Return a text of an attachment.
+
+        Raises
+        ------
+        FieldError
+        """
+        self.left -= len(text)
+        if self.left < 0:
+            most = limits().max_length
+            raise FieldError(
+                "attachments", text, f"texts of at most {most:,} characters together (max_length)"
+            )
+        return text
+
+
+def _resolved(value: Any, texts: Mapping[str, Any], room: _Room) -> Any:
     """Put long texts back in their places."""
     if isinstance(value, str):
         if value.startswith(ATTACHMENT):
             text = texts.get(value.removeprefix(ATTACHMENT))
             if not isinstance(text, str):
                 raise FieldError("attachments", value, "the text of this attachment")
-            return text
+            return room.take(text)
         return value
     if isinstance(value, list):
-        return [_resolved(one, texts) for one in value]
+        return [_resolved(one, texts, room) for one in value]
     if isinstance(value, dict):
-        return {name: _resolved(one, texts) for name, one in value.items()}
+        return {name: _resolved(one, texts, room) for name, one in value.items()}
     return value
 
 

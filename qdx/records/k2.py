@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from qdx.plugins import register
 from qdx.records import lines
-from qdx.records.openai import answers, refuse_error
+from qdx.records.openai import answers, refuse_error, sent
 from qdx.records.record import FieldError, Fields, Record, Unreadable
 
 
@@ -28,7 +27,7 @@ class K2:
         return lines.each(path, _line)
 
 
-def _line(value: lines.Value) -> Iterator[Record]:
+def _line(value: lines.Value) -> Iterator[Record | Unreadable]:
     line = Fields(value.value)
     number, status = line.integer("data_index"), line.text("status")
     request, extra, response = line.raw("request"), line.raw("extra_body"), line.raw("response")
@@ -39,6 +38,6 @@ def _line(value: lines.Value) -> Iterator[Record]:
         raise FieldError("status", status, "success: the vendor gave no answer")
     if not isinstance(request, dict) or not isinstance(extra, dict | None):
         raise FieldError("request", request, "an object, with extra_body beside it")
-    sent = Fields({**request, **(extra or {})}, "request")
-    for record in answers(value.where, sent, Fields(response, "response"), f"data_index {number}", line):
-        yield replace(record, identity="" if number is None else record.identity)
+    name = "" if number is None else f"data_index {number}"
+    asked = sent(Fields({**request, "extra_body": extra}, "request"))
+    yield from answers(value.where, asked, Fields(response, "response"), name, line)

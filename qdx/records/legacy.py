@@ -41,20 +41,18 @@ class Legacy:
             for label, runs in listed:
                 for run in runs:
                     where = f"{value.where}: {run.path}"
-                    try:
-                        yield _record(where, label, run, names.get(label))
-                    except FieldError as error:
-                        yield Unreadable(where, str(error))
+                    yield from lines.naming(where, _record(where, label, run, names.get(label)))
 
 
-def _record(where: str, label: str, run: Fields, about: Any) -> Record:
+def _record(where: str, label: str, run: Fields, about: Any) -> Iterator[Record]:
     prompt, output = run.ids("prompt_ids"), run.ids("generated_ids")
     if prompt is None or output is None:
         raise FieldError(run.at("prompt_ids"), None, "the token ids of the prompt, and generated_ids")
     facts = about if isinstance(about, dict) else {}
-    return Record(
+    number = run.raw("ref_idx")
+    yield Record(
         where,
-        f"{label}/{run.raw('ref_idx')}",
+        "" if number is None else f"{label}/{number}",
         prompt_ids=prompt,
         output_ids=output,
         model=str(facts.get("model_name", "")),

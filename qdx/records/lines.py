@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from qdx.dataset.guarding import limits
-from qdx.errors import QdxError
+from qdx.errors import QdxError, printable
 from qdx.records.record import FieldError, Record, Unreadable
 
 MOST_BYTES = 2**28  # of a document that is one object: Python's objects take ten times as much
 HEAD = 2**20  # bytes that a format is recognised from, and the whole first line
+LONGEST_REASON = 200  # characters
 _PIECE = 2**18
 _SPACE = " \t\r\n"
 _HALVES = re.compile("[\ud800-\udfff]")
@@ -130,11 +131,18 @@ def each(path: Path, read: Callable[[Value], Iterator[Record | Unreadable]]) -> 
 
 
 def naming(where: str, found: Iterator[Record | Unreadable]) -> Iterator[Record | Unreadable]:
-    """Give what is found, and in the place of a FieldError what could not be read there."""
+    """Give what is found, and in the place of what raised what could not be read there.
+
+    A value is a stranger's, and may have a type in some field that nobody thought of. It is named like any
+    other that cannot be read, and the values after it are read.
+    """
     try:
         yield from found
     except FieldError as error:
         yield Unreadable(where, str(error))
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+        what = " ".join(printable(f"{type(error).__name__}: {error}").split())
+        yield Unreadable(where, f"a field has a type that no answer has ({what[:LONGEST_REASON]})")
 
 
 def _kind(stream: IO[bytes]) -> str:

@@ -53,7 +53,7 @@ def _answers(value: lines.Value) -> Iterator[Record]:
                 raise FieldError(f"resps[{call}][{number}]", answer, "a text")
             yield Record(
                 value.where,
-                f"doc {document}#{call}.{number}",
+                "" if document is None else f"doc {document}#{call}.{number}",
                 **_prompt(prompt, call_fields.at("arg_0")),
                 output=answer,
                 sampling=_sampling(options, call_fields.at("arg_1")),

@@ -21,14 +21,17 @@ from qdx.records.record import (
     FieldError,
     Fields,
     Record,
+    Shared,
     Token,
     Unreadable,
+    ids,
     logprob,
+    moment,
     shown,
     stated_sampling,
 )
 from qdx.records.requests import Requests
-from qdx.records.streams import Streams
+from qdx.records.streams import CUT, MOST_CHOICES, Streams
 
 TOKEN_ID = re.compile(r"token_id:([0-9]{1,9})")
 CHAT, COMPLETION, CHUNK = "chat.completion", "text_completion", "chat.completion.chunk"
@@ -56,8 +59,18 @@ class OpenAI:
     def read(self, path: Path) -> Iterator[Record | Unreadable]:
         """Read every answer of a file; see `qdx.records.RecordReader`."""
         streams = Streams()
-        yield from lines.each(path, lambda value: self._value(value, streams))
+        for one in lines.values(path):
+            if isinstance(one, Unreadable):
+                yield one
+                yield from streams.lose(one.where)
+            else:
+                for found in lines.naming(one.where, self._value(one, streams)):
+                    yield found
+                    if isinstance(found, Unreadable) and not streams.has(one.value):
+                        yield from streams.lose(one.where)
         yield from self._streamed(streams.close())
+        if self._requests is not None:
+            yield from self._requests.unanswered()
 
     def _value(self, value: lines.Value, streams: Streams) -> Iterator[Record | Unreadable]:
         if is_piece(value.value, value.event):
@@ -68,10 +81,11 @@ class OpenAI:
             yield from answers(value.where, None, envelope)
             return
         identity = envelope.text("custom_id")
-        refuse_error(envelope.raw("error"), "error")
         request = request_of(envelope)
         if request is None and self._requests is not None and identity:
             request = self._requests.find(identity)
+            request = None if request is None else sent(request)
+        refuse_error(envelope.raw("error"), "error")
         response = envelope.raw("response")
         if isinstance(response, dict) and "body" in response:  # of a Batch
             around = Fields(response, "response")
@@ -144,14 +158,25 @@ def request_of(envelope: Fields) -> Fields | None:
     """Take the request of a line: as it was sent, or as a Batch has it, around its body."""
     request = envelope.object("request")
     if request is not None and "body" in request:
-        return request.object("body")
-    return request
+        request = request.object("body")
+    return None if request is None else sent(request)
+
+
+def sent(request: Fields) -> Fields:
+    """Return a request as it went over the wire: clients put ``extra_body`` over its fields.
+
+    Raises
+    ------
+    FieldError
+    """
+    extra = request.object("extra_body")
+    return request if extra is None else Fields({**request.left(), **extra.left()}, request.path)
 
 
 def answers(
     where: str, request: Fields | None, body: Fields, identity: str = "", envelope: Fields | None = None
-) -> Iterator[Record]:
-    """Yield a record for every choice of a response.
+) -> Iterator[Record | Unreadable]:
+    """Yield a record for every choice of a response, and say where choices that were asked for are missing.
 
     Parameters
     ----------
@@ -160,7 +185,8 @@ def answers(
     body : Fields
         The response.
     identity : str
-        Of the line; the response's own where it is "".
+        What whoever asked calls the request; "" where it has no name. The provider chooses the response's id,
+        which is never taken for one.
     envelope : Fields, optional
         What stands around both, for its unknown fields.
 
@@ -174,26 +200,46 @@ def answers(
     kind = body.text("object")
     if kind not in ("", CHAT, COMPLETION, CHUNK):
         raise FieldError(body.at("object"), kind, f"{CHAT} or {COMPLETION}")
-    choices = body.entries("choices")
+    choices = body.entries("choices", MOST_CHOICES)
     if not choices:
         raise FieldError(body.at("choices"), None, "at least one choice")
-    own = body.text("id")
-    common = _common(where, request, body)
-    if len(choices) > 1:  # usage counts the tokens of all choices together
-        common = replace(common, completion_tokens=None)
-    prompts = request.raw("prompt") if request is not None else None
+    prompts = _prompts(request.raw("prompt") if request is not None else None)
     echo = bool(request.flag("echo")) if request is not None else False
     every = (request.integer("n", 1) if request is not None else None) or 1
+    special = request.flag("add_special_tokens") if request is not None else None
+    common = replace(_common(where, request, body), response_id=body.text("id"), special=special)
+    wanted = every * max(1, len(prompts))
+    if request is not None and len(choices) > wanted:
+        raise FieldError(body.at("choices"), choices, f"{wanted}, as the request asks for")
+    numbers = [fallback if (i := c.integer("index")) is None else i for fallback, c in enumerate(choices)]
+    if len(set(numbers)) < len(numbers):
+        raise FieldError(body.at("choices[].index"), numbers, "another index in each choice")
+    if len(choices) > 1 or len(prompts) > 1:  # usage counts the tokens of all choices and prompts together
+        shared = Shared(len(choices), max(1, len(prompts)), common.prompt_tokens, common.completion_tokens)
+        only = common.prompt_tokens if len(prompts) < 2 else None
+        common = replace(
+            common, prompt_tokens=only, completion_tokens=None, reasoning_tokens=None, shared=shared
+        )
     left = _left(("", envelope), ("request.", request), ("response.", body))
-    for fallback, choice in enumerate(choices):
-        index = choice.integer("index")
-        number = fallback if index is None else index
-        record = replace(common, identity=f"{identity or own}#{number}" if identity or own else "")
+    for number, choice in zip(numbers, choices, strict=True):
+        record = replace(common, identity=f"{identity}#{number}" if identity else "")
+        record = replace(record, cut=bool(choice.raw(CUT)))
         record = _with_prompt(record, prompts, number // every)
         record = _with_answer(record, choice, echo)
         record = positions(record, choice)
         own_left = _left((f"response.choices[{number}].", choice))
         yield replace(record, other={**left, **record.other, **own_left})
+    if request is not None and len(choices) < wanted:
+        yield Unreadable(where, f"{len(choices)} of the {wanted} answers that the request asks for")
+
+
+def _prompts(stated: object) -> list[object]:
+    """Return the prompts of a completion: none for a chat, one, or several of a list."""
+    if stated is None:
+        return []
+    if isinstance(stated, list) and stated and isinstance(stated[0], list | str):
+        return stated
+    return [stated]
 
 
 def _left(*parts: tuple[str, Fields | None]) -> dict[str, Any]:
@@ -211,8 +257,8 @@ def _common(where: str, request: Fields | None, body: Fields) -> Record:
     from qdx.records.vllm import prompt_of
 
     record = Record(where, model=body.text("model"), fingerprint=body.text("system_fingerprint"))
-    for ignored in ("created", "service_tier"):
-        body.raw(ignored)
+    record = replace(record, created=moment(body.raw("created")))
+    body.raw("service_tier")
     usage = body.object("usage")
     if usage is not None:
         record = replace(
@@ -220,6 +266,9 @@ def _common(where: str, request: Fields | None, body: Fields) -> Record:
             prompt_tokens=usage.integer("prompt_tokens"),
             completion_tokens=usage.integer("completion_tokens"),
         )
+        details = usage.object("completion_tokens_details")
+        if details is not None:
+            record = replace(record, reasoning_tokens=details.integer("reasoning_tokens"))
     if request is not None:
         messages = request.objects("messages")
         if (own := request.raw("chat_template")) is not None:
@@ -241,21 +290,16 @@ def _common(where: str, request: Fields | None, body: Fields) -> Record:
     return marketplace(prompt_of(record, body), request, body)
 
 
-def _with_prompt(record: Record, prompts: object, number: int) -> Record:
+def _with_prompt(record: Record, prompts: Sequence[object], number: int) -> Record:
     """Give a completion its prompt: a text, token ids, or one of several of either."""
-    if prompts is None:
+    if not prompts:
         return record
-    one: object = prompts
-    if isinstance(prompts, list) and prompts and isinstance(prompts[0], list | str):
-        if number >= len(prompts):
-            raise FieldError("request.prompt", prompts, f"a prompt for choice {number}")
-        one = prompts[number]
+    if number >= len(prompts):
+        raise FieldError("request.prompt", list(prompts), f"a prompt for choice {number}")
+    one = prompts[number]
     if isinstance(one, str):
         return replace(record, prompt=one)
-    from qdx.records.record import ids
-
-    stated = ids(one, "request.prompt")
-    return record if record.prompt_ids is not None else replace(record, prompt_ids=stated)
+    return replace(record, asked_ids=ids(one, "request.prompt"))
 
 
 def _with_answer(record: Record, choice: Fields, echo: bool) -> Record:
@@ -274,7 +318,10 @@ def _with_answer(record: Record, choice: Fields, echo: bool) -> Record:
             if not text.startswith(record.prompt):
                 raise FieldError(choice.at("text"), text, "the prompt first, since the request has echo")
             text = text[start:]
-            tokens = [token for token, at in zip(tokens, offsets, strict=False) if at >= start]
+            tokens = [token for token, at in zip(tokens, offsets, strict=True) if at >= start]
+        elif echo and record.asked_ids is not None:  # whoever has the tokenizer takes the prompt's text off
+            tokens = tokens[len(record.asked_ids) :]
+            record = replace(record, echo=True)
         return replace(record, output=text, tokens=tuple(tokens))
     message.raw("role")
     content = content_text(message.raw("content"), message.at("content"))
@@ -380,6 +427,8 @@ def completion_tokens(logprobs: Fields | None) -> tuple[list[Token], list[int]]:
             top = [Token(t, None, _id_of(t), logprob(v, f"{place}[{shown(t)}]")) for t, v in listed]
         found.append(Token(text, None, _id_of(text), stated, tuple(top)))
     offsets = [int(at) if isinstance(at, int) else 0 for at in columns.offsets] or [0] * count
+    if len(offsets) != count:
+        raise FieldError(logprobs.at("text_offset"), columns.offsets, f"{count} entries, as tokens has")
     return found, offsets
 
 

@@ -10,6 +10,17 @@ from typing import Any
 LEAST_SHOWN = -9999.0  # what vLLM prints where a log-probability is −∞ or absent: JSON has neither
 MOST_RANKS = 20  # log-probabilities of a position that are kept; more are counted as unknown fields
 LONGEST_SHOWN = 60  # characters of a value that a message quotes
+MOST_UNKNOWN = 20  # unknown fields of a request that are named
+LATEST = 2**33  # seconds since 1970 that a time may have, in the year 2242
+# Fields of a request that change no token of the answer: what is sent back, who pays, how long one waits. Any
+# field that is neither here nor read by name may change which tokens come: it is never passed over in silence.
+HARMLESS = frozenset({
+    "model", "messages", "prompt", "stream", "stream_options", "n", "user", "logprobs", "top_logprobs",
+    "prompt_logprobs", "return_token_ids", "return_tokens_as_token_ids", "echo", "metadata", "store", "service_tier",
+    "provider", "parallel_tool_calls", "skip_special_tokens", "spaces_between_special_tokens", 
+    "include_stop_str_in_output", "detokenize", "priority", "request_id", "cache_salt", "timeout", "extra_headers", "extra_query", "usage",
+    "prompt_cache_key", "safety_identifier", "session_id", "include_reasoning",
+})  # fmt: skip
 
 
 class FieldError(ValueError):
@@ -60,6 +71,10 @@ class Sampling:
         Of the stated log-probabilities, such as ``raw_logprobs``; "" where the record does not say.
     restrictions : Mapping
         What else may keep tokens from being chosen: a response format, bad words, a forced tool.
+    stop_ids : tuple of int
+        Tokens that end an answer beside the model's own; a text need not show them.
+    unknown : tuple of str
+        Fields of the request that no reader knows: they may change which tokens come.
     """
 
     temperature: float | None = None
@@ -77,6 +92,8 @@ class Sampling:
     stop: tuple[str, ...] = ()
     logprobs_mode: str = ""
     restrictions: Mapping[str, Any] = field(default_factory=dict)
+    stop_ids: tuple[int, ...] = ()
+    unknown: tuple[str, ...] = ()
 
     def assuming(self, values: Mapping[str, Any]) -> Sampling:
         """Return it with these values where the record states none."""
@@ -108,6 +125,24 @@ class Token:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """What a response counts of all its choices together.
+
+    Attributes
+    ----------
+    choices, prompts : int
+        Answers, and prompts that they answer.
+    prompt_tokens, completion_tokens : int or None
+        Sums over all prompts, and over all choices.
+    """
+
+    choices: int
+    prompts: int
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+@dataclass(frozen=True)
 class Record:
     """One prompt and one answer.
 
@@ -116,8 +151,16 @@ class Record:
     where : str
         File and line, or entry, for messages.
     identity : str
-        What the record calls itself, with the number of the choice; "" where it has no name.
+        What whoever asked calls it, such as a ``custom_id``, with the number of the choice; "" where it has
+        no such name, and its place in the file is its name. Never what the provider calls it.
+    response_id : str
+        What the provider calls it.
     prompt_ids : tuple of int or None
+        Of the prompt, as the answer states them.
+    asked_ids : tuple of int or None
+        Of the prompt, as the request has them.
+    special : bool or None
+        Whether the request has a text prompt begin with the tokenizer's special tokens; None: not stated.
     messages : tuple of Mapping or None
         A conversation, as the request has it.
     prompt : str or None
@@ -131,6 +174,10 @@ class Record:
         generated as.
     output : str or None
         The answer's text; None where the record has none.
+    echo : bool
+        Whether `output` begins with the text of the prompt's ids.
+    cut : bool
+        Whether the answer was not received to its end.
     reasoning : str
     tool_calls : tuple of Mapping
     tokens : tuple of Token
@@ -142,7 +189,13 @@ class Record:
     model, provider, weight_format, fingerprint : str
         As the record states them. `weight_format` is what a marketplace calls quantization, such as ``fp8``.
     prompt_tokens, completion_tokens : int or None
-        Numbers of tokens that the record states.
+        Numbers of tokens that the record states of this answer.
+    reasoning_tokens : int or None
+        Those of the completion that are reasoning.
+    shared : Shared or None
+        What is counted of several answers together; the two numbers above are None then.
+    created : int or None
+        When it was made, in seconds since 1970.
     cached : bool
         Whether the record says that the answer came from a cache of answers.
     other : Mapping
@@ -151,7 +204,10 @@ class Record:
 
     where: str
     identity: str = ""
+    response_id: str = ""
     prompt_ids: tuple[int, ...] | None = None
+    asked_ids: tuple[int, ...] | None = None
+    special: bool | None = None
     messages: tuple[Mapping[str, Any], ...] | None = None
     prompt: str | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
@@ -159,6 +215,8 @@ class Record:
     output_ids: tuple[int, ...] | None = None
     retokenized: bool = False
     output: str | None = None
+    echo: bool = False
+    cut: bool = False
     reasoning: str = ""
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     tokens: tuple[Token, ...] = ()
@@ -172,6 +230,9 @@ class Record:
     fingerprint: str = ""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    shared: Shared | None = None
+    created: int | None = None
     cached: bool = False
     other: Mapping[str, Any] = field(default_factory=dict)
 
@@ -253,13 +314,15 @@ class Fields:
         value = self.raw(name)
         return None if value is None else Fields(value, self.at(name))
 
-    def entries(self, name: str) -> list[Fields]:
-        """Take a list of objects; an absent one is empty."""
+    def entries(self, name: str, most: int | None = None) -> list[Fields]:
+        """Take a list of objects, at most so many; an absent one is empty."""
         value = self.raw(name)
         if value is None:
             return []
         if not isinstance(value, list):
             raise FieldError(self.at(name), value, "a list")
+        if most is not None and len(value) > most:
+            raise FieldError(self.at(name), value, f"a list of at most {most:,}")
         return [Fields(one, f"{self.at(name)}[{i}]") for i, one in enumerate(value)]
 
     def objects(self, name: str) -> tuple[Mapping[str, Any], ...]:
@@ -326,8 +389,16 @@ def logprob(value: object, path: str) -> float:
     return min(found, 0.0)
 
 
-def stated_sampling(request: Fields) -> Sampling:
-    """Take the sampling parameters of a request."""
+def stated_sampling(request: Fields, harmless: frozenset[str] = frozenset()) -> Sampling:
+    """Take the sampling parameters of a request, and the names of its fields that nobody knows.
+
+    Parameters
+    ----------
+    request : Fields
+        From which everything was taken that is not about how tokens are chosen.
+    harmless : frozenset of str
+        Further fields, beside `HARMLESS`, that change no token.
+    """
     bias = request.object("logit_bias")
     restrictions = {
         name: value
@@ -337,6 +408,11 @@ def stated_sampling(request: Fields) -> Sampling:
         )
         if (value := request.raw(name)) not in (None, [], {}, {"type": "text"})
     }  # fmt: skip
+    # Neither takes the greatest logit at each step.
+    if request.flag("use_beam_search"):
+        restrictions["use_beam_search"] = True
+    if (best := request.integer("best_of")) is not None and best > 1:
+        restrictions["best_of"] = best
     choice = request.raw("tool_choice")
     if choice not in (None, "auto", "none"):
         restrictions["tool_choice"] = choice
@@ -345,7 +421,7 @@ def stated_sampling(request: Fields) -> Sampling:
         raise FieldError(request.at("stop"), stop, "a text or a list of texts")
     longest = request.integer("max_completion_tokens")
     shortest = request.integer("max_tokens")
-    return Sampling(
+    found = Sampling(
         temperature=request.number("temperature", 0.0, 100.0),
         top_p=request.number("top_p", 0.0, 1.0),
         top_k=request.integer("top_k", -1, 2**31),
@@ -361,7 +437,17 @@ def stated_sampling(request: Fields) -> Sampling:
         stop=(stop,) if isinstance(stop, str) else tuple(str(one) for one in stop or ()),
         logprobs_mode=request.text("logprobs_mode"),
         restrictions=restrictions,
+        stop_ids=request.ids("stop_token_ids") or (),
     )
+    names = sorted(request.left().keys() - HARMLESS - harmless)
+    return replace(found, unknown=tuple(names[:MOST_UNKNOWN]))
+
+
+def moment(value: object) -> int | None:
+    """Return a time in seconds since 1970; None for what is no such time, which decides nothing."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < LATEST:
+        return None
+    return int(value)
 
 
 def _bias(bias: Fields, name: str) -> float:
@@ -370,5 +456,5 @@ def _bias(bias: Fields, name: str) -> float:
 
 def parameters() -> Iterator[str]:
     """Iterate over the names of the parameters of `Sampling` that are numbers or truth values."""
-    skipped = ("stop", "logprobs_mode", "restrictions", "logit_bias")
+    skipped = ("stop", "logprobs_mode", "restrictions", "logit_bias", "stop_ids", "unknown")
     return (one.name for one in fields(Sampling) if one.name not in skipped)

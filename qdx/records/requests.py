@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from qdx.dataset.guarding import limits
 from qdx.errors import QdxError
 from qdx.records import lines
-from qdx.records.record import FieldError, Fields
+from qdx.records.record import FieldError, Fields, Unreadable, shown
 
 _BLOCK = 65_536  # entries of the index that are appended at once
 
@@ -37,6 +38,7 @@ class Requests:
         if not path.is_file():
             raise QdxError(f"prompts.requests: {path}: no such file: give the input file of the Batch")
         self._keys, self._starts = self._index()
+        self._answered = np.zeros(len(self._keys), bool)
         if not len(self._keys):
             raise QdxError(
                 f"prompts.requests: {path} has no line with a custom_id: give the input of a Batch"
@@ -77,6 +79,7 @@ class Requests:
         key = _key(identity)
         first = int(np.searchsorted(self._keys, key, "left"))
         end = int(np.searchsorted(self._keys, key, "right"))
+        self._answered[first:end] = True
         found = []
         with self._path.open("rb") as stream:
             for start in self._starts[first:end].tolist():
@@ -92,6 +95,20 @@ class Requests:
             return None
         body = found[0].get("body", found[0].get("request"))
         return Fields(body, "request")
+
+    def unanswered(self) -> Iterator[Unreadable]:
+        """Say how many requests nobody has asked for with `find`: whoever answers can leave some out."""
+        open_ones = np.flatnonzero(~self._answered)
+        if not len(open_ones):
+            return
+        with self._path.open("rb") as stream:
+            stream.seek(int(self._starts[open_ones].min()))
+            name = lines.parse(stream.readline(limits().max_length))["custom_id"]
+        yield Unreadable(
+            self._path.name,
+            f"{len(open_ones):,} of its {len(self._keys):,} requests have no answer, "
+            f"the first is {shown(name)}",
+        )
 
 
 def _key(name: str) -> int:

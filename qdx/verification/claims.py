@@ -20,6 +20,7 @@ from qdx.verification.judge import best
 from qdx.verification.likelihood import log_likelihood, token_misfits
 from qdx.verification.obligations import Obligations, Stated, obligations
 from qdx.verification.p_values import level
+from qdx.verification.recorded import own_units
 from qdx.verification.replays import Replays
 from qdx.verification.sampled import log_likelihood as log_likelihood_of_drawn
 from qdx.verification.verdicts import Evidence, Verdict, decide, headline
@@ -80,7 +81,7 @@ def verify(
     data, exact_alpha = Replays.of(producer_tree, verifier_tree), level(alpha)
     known = calibrating(data, calibration)
     claimed = _claimed(data, claims or {})
-    at = [data.configs.index(label) if label in data.configs else -1 for label in claimed]
+    at = [_index(data, d, label, claims or {}) for d, label in enumerate(claimed)]
     tested = weigh(data, known, at, exact_alpha)
     likelihood_DCR = _likelihood(data, known)
     likeliest = best(likelihood_DCR)
@@ -152,6 +153,16 @@ def _claimed(data: Replays, claims: Mapping[str, str]) -> list[str]:
     return claimed
 
 
+def _index(data: Replays, d: int, label: str, claims: Mapping[str, str]) -> int:
+    """The config that a producer is judged as; −1: none.
+
+    Records of other programs claim none: what they call their model, the provider chose.
+    """
+    if data.records_D[d] is not None and data.producers[d] not in claims:
+        return -1
+    return data.configs.index(label) if label in data.configs else -1
+
+
 def _likelihood(data: Replays, known: Sequence[Replays]) -> Floats:
     """ℓ of every transcript under every config, scales from the known transcripts: ranks, no verdict.
 
@@ -185,13 +196,13 @@ def _obligations(
         prompts = ""
         if "references_sha256" in stored:
             prompts = str(stored["references_sha256"].sel(config=label).values)
-        c = at[d]
+        c, there_R = at[d], data.there_DR[d]
         not_here = compare(data.class_D[d], data.class_C[c]).why if c >= 0 else "it was not replayed"
         given = Stated(
             data.record_D[d],
-            len(set(data.reference_keys)),
-            int(data.units_DR[d].max(initial=-1)) + 1,
-            int(data.emitted_DR[d].min(initial=2**31 - 1)),
+            len({key for key, there in zip(data.reference_keys, there_R, strict=True) if there}),
+            own_units(data.units_DR[d], there_R),
+            int(data.emitted_DR[d][there_R].min(initial=2**31 - 1)) if there_R.any() else 0,
             prompts,
             not_here,
         )
@@ -275,7 +286,10 @@ def _result(
         "p_test": ([_float(one) for one, _ in p], "T · min p over the claim's T listed tests"),
         "p_test_holm": ([_float(two) for _, two in p], "p_test, Holm's adjustment over the claims"),
         "false_at_least": ([one.false_at_least for one in decided], "units that are false, at least"),
-        "units": ([int(row.max(initial=-1)) + 1 for row in data.units_DR], "independent transcripts"),
+        "units": (
+            [own_units(*pair) for pair in zip(data.units_DR, data.there_DR, strict=True)],
+            "independent transcripts",
+        ),
         "drawn_rows": ([one.drawn for one in evidence.obligations_D], "rows that the verifier drew"),
     }
     for name, (values, about) in numbers.items():

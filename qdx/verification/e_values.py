@@ -140,7 +140,7 @@ def against(
     others : sequence of Drawn
         Alternatives of the same shape, all given the same weight before the first token.
     groups : sequence of int
-        Group of every answer.
+        Group of every answer; −1: it counts for nothing.
     alpha : float
     share : float
 
@@ -164,7 +164,7 @@ def against(
     limit = -np.log(alpha)
     for group in dict.fromkeys(groups):
         members = np.flatnonzero((numbers == group) & (lengths > 0))
-        if not len(members):
+        if group < 0 or not len(members):
             continue
         if len(members) == 1:
             own = paths[:, members[0]][:, here[members[0]]]

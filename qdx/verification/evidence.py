@@ -29,7 +29,7 @@ from qdx.verification.p_values import (
     split,
 )
 from qdx.verification.profile import fit_profile, symmetric_scores
-from qdx.verification.recorded import Recorded
+from qdx.verification.recorded import Recorded, own_units
 from qdx.verification.replays import Replays
 from qdx.verification.sampled import (
     GROWTH,
@@ -41,7 +41,7 @@ from qdx.verification.sampled import (
     readable_e,
     uniform_p,
 )
-from qdx.verification.units import greatest_of_units
+from qdx.verification.units import greatest_of_units, least_of_units
 
 FEWEST_PROCESSES = 3  # the first run here and two reruns, each in a process of its own
 GREEDY_ONLY = 1  # files of this schema version and before could hold nothing but plain greedy output
@@ -256,13 +256,24 @@ def _listed(
             unlisted[name] = made
         else:
             tests.append(made)
-    if greedy is False and data.drawn is not None and np.isfinite(data.drawn.logprob[d, c]).any():
+    if greedy is False and _any_drawn(data, d, c):
         if Alternatives.of(weights_of(data), c).others:
             tests.append(_Against(data, d, c))
         else:
             unlisted["drawn tokens"] = "no config of other weights was replayed: add one to quant=…"
         tests.append(_Uniform(data, d, c))
     return tests, unlisted
+
+
+def _any_drawn(data: Replays, d: int, c: int) -> bool:
+    drawn = data.drawn
+    return drawn is not None and bool(np.isfinite(drawn.logprob[d, c][data.there_DR[d]]).any())
+
+
+def judged_groups(data: Replays, d: int) -> list[int]:
+    """Group of every transcript of a producer of records; −1 for one that is not judged."""
+    pairs = zip(data.groups_D[d], data.there_DR[d], strict=True)
+    return [group if there else -1 for group, there in pairs]
 
 
 def weights_of(data: Replays) -> list[str]:
@@ -352,7 +363,7 @@ class _Against:
     def test(self, share: Fraction | None) -> Test:
         data, claim = self.data, Alternatives.of(weights_of(self.data), self.c)
         assert data.drawn is not None
-        found = evidence_against(data.drawn, data.groups_D[self.d], self.d, claim, float(share or 0.05))
+        found = evidence_against(data.drawn, judged_groups(data, self.d), self.d, claim, float(share or 0.05))
         assert found is not None
         others = ", ".join(data.configs[v] for v in claim.others)
         noise = (
@@ -379,7 +390,7 @@ class _Uniform:
         data = self.data
         assert data.drawn is not None
         salt = f"{data.producers[self.d]} {data.configs[self.c]}"
-        p, tokens = uniform_p(data.drawn, data.groups_D[self.d], self.d, self.c, salt)
+        p, tokens = uniform_p(data.drawn, judged_groups(data, self.d), self.d, self.c, salt)
         null = (
             f"the uniform law, {plural(tokens, 'token')} ({UNIFORM:.3f} are allowed for the noise of kernels)"
         )
@@ -387,7 +398,7 @@ class _Uniform:
 
 
 def _judged(data: Replays, d: int) -> int:
-    return int(data.units_DR[d].max(initial=-1)) + 1
+    return own_units(data.units_DR[d], data.there_DR[d])
 
 
 def _rows_test(data: Replays, rows: Compared, d: int, c: int, name: str) -> _Listed:
@@ -410,23 +421,29 @@ def _why_no_distances(data: Replays, d: int, c: int) -> str:
 
 
 def _why_no_text(greedy: bool | None, record: Recorded | None) -> str:
-    if record is not None and record.other_prompts:
+    if record is not None and not any(answer and not other for answer, other in _judged(record)):
         return other_prompts(record)
     if greedy:
         return ""
     if greedy is None:
         if record is not None and record.asked:
-            return f"the record does not state {record.asked}, which 'prompts.assume={{…}}' can say"
+            return (
+                f"the record does not state {record.asked}, which 'prompts.assume={{…}}' can say (of a field "
+                "of the request that changes no token 'prompts.harmless=[…]')"
+            )
         return "the record does not state how its tokens were chosen"
     return "the record states another decoding than plain greedy, which other tests judge"
 
 
+def _judged(record: Recorded) -> list[tuple[str, bool]]:
+    return list(zip(record.answers_R, record.other_R.tolist(), strict=True))
+
+
 def other_prompts(record: Recorded) -> str:
-    """Say that a provider's prompt is not the one that was replayed."""
-    stated, here = record.example
+    """Say that a provider's prompt is not the one that was asked."""
     return (
-        f"the provider's prompt has {stated} tokens, the one replayed here {here} (so in "
-        f"{plural(record.other_prompts, 'answer')}): another template or a hidden system prompt"
+        f"{record.prompt_said} (so in {plural(record.other_prompts, 'answer')}): another template or a "
+        "hidden system prompt"
     )
 
 
@@ -573,7 +590,10 @@ def _pooled(data: Replays, sets: Sequence[Calibrated], d: int, c: int, name: str
         if scores is None:
             return None
         judged_R, null_R, kept = scores
-        judged_U, size_U = greatest_of_units(judged_R, data.units_DR[d])
+        if data.records_D[d] is None:
+            judged_U, size_U = greatest_of_units(judged_R, data.units_DR[d])
+        else:  # several answers to one prompt count as one
+            judged_U, size_U = least_of_units(judged_R, data.units_DR[d]), np.ones(1, np.int64)
         producer = one.data.producers.index(one.label)
         null_U, null_size_U = greatest_of_units(null_R[kept], _renumbered(one.data.units_DR[producer][kept]))
         # A maximum over fewer transcripts is smaller by itself, and would make an honest unit stand out.
@@ -627,7 +647,8 @@ def _text_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | Non
     most = int(min(known.emitted_DR[producer].max(initial=0), data.emitted_DR[d].max(initial=0)))
     null_R = known.text_scores(most, whole=True)[producer, known.configs.index(one.label)]
     kept = sorted([*fit, *test])
-    return (data.text_scores(most)[d, c], null_R, kept) if kept else None
+    judged_R = np.where(data.there_DR[d], data.text_scores(most)[d, c], np.nan)
+    return (judged_R, null_R, kept) if kept else None
 
 
 def _profile_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | None:

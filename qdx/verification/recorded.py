@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import xarray as xr
 
+from qdx.document.format import plural
 from qdx.errors import printable
-from qdx.statistics import Ints
+from qdx.statistics import Bools, Ints
 from qdx.verification.units import Span
 
 MOST_NOTES, LONGEST_NOTE = 60, 400  # lines of such a file, and characters of each, that are shown
@@ -25,18 +27,60 @@ class Recorded:
         Sampling parameters that are not stated: those that were taken to do nothing, and those that nobody
         can assume.
     other_prompts : int
-        Transcripts whose record states another number of prompt tokens than were replayed.
-    example : (int, int)
-        Stated and replayed number of the first of them.
+        Transcripts whose prompt is not the one that was asked or replayed: they are not judged.
+    prompt_said : str
+        How the first of them differs.
+    other_R : array (reference,)
+        Which ones.
     from_text : int
         Transcripts whose ids were made from text.
+    unreadable, left_out, duplicates, tokens_left_out : int
+        What is not judged, or cannot be told apart: lines that could not be read, answers that give no
+        transcript, answers that have the name of another one, and tokens that cannot be known.
+    left_out_why : str
+        Why answers are left out, with where the first of them stand.
+    stated : bool
+        Whether the file says what was left out; one of an earlier version does not.
+    alone : int
+        Transcripts without a request beside them.
+    answers_R : tuple of str
+        Hash of each transcript's prompt and answer; "" where there is none.
     """
 
     assumed: str = ""
     asked: str = ""
     other_prompts: int = 0
-    example: tuple[int, int] = (0, 0)
+    prompt_said: str = ""
+    other_R: Bools = field(default_factory=lambda: np.zeros(0, bool))
     from_text: int = 0
+    unreadable: int = 0
+    left_out: int = 0
+    duplicates: int = 0
+    tokens_left_out: int = 0
+    left_out_why: str = ""
+    stated: bool = True
+    alone: int = 0
+    answers_R: tuple[str, ...] = ()
+
+    @property
+    def lost(self) -> str:
+        """What of the provider's answers was not judged, in words; "" where nothing was lost.
+
+        Whoever writes the answers can make those unreadable that would speak against them.
+        """
+        if not self.stated:
+            return "the file does not state what was left out of the records: give the records themselves"
+        said = []
+        if self.unreadable:
+            said.append(f"{plural(self.unreadable, 'line')} could not be read")
+        if self.left_out:
+            why = f" ({self.left_out_why})" if self.left_out_why else ""
+            said.append(f"{plural(self.left_out, 'answer')} left out{why}")
+        if self.duplicates:
+            said.append(f"{plural(self.duplicates, 'answer')} with the name of another one")
+        if self.tokens_left_out:
+            said.append(f"{plural(self.tokens_left_out, 'token')} that cannot be known")
+        return ", ".join(said)
 
 
 def shared_groups(tree: xr.DataTree, producers: list[str], references: list[str]) -> list[tuple[int, ...]]:
@@ -60,21 +104,71 @@ def there_only(keys: Sequence[str], spans: Sequence[Span], emitted_R: Ints) -> t
     )
 
 
-def record_of(tree: xr.DataTree, stored: xr.Dataset, label: str) -> Recorded:
+def record_of(tree: xr.DataTree, stored: xr.Dataset, label: str, references: list[str]) -> Recorded:
     """Return what the file says of a producer; `stored` is its ``/provenance``."""
-    about = tree["stated"].to_dataset().sel(config=label)
-    length = tree["references"].to_dataset()["length"].sel(reference=about["reference"]).values
-    said, here = about["prompt_tokens"].values, about["group"].values >= 0
-    other = here & (said >= 0) & (said != length)
-    first = int(np.argmax(other)) if other.any() else 0
+    about = tree["stated"].to_dataset().sel(config=label, reference=references)
+    own = tree["references"].to_dataset().sel(reference=references)
+    length, here = own["length"].values, about["group"].values >= 0
+    said = about["prompt_tokens"].values
+    number = here & (said >= 0) & (said != length)
+    differs = here & _flags(about, "prompt_differs")
     how = about["answer_how"].values.astype(str)
+    counts = {name: stated_text(stored, name, label) for name in ("unreadable", "left_out", "duplicates")}
+    known = all(text.isascii() and text.isdigit() for text in counts.values())
+    cut = about["tokens_left_out"].values if "tokens_left_out" in about else np.zeros(len(here), int)
+    emitted = tree["output"].to_dataset()["token_id"].sel(config=label, reference=references).isel(repeat=0)
     return Recorded(
-        stated_text(stored, "assumed", label),
-        stated_text(stored, "asked", label),
-        int(other.sum()),
-        (int(said[first]), int(length[first])),
-        int((here & np.isin(how, ("text", "joined"))).sum()),
+        assumed=stated_text(stored, "assumed", label),
+        asked=stated_text(stored, "asked", label),
+        other_prompts=int((number | differs).sum()),
+        prompt_said=_prompt_said(about, length, number, differs),
+        other_R=number | differs,
+        from_text=int((here & np.isin(how, ("text", "joined"))).sum()),
+        **({name: int(text) for name, text in counts.items()} if known else {}),
+        tokens_left_out=int(cut[here].clip(min=0).sum()),
+        left_out_why=printable(stated_text(stored, "left_out_why", label)).replace("\n", " "),
+        stated=known and "tokens_left_out" in about and "prompt_differs" in about,
+        alone=int((here & _flags(about, "prompt_alone")).sum()),
+        answers_R=_answers(own, emitted.transpose("reference", "output_token").values),
     )
+
+
+def _flags(about: xr.Dataset, name: str) -> Bools:
+    count = about.sizes["reference"]
+    return np.asarray(about[name].values != 0, bool) if name in about else np.zeros(count, bool)
+
+
+def _prompt_said(about: xr.Dataset, length_R: Ints, number_R: Bools, differs_R: Bools) -> str:
+    """Say how the first prompt differs that is not the one that was asked."""
+    if number_R.any():
+        r = int(np.argmax(number_R))
+        stated = int(about["prompt_tokens"].values[r])
+        return f"the provider's prompt has {stated} tokens, the one replayed here {int(length_R[r])}"
+    if not differs_R.any():
+        return ""
+    r = int(np.argmax(differs_R))
+    made = int(about["template_tokens"].values[r])
+    if made < 0:
+        return "nothing shows that the ids of the provider's prompt are those of the request"
+    return (
+        f"the ids of the provider's prompt ({int(length_R[r])} tokens) are not those that the request makes "
+        f"({made})"
+    )
+
+
+def _answers(references: xr.Dataset, emitted_RT: Ints) -> tuple[str, ...]:
+    prompts_RN = references["token_ids"].transpose("reference", "token").values
+    return tuple(
+        hashlib.sha256(np.concatenate([prompt, [-2], own]).astype("<i8").tobytes()).hexdigest()
+        if (own >= 0).any()
+        else ""
+        for prompt, own in zip(prompts_RN, emitted_RT, strict=True)
+    )
+
+
+def own_units(unit_R: Ints, there_R: Bools) -> int:
+    """Count the units of the transcripts that are there; nobody's references are units of nobody."""
+    return len(set(unit_R[there_R].tolist()))
 
 
 def stated_text(stored: xr.Dataset, name: str, label: str) -> str:

@@ -192,6 +192,15 @@ class Replays:
         return _align(producer_tree, verifier_tree, mine, replay, producers, references)
 
     @property
+    def there_DR(self) -> Bools:
+        """Transcripts that can be judged: there, and of records answers to the prompt that was asked."""
+        there = self.emitted_DR > 0
+        for d, record in enumerate(self.records_D):
+            if record is not None:
+                there[d] &= ~record.other_R
+        return np.asarray(there, bool)
+
+    @property
     def margin_DCR(self) -> Floats:
         """Mean margin of a transcript's tokens, in nat; 0: all are greedy here.
 
@@ -418,7 +427,7 @@ def _align(
         processes_C=[_count(shown, "repeat_processes", label) for label in configs],
         repeats=replay.sizes["repeat"],
         sampling_D=[stated_text(stored, "sampling", label) for label in producers],
-        records_D=[record_of(tree, stored, label) if recorded else None for label in producers],
+        records_D=[record_of(tree, stored, label, references) if recorded else None for label in producers],
         notes=notes_of(tree) if recorded else [],
         schema_D=[versions(tree).get(label, 0) for label in producers],
         drawn=_drawn(verifier, replay, producers, references) if recorded else None,

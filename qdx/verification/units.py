@@ -123,3 +123,24 @@ def greatest_of_units(score_R: Floats, unit_R: Ints) -> tuple[Floats, Ints]:
     missing = np.zeros(found.shape, bool)
     np.logical_or.at(missing, unit_R, np.isnan(score))
     return np.where(missing, np.nan, found), np.bincount(unit_R, minlength=units)
+
+
+def least_of_units(score_R: Floats, unit_R: Ints) -> Floats:
+    """Take each unit's least score of those that were measured: of equal answers it is the score of each.
+
+    The greatest of several that differ would be greater by itself than an honest single one.
+
+    Parameters
+    ----------
+    score_R : array (reference,)
+        NaN is not measured.
+    unit_R : array (reference,)
+
+    Returns
+    -------
+    array (unit,)
+        NaN where no member was measured.
+    """
+    found = np.full(int(unit_R.max(initial=-1)) + 1, np.inf)
+    np.minimum.at(found, unit_R, np.where(np.isnan(score_R), np.inf, score_R))
+    return np.asarray(np.where(np.isinf(found), np.nan, found))

@@ -10,9 +10,17 @@ import numpy as np
 
 from qdx.document.format import plural
 from qdx.verification.compare import Compared
-from qdx.verification.evidence import Claim, Test, counts_needed, other_prompts, sampling_of, weights_of
+from qdx.verification.evidence import (
+    Claim,
+    Test,
+    counts_needed,
+    judged_groups,
+    other_prompts,
+    sampling_of,
+    weights_of,
+)
 from qdx.verification.obligations import Obligations
-from qdx.verification.recorded import Recorded
+from qdx.verification.recorded import Recorded, own_units
 from qdx.verification.replays import Replays
 from qdx.verification.sampled import Alternatives, not_told_apart
 
@@ -258,55 +266,80 @@ def _decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
 def _of_records(evidence: Evidence, tested: Claim, d: int, c: int, record: Recorded) -> Verdict:
     """Decide a claim about records of another program: tokens and no rows, which end at most in not refuted.
 
-    The tests of a text are of greedy output, so that sampled output is neither confirmed nor refuted by them.
+    A greedy text is held against known transcripts, and drawn tokens against the probabilities of the rows
+    here. A record that leaves open how its tokens were chosen is neither.
     """
     data, greedy = evidence.data, sampling_of(evidence.data, d)
-    if record.other_prompts:
-        return Verdict("undecided", "prompt", other_prompts(record))
-    if greedy is None:
-        return Verdict("undecided", "sampling", tested.unlisted.get("text", ""))
-    if greedy is False:
-        drawn = _drawn_tokens(data, d, c)
-        if not drawn:
-            why = "sampled output, and the replay holds nothing of its drawn tokens"
-            return Verdict("undecided", "sampling", f"{why}: penalties, biases or restrictions are stated")
-        about = f"{drawn:,} of {plural(int(data.emitted_DR[d].sum()), 'token')} drawn as the record states"
-        if drawn < data.emitted_DR[d].sum():
-            missing_how = "the record does not state how the others were drawn"
-            if tested.p_holm is None or tested.p_holm > evidence.alpha:
-                return Verdict("undecided", "coverage", f"{about}: {missing_how}; {_tests_text(tested)}")
-    else:
-        about = _greedy_text(data, d, c)
+    judged_as = f"judged as {data.configs[c]}, as verify.claims says"
+    drawn = _drawn_tokens(data, d, c) if greedy is False else 0
+    if not greedy and not drawn and not record.other_prompts:
+        why = tested.unlisted.get("text", "")
+        if greedy is False:
+            why = "sampled output with penalties, biases or restrictions, which are not computed here"
+        return Verdict("undecided", "sampling", f"{why}; {judged_as}")
+    emitted = int(data.emitted_DR[d].sum())
+    text = f"{drawn:,} of {plural(emitted, 'token')} drawn as stated" if drawn else _greedy_text(data, d, c)
+    about = "; ".join(part for part in (text, judged_as, _blocked(evidence, tested, d, greedy)) if part)
     if record.assumed:
         about += f"; assumed to do nothing, since it is not stated: {record.assumed}"
     if record.from_text:
         about += f"; ids of {plural(record.from_text, 'answer')} were made from text"
+    if record.alone:
+        about += (
+            f"; {plural(record.alone, 'answer')} without a request, so that they alone say what was asked"
+        )
     missing = int((data.emitted_DR[d] - data.tokens_DCR[d, c]).sum())
+    refuted = tested.p_holm is not None and tested.p_holm <= evidence.alpha and not missing
+    lost = f"; not judged: {record.lost}" if record.lost else ""
+    if refuted and drawn and (why := _only_not_uniform(evidence, tested, record)):
+        return Verdict("undecided", "sampling", f"{why}; {about}; {_tests_text(tested)}{lost}")
+    if refuted and not record.from_text:  # by what can be read, whatever was left out
+        return _refuted(evidence, tested, d, c, f"{about}{lost}")
+    if record.other_prompts:
+        return Verdict("undecided", "prompt", f"{other_prompts(record)}{lost}")
     if missing:
-        return Verdict("undecided", "coverage", f"{plural(missing, 'token')} without a row here; {about}")
-    if greedy is False and (why := _only_not_uniform(evidence, tested, record)):
-        return Verdict("undecided", "sampling", f"{why}; {about}; {_tests_text(tested)}")
-    if tested.p_holm is not None and tested.p_holm <= evidence.alpha:
-        if not record.from_text:
-            return _refuted(evidence, tested, d, c, about)
+        return Verdict(
+            "undecided", "coverage", f"{plural(missing, 'token')} without a row here; {about}{lost}"
+        )
+    if refuted:
         why = f"{_tests_text(tested)}, which refutes only where the ids are those that were emitted; {about}"
-        return Verdict("undecided", "text", why)
-    blocked = _blocked(evidence, tested, d, greedy)
+        return Verdict("undecided", "text", f"{why}{lost}")
     strong = [test for test in tested.tests if _can_refute(evidence, tested, test)]
-    said = "; ".join(part for part in (about, _tests_text(tested), blocked) if part)
-    if strong and greedy is False:
-        if blocked:
-            return Verdict("undecided", "drawn tokens", said)
-        alike = _not_told_apart(evidence, d, c)
-        if alike:
-            return Verdict("undecided", "evidence", f"{said}; so few tokens do not refute {alike} beside it")
-        return Verdict("not refuted", "drawn tokens", said)
-    if strong and not _units_overlap(data, d):
-        return Verdict("not refuted", "text", said)
-    only_text = replace(
-        tested, unlisted={"text": tested.unlisted["text"]} if "text" in tested.unlisted else {}
-    )
-    return Verdict("undecided", "evidence", f"{said}{_remedy(evidence, only_text, d)}")
+    said = _said(tested, about)
+    if not strong:
+        only_text = {"text": tested.unlisted["text"]} if "text" in tested.unlisted else {}
+        said += _remedy(evidence, replace(tested, unlisted=only_text), d)
+    if record.lost:  # whoever writes the records chooses what cannot be read of them
+        return Verdict("undecided", "coverage", f"not judged: {record.lost}; {said}")
+    if drawn:
+        return _of_drawn(evidence, tested, d, c, said, emitted - drawn)
+    if _answers_differ(data, d, record):
+        why = "several answers to one prompt differ, so that a false one may stand behind an honest one"
+        return Verdict("undecided", "units", f"{why}; {said}")
+    return Verdict("not refuted", "text", said) if strong else Verdict("undecided", "evidence", said)
+
+
+def _of_drawn(evidence: Evidence, tested: Claim, d: int, c: int, said: str, others: int) -> Verdict:
+    """Decide a claim that no test of drawn tokens refutes; `others` were not drawn as far as is known."""
+    if others:
+        why = f"how {plural(others, 'token')} were chosen is not known, or not computed here"
+        return Verdict("undecided", "coverage", f"{why}; {said}")
+    if tested.single:
+        return Verdict("undecided", "drawn tokens", said)
+    if alike := _not_told_apart(evidence, d, c):
+        return Verdict("undecided", "evidence", f"so few tokens would not refute {alike} beside it; {said}")
+    return Verdict("not refuted", "drawn tokens", said)
+
+
+def _said(tested: Claim, about: str) -> str:
+    return "; ".join(part for part in (about, _tests_text(tested)) if part)
+
+
+def _answers_differ(data: Replays, d: int, record: Recorded) -> bool:
+    """Whether a unit has answers that are not one answer given several times."""
+    seen: dict[int, str] = {}
+    pairs = zip(data.units_DR[d].tolist(), record.answers_R, data.there_DR[d].tolist(), strict=True)
+    return any(there and seen.setdefault(unit, answer) != answer for unit, answer, there in pairs)
 
 
 def _only_not_uniform(evidence: Evidence, tested: Claim, record: Recorded) -> str:
@@ -337,7 +370,7 @@ def _not_told_apart(evidence: Evidence, d: int, c: int) -> str:
     """Configs of other weights that the drawn tokens do not refute beside this one; "" for none."""
     data = evidence.data
     assert data.drawn is not None
-    groups, weights_C = data.groups_D[d], weights_of(data)
+    groups, weights_C = judged_groups(data, d), weights_of(data)
     found = not_told_apart(data.drawn, groups, d, c, weights_C, float(evidence.alpha))
     if not Alternatives.of(weights_C, c).others:
         return "anything: no config of other weights was replayed"
@@ -371,7 +404,7 @@ def _blocked(evidence: Evidence, tested: Claim, d: int, greedy: bool | None) -> 
     if tested.single:
         low = [test for test in tested.tests if test.p is not None and test.p <= evidence.alpha]
         return f"the test of {low[0].name} alone has p = {_p(low[0].p)}, so it is not confirmed"
-    if greedy and _units_overlap(evidence.data, d):  # the tests of drawn tokens count groups themselves
+    if evidence.data.records_D[d] is None and _units_overlap(evidence.data, d):
         return "its references overlap, so that several count once, and false ones among them are hidden"
     if tested.behind:
         return "another config is likelier by more than known transcripts show, so it is not confirmed"
@@ -469,7 +502,7 @@ def _ranks(evidence: Evidence, d: int, before: str = "") -> str:
 def _remedy(evidence: Evidence, tested: Claim, d: int) -> str:
     """What would allow a decision."""
     asked = sum(claim is not None for claim in evidence.claims)
-    judged = int(evidence.data.units_DR[d].max(initial=-1)) + 1
+    judged = own_units(evidence.data.units_DR[d], evidence.data.there_DR[d])
     reasons = list(dict.fromkeys(tested.unlisted.values()))
     weak = [test for test in tested.tests if not _can_refute(evidence, tested, test)]
     if weak:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from qdx.dataset.guarding import allow
 from qdx.errors import QdxError
-from qdx.prompts._record_collect import Collected, Request, collect
+from qdx.prompts._record_collect import Collected, Request, collect, groups_of
 from qdx.prompts._record_ids import Ids
 from qdx.records import Record, Unreadable, choose
 from tests.records import FILES
@@ -140,11 +141,12 @@ def test_answers_without_prompts_are_left_out_and_counted(tmp_path: Path, ids: I
     assert dict(found.left_out) == {"it has no prompt: neither ids nor messages nor a text": 1}
 
 
-def test_an_answer_that_stands_twice_counts_once(tmp_path: Path, ids: Ids) -> None:
+def test_an_answer_that_stands_twice_is_one_unit(tmp_path: Path, ids: Ids) -> None:
     path = tmp_path / "responses.jsonl"
     path.write_text("\n".join([GOOD[0], GOOD[1], GOOD[0]]))
     found = gathered(path, ids)
-    assert (len(found.transcripts), found.duplicates) == (2, 1)
+    assert (len(found.transcripts), found.duplicates) == (3, 0), "nobody who asked gave them a name"
+    assert groups_of(found.transcripts).tolist() == [0, 1, 0]
 
 
 def test_a_file_of_which_nothing_can_be_used_says_why(tmp_path: Path, ids: Ids) -> None:
@@ -233,21 +235,29 @@ def test_more_answers_than_are_replayed_unasked_are_refused_with_the_way_out(
     monkeypatch.setattr("qdx.prompts._record_collect.MOST", 20)
     path = tmp_path / "many.jsonl"
     path.write_text("\n".join(changed(lambda v, i=i: v["response"].update(id=f"c{i}")) for i in range(30)))
-    with pytest.raises(QdxError, match=r"more than 20 answers.*prompts.records=2 takes so many of them"):
+    with pytest.raises(QdxError, match=r"more than 20 answers.*prompts.records=2 draws so many of them"):
         gathered(path, ids)
     five = gathered(path, ids, records=5)
     assert len(five.transcripts) == 5 and five.read == 30
 
 
-def test_which_answers_are_taken_does_not_depend_on_their_order(tmp_path: Path, ids: Ids) -> None:
-    lines = [changed(lambda v, i=i: v["response"].update(id=f"c{i}")) for i in range(30)]
-    names = []
-    for order in (lines, lines[::-1]):
-        path = tmp_path / "many.jsonl"
-        path.write_text("\n".join(order))
-        found = gathered(path, ids, records=7)
-        names.append({one.stated["identity"] for one in found.transcripts})
-    assert names[0] == names[1] and len(names[0]) == 7
+def test_which_answers_are_taken_is_the_verifiers_seeds_matter_and_not_the_providers_ids(
+    tmp_path: Path, ids: Ids
+) -> None:
+    path = tmp_path / "many.jsonl"
+    taken: dict[tuple[str, int], list[str]] = {}
+    for prefix in ("c", "chosen-by-the-provider-"):
+        lines = [changed(lambda v, i=i, p=prefix: v["response"].update(id=f"{p}{i}")) for i in range(30)]
+        path.write_text("\n".join(lines))
+        for seed in range(20):
+            found = gathered(path, ids, records=7, draw_seed=seed)
+            taken[prefix, seed] = [str(one.stated["where"]) for one in found.transcripts]
+    assert all(len(set(one)) == 7 for one in taken.values()) and found.read == 30
+    for seed in range(20):
+        assert taken["c", seed] == taken["chosen-by-the-provider-", seed], "ids and contents draw nothing"
+    assert len({tuple(one) for one in taken.values()}) == 20, "another seed draws others"
+    drawn = Counter(where for seed in range(20) for where in taken["c", seed])
+    assert len(drawn) >= 28, "every line can be drawn: each is missed by 20 draws with probability 0.5 %"
 
 
 def test_what_is_assumed_has_to_be_a_parameter_and_a_number() -> None:
@@ -343,5 +353,7 @@ def test_given_ids_that_the_template_does_not_make_of_the_request_are_reported_f
     assert [one.prompt.differs for one in found.transcripts] == [True, False, False, False]
     first = notes(Request(path), found, {})[0]
     assert (
-        first.startswith("PROMPT:") and "(1 of 4 answers)" in first and "the given ids are replayed" in first
+        first.startswith("PROMPT:")
+        and "(1 of 4 answers, first responses.jsonl:1)" in first
+        and "these are not judged" in first
     )

@@ -37,6 +37,8 @@ def records(
     sampling: str | None = None,
     stated_prompt: int = -1,
     one_seed: bool = False,
+    lost: dict[str, str] | None = None,
+    cut: int = 0,
 ) -> Trees:
     """Records of greedy output of lengths between two bounds, and their replays."""
     made, checked = with_misfits(trees({"a": 0.3}, references=JUDGED, tokens=TOKENS, seed=seed), share, seed)
@@ -61,10 +63,15 @@ def records(
             "group": (two, np.zeros((1, JUDGED), int) if one_seed else np.arange(JUDGED)[None]),
             "prompt_tokens": (two, np.full((1, JUDGED), stated_prompt)),
             "answer_how": (two, np.full((1, JUDGED), how, object)),
+            "prompt_differs": (two, np.zeros((1, JUDGED), bool)),
+            "prompt_alone": (two, np.zeros((1, JUDGED), bool)),
+            "template_tokens": (two, np.full((1, JUDGED), -1)),
+            "tokens_left_out": (two, np.array([[cut, *[0] * (JUDGED - 1)]])),
         },
         {"config": ["a"], "reference": names},
     )
     said = {"sampling": greedy() if sampling is None else sampling, "assumed": "logit_bias", "asked": ""}
+    said |= {"unreadable": "0", "left_out": "0", "duplicates": "0", "left_out_why": "", **(lost or {})}
     kept["/provenance"] = xr.Dataset({n: ("config", [v]) for n, v in said.items()}, {"config": ["a"]})
     checks = {f"/{name}": child.to_dataset() for name, child in checked.children.items()}
     inside = (checks["/replay"]["position"].values[None] - 10) < count[:, None]
@@ -81,7 +88,7 @@ def calibration(share: float = 0.1, noise: float = 0.3) -> Trees:
 
 
 def verdict(pair: Trees, known: Trees | None) -> tuple[str, str, str]:
-    result = verify(*pair, calibration=known).result
+    result = verify(*pair, calibration=known, claims={"a": "a"}).result
     return tuple(str(result[name].values[0]) for name in ("verdict", "concerns", "because"))  # type: ignore[return-value]
 
 
@@ -132,5 +139,26 @@ def test_another_prompt_than_the_one_replayed_is_never_judged(share: float) -> N
 
 
 def test_answers_that_share_a_seed_are_one_unit_and_too_few_to_decide() -> None:
-    kind, _, because = verdict(records(0.1, one_seed=True), calibration())
-    assert kind == "undecided" and kind not in BAD, because
+    kind, concerns, because = verdict(records(0.1, one_seed=True), calibration())
+    assert (kind, concerns) == ("undecided", "units") and kind not in BAD, because
+
+
+LOST = {
+    "a line that cannot be read": ({"unreadable": "1"}, 0, "1 line could not be read"),
+    "an answer that gives no transcript": (
+        {"left_out": "2", "left_out_why": "its ids do not spell its text (f:3, f:9)"}, 0,
+        "2 answers left out (its ids do not spell its text (f:3, f:9))",
+    ),
+    "two answers of one name": ({"duplicates": "1"}, 0, "1 answer with the name of another one"),
+    "a token that cannot be known": ({}, 1, "1 token that cannot be known"),
+    "a file that does not say": ({"unreadable": ""}, 0, "does not state what was left out"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_what_is_lost_takes_good_news_and_leaves_bad_news(case: str) -> None:
+    lost, cut, said = LOST[case]
+    kind, concerns, because = verdict(records(0.1, lost=lost, cut=cut), calibration())
+    assert (kind, concerns) == ("undecided", "coverage") and said in because
+    kind, concerns, because = verdict(records(0.7, lost=lost, cut=cut), calibration())
+    assert (kind, concerns) == ("refuted", "text") and said in because
