@@ -375,7 +375,7 @@ class _Against:
             f"{others}, E = {readable_e(found.log_e)} at its greatest, after {plural(found.tokens, 'token')} "
             f"({noise})"
         )
-        return Test("drawn tokens", rational(found.p), SMALLEST, null, _judged(data, self.d))
+        return Test("drawn tokens", rational(found.p), SMALLEST, null, _units(data, self.d))
 
 
 @dataclass(frozen=True)
@@ -394,10 +394,10 @@ class _Uniform:
         null = (
             f"the uniform law, {plural(tokens, 'token')} ({UNIFORM:.3f} are allowed for the noise of kernels)"
         )
-        return Test("uniformity", p, SMALLEST, null, _judged(data, self.d))
+        return Test("uniformity", p, SMALLEST, null, _units(data, self.d))
 
 
-def _judged(data: Replays, d: int) -> int:
+def _units(data: Replays, d: int) -> int:
     return own_units(data.units_DR[d], data.there_DR[d])
 
 
