@@ -96,6 +96,12 @@ def report_command(facts: Facts) -> str:
     return shlex.join(["python", "-m", "qdx.report", str(facts.directory)])
 
 
+VERIFIER, EXCHANGE = "Next command for the verifier machine", "Next command of the exchange"
+# Of an exchange (`qdx.challenge`, `qdx.commit`, `qdx.open_rows`), in the prover's folder.
+CHALLENGE, COMMITMENT, OPENED = "challenge.json", "commitment.json", "opened.nc"
+ANSWERS = "verify.challenge=challenge.json"
+
+
 def next_command(facts: Facts, configs: list[str]) -> tuple[str, str]:
     """What to type next, where, and why.
 
@@ -121,9 +127,8 @@ def next_command(facts: Facts, configs: list[str]) -> tuple[str, str]:
     if (facts.directory / CHALLENGE).is_file():  # it is there before the first job runs
         return _of_exchange(facts.directory, [*replay, f"prompts.path={OPENED}", ANSWERS, *kept])
     command = [*replay, "prompts.path=sweep.nc", *kept]
-    return f"{VERIFIER}: copy sweep.nc there, then replay its transcripts under every config:", shlex.join(
-        command
-    )
+    why = "copy sweep.nc there, then replay its transcripts under every config"
+    return f"{VERIFIER}: {why}:", shlex.join(command)
 
 
 def _of_exchange(directory: Path, replay: list[str]) -> tuple[str, str]:
@@ -138,10 +143,6 @@ def _of_exchange(directory: Path, replay: list[str]) -> tuple[str, str]:
     return f"{VERIFIER}: copy {OPENED} there, then replay its transcripts:", shlex.join(replay)
 
 
-VERIFIER, EXCHANGE = "Next command for the verifier machine", "Next command of the exchange"
-# Of an exchange (`qdx.challenge`, `qdx.commit`, `qdx.open_rows`), in the prover's folder.
-CHALLENGE, COMMITMENT, OPENED = "challenge.json", "commitment.json", "opened.nc"
-ANSWERS = "verify.challenge=challenge.json"
 # Repeats are the verifier's own choice: they have to be runs in processes of their own, and three or more.
 FROM_FILE = ("prompts", "generate", "hydra", "verify", "label", "repeats", "repeat_scope")
 

@@ -164,9 +164,9 @@ def look_at_obligations(experiment: Experiment) -> None:
         See `unmet`.
     """
     asked = experiment.verify
-    if not isinstance(experiment.prompts, TranscriptPrompts) or (
-        asked.challenge is None and not asked.require
-    ):
+    if not isinstance(experiment.prompts, TranscriptPrompts):
+        return
+    if asked.challenge is None and not asked.require:
         return
     transcripts = plugins.build(options(experiment.prompts))()
     if transcripts.file.opened and asked.challenge is None:

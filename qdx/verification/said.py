@@ -75,7 +75,8 @@ def _binding(evidence: Evidence) -> str:
     return (
         f"Drawn rows ({min(drawn)} of each config) were bound by a root before they were drawn, each phase "
         "by itself. Only those that fit it are compared, and a share of false rows is one of the phase's "
-        "rows without the template's. The prompts carry a nonce, so that a prover can tell them from others: what others are served is not judged."
+        "rows without the template's. The prompts carry a nonce, so that a prover can tell them from others: "
+        "what others are served is not judged."
     )
 
 
