@@ -264,8 +264,14 @@ def draw(seed: bytes, root: str, config: str, rows: Sequence[Row], count: int) -
         Indices of rows, ascending.
     """
 
+    # Only the number in the line of JSON changes from row to row.
+    first, last = _head("", "draw", config, index=0).split(b'"index":0', 1)
+    begun = hashlib.sha256(seed + bytes.fromhex(root) + first + b'"index":')
+
     def key(index: int) -> bytes:
-        return hashlib.sha256(seed + bytes.fromhex(root) + _head("", "draw", config, index=index)).digest()
+        digest = begun.copy()
+        digest.update(b"%d%s" % (index, last))
+        return digest.digest()
 
     found: list[int] = []
     for phase in PHASES:

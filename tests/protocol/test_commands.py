@@ -24,6 +24,7 @@ from qdx.prompts import Challenge, Transcripts
 from qdx.prompts import challenge as challenges
 from qdx.prompts._reference import Reference
 from qdx.report.__main__ import main as report_main
+from qdx.report.state import Facts, next_command
 from qdx.schema import validate
 from qdx.schema_verify import Verify
 from qdx.sweep.prepare import NotMetError, keep_for_the_report, look_at_obligations, unmet
@@ -200,13 +201,16 @@ def test_all_rows_are_drawn_where_there_are_fewer_than_usual(fresh: Path) -> Non
 
 @pytest.mark.parametrize(
     ("labels", "said"),
-    [(1, "draw fewer"), (5, "1,200,010 rows in all, limit 1,000,000: draw fewer")],
+    [
+        (2, "and a reader takes 67,108,864: draw fewer"),
+        (8, "1,120,008 rows in all, limit 1,000,000: draw fewer"),
+    ],
 )
 def test_more_rows_than_a_prover_s_qdx_would_read_are_refused_at_the_draw(
     labels: int, said: str, tmp_path: Path
 ) -> None:
-    """240,000 rows whose names are long: a list of over 64 MiB, which `open` would refuse hours later."""
-    count, name = 240_000, "r" * 80
+    """Rows whose names are long: a list of over 64 MiB, which `open` would refuse hours later."""
+    count, name = 140_000, "r" * 80
     ids = np.arange(count, dtype=np.int32) % 100
     reference = Reference(name, ids, 0, count, 0, ids[:2], "", "", "", 0, "")
     seed = b"s" * 32
@@ -354,9 +358,11 @@ def test_what_the_files_alone_show_not_to_be_met_is_not_replayed(exchange: World
     assert done.returncode == 4, done.stdout + done.stderr
     assert done.stderr.splitlines() == [
         "obligation not met: awq: threads: got 1, wanted 64",
+        f"obligation not met: awq: rows: got {ROWS} of {PREFILL} of prefill, {DECODE} of {DECODE} of decode, "
+        "wanted 59 or more of each phase, or all",
         f"obligation not met: awq: references: got {REFERENCES}, wanted 9 or more",
         "the files alone show it, so nothing is replayed: verify.go_on=true replays anyway",
-    ]  # rows: all of a phase that has fewer are enough, but prefill has more than were drawn
+    ]
     assert not (exchange.folder / "never").exists()
 
 
@@ -405,10 +411,16 @@ def test_the_report_of_a_challenge_s_sweep_names_the_next_step(exchange: World, 
     for name, (key, command) in zip(("", "commitment.json", "opened.nc"), steps, strict=True):
         if name:
             shutil.copy(exchange.prover / name, prover)
-        text = run(report_main, prover)
-        assert command in " ".join((prover / "report.txt").read_text().split())
-        assert "copy sweep.nc" not in text
-        assert json.loads((prover / "summary.json").read_text())["commands"][key].startswith(command)
+        else:
+            run(report_main, prover)
+            report = (prover / "report.txt").read_text()
+            assert command in report
+            assert "copy sweep.nc" not in report
+            assert json.loads((prover / "summary.json").read_text())["commands"][key] == command
+        settings = json.loads((prover / "sweep.json").read_text())
+        why, shown = next_command(Facts(prover, ["awq"], [], {}, {}, settings), ["awq"])
+        assert shown.startswith(command)
+        assert why.startswith("Next command of the exchange" if key == "exchange" else "Next command for the")
 
 
 def test_a_folder_answers_one_challenge(exchange: World, tmp_path: Path) -> None:
