@@ -103,7 +103,8 @@ def _serve() -> int:
                 stated = request["command_line"], progress, request.get("hashed")
                 progress.done(experiment.run(cfg, folder, *stated))
     except prepare.NotMetError as error:
-        print("\n".join([*error.lines, str(error)]), file=sys.stderr, flush=True)
+        print("\n".join(error.lines), flush=True)
+        print(f"qdx: {error}", file=sys.stderr, flush=True)
         answer(NOT_MET)
         return 4
     except KeyboardInterrupt as error:  # the parent says it

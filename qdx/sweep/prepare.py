@@ -61,7 +61,9 @@ class NotMetError(QdxError):
     """What a verifier demands is known not to be met before anything runs; `lines` say what."""
 
     def __init__(self, lines: Sequence[str]) -> None:
-        super().__init__("the files alone show it, so nothing is replayed: verify.go_on=true replays anyway")
+        super().__init__(
+            f"{NOT_MET}: the files alone show it, so nothing was replayed: verify.go_on=true replays anyway"
+        )
         self.lines = lines
 
 

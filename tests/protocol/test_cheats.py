@@ -456,7 +456,7 @@ def test_tokens_that_were_changed_on_the_way_refute_nobody(world: World) -> None
     ]
     done = qdx(*arguments, cwd=world.folder)
     assert (done.returncode, (folder / "verifier").exists()) == (4, False), done.stdout + done.stderr
-    assert f"obligation not met: awq: {TOKENS_UNFIT}" in done.stderr
+    assert f"obligation not met: awq: {TOKENS_UNFIT}" in done.stdout
     done = qdx(*arguments, "verify.go_on=true", cwd=world.folder)
     assert done.returncode == 4, done.stdout + done.stderr
     (claim,) = json.loads((folder / "verifier" / "summary.json").read_text())["verdicts"]["claims"]
