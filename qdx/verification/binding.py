@@ -34,6 +34,7 @@ from qdx.prompts._transcript_file import check_name
 from qdx.prompts.challenge import ChallengeFile
 from qdx.verification.commitments import row_bytes
 from qdx.verification.merkle import Tree, leaf_hash
+from qdx.verification.p_values import share_bound
 
 KIND, VERSION = "commitment", 2  # 2: the record is all of /provenance
 NAME = "commitment.json"
@@ -42,7 +43,7 @@ MOST_CONFIGS = 1_000
 PHASES = ("prefill", "decode")
 BLOCK = 64  # rows in memory
 TEMPLATE = ("prefix", "suffix")
-MISSED = 0.05  # with this probability at most a draw misses a share of false rows that is not under the bound
+MISSED = 0.05  # with this probability at most a draw misses false rows whose share is not under the bound
 
 
 @dataclass(frozen=True)
@@ -121,16 +122,24 @@ def record_of(provenance: xr.Dataset, decode: xr.Dataset, config: str) -> dict[s
     Also those that are not of one config: what is left out here could be stated otherwise after the draw.
     """
     found: dict[str, str] = {}
-    for group, dataset in (("provenance", provenance), ("decode", decode.coords.to_dataset())):
+    facts = (
+        ("provenance", provenance, ("config",)),
+        ("decode", decode.coords.to_dataset(), ("config", "reference", "position", "repeat", "region")),
+    )
+    for group, dataset, left in facts:
         for name in dataset.variables:
-            if name in ("config", "reference", "position", "repeat", "region"):
+            if name in left:  # rows say it, or the challenge
                 continue
             value = dataset[name]
             if "config" in value.dims:  # others are of all configs, such as the names of layers
                 value = value.sel(config=config)
-            # Strings whatever the file made of their type; an array (kernels of the layers) as a list.
-            found[f"{group}/{name}"] = json.dumps(np.asarray(value.values).astype(str).tolist())
+            found[f"{group}/{name}"] = json.dumps(_texts(value.values).tolist())
     return found
+
+
+def _texts(values: NDArray[Any]) -> NDArray[Any]:
+    """Facts as the verdict reads them: bytes are not the text that they hold, and would be another fact."""
+    return np.asarray(np.vectorize(str, otypes=[object])(np.asarray(values, object)))
 
 
 def record_sha256(nonce: str, config: str, record: Mapping[str, str]) -> str:
@@ -321,9 +330,9 @@ class Drawn:
         >>> Drawn("decode", 16, 16).false_share()
         0.0
         """
-        if not self.rows:
-            return 1.0
-        return 0.0 if self.rows == self.of else float(1 - (MISSED / configs) ** (1 / self.rows))
+        if self.rows and self.rows == self.of:
+            return 0.0
+        return share_bound(self.rows, 1 - MISSED / configs)
 
 
 def share_text(share: float) -> str:
