@@ -304,7 +304,8 @@ def _judged(target: Path) -> Judged:
     assert not broken, broken
     result = next(section.result for section in found if section.name == "verify").isel(producer=0)
     texts = (str(result[name].item()) for name in ("verdict", "because", "unmet"))
-    p = {str(name): float(result["test_p"].sel(test=name)) for name in result["test"].values}
+    values = {str(name): float(result["test_p"].sel(test=name)) for name in result["test"].values}
+    p = {name: None if np.isnan(value) else value for name, value in values.items()}
     verdict = str(result["verdict"].item())
     return Judged(*texts, int(result["drawn_rows"]), exit_status([verdict]), p)
 
