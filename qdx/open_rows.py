@@ -24,6 +24,7 @@ from qdx import new_file
 from qdx.commit import NAMESPACE, Bound, bound, write_groups
 from qdx.dataset import guarded_json
 from qdx.dataset.folder import RUN
+from qdx.dataset.guarding import Limits
 from qdx.dataset.size import readable
 from qdx.document.format import plural
 from qdx.errors import QdxError
@@ -32,11 +33,11 @@ from qdx.program import of_disk, run
 from qdx.prompts import challenge
 from qdx.prompts._transcript_file import check_name
 from qdx.verification import binding, ledger, merkle
-from qdx.verification.binding import Row
+from qdx.verification.binding import Row, share_text
 
 KIND, VERSION = "drawn_rows", 1
 NAME, OPENED = "drawn.json", "opened.nc"
-ROWS = 59  # all equal, the share of false ones is under 5 % at 95 % confidence
+ROWS = 59  # of each phase: all equal, the share of false ones is under 5 % at 95 % confidence
 HEX = guarded_json.HEX
 
 
@@ -68,13 +69,13 @@ def receive(path: Path, root: str) -> ledger.Ledger:
 def draw(
     path: Path,
     commitment: Path,
-    count: int = ROWS,
+    count: int | None = None,
     out: Path | None = None,
     *,
     signers: Path | None = None,
     signed_by: str = "",
 ) -> tuple[Path, ledger.Ledger]:
-    """Draw rows of every config that a commitment binds.
+    """Draw rows of each phase of every config that a commitment binds.
 
     Parameters
     ----------
@@ -82,8 +83,9 @@ def draw(
         The challenge.
     commitment : Path
         What the prover sent.
-    count : int
-        Rows of every config.
+    count : int, optional
+        Rows of each phase of every config; of a phase that has fewer, all are drawn. Default: `ROWS`, or as
+        many as the larger phase has.
     out : Path, optional
         Default ``drawn.json`` beside the challenge.
     signers : Path, optional
@@ -101,10 +103,9 @@ def draw(
     ------
     QdxError
         When the commitment answers another challenge, binds another number of rows, is not the one whose
-        root arrived first, or is not signed as asked; or when rows were drawn before in another number.
+        root arrived first, or is not signed as asked; when rows were drawn before in another number; or when
+        more are asked for than there are, or than the prover's qdx would read. Nothing is noted then.
     """
-    if not 1 <= count <= ledger.MOST_ROWS:
-        raise QdxError(f"--rows {count}: draw from 1 to {ledger.MOST_ROWS:,} rows of every config")
     asked, digest = challenge.read(path)
     given, root = binding.read(commitment)
     if (given.challenge_sha256, given.nonce) != (digest, asked.nonce):
@@ -117,6 +118,7 @@ def draw(
             raise QdxError(
                 f"{commitment} binds {one.rows:,} rows of {label}, the challenge asks for {len(rows):,}"
             )
+    count = _checked_count(count, rows, len(given.configs))
     if signers is not None or signed_by:
         verify_signature(commitment, signers, signed_by)
     beside = ledger.path_of(path)
@@ -130,20 +132,50 @@ def draw(
             own.challenge_sha256, own.seed, own.issued, own.root, own.received, signed_by or own.signed_by,
             count, given,
         )  # fmt: skip
+        text = _drawn_text(own, given, rows)
         ledger.write(beside, own)
     target = path.with_name(NAME) if out is None else Path(out)
+    try:
+        new_file.write_text(target, text)
+    except OSError as error:
+        raise QdxError(f"{target}: cannot be written: {error.strerror or error}") from error
+    return target, own
+
+
+def _checked_count(count: int | None, rows: Sequence[Row], configs: int) -> int:
+    """Return how many rows of each phase are drawn; refuse a number that is not drawn or not read."""
+    have = {one.phase: one.of for one in binding.drawn_of(rows, 0)}
+    most = max(have.values())
+    if count is None:
+        count = min(ROWS, most)
+    if not 1 <= count <= most:
+        there = " and ".join(f"{of:,} of {phase}" for phase, of in have.items())
+        raise QdxError(
+            f"--rows {count}: draw from 1 to {most:,} rows of each phase: the challenge has {there} that can "
+            f"be drawn, and --rows {most} draws them all"
+        )
+    total = configs * sum(one.rows for one in binding.drawn_of(rows, count))
+    if total > ledger.MOST_ROWS:
+        raise QdxError(f"--rows {count}: {total:,} rows in all, limit {ledger.MOST_ROWS:,}: draw fewer")
+    return count
+
+
+def _drawn_text(own: ledger.Ledger, given: binding.Commitment, rows: Sequence[Row]) -> str:
+    """The list of drawn rows, which the prover's qdx has to be able to read."""
     seed = bytes.fromhex(own.seed)
     named = [
         {"config": label, "reference": row.reference, "phase": row.phase, "position": row.position}
         for label in given.configs
-        for row in (rows[i] for i in binding.draw(seed, root, label, rows, count))
+        for row in (rows[i] for i in binding.draw(seed, own.root, label, rows, own.drawn))
     ]
-    plain = {"kind": KIND, "schema_version": VERSION, "challenge_sha256": digest, "root": root, "rows": named}
-    try:
-        new_file.write_text(target, json.dumps(plain, indent=1) + "\n")
-    except OSError as error:
-        raise QdxError(f"{target}: cannot be written: {error.strerror or error}") from error
-    return target, own
+    head = {"kind": KIND, "schema_version": VERSION, "challenge_sha256": own.challenge_sha256}
+    text = json.dumps({**head, "root": own.root, "rows": named}, indent=1) + "\n"
+    if len(text) > guarded_json.LARGEST:  # ASCII: as many bytes
+        raise QdxError(
+            f"--rows {own.drawn}: the list of {len(named):,} rows has {len(text):,} bytes, and a reader "
+            f"takes {guarded_json.LARGEST:,}: draw fewer"
+        )
+    return text
 
 
 def verify_signature(commitment: Path, signers: Path | None, signed_by: str) -> None:
@@ -310,7 +342,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     two = steps.add_parser("draw", help="verifier: draw rows of what was bound")
     two.add_argument("challenge", metavar="CHALLENGE", type=Path)
     two.add_argument("commitment", metavar="COMMITMENT", type=Path)
-    two.add_argument("--rows", type=int, default=ROWS, help=f"of every config (default: {ROWS})")
+    two.add_argument(
+        "--rows",
+        type=int,
+        help=f"of each phase of every config (default: {ROWS}, or all where there are fewer)",
+    )
     two.add_argument("--out", metavar="FILE", type=Path, help=f"default: {NAME} beside the challenge")
     two.add_argument("--signers", metavar="FILE", type=Path, help="allowed signers, as ssh-keygen takes them")
     two.add_argument("--signed-by", metavar="NAME", default="", help="whose signature is asked for")
@@ -340,10 +376,7 @@ def _run(chosen: argparse.Namespace) -> str:
             signers=chosen.signers,
             signed_by=chosen.signed_by,
         )
-        return (
-            f"root {own.root[:16]}… received at {own.received}, {own.seconds:,} s after the challenge\n"
-            f"{target}: {own.drawn} rows of each config, or all: send it to the prover"
-        )
+        return _draw_text(chosen.challenge, own, target)
     count = len(read_drawn(chosen.drawn)[1])
     target = open_rows(chosen.directory, chosen.drawn, chosen.out)
     return (
@@ -351,6 +384,27 @@ def _run(chosen: argparse.Namespace) -> str:
         f"  python -m qdx -m prompts=transcripts prompts.path={target.name} verify.challenge=challenge.json "
         "quant=…"
     )
+
+
+def _draw_text(path: Path, own: ledger.Ledger, target: Path) -> str:
+    """Say what was drawn, what it will show, and what is to be done next."""
+    assert own.commitment is not None
+    asked, configs = challenge.read(path)[0], len(own.commitment.configs)
+    drawn = binding.drawn_of(binding.rows_of(asked), own.drawn)
+    counts = " and ".join(f"{one.rows:,} of {one.of:,} rows of {one.phase}" for one in drawn)
+    shares = " and ".join(f"{share_text(one.false_share(configs))} in {one.phase}" for one in drawn)
+    lines = [
+        f"root {own.root[:16]}… received at {own.received}, {own.seconds:,} s after the challenge",
+        f"{target}: {counts}, of each of {plural(configs, 'config')}: send it to the prover",
+        f"if all are right, the share of false rows is {shares} (at 95 %)",
+    ]
+    unpacked = configs * sum(one.rows for one in drawn) * asked.vocab * 4
+    if unpacked > (limit := Limits().max_bytes):
+        lines.append(
+            f"NOTE: the opened rows will have {readable(unpacked)}, and a verifier reads {readable(limit)}: "
+            f"replay them with prompts.max_bytes={2 * unpacked}"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -311,7 +311,7 @@ class Experiment(Settings):
                 f"model.dtype={self.model.dtype}: kernel {self.quant.kernel} of quant={self.quant.name} "
                 f"takes {' or '.join(allowed)}: set model.dtype to that or choose another quant"
             )
-        for name in ("claims", "calibration", "challenge", "require"):
+        for name in ("claims", "calibration", "challenge", "require", "go_on"):
             if getattr(self.verify, name) and not isinstance(self.prompts, TranscriptPrompts):
                 raise QdxError(f"verify.{name} judges transcripts: add prompts=transcripts")
         if isinstance(self.prompts, ChallengePrompts) and self.capture.mode != "full":

@@ -45,7 +45,8 @@ class Verify:
     ``calibration`` is the folder of an earlier verifier's sweep, of transcripts whose configs are known, or a
     list of such folders: other kernels, settings and cards of the config that is claimed. ``challenge`` is
     the file of ``python -m qdx.challenge`` that the transcripts have to answer, and ``require`` maps what the
-    verifier demands to its value: see `qdx.verification.obligations`.
+    verifier demands to its value: see `qdx.verification.obligations`. What the files alone show not to be met
+    stops a sweep before its replay, unless ``go_on`` is true.
     """
 
     alpha: float = 0.05
@@ -53,6 +54,7 @@ class Verify:
     calibration: Any = None
     challenge: str | None = None
     require: dict[str, Any] | None = None
+    go_on: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:

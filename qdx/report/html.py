@@ -133,6 +133,5 @@ def _commands(facts: Facts, view: View | None) -> str:
         ("Redo merge, analyses and report:", report_command(facts)),
     ]
     if view is not None:
-        why, line = next_command(facts, view.configs)
-        said.append((f"Next command for the verifier machine: {why}", line))
+        said.append(next_command(facts, view.configs))
     return "".join(f"<p>{escape(why)}</p>{command(line)}" for why, line in said if line)

@@ -151,5 +151,5 @@ def _commands(facts: Facts, view: View | None) -> list[str]:
             blocks += [said, fence(command)]
     why, command = next_command(facts, view.configs) if view is not None else ("", "")
     if command:
-        blocks += [f"Next command for the verifier machine: {plain(why)}", fence(command)]
+        blocks += [plain(why), fence(command)]
     return blocks

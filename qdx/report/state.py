@@ -96,10 +96,18 @@ def report_command(facts: Facts) -> str:
     return shlex.join(["python", "-m", "qdx.report", str(facts.directory)])
 
 
-def next_command(facts: Facts, configs: list[str]) -> tuple[str, str]:
-    """What to type on a verifier machine, and why.
+VERIFIER, EXCHANGE = "Next command for the verifier machine", "Next command of the exchange"
+# Of an exchange (`qdx.challenge`, `qdx.commit`, `qdx.open_rows`), in the prover's folder.
+CHALLENGE, COMMITMENT, OPENED = "challenge.json", "commitment.json", "opened.nc"
+ANSWERS = "verify.challenge=challenge.json"
 
-    The configs are those of this sweep; prompts, tokens and batching come from the file.
+
+def next_command(facts: Facts, configs: list[str]) -> tuple[str, str]:
+    """What to type next, where, and why.
+
+    Of a sweep that ran a verifier's challenge it is the next step of the exchange, by the files that are
+    there; of others the replay on a verifier's machine. The configs are those of this sweep; prompts, tokens
+    and batching come from the file.
 
     Returns
     -------
@@ -115,8 +123,24 @@ def next_command(facts: Facts, configs: list[str]) -> tuple[str, str]:
     if not any(_key(a) == "quant" for a in kept):
         quants = dict.fromkeys(label.partition(",")[0] for label in configs)
         kept.insert(0, f"quant={','.join(quants)}")
-    command = ["python", "-m", "qdx", "-m", "prompts=transcripts", "prompts.path=sweep.nc", *kept]
-    return "copy sweep.nc there, then replay its transcripts under every config:", shlex.join(command)
+    replay = ["python", "-m", "qdx", "-m", "prompts=transcripts"]
+    if (facts.directory / CHALLENGE).is_file():  # it is there before the first job runs
+        return _of_exchange(facts.directory, [*replay, f"prompts.path={OPENED}", ANSWERS, *kept])
+    command = [*replay, "prompts.path=sweep.nc", *kept]
+    why = "copy sweep.nc there, then replay its transcripts under every config"
+    return f"{VERIFIER}: {why}:", shlex.join(command)
+
+
+def _of_exchange(directory: Path, replay: list[str]) -> tuple[str, str]:
+    """The next step of a prover who ran a challenge."""
+    if not (directory / COMMITMENT).is_file():
+        why = "bind what was run, and send or publish the root that it prints before anything else"
+        return f"{EXCHANGE}: {why}:", shlex.join(["python", "-m", "qdx.commit", str(directory)])
+    if not (directory / OPENED).is_file():
+        why = f"send {COMMITMENT} to the verifier, who draws rows and sends drawn.json; then open these"
+        command = ["python", "-m", "qdx.open_rows", "open", str(directory), "drawn.json"]
+        return f"{EXCHANGE}: {why}:", shlex.join(command)
+    return f"{VERIFIER}: copy {OPENED} there, then replay its transcripts:", shlex.join(replay)
 
 
 # Repeats are the verifier's own choice: they have to be runs in processes of their own, and three or more.

@@ -12,7 +12,7 @@ import xarray as xr
 import qdx
 from qdx.analysis.section import Section
 from qdx.analysis.view import View
-from qdx.report.state import Facts, Files, next_command, report_command, resume_command
+from qdx.report.state import EXCHANGE, Facts, Files, next_command, report_command, resume_command
 from qdx.report.text import simulated_configs
 
 SUMMARY_VERSION = 2  # 2: `verdicts`
@@ -68,7 +68,8 @@ def summarize(
         return summary
     view = View(tree)
     summary["simulated"] = simulated_configs(view)
-    summary["commands"]["verifier"] = next_command(facts, view.configs)[1]
+    why, command = next_command(facts, view.configs)
+    summary["commands"]["exchange" if why.startswith(EXCHANGE) else "verifier"] = command
     summary["configs"] = _configs(view)
     summary["references"] = _references(view)
     summary["metrics"] = {m: {k: _plain(v) for k, v in view.facts(m).items()} for m in view.metrics}
@@ -95,7 +96,8 @@ def verdicts(section: Section) -> dict[str, Any]:
 
     result = section.result
     names = ("claim", "verdict", "concerns", "because", "plain_greedy", "answer", "false_at_least", "units")
-    more = ("unmet", "drawn_rows")
+    of_phases = [f"{what}_{phase}" for what in ("drawn", "false_share") for phase in ("prefill", "decode")]
+    more = ("unmet", "drawn_rows", *of_phases)
     found = []
     for producer in [str(v) for v in result["producer"].values]:
         one = result.sel(producer=producer)

@@ -324,5 +324,5 @@ def results(facts: Facts, tree: xr.DataTree | None, files: Files) -> str:
     if tree is not None:
         why, command = next_command(facts, View(tree).configs)
         if command:
-            lines += ["", wrap(f"Next command for the verifier machine: {why}", "  ", ""), f"    {command}"]
+            lines += ["", wrap(why, "  ", ""), f"    {command}"]
     return "\n".join(lines)

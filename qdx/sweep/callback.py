@@ -185,7 +185,7 @@ def start(config: DictConfig) -> None:
         print(f"qdx: error: preparing the sweep: {ended}", file=sys.stderr)
         sys.exit(1)
     if ended:  # the child has said why
-        sys.exit(2)
+        sys.exit(4 if ended == job_process.NOT_MET else 2)
     directory.mkdir(parents=True, exist_ok=True)
     try:
         _held.enter_context(locked(directory / "sweep.lock", wait=False))

@@ -15,6 +15,8 @@ from qdx.dataset.folder import STATUS
 from qdx.errors import QdxError
 from qdx.process import FULL_ERROR, answer, interrupted, serve, spawn
 
+NOT_MET = "obligation not met"  # what preparing a sweep answers where nothing is to be replayed
+
 
 def run(
     config: str,
@@ -100,6 +102,11 @@ def _serve() -> int:
             with Progress(str(cfg.label)) as progress:
                 stated = request["command_line"], progress, request.get("hashed")
                 progress.done(experiment.run(cfg, folder, *stated))
+    except prepare.NotMetError as error:
+        print("\n".join(error.lines), flush=True)
+        print(f"qdx: {error}", file=sys.stderr, flush=True)
+        answer(NOT_MET)
+        return 4
     except KeyboardInterrupt as error:  # the parent says it
         return error.status if isinstance(error, program.Ended) else 130
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,12 @@ from qdx.dataset import folder, size
 from qdx.dataset.check import reading
 from qdx.dataset.guarding import guard
 from qdx.errors import QdxError, nearest
-from qdx.experiment import Prompts, find_checkpoint, identify, load_prompts
+from qdx.experiment import Prompts, find_checkpoint, identify, load_prompts, options
 from qdx.prompts import refusals
 from qdx.prompts.challenge import locate
 from qdx.schema import Experiment, validate
 from qdx.schema_verify import ChallengePrompts, TranscriptPrompts, Verify
+from qdx.sweep.job import NOT_MET
 from qdx.verification import ledger
 
 if TYPE_CHECKING:
@@ -55,6 +57,16 @@ class Job:
         return models.vocab_size(self.checkpoint.path)
 
 
+class NotMetError(QdxError):
+    """What a verifier demands is known not to be met before anything runs; `lines` say what."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__(
+            f"{NOT_MET}: the files alone show it, so nothing was replayed: verify.go_on=true replays anyway"
+        )
+        self.lines = lines
+
+
 def prepare(configs: list[DictConfig], directory: Path) -> None:
     """Have everything ready that the jobs of a sweep need, and say what they will run and write.
 
@@ -66,7 +78,10 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
     ------
     QdxError
         Naming the first of these.
+    NotMetError
+        Where no transcript can be judged, before a checkpoint is looked for.
     """
+    look_at_obligations(validate(configs[0]))
     loaded: dict[tuple[object, ...], Prompts] = {}
     alike: dict[str, dict[str, str]] = {}
     estimate, unfinished = 0, 0
@@ -138,28 +153,60 @@ def keep_for_the_report(transcripts: Transcripts, asked: Verify, directory: Path
         for path in (directory / CHALLENGE, ledger.path_of(directory / CHALLENGE)):
             path.unlink(missing_ok=True)
     transcripts.keep(directory)
-    for line in unmet(transcripts, asked, directory):
-        print(f"NOTE: obligation not met: {line}", flush=True)
 
 
-def unmet(transcripts: Transcripts, asked: Verify, directory: Path) -> list[str]:
-    """Say what a file does not meet whatever the replay gives, so that nobody has to wait for it."""
-    from qdx.dataset.opening import open_file
-    from qdx.verification.environment import facts_of
-    from qdx.verification.obligations import facts_unmet
-    from qdx.verification.sections import exchange_of
+def look_at_obligations(experiment: Experiment) -> None:
+    """Say what producers do not meet whatever a replay gives, and stop where nobody could be judged.
 
+    Raises
+    ------
+    NotMetError
+        When every producer lacks something, and ``verify.go_on`` does not ask for the replay.
+    QdxError
+        See `unmet`.
+    """
+    asked = experiment.verify
+    if not isinstance(experiment.prompts, TranscriptPrompts):
+        return
     if asked.challenge is None and not asked.require:
-        return []
+        return
+    transcripts = plugins.build(options(experiment.prompts))()
+    if transcripts.file.opened and asked.challenge is None:
+        return  # refused as soon as it is kept for the report
+    found = unmet(transcripts, asked)
+    lines = [f"{NOT_MET}: {producer}: {line}" for producer, of in found.items() for line in of]
+    if lines and all(found.values()) and not asked.go_on:
+        raise NotMetError(lines)
+    for line in lines:
+        print(f"NOTE: {line}", flush=True)
+
+
+def unmet(transcripts: Transcripts, asked: Verify) -> dict[str, tuple[str, ...]]:
+    """Hold a file against a challenge and demands, as far as that takes no replay.
+
+    Returns
+    -------
+    dict of str to tuple of str
+        Of every producer what she does not meet.
+
+    Raises
+    ------
+    QdxError
+        For a demand that means nothing, or a challenge or its ledger that is not there or is damaged.
+    """
+    from qdx.dataset.opening import open_file
+    from qdx.verification import obligations
+    from qdx.verification.sections import exchange_with
+
+    obligations.check(asked.require or {}, asked.challenge is not None)
+    path = None if asked.challenge is None else locate(asked.challenge, "verify.challenge")
     tree = open_file(transcripts.file.path)
     try:
-        exchange = exchange_of(directory, tree)
-        found = []
-        for producer in transcripts.producers:
-            lines = exchange.answers[producer.name].unmet if exchange is not None else []
-            lines = [*lines, *facts_unmet(asked.require or {}, facts_of(tree, "decode", producer.name))]
-            found += [f"{producer.name}: {line}" for line in lines]
-        return found
+        exchange = None if path is None else exchange_with(path, tree)
+        return {
+            one.name: obligations.known_unmet(asked.require or {}, tree, exchange, one.name)
+            for one in transcripts.producers
+        }
     finally:
         tree.close()
 

@@ -33,14 +33,16 @@ from qdx.prompts._transcript_file import check_name
 from qdx.prompts.challenge import ChallengeFile
 from qdx.verification.commitments import row_bytes
 from qdx.verification.merkle import Tree, leaf_hash
+from qdx.verification.p_values import share_bound
 
-KIND, VERSION = "commitment", 1
+KIND, VERSION = "commitment", 2  # 2: the record is all of /provenance
 NAME = "commitment.json"
 LARGEST = 4 * 2**20  # bytes of the file
 MOST_CONFIGS = 1_000
 PHASES = ("prefill", "decode")
 BLOCK = 64  # rows in memory
 TEMPLATE = ("prefix", "suffix")
+MISSED = 0.05  # with this probability at most a draw misses false rows whose share is not under the bound
 
 
 @dataclass(frozen=True)
@@ -114,20 +116,29 @@ def tokens_sha256(nonce: str, config: str, ids_RT: NDArray[Any]) -> str:
 
 
 def record_of(provenance: xr.Dataset, decode: xr.Dataset, config: str) -> dict[str, str]:
-    """Collect what a file states of a config: variables of ``/provenance`` and coordinates of decode."""
+    """Collect what a file states of a config: variables of ``/provenance`` and coordinates of decode.
+
+    Also those that are not of one config: what is left out here could be stated otherwise after the draw.
+    """
     found: dict[str, str] = {}
-    for group, dataset in (("provenance", provenance), ("decode", decode.coords.to_dataset())):
+    facts = (
+        ("provenance", provenance, ("config",)),
+        ("decode", decode.coords.to_dataset(), ("config", "reference", "position", "repeat", "region")),
+    )
+    for group, dataset, left in facts:
         for name in dataset.variables:
-            if name in ("config", "reference", "position", "repeat", "region"):
+            if name in left:  # rows say it, or the challenge
                 continue
             value = dataset[name]
-            if "config" in value.dims:
+            if "config" in value.dims:  # others are of all configs, such as the names of layers
                 value = value.sel(config=config)
-            elif group == "provenance":
-                continue  # names of layers, which its other variables are over
-            # Strings whatever the file made of their type; an array (kernels of the layers) as a list.
-            found[f"{group}/{name}"] = json.dumps(np.asarray(value.values).astype(str).tolist())
+            found[f"{group}/{name}"] = json.dumps(_texts(value.values).tolist())
     return found
+
+
+def _texts(values: NDArray[Any]) -> NDArray[Any]:
+    """Facts as the verdict reads them: bytes are not the text that they hold, and would be another fact."""
+    return np.asarray(np.vectorize(str, otypes=[object])(np.asarray(values, object)))
 
 
 def record_sha256(nonce: str, config: str, record: Mapping[str, str]) -> str:
@@ -237,10 +248,11 @@ def read(path: Path) -> tuple[Commitment, str]:
 
 
 def draw(seed: bytes, root: str, config: str, rows: Sequence[Row], count: int) -> list[int]:
-    """Draw rows without replacement, each set of them equally likely to somebody who does not know the seed.
+    """Draw rows of each phase without replacement, all sets equally likely to whoever does not know the seed.
 
-    The drawn rows are the `count` drawable ones with the least SHA-256(seed ‖ root ‖ line of JSON with config
-    and index). Anybody who has the seed later can draw them again.
+    The drawn rows of a phase are its `count` drawable ones with the least SHA-256(seed ‖ root ‖ line of JSON
+    with config and index). Anybody who has the seed later can draw them again. The phases are drawn apart,
+    since a few decode rows beside many prefill rows would hardly ever be drawn.
 
     Parameters
     ----------
@@ -252,7 +264,7 @@ def draw(seed: bytes, root: str, config: str, rows: Sequence[Row], count: int) -
     rows : sequence of Row
         See `rows_of`.
     count : int
-        All drawable ones where there are fewer.
+        Of each phase; all drawable ones of a phase that has fewer.
 
     Returns
     -------
@@ -260,11 +272,86 @@ def draw(seed: bytes, root: str, config: str, rows: Sequence[Row], count: int) -
         Indices of rows, ascending.
     """
 
-    def key(index: int) -> bytes:
-        return hashlib.sha256(seed + bytes.fromhex(root) + _head("", "draw", config, index=index)).digest()
+    # Only the number in the line of JSON changes from row to row.
+    first, last = _head("", "draw", config, index=0).split(b'"index":0', 1)
+    begun = hashlib.sha256(seed + bytes.fromhex(root) + first + b'"index":')
 
-    drawable = [index for index, row in enumerate(rows) if row.drawable]
-    return sorted(sorted(drawable, key=key)[:count])
+    def key(index: int) -> bytes:
+        digest = begun.copy()
+        digest.update(b"%d%s" % (index, last))
+        return digest.digest()
+
+    found: list[int] = []
+    for phase in PHASES:
+        drawable = [index for index, row in enumerate(rows) if row.drawable and row.phase == phase]
+        found += sorted(drawable, key=key)[:count]
+    return sorted(found)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The draw of one phase of one config.
+
+    Attributes
+    ----------
+    phase : str
+    rows : int
+        That were drawn.
+    of : int
+        Rows of the phase that could have been drawn.
+    """
+
+    phase: str
+    rows: int
+    of: int
+
+    def false_share(self, configs: int = 1) -> float:
+        """Bound the share of the phase's rows that are false, where every drawn one is right.
+
+        A share of at least 1 − (0.05/m)^(1/s) is missed by s drawn rows with a probability of at most 0.05/m.
+        So of m configs under one root none is called right at such a share, with a probability of 95 %: who
+        binds m hypotheses has m chances that the draw misses the false rows of one.
+
+        Parameters
+        ----------
+        configs : int
+            Under the root, m.
+
+        Returns
+        -------
+        float
+            0: all rows were drawn. 1: none was, which bounds nothing.
+
+        Examples
+        --------
+        >>> [round(Drawn("decode", rows, 1000).false_share(m), 4) for rows, m in ((59, 1), (59, 8), (0, 1))]
+        [0.0495, 0.0824, 1.0]
+        >>> Drawn("decode", 16, 16).false_share()
+        0.0
+        """
+        if self.rows and self.rows == self.of:
+            return 0.0
+        return share_bound(self.rows, 1 - MISSED / configs)
+
+
+def share_text(share: float) -> str:
+    """An upper bound in per cent, rounded up.
+
+    Examples
+    --------
+    >>> share_text(0.1391), share_text(0.0)
+    ('under 14.0 %', '0 (all rows were drawn)')
+    """
+    return f"under {np.ceil(share * 1000) / 10:.1f} %" if share else "0 (all rows were drawn)"
+
+
+def drawn_of(rows: Sequence[Row], count: int) -> tuple[Drawn, ...]:
+    """Say how many rows of each phase `draw` draws."""
+    found = []
+    for phase in PHASES:
+        of = sum(row.drawable and row.phase == phase for row in rows)
+        found.append(Drawn(phase, min(count, of), of))
+    return tuple(found)
 
 
 class RunRows:

@@ -12,6 +12,7 @@ from qdx.analysis.section import Section
 from qdx.errors import QdxError
 from qdx.statistics import Floats
 from qdx.verification import said
+from qdx.verification.binding import PHASES
 from qdx.verification.environment import record_differs
 from qdx.verification.environment_class import compare
 from qdx.verification.evidence import Claim, sampling_of, weigh, weigh_pairs
@@ -70,7 +71,9 @@ def verify(
         ``p_config``; over (producer, test): ``test_p`` and ``test_null``; over producer: ``claim``,
         ``verdict`` (one of `verdicts.KINDS`), ``concerns``, ``because``, ``p_test`` (T · min p of the listed
         tests), ``p_test_holm``, ``false_at_least``, ``units``, ``plain_greedy``, ``answer``, ``unmet`` (what
-        was demanded and not met), ``drawn_rows`` (rows that the verifier drew, 0 without a challenge).
+        was demanded and not met), ``drawn_rows`` (rows that the verifier drew, 0 without a challenge),
+        ``drawn_prefill`` and ``drawn_decode``, ``false_share_prefill`` and ``false_share_decode`` (bounds
+        that drawn rows confirm, else NaN).
         Attribute ``headline``: all verdicts in a sentence.
 
     Raises
@@ -82,6 +85,10 @@ def verify(
     known = calibrating(data, calibration)
     claimed = _claimed(data, claims or {})
     at = [_index(data, d, label, claims or {}) for d, label in enumerate(claimed)]
+    demanded = _obligations(data, producer_tree, at, require or {}, exchange)
+    judged = exchange is None or exchange.fits
+    if not judged:  # it may have been edited on its way: no test of it counts for or against anybody
+        at = [-1] * len(at)
     tested = weigh(data, known, at, exact_alpha)
     likelihood_DCR = _likelihood(data, known)
     likeliest = best(likelihood_DCR)
@@ -92,10 +99,12 @@ def verify(
         bool(known),
         np.stack([(likeliest == c).sum(-1) for c in range(len(data.configs))], -1),
         _others(data),
-        _obligations(data, producer_tree, at, require or {}, exchange),
+        demanded,
     )
     decided = [decide(evidence, d, c, claimed[d]) for d, c in enumerate(at)]
     p_DC = weigh_pairs(data, known)
+    if not judged:
+        p_DC = np.full_like(p_DC, np.nan)
     result = _result(data, evidence, decided, claimed, likelihood_DCR, p_DC)
     result.attrs = {
         "alpha": alpha,
@@ -274,7 +283,7 @@ def _result(
             "whether the record states plain greedy decoding",
         ),
         "answer": (
-            _answers(data, p_DC, float(evidence.alpha)),
+            _answers(evidence, p_DC),
             "configs that no listed test refutes, each by itself",
         ),
         "unmet": (["; ".join(one.unmet) for one in evidence.obligations_D], "what was demanded and not met"),
@@ -290,8 +299,14 @@ def _result(
             [own_units(*pair) for pair in zip(data.units_DR, data.there_DR, strict=True)],
             "independent transcripts",
         ),
-        "drawn_rows": ([one.drawn for one in evidence.obligations_D], "rows that the verifier drew"),
+        "drawn_rows": ([one.rows for one in evidence.obligations_D], "rows that the verifier drew"),
     }
+    for name in PHASES:
+        pairs = zip(evidence.obligations_D, decided, strict=True)
+        drawn = [_of_phase(one, name, verdict) for one, verdict in pairs]
+        numbers[f"drawn_{name}"] = ([count for count, _ in drawn], f"rows of {name} that the verifier drew")
+        about = f"share of false rows of {name}, at most (95 %); NaN where no drawn rows confirm it"
+        numbers[f"false_share_{name}"] = ([share for _, share in drawn], about)
     for name, (values, about) in numbers.items():
         result[name] = ("producer", np.array(values), {**ONE, "long_name": about})
     return result
@@ -306,9 +321,21 @@ def _listed(claim: Claim | None, name: str) -> tuple[float, str]:
     return _float(test.p), test.null
 
 
-def _answers(data: Replays, p_DC: Floats, alpha: float) -> list[str]:
-    found = []
+def _of_phase(demanded: Obligations, phase: str, verdict: Verdict) -> tuple[int, float]:
+    """Rows that were drawn of a phase, and the bound of its false share where the verdict states it."""
+    one = next((one for one in demanded.drawn if one.phase == phase), None)
+    if one is None:
+        return 0, float("nan")
+    confirmed = verdict.kind == "confirmed in s drawn rows"
+    return one.rows, one.false_share(demanded.configs) if confirmed else float("nan")
+
+
+def _answers(evidence: Evidence, p_DC: Floats) -> list[str]:
+    found, data, alpha = [], evidence.data, float(evidence.alpha)
     for d, row in enumerate(p_DC):
+        if evidence.obligations_D[d].unfit:
+            found.append("not judged")
+            continue
         left = []
         for c, (label, p) in enumerate(zip(data.configs, row, strict=True)):
             if sampling_of(data, d) and data.misfit_DCRT[d, c].any():

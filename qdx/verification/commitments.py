@@ -20,6 +20,7 @@ from qdx.dataset.folder import RUN
 from qdx.errors import QdxError
 
 BYTES = 16
+DTYPES = ("float16", "bfloat16", "float32")
 BLOCK = 64  # rows in memory
 ABOUT = {
     "units": "1",
@@ -38,7 +39,7 @@ def row_bytes(rows_PV: NDArray[np.float32], dtype: str) -> NDArray[np.generic]:
     if dtype == "bfloat16":
         return (np.ascontiguousarray(rows_PV, "<f4").view("<u4") >> 16).astype("<u2")
     if dtype not in ("float16", "float32"):
-        raise QdxError(f"rows of {dtype}: commitments are of float16, bfloat16 or float32")
+        raise QdxError(f"rows of {dtype}: commitments are of {', '.join(DTYPES)}")
     return rows_PV.astype({"float16": "<f2", "float32": "<f4"}[dtype])
 
 

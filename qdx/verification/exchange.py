@@ -1,8 +1,10 @@
 """Holds a prover's file against the challenge: prompts, tokens, record, and the rows that she opened.
 
 Everything is computed anew from the verifier's own files, the challenge and its ledger. What does not fit is
-an obligation that the prover did not meet. A row counts as evidence only where it was drawn, was opened, and
-stands at its own place in the tree whose root had arrived before anybody knew that it would be drawn.
+an obligation that the prover did not meet, and then nothing of the file is judged: whoever edits a file on
+its way must not be able to have an honest prover refuted. A row counts as evidence only where it was drawn,
+was opened, and stands at its own place in the tree whose root had arrived before anybody knew that it would
+be drawn.
 """
 
 from __future__ import annotations
@@ -15,16 +17,18 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from qdx.dataset.layout import SCHEMA_VERSION
 from qdx.prompts.challenge import ChallengeFile
 from qdx.verification import binding, merkle
-from qdx.verification.binding import PHASES, Row
-from qdx.verification.commitments import BYTES, commit, row_bytes
+from qdx.verification.binding import PHASES, Drawn, Row
+from qdx.verification.commitments import BYTES, DTYPES, commit, row_bytes
 from qdx.verification.ledger import Ledger
 
 KIND = "opened"  # of the file that python -m qdx.open_rows writes
 COLUMNS = ("of_config", "of_reference", "of_phase", "of_position")
 UNBOUND = "no root was received, so nothing shows that its rows were fixed before the verifier had his own"
 MOST_SAID = 2  # rows that a message names
+UNBOUND_OF_PROMPTS = ("source", "pages", "sha256", "token_offset", "continuation", "text")
 
 
 @dataclass(frozen=True)
@@ -35,15 +39,18 @@ class Answer:
     ----------
     unmet : list of str
         What does not fit, each in a few words; empty where all does.
-    drawn : int
-        Rows that were drawn of this producer; 0: none were.
+    drawn : tuple of Drawn
+        Rows that were drawn of this producer, phase by phase; empty: none were.
     misread : list of str
         Opened rows whose greatest logits are not those of the token that follows them.
+    not_numbers : list of str
+        Opened rows that hold NaN: they have no greatest logit, and are not compared.
     """
 
     unmet: list[str] = field(default_factory=list)
-    drawn: int = 0
+    drawn: tuple[Drawn, ...] = ()
     misread: list[str] = field(default_factory=list)
+    not_numbers: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -53,16 +60,19 @@ class Exchange:
     Attributes
     ----------
     tree : xarray.DataTree
-        The file; of one with opened rows ``captured`` and ``commitment`` of its phases are made from those
-        rows that fit, whatever the file says of them.
+        The file; of one with opened rows nothing but what is bound: tokens and record of each config,
+        ``captured`` and ``commitment`` of the rows that fit, and what the challenge says of the references,
+        whatever the file says of them.
     answers : dict of str to Answer
-        By producer.
+        By producer. Where anything does not fit, each has something unmet: a file answers as a whole.
     seconds : int or None
         From the challenge to the root; None where no root was received.
     signed_by : str
         "" where no signature was asked for.
     said : str
         A sentence on the root and its time.
+    configs : int
+        That the root binds, each of which could pass by chance.
     """
 
     tree: xr.DataTree
@@ -70,6 +80,12 @@ class Exchange:
     seconds: int | None
     signed_by: str
     said: str
+    configs: int = 1
+
+    @property
+    def fits(self) -> bool:
+        """Whether the file is what was asked for and bound; nothing of it is judged where it is not."""
+        return not any(answer.unmet for answer in self.answers.values())
 
 
 def examine(tree: xr.DataTree, challenge: ChallengeFile, challenge_sha256: str, ledger: Ledger) -> Exchange:
@@ -102,15 +118,25 @@ def examine(tree: xr.DataTree, challenge: ChallengeFile, challenge_sha256: str, 
         reader = _Opened(tree[KIND].to_dataset())
         for label in labels:
             answers[label] = _answer(tree, fitting, challenge, ledger, rows, label, reader)
-    for answer in answers.values():
-        answer.unmet.extend(common)
+    _spread(answers, common)
     return Exchange(
         tree if fitting is None else fitting.tree(),
         answers,
         ledger.seconds if ledger.root else None,
         ledger.signed_by,
         _said(ledger) if binds else UNBOUND,
+        len(ledger.commitment.configs) if ledger.commitment is not None else 1,
     )
+
+
+def _spread(answers: dict[str, Answer], common: Sequence[str]) -> None:
+    """Let what does not fit in one config count for all: a prover cannot withhold the rows of the bad one."""
+    own = {label: list(answer.unmet) for label, answer in answers.items()}
+    for label, answer in answers.items():
+        others = [f"{other}: {line}" for other, lines in own.items() if other != label for line in lines]
+        if len(others) > MOST_SAID:
+            others[MOST_SAID:] = [f"{len(others) - MOST_SAID} more of other configs"]
+        answer.unmet.extend([*common, *others])
 
 
 def _said(ledger: Ledger) -> str:
@@ -184,7 +210,7 @@ def _short(text: str) -> str:
 
 
 class _Fitting:
-    """The rows that fit the root, in place of what a file says of its rows."""
+    """The rows that fit the root, and what else is bound, in place of what a file says."""
 
     def __init__(self, tree: xr.DataTree, challenge: ChallengeFile) -> None:
         self._tree = tree
@@ -215,25 +241,38 @@ class _Fitting:
         self._commitment[row.phase][at] = commitment
 
     def tree(self) -> xr.DataTree:
-        """The file with these rows only, as a file of commitments."""
-        groups = {name: child.to_dataset() for name, child in self._tree.children.items() if name != KIND}
+        """What is bound of the file, as a file of commitments.
+
+        Documents that prompts are cut from, and how the prover's runs repeat, are not bound and left out:
+        the first could make one unit of several, the second is nothing that a verdict rests on.
+        """
+        references = self._tree["references"].to_dataset()
+        groups = {
+            "references": references.drop_vars([name for name in UNBOUND_OF_PROMPTS if name in references]),
+            "provenance": self._tree["provenance"].to_dataset(),
+            "output": self._tree["output"].to_dataset()[["token_id"]].isel(repeat=[0]),
+        }
         for phase, data in self._stated.items():
             axes = self._axes[phase]
             dims = tuple(axes)
             stated = {n: c for n, c in data.coords.items() if c.dims in ((), ("config",)) and n not in dims}
-            counts = {n: data[n].variable for n in ("reruns", "reruns_equal") if n in data}
+            if phase != "decode":  # whose coordinates alone are in the record
+                stated = {}
+            none = ("config", np.zeros(len(axes["config"]), np.int32))
             groups[phase] = xr.Dataset(
                 {
                     "captured": (dims, self._captured[phase]),
                     "commitment": ((*dims, "byte"), self._commitment[phase]),
-                    **counts,
+                    "reruns": none,
+                    "reruns_equal": none,
                 },
                 coords={
                     **{dim: (dim, np.array(axis)) for dim, axis in axes.items()},
                     **{n: c.variable for n, c in stated.items()},
                 },
             )
-        return xr.DataTree.from_dict({"/": xr.Dataset(attrs=self._tree.attrs), **groups})
+        attrs = {"kind": KIND, "schema_version": SCHEMA_VERSION}
+        return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **groups})
 
 
 class _Opened:
@@ -284,14 +323,18 @@ def _answer(
     output = tree["output"].to_dataset()["token_id"].sel(config=label).isel(repeat=0)
     ids_RT = output.transpose("reference", "output_token").values
     decode = tree["decode"].to_dataset()
-    unmet, misread = list[str](), list[str]()
+    chosen = binding.draw(bytes.fromhex(ledger.seed), ledger.root, label, rows, ledger.drawn)
+    drawn = binding.drawn_of(rows, ledger.drawn)
+    unmet, misread, not_numbers = list[str](), list[str](), list[str]()
     if binding.tokens_sha256(nonce, label, ids_RT) != own.tokens_sha256:
         unmet.append("tokens: the root binds other ones")
     record = binding.record_of(tree["provenance"].to_dataset(), decode, label)
     if binding.record_sha256(nonce, label, record) != own.record_sha256:
         unmet.append("record: the root binds other facts than the file states")
     dtype = str(np.broadcast_to(decode["dtype"].sel(config=label).values, 1)[0])
-    chosen = binding.draw(bytes.fromhex(ledger.seed), ledger.root, label, rows, ledger.drawn)
+    if dtype not in DTYPES:
+        unmet.append(f"record: rows of {_short(dtype)}, which are bound of {', '.join(DTYPES)} only")
+        return Answer(unmet, drawn)
     missing, wrong, twice = list[Row](), list[Row](), list[Row]()
     for i in chosen:
         row = rows[i]
@@ -310,6 +353,9 @@ def _answer(
             continue
         if unmet:
             continue  # of a record or tokens that are not the bound ones nothing is taken
+        if np.isnan(exact_V).any():
+            not_numbers.append(str(row))
+            continue
         fitting.put(label, row, commit(exact_V, dtype)[0])
         if not _emits(challenge, ids_RT, row, exact_V[0]):
             misread.append(str(row))
@@ -321,7 +367,7 @@ def _answer(
         if some:
             names = "; ".join(map(str, some[:MOST_SAID])) + ("; …" if len(some) > MOST_SAID else "")
             unmet.append(f"rows: {len(some)} of {len(chosen)} drawn ones {what} ({names})")
-    return Answer(unmet, len(chosen), misread)
+    return Answer(unmet, drawn, misread, not_numbers)
 
 
 def _exact(rows_PV: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:

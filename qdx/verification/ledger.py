@@ -19,9 +19,10 @@ from qdx import new_file
 from qdx.dataset import guarded_json
 from qdx.errors import QdxError
 from qdx.prompts.challenge import ChallengeFile
+from qdx.verification import binding
 from qdx.verification.binding import Commitment, configs_of
 
-KIND, VERSION = "challenge_ledger", 1
+KIND, VERSION = "challenge_ledger", 2  # 2: rows are drawn of each phase
 SUFFIX = ".verifier.json"
 MOST_ROWS = 1_000_000
 FORMAT = "%Y-%m-%dT%H:%M:%SZ"
@@ -47,7 +48,7 @@ class Ledger:
     signed_by : str
         Who signed the commitment, as ``ssh-keygen`` verified it; "" where no signature was asked for.
     drawn : int
-        Rows that were drawn of every config; 0 before.
+        Rows that were drawn of each phase of every config, or all where it has fewer; 0 before.
     commitment : Commitment or None
         What the root is the hash of; None before rows were drawn.
     """
@@ -171,7 +172,7 @@ def read(path: Path, challenge: ChallengeFile, challenge_sha256: str) -> Ledger:
 
 def _commitment(fields: guarded_json.Fields, path: Path) -> Commitment:
     own = fields.fields("commitment")
-    own.text("kind"), own.integer("schema_version", 1, 1)
+    own.text("kind"), own.integer("schema_version", binding.VERSION, binding.VERSION)
     found = Commitment(
         own.hexadecimal("challenge_sha256"), own.hexadecimal("nonce", 32), configs_of(own, str(path))
     )

@@ -11,15 +11,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import xarray as xr
+
+from qdx.dataset.layout import RECORDS
 from qdx.errors import QdxError, nearest
-from qdx.verification.environment import HARDWARE, SOFTWARE
+from qdx.verification.binding import Drawn
+from qdx.verification.environment import HARDWARE, SOFTWARE, facts_of
 from qdx.verification.exchange import Answer, Exchange
+from qdx.verification.replays import key_of
+from qdx.verification.units import spans_of, units_of
 
 COUNTS = {
     "references": "references with different tokens, at least",
     "units": "independent transcripts, at least",
     "tokens": "output tokens of every reference, at least",
-    "rows": "rows drawn by the verifier and opened, at least",
+    "rows": "rows of each phase drawn by the verifier and opened, at least, or all that there are",
     "within": "seconds from the challenge to the root, at most",
 }
 TEXTS = {
@@ -95,20 +101,39 @@ class Obligations:
 
     Attributes
     ----------
-    unmet : tuple of str
-        Each with what was got and what was wanted.
-    drawn : int
-        Rows that the verifier drew; 0 where there is no exchange.
+    demands : tuple of str
+        Of ``verify.require``, what is not met: each with what was got and what was wanted.
+    unfit : tuple of str
+        What of the file is not what was asked for or bound. Nothing of it is judged then.
+    drawn : tuple of Drawn
+        Rows that the verifier drew of each phase; empty where there is no exchange.
+    configs : int
+        That the root binds.
     misread : tuple of str
         Opened rows that do not say the token which follows them.
+    not_numbers : tuple of str
+        Opened rows that hold NaN.
     said : str
         A sentence on the root and its time; "" without an exchange.
     """
 
-    unmet: tuple[str, ...] = ()
-    drawn: int = 0
+    demands: tuple[str, ...] = ()
+    unfit: tuple[str, ...] = ()
+    drawn: tuple[Drawn, ...] = ()
+    configs: int = 1
     misread: tuple[str, ...] = ()
+    not_numbers: tuple[str, ...] = ()
     said: str = ""
+
+    @property
+    def unmet(self) -> tuple[str, ...]:
+        """All that is not met."""
+        return (*self.unfit, *self.demands)
+
+    @property
+    def rows(self) -> int:
+        """Rows that the verifier drew of all phases."""
+        return sum(one.rows for one in self.drawn)
 
 
 def obligations(
@@ -124,9 +149,15 @@ def obligations(
     producer : str
     """
     answer = exchange.answers[producer] if exchange is not None else Answer()
-    found = [*answer.unmet, *_demands(require, stated, exchange, answer)]
-    said = exchange.said if exchange is not None else ""
-    return Obligations(tuple(found), answer.drawn, tuple(answer.misread), said)
+    return Obligations(
+        tuple(_demands(require, stated, exchange, answer)),
+        tuple(answer.unmet),
+        answer.drawn,
+        exchange.configs if exchange is not None else 1,
+        tuple(answer.misread),
+        tuple(answer.not_numbers),
+        exchange.said if exchange is not None else "",
+    )
 
 
 def _demands(
@@ -137,11 +168,12 @@ def _demands(
         "references": stated.references,
         "units": stated.units,
         "tokens": stated.tokens,
-        "rows": answer.drawn,
     }
     for name, value in require.items():
         if name in counts and counts[name] < value:
             found.append(f"{name}: got {counts[name]}, wanted {value} or more")
+        elif name == "rows":
+            found += _rows(answer, value)
         elif name == "within":
             seconds = exchange.seconds if exchange is not None else None
             if seconds is None:
@@ -158,17 +190,52 @@ def _demands(
     return found
 
 
+def _rows(answer: Answer, wanted: int) -> list[str]:
+    if answer.drawn and all(one.rows >= min(wanted, one.of) > 0 for one in answer.drawn):
+        return []
+    got = ", ".join(f"{one.rows:,} of {one.of:,} of {one.phase}" for one in answer.drawn) or "0"
+    return [f"rows: got {got}, wanted {wanted} or more of each phase, or all"]
+
+
 def _fact(name: str, got: str, allowed: Sequence[Any]) -> list[str]:
     if got in {str(one) for one in allowed}:
         return []
     return [f"{name}: got {got or 'nothing (it is not stated)'}, wanted {' or '.join(map(str, allowed))}"]
 
 
-def facts_unmet(require: Mapping[str, Any], record: Mapping[str, str]) -> list[str]:
-    """What of the demanded facts a record does not state, which is known before any replay."""
-    return [
-        line
-        for name, value in require.items()
-        if name in SOFTWARE or name in HARDWARE
-        for line in _fact(name, record.get(name, ""), _values(value))
-    ]
+def known_unmet(
+    require: Mapping[str, Any], tree: xr.DataTree, exchange: Exchange | None, producer: str
+) -> tuple[str, ...]:
+    """Say what a producer does not meet whatever a replay gives, from her file and the verifier's ledger.
+
+    Parameters
+    ----------
+    require : Mapping
+    tree : xarray.DataTree
+        The producers' file.
+    exchange : Exchange or None
+    producer : str
+    """
+    recorded = str(tree.attrs.get("kind", "")) == RECORDS
+    # The class is that of the replay; records of other programs are counted when they are judged.
+    later = ("class", "references", "units", "tokens") if recorded else ("class",)
+    asked = {name: value for name, value in require.items() if name not in later}
+    return obligations(asked, _stated(tree, producer, recorded), exchange, producer).unmet
+
+
+def _stated(tree: xr.DataTree, producer: str, recorded: bool) -> Stated:
+    record = facts_of(tree, "decode", producer)
+    stored = tree["provenance"].to_dataset()
+    prompts = ""
+    if "references_sha256" in stored:
+        prompts = str(stored["references_sha256"].sel(config=producer).values)
+    if recorded:
+        return Stated(record, 0, 0, 0, prompts, "")
+    references = tree["references"].to_dataset()
+    ids_RN = references["token_ids"].transpose("reference", "token").values
+    keys = [key_of(ids[: int(n)]) for ids, n in zip(ids_RN, references["length"].values, strict=True)]
+    spans = spans_of(tree, [str(name) for name in references["reference"].values])
+    batch = record.get("batch_size", "")
+    units = units_of(keys, spans, int(batch) if batch.isdigit() else 1)
+    tokens = tree["output"].sizes["output_token"]
+    return Stated(record, len(set(keys)), int(units.max()) + 1, tokens, prompts, "")

@@ -68,16 +68,17 @@ def _listed(data: Replays, evidence: Evidence) -> list[str]:
 
 def _binding(evidence: Evidence) -> str:
     """What shows that rows were not copied, and what does not."""
-    drawn = [one.drawn for one in evidence.obligations_D if one.drawn]
+    drawn = [one.rows for one in evidence.obligations_D if one.rows]
     if not drawn:
         return (
             "A file cannot show that its rows are older than this verifier's own: choose prompts, lengths "
             "and time yourself (python -m qdx.challenge)."
         )
     return (
-        f"Drawn rows ({min(drawn)} of each config) were bound by a root before they were drawn. Only those "
-        "that fit it are compared, and the share of false rows is one of all but the template's. The prompts "
-        "carry a nonce, so that a prover can tell them from others: what others are served is not judged."
+        f"Drawn rows ({min(drawn)} of each config) were bound by a root before they were drawn, each phase "
+        "by itself. Only those that fit it are compared, and a share of false rows is one of the phase's "
+        "rows without the template's. The prompts carry a nonce, so that a prover can tell them from others: "
+        "what others are served is not judged."
     )
 
 

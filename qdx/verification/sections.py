@@ -122,18 +122,31 @@ def exchange_of(directory: Path, tree: xr.DataTree) -> Exchange | None:
     QdxError
         When the file opens rows and there is no challenge, or its files are damaged.
     """
-    from qdx.verification import exchange, ledger
+    from qdx.verification.exchange import KIND
 
     path = directory / CHALLENGE
     if not path.is_file():
-        if str(tree.attrs.get("kind")) == exchange.KIND:
+        if str(tree.attrs.get("kind")) == KIND:
             raise QdxError(
                 f"{directory} has no {CHALLENGE}: opened rows are judged with the challenge that they "
                 "answer: verify.challenge=challenge.json"
             )
         return None
-    asked, digest = read_challenge(path)
-    return exchange.examine(tree, asked, digest, ledger.read(ledger.path_of(path), asked, digest))
+    return exchange_with(path, tree)
+
+
+def exchange_with(challenge: Path, tree: xr.DataTree) -> Exchange:
+    """Hold a producers' file against a challenge, whose ledger lies beside it.
+
+    Raises
+    ------
+    QdxError
+        When either file is missing or damaged, or they are not of one exchange.
+    """
+    from qdx.verification import exchange, ledger
+
+    asked, digest = read_challenge(challenge)
+    return exchange.examine(tree, asked, digest, ledger.read(ledger.path_of(challenge), asked, digest))
 
 
 def judge(

@@ -9,6 +9,7 @@ from fractions import Fraction
 import numpy as np
 
 from qdx.document.format import plural
+from qdx.verification.binding import Drawn, share_text
 from qdx.verification.compare import Compared
 from qdx.verification.evidence import (
     Claim,
@@ -27,7 +28,7 @@ from qdx.verification.sampled import Alternatives, not_told_apart
 KINDS: Mapping[str, str] = {
     "confirmed": "every row is bit-equal, and the text is what these rows say",
     "confirmed in prefill": "every prefill row is bit-equal; decode, which does not repeat, passed its tests",
-    "confirmed in s drawn rows": "every row that the verifier drew, of rows fixed before, is bit-equal",
+    "confirmed in s drawn rows": "every row that the verifier drew of each phase, fixed before, is bit-equal",
     "not refuted": "the claim is plausible, and others may be",
     "undecided": "no test could have refuted the claim, or too little was published",
     "obligation not met": "the record is not what the verifier demanded",
@@ -38,6 +39,7 @@ KINDS: Mapping[str, str] = {
 SHAPING = ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 GOOD = ("confirmed", "confirmed in prefill", "confirmed in s drawn rows", "not refuted")
 BAD = ("other config", "refuted")
+MOST_SAID = 2  # rows that a reason names
 
 
 @dataclass(frozen=True)
@@ -121,20 +123,24 @@ def every_row_equal(data: Replays, d: int, v: int) -> bool:
     )
 
 
-def every_drawn_row_equal(data: Replays, d: int, v: int, drawn: int) -> bool:
-    """Whether every drawn row is bit-equal to config v's here, and all text is greedy by the rows here."""
-    compared, equal = _counts(data, d, v)
+def every_drawn_row_equal(data: Replays, d: int, v: int, drawn: Sequence[Drawn]) -> bool:
+    """Whether every drawn row is bit-equal to config v's here, and all text is greedy by the rows here.
+
+    A phase of which no row was drawn is not confirmed, and nothing is without it.
+    """
+    counts = [(one.rows, *_counts(data, d, v, one.phase)) for one in drawn]
     return (
-        0 < drawn == compared == equal
+        bool(drawn)
+        and all(0 < rows == compared == equal for rows, compared, equal in counts)
         and not text_misfits(data, d, v)[0]
         and bool((data.greedy_DCR[d, v] == data.emitted_DR[d]).all())
     )
 
 
-def _counts(data: Replays, d: int, v: int) -> tuple[int, int]:
-    """Rows of all phases that both sides have, and those that are bit-equal."""
-    compared = sum(int(rows.compared_DCR[d, v].sum()) for rows in data.phases if not rows.missing)
-    return compared, sum(int(rows.equal_DCR[d, v].sum()) for rows in data.phases if not rows.missing)
+def _counts(data: Replays, d: int, v: int, phase: str) -> tuple[int, int]:
+    """Rows of a phase that both sides have, and those that are bit-equal."""
+    of = [rows for rows in data.phases if rows.phase == phase and not rows.missing]
+    return sum(int(r.compared_DCR[d, v].sum()) for r in of), sum(int(r.equal_DCR[d, v].sum()) for r in of)
 
 
 def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
@@ -142,7 +148,8 @@ def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
 
     The order is the order of strength: what no noise can explain, then rows that are all equal, then the
     listed tests; good news is only given where nothing speaks against it. What the verifier demanded and did
-    not get makes the verdict "obligation not met", unless the evidence refutes the claim anyway.
+    not get makes the verdict "obligation not met", unless the evidence refutes the claim anyway. Where the
+    file is not what was bound, there is no evidence: whoever edited it could have an honest prover refuted.
 
     Parameters
     ----------
@@ -154,6 +161,8 @@ def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
         The claimed label.
     """
     demanded = evidence.obligations_D[d]
+    if demanded.unfit:
+        return Verdict("obligation not met", "obligations", "; ".join(demanded.unmet))
     found = _decide(evidence, d, c, claim)
     if demanded.said:
         found = replace(found, because=f"{found.because}; {demanded.said}")
@@ -185,7 +194,8 @@ def _decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
     assert tested is not None
     if record is not None:
         return _of_records(evidence, tested, d, c, record)
-    drawn, misread = evidence.obligations_D[d].drawn, evidence.obligations_D[d].misread
+    demanded = evidence.obligations_D[d]
+    drawn, misread = demanded.drawn, demanded.misread
     greedy, rows = sampling_of(data, d), _rows_text(data, d, c, drawn)
     tokens, transcripts = text_misfits(data, d, c)
     if greedy and tokens:
@@ -205,10 +215,11 @@ def _decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
             f"logits of the row that the producer bound and opened ({misread[0]}); {rows}",
             tested.false_at_least,
         )
-    equal = every_row_equal(data, d, c)
+    # Of rows that were drawn, those alone are compared, and the bound of the others belongs to the verdict.
+    equal = not drawn and every_row_equal(data, d, c)
     stated_other = evidence.other_DC[d][c]
     fits = [
-        every_row_equal(data, d, v) or every_drawn_row_equal(data, d, v, drawn)
+        every_drawn_row_equal(data, d, v, drawn) if drawn else every_row_equal(data, d, v)
         for v in range(len(data.configs))
     ]
     if not fits[c] and stated_other and data.producers[d] == claim:
@@ -231,12 +242,10 @@ def _decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
         return Verdict("confirmed", "rows and text", f"{rows}{twins}; {_greedy_text(data, d, c)}")
     if fits[c] and not blocked:
         twins = f" (and to those of {', '.join(data.configs[v] for v in others)})" if others else ""
-        why = (
-            f"{rows}{twins}: the share of false rows is under {upper(1 - 0.05 ** (1 / drawn))} at 95 %; "
-            f"{_greedy_text(data, d, c)}"
-        )
-        return Verdict("confirmed in s drawn rows", "drawn rows and text", why)
-    if too_little := _too_little(data, d, c, drawn):
+        why = f"{rows}{twins}: {_false_shares(demanded)}; {_greedy_text(data, d, c)}"
+        phases = " and ".join(one.phase for one in drawn)
+        return Verdict("confirmed in s drawn rows", f"drawn rows of {phases}, and text", why)
+    if too_little := _too_little(data, d, c, demanded):
         return Verdict("undecided", "coverage", f"too little is published: {too_little}; {rows}")
     if not greedy:  # no test of its text: whoever has the weights can make rows that fit any text
         return Verdict("undecided", "text", "; ".join(part for part in (blocked, rows) if part))
@@ -254,7 +263,7 @@ def _decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
         return Verdict("confirmed in prefill", "prefill rows", why)
     about = "; ".join(part for part in (rows, _tests_text(tested), blocked, _ranks(evidence, d)) if part)
     exact = [rows_ for rows_ in data.phases if tested.test(f"{rows_.phase} rows")]
-    unequal = [rows_.phase for rows_ in exact if not _all_equal(rows_, d, c, drawn)]
+    unequal = [rows_.phase for rows_ in exact if not _all_equal(rows_, d, c, bool(drawn))]
     if unequal:
         why = f"rows of {' and '.join(unequal)} differ where those of every rerun here are equal"
         return Verdict("undecided", f"{unequal[0]} rows", f"{why}: {about}{_remedy(evidence, tested, d)}")
@@ -417,21 +426,35 @@ def _units_overlap(data: Replays, d: int) -> bool:
     return int(np.bincount(data.units_DR[d]).max()) > max(1, int(batch) if batch.isdigit() else 1)
 
 
-def _all_equal(rows: Compared, d: int, c: int, drawn: int) -> bool:
+def _false_shares(demanded: Obligations) -> str:
+    """Bound the false rows of each phase, where every drawn one is right."""
+    shares = [f"{share_text(one.false_share(demanded.configs))} in {one.phase}" for one in demanded.drawn]
+    said = f"the share of false rows is {' and '.join(shares)}"
+    if all(one.rows == one.of for one in demanded.drawn):
+        return said
+    several = f", for all {demanded.configs} configs of the root together" if demanded.configs > 1 else ""
+    return f"{said}, at 95 %{several}"
+
+
+def _all_equal(rows: Compared, d: int, c: int, drawn: bool) -> bool:
     """Whether the rows of a phase that were asked for are bit-equal."""
     if drawn:  # which ones, the verifier said
         return bool((rows.equal_DCR[d, c] == rows.compared_DCR[d, c]).all())
     return bool(rows.all_equal_DC[d, c])
 
 
-def _too_little(data: Replays, d: int, c: int, drawn: int) -> str:
+def _too_little(data: Replays, d: int, c: int, demanded: Obligations) -> str:
     """What a producer left out of the rows that the verifier has, or drew; empty where nothing."""
     said = []
-    if drawn and (compared := _counts(data, d, c)[0]) < drawn:
-        why = [f"{rows.phase}: {rows.missing}" for rows in data.phases if rows.missing]
-        reason = f" ({'; '.join(why)})" if why else ""
-        said.append(f"{compared:,} of {drawn:,} drawn rows could be compared{reason}")
-    for rows in [] if drawn else data.phases:
+    for one in demanded.drawn:
+        if (compared := _counts(data, d, c, one.phase)[0]) < max(one.rows, 1):
+            why = [rows.missing for rows in data.phases if rows.phase == one.phase and rows.missing]
+            reason = f" ({why[0]})" if why else ""
+            said.append(f"{compared:,} of {plural(one.rows, 'drawn row')} of {one.phase} compared{reason}")
+    if odd := demanded.not_numbers:
+        names = "; ".join(odd[:MOST_SAID]) + ("; …" if len(odd) > MOST_SAID else "")
+        said.append(f"{plural(len(odd), 'drawn row')} with NaN, which no token is read from ({names})")
+    for rows in [] if demanded.drawn else data.phases:
         if rows.missing:
             continue
         there, wanted = int(rows.content_DCR[d, c].sum()), int(rows.expected_DCR[d, c].sum())
@@ -446,14 +469,14 @@ def _too_little(data: Replays, d: int, c: int, drawn: int) -> str:
     return " and ".join(said)
 
 
-def _rows_text(data: Replays, d: int, c: int, drawn: int) -> str:
+def _rows_text(data: Replays, d: int, c: int, drawn: Sequence[Drawn]) -> str:
     if not drawn:
         return "; ".join(_of_phase(rows, d, c) for rows in data.phases)
     of = [
-        f"{rows.phase} {int(rows.equal_DCR[d, c].sum()):,} of {int(rows.compared_DCR[d, c].sum()):,}"
-        for rows in data.phases
+        f"{one.phase} {_counts(data, d, c, one.phase)[1]:,} of {one.rows:,} (of {one.of:,} rows)"
+        for one in drawn
     ]
-    return f"{_counts(data, d, c)[1]:,} of {plural(drawn, 'drawn row')} bit-equal ({', '.join(of)})"
+    return f"drawn rows bit-equal: {', '.join(of)}"
 
 
 def _of_phase(rows: Compared, d: int, c: int) -> str:
@@ -518,11 +541,6 @@ def _remedy(evidence: Evidence, tested: Claim, d: int) -> str:
             "would allow a test"
         )
     return f"; no decision: {'; '.join(reasons)}" if reasons else ""
-
-
-def upper(bound: float) -> str:
-    """An upper bound in per cent, rounded up."""
-    return f"{np.ceil(bound * 1000) / 10:.1f} %"
 
 
 def headline(kinds: Sequence[str]) -> str:

@@ -65,8 +65,15 @@ def test_every_fact_of_a_config_is_in_its_record_and_no_other_config_s() -> None
         "provenance/kernel": '["a", "b"]',
         "decode/batch_size": '"1"',
     }
-    changed = record_of(provenance.assign(cpu=("config", ["other", "two"])), decode, "awq")
-    assert record_sha256(NONCE, "awq", record) != record_sha256(NONCE, "awq", changed)
+    for change in (
+        {"cpu": ("config", ["other", "two"])},
+        {"cpu": ("config", np.array([b"one", b"two"]))},  # which a comparison reads as b'one'
+        {"layer_type": ("layer_type", ["qkv", "mlp"])},  # names of what the kernels are of
+        {"note": ((), "of no config")},
+        {"region": ("config", ["a name that means something elsewhere", ""])},
+    ):
+        changed = record_of(provenance.assign(change), decode, "awq")
+        assert record_sha256(NONCE, "awq", record) != record_sha256(NONCE, "awq", changed), change
 
 
 def test_rows_are_in_the_challenge_s_order_and_the_template_is_not_drawn() -> None:

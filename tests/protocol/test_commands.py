@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qdx import compose
@@ -21,12 +22,18 @@ from qdx.errors import QdxError
 from qdx.open_rows import main as open_main
 from qdx.prompts import Challenge, Transcripts
 from qdx.prompts import challenge as challenges
+from qdx.prompts._reference import Reference
+from qdx.report.__main__ import main as report_main
+from qdx.report.state import Facts, next_command
+from qdx.schema import validate
 from qdx.schema_verify import Verify
-from qdx.sweep.prepare import keep_for_the_report, unmet
+from qdx.sweep.prepare import NotMetError, keep_for_the_report, look_at_obligations, unmet
 from qdx.verification import ledger, obligations
-from qdx.verification.binding import NAME
+from qdx.verification.binding import NAME, BoundConfig, Commitment, rows_of
 from tests.prompts.conftest import build_tokenizer
-from tests.protocol.world import DRAWN, LENGTHS, REFERENCES, TOKENS, World, run
+from tests.protocol.world import DECODE, LENGTHS, PREFILL, REFERENCES, ROWS, TOKENS, World, run
+from tests.sweeping import qdx
+from tests.verification.world import FEW
 
 needs_openssh = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="OpenSSH is not installed")
 NAMESPACE = "qdx-commitment"
@@ -124,7 +131,7 @@ def test_the_root_is_the_sha256_of_the_file_and_the_ledger_says_when_it_came(fre
     own = ledger.read(fresh / "challenge.verifier.json", *challenges.read(fresh / "challenge.json"))
     assert (own.root, own.received, own.drawn) == (root_of(fresh), first.received, 9)
     rows = json.loads((fresh / "drawn.json").read_text())["rows"]
-    assert len(rows) == 9
+    assert [sum(row["phase"] == phase for row in rows) for phase in ("prefill", "decode")] == [9, 9]
     # The same again, and not in another number.
     before = (fresh / "drawn.json").read_bytes()
     run(open_main, "draw", fresh / "challenge.json", fresh / NAME, "--rows", 9)
@@ -168,8 +175,68 @@ def test_a_commitment_to_something_else_draws_nothing(
 def test_a_root_is_64_digits_and_rows_are_a_number(fresh: Path) -> None:
     said = run(open_main, "receive", fresh / "challenge.json", "root", status=2)
     assert "'root' is not a root" in said
-    said = run(open_main, "draw", fresh / "challenge.json", fresh / NAME, "--rows", 0, status=2)
-    assert "--rows 0: draw from 1" in said
+    for count in (0, PREFILL + 1):
+        said = run(open_main, "draw", fresh / "challenge.json", fresh / NAME, "--rows", count, status=2)
+        assert (
+            f"--rows {count}: draw from 1 to {PREFILL} rows of each phase: the challenge has {PREFILL} of "
+            in said
+        )
+        assert f"prefill and {DECODE} of decode that can be drawn" in said
+    own = ledger.read(fresh / "challenge.verifier.json", *challenges.read(fresh / "challenge.json"))
+    assert (own.root, own.drawn) == ("", 0)
+    assert not (fresh / "drawn.json").exists()
+
+
+def test_a_draw_says_what_it_will_show_of_each_phase(fresh: Path) -> None:
+    said = run(open_main, "draw", fresh / "challenge.json", fresh / NAME, "--rows", ROWS)
+    assert f"{ROWS} of {PREFILL} rows of prefill and {DECODE} of {DECODE} rows of decode" in said
+    # 1 − 0.05^(1/20) = 13.91 %, rounded up.
+    assert "share of false rows is under 14.0 % in prefill and 0 (all rows were drawn) in decode" in said
+
+
+def test_all_rows_are_drawn_where_there_are_fewer_than_usual(fresh: Path) -> None:
+    said = run(open_main, "draw", fresh / "challenge.json", fresh / NAME)
+    assert f"{PREFILL} of {PREFILL} rows of prefill and {DECODE} of {DECODE} rows of decode" in said
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (2, "and a reader takes 67,108,864: draw fewer"),
+        (8, "1,120,008 rows in all, limit 1,000,000: draw fewer"),
+    ],
+)
+def test_more_rows_than_a_prover_s_qdx_would_read_are_refused_at_the_draw(
+    labels: int, said: str, tmp_path: Path
+) -> None:
+    """Rows whose names are long: a list of over 64 MiB, which `open` would refuse hours later."""
+    count, name = 140_000, "r" * 80
+    ids = np.arange(count, dtype=np.int32) % 100
+    reference = Reference(name, ids, 0, count, 0, ids[:2], "", "", "", 0, "")
+    seed = b"s" * 32
+    asked = challenges.ChallengeFile(
+        "a" * 32,
+        "2026-11-28T01:15:00Z",
+        hashlib.sha256(seed).hexdigest(),
+        "c" * 64,
+        100,
+        2,
+        count,
+        [reference],
+    )
+    (tmp_path / "challenge.json").write_bytes(asked.dump())
+    digest = hashlib.sha256(asked.dump()).hexdigest()
+    ledger.write(
+        tmp_path / "challenge.verifier.json", ledger.Ledger(digest, seed.hex(), "2026-11-28T01:15:00Z")
+    )
+    one = BoundConfig(len(rows_of(asked)), "1" * 64, "2" * 64, "3" * 64)
+    made = Commitment(digest, asked.nonce, {f"{i}" * 80: one for i in range(labels)})
+    (tmp_path / NAME).write_bytes(made.dump())
+    before = (tmp_path / "challenge.verifier.json").read_bytes()
+    told = run(open_main, "draw", tmp_path / "challenge.json", tmp_path / NAME, "--rows", count, status=2)
+    assert said in told
+    assert (tmp_path / "challenge.verifier.json").read_bytes() == before
+    assert not (tmp_path / "drawn.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -277,14 +344,52 @@ def test_opened_rows_are_refused_before_the_replay_where_nobody_can_judge_them(
         source.require(**fitting, mode="topk")  # type: ignore[arg-type]
 
 
-def test_what_is_not_met_is_said_before_the_replay(
+def replayed(exchange: World, *arguments: str, name: str = "never") -> subprocess.CompletedProcess[str]:
+    return qdx(
+        *("-m", "prompts=transcripts", "prompts.path=prover/opened.nc", "verify.challenge=challenge.json"),
+        *("quant=awq", "repeats=1", f"hydra.sweep.dir={name}", *arguments, *FEW, *exchange.models),
+        cwd=exchange.folder,
+    )
+
+
+def test_what_the_files_alone_show_not_to_be_met_is_not_replayed(exchange: World) -> None:
+    require = "verify.require={threads: 64, rows: 59, references: 9, within: 1000000}"
+    done = replayed(exchange, require)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-3:] == [
+        "obligation not met: awq: threads: got 1, wanted 64",
+        f"obligation not met: awq: rows: got {ROWS} of {PREFILL} of prefill, {DECODE} of {DECODE} of decode, "
+        "wanted 59 or more of each phase, or all",
+        f"obligation not met: awq: references: got {REFERENCES}, wanted 9 or more",
+    ]
+    assert done.stderr == (
+        "qdx: obligation not met: the files alone show it, so nothing was replayed: verify.go_on=true "
+        "replays anyway\n"
+    )
+    assert not (exchange.folder / "never").exists()
+
+
+def test_what_can_be_met_by_some_is_replayed_and_what_is_not_is_said_before(
     exchange: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    options = [
+        "prompts=transcripts", f"prompts.path='{exchange.prover}/opened.nc'", "quant=awq", *exchange.models,
+        f"verify.challenge='{exchange.challenge}'", "verify.require={threads: 64}",
+    ]  # fmt: skip
+    look_at_obligations(validate(compose([*options, "verify.go_on=true"])[0]))
+    assert capsys.readouterr().out == "NOTE: obligation not met: awq: threads: got 1, wanted 64\n"
+    with pytest.raises(NotMetError) as refused:
+        look_at_obligations(validate(compose(options)[0]))
+    assert refused.value.lines == ["obligation not met: awq: threads: got 1, wanted 64"]
+    # What the replay decides is not known before it.
     source = Transcripts(str(exchange.prover / "opened.nc"))
-    asked = Verify(challenge=str(exchange.challenge), require={"threads": 64, "rows": DRAWN})
-    keep_for_the_report(source, asked, tmp_path)
-    assert "NOTE: obligation not met: awq: threads: got 1, wanted 64" in capsys.readouterr().out
-    assert unmet(source, Verify(challenge=str(exchange.challenge)), tmp_path) == []
+    asked = Verify(challenge=str(exchange.challenge), require={"class": "here", "rows": ROWS})
+    assert unmet(source, asked) == {"awq": ()}
+
+
+def test_the_folder_of_a_verifier_keeps_what_its_report_is_judged_by(exchange: World, tmp_path: Path) -> None:
+    source = Transcripts(str(exchange.prover / "opened.nc"))
+    keep_for_the_report(source, Verify(challenge=str(exchange.challenge)), tmp_path)
     assert (tmp_path / "verify_challenge.verifier.json").stat().st_mode & 0o777 == 0o600
     # A sweep of the folder without a challenge does not judge by the copy in it, and an original stays.
     shutil.copy(exchange.challenge, tmp_path)
@@ -292,6 +397,33 @@ def test_what_is_not_met_is_said_before_the_replay(
     keep_for_the_report(Transcripts(str(exchange.prover / "sweep.nc")), Verify(), tmp_path)
     left = {path.name for path in tmp_path.glob("*.json")}
     assert left == {"challenge.json", "challenge.verifier.json"}
+
+
+def test_the_report_of_a_challenge_s_sweep_names_the_next_step(exchange: World, tmp_path: Path) -> None:
+    """Bind, open, and what the verifier then runs: never a copy of sweep.nc, which would show all rows."""
+    prover = tmp_path / "prover"
+    shutil.copytree(exchange.prover, prover, ignore=shutil.ignore_patterns("commitment.json", "opened.nc"))
+    steps = [
+        ("exchange", f"python -m qdx.commit {prover}"),
+        ("exchange", f"python -m qdx.open_rows open {prover} drawn.json"),
+        (
+            "verifier",
+            "python -m qdx -m prompts=transcripts prompts.path=opened.nc verify.challenge=challenge.json",
+        ),
+    ]
+    for name, (key, command) in zip(("", "commitment.json", "opened.nc"), steps, strict=True):
+        if name:
+            shutil.copy(exchange.prover / name, prover)
+        else:
+            run(report_main, prover)
+            report = (prover / "report.txt").read_text()
+            assert command in report
+            assert "copy sweep.nc" not in report
+            assert json.loads((prover / "summary.json").read_text())["commands"][key] == command
+        settings = json.loads((prover / "sweep.json").read_text())
+        why, shown = next_command(Facts(prover, ["awq"], [], {}, {}, settings), ["awq"])
+        assert shown.startswith(command)
+        assert why.startswith("Next command of the exchange" if key == "exchange" else "Next command for the")
 
 
 def test_a_folder_answers_one_challenge(exchange: World, tmp_path: Path) -> None:

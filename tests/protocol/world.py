@@ -38,7 +38,10 @@ from qdx.verification.verdicts import exit_status
 from tests.sweeping import checkpoints, qdx
 from tests.verification.world import FEW
 
-REFERENCES, TOKENS, DRAWN = 4, 5, 20
+REFERENCES, TOKENS = 4, 5
+ROWS = 20  # of each phase, of which decode has fewer
+PREFILL, DECODE = 36, 16  # rows of the two phases that can be drawn
+DRAWN = ROWS + DECODE
 LENGTHS = [
     f"prompts.references={REFERENCES}",
     "prompts.snippet_tokens=40",
@@ -78,7 +81,7 @@ class World:
             )
             assert done.returncode == 0, done.stdout + done.stderr
         run(commit_main, world.prover)
-        run(open_main, "draw", world.challenge, world.prover / binding.NAME, "--rows", DRAWN)
+        run(open_main, "draw", world.challenge, world.prover / binding.NAME, "--rows", ROWS)
         run(open_main, "open", world.prover, folder / open_command.NAME)
         return world
 
@@ -205,7 +208,7 @@ class Forgery:
             binding.record_sha256(nonce, "awq", record),
         )
         made = Commitment(world.ledger.challenge_sha256, world.asked.nonce, {"awq": one})
-        drawn = binding.draw(bytes.fromhex(world.ledger.seed), made.root, "awq", world.rows, DRAWN)
+        drawn = binding.draw(bytes.fromhex(world.ledger.seed), made.root, "awq", world.rows, ROWS)
         given = Bound(world.asked, made, world.rows, {"awq": tree}, groups)
         groups["opened"] = self._opened(world, given, [world.rows[i] for i in drawn])
         if self.after is not None:
@@ -301,7 +304,8 @@ def _judged(target: Path) -> Judged:
     assert not broken, broken
     result = next(section.result for section in found if section.name == "verify").isel(producer=0)
     texts = (str(result[name].item()) for name in ("verdict", "because", "unmet"))
-    p = {str(name): float(result["test_p"].sel(test=name)) for name in result["test"].values}
+    values = {str(name): float(result["test_p"].sel(test=name)) for name in result["test"].values}
+    p = {name: None if np.isnan(value) else value for name, value in values.items()}
     verdict = str(result["verdict"].item())
     return Judged(*texts, int(result["drawn_rows"]), exit_status([verdict]), p)
 
