@@ -222,7 +222,7 @@ def test_a_file_that_cannot_be_used_ends_the_sweep_before_it_starts(
 
 
 def lying(path: Path) -> Path:
-    """Six answers, of which one shows another text than its ids, one another prompt, and two share a name."""
+    """Six answers: one shows another text than its ids, one another prompt, and two share a name."""
     lines = [json.loads(line) for line in (FILES / "vllm_chat_greedy.jsonl").read_text().splitlines()]
     values = [*lines, json.loads(json.dumps(lines[0])), json.loads(json.dumps(lines[1]))]
     for i, value in enumerate(values):
@@ -241,8 +241,8 @@ def test_lies_are_named_before_the_replay_and_in_the_verdict_and_the_draw_can_be
     drawn: list[str] = []
     for folder in ("one", "two"):
         done = run_qdx(
-            "-m", "prompts=transcripts", f"prompts.path={path}", "prompts.records=6", "quant=none", "repeats=1",
-            "backend.threads=1", "report.formats=[txt]", f"hydra.sweep.dir={folder}",
+            "-m", "prompts=transcripts", f"prompts.path={path}", "prompts.records=6", "quant=none",
+            "repeats=1", "backend.threads=1", "report.formats=[txt]", f"hydra.sweep.dir={folder}",
             *(["verify.claims={none: none}", *drawn] if drawn else []), *checkpoints(models), cwd=tmp_path,
         )  # fmt: skip
         said = done.stdout + done.stderr
@@ -256,16 +256,28 @@ def test_lies_are_named_before_the_replay_and_in_the_verdict_and_the_draw_can_be
         assert f"draw_seed: {seed}" in str(
             read_groups(tmp_path / folder / "none" / "run.nc")["/"].attrs["config"]
         )
-    said = {
+    verdicts = {
         folder: json.loads((tmp_path / folder / "summary.json").read_text())["verdicts"]["claims"][0]
         for folder in ("one", "two")
     }
-    assert said["one"]["verdict"] == "undecided" and "'verify.claims={none: …}'" in said["one"]["because"], (
-        "its model is called like a config, and claims none"
-    )
-    because = said["two"]["because"]
-    assert (said["two"]["verdict"], said["two"]["concerns"]) == ("undecided", "prompt")
+    assert (
+        verdicts["one"]["verdict"] == "undecided"
+        and "'verify.claims={none: …}'" in verdicts["one"]["because"]
+    ), "its model is called like a config, and claims none"
+    because = verdicts["two"]["because"]
+    assert (verdicts["two"]["verdict"], verdicts["two"]["concerns"]) == ("undecided", "prompt")
     assert (
         "not judged: 1 answer left out (its ids do not spell its text (lies.jsonl:5)), 1 answer with"
         in because
     )
+
+
+def test_what_qdx_made_of_records_is_not_taken_from_a_stranger(
+    sweep: tuple[Path, str], models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Such a file says itself that nothing was left out."""
+    done = run_qdx(
+        "-m", "prompts=transcripts", f"prompts.path={sweep[0] / 'producers.nc'}", "quant=none",
+        "hydra.sweep.dir=s", *checkpoints(models), cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2 and "which states itself how much was left out of them" in done.stderr
