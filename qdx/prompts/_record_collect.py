@@ -441,8 +441,8 @@ def notes(request: Request, found: Collected, decoding: Mapping[str, Decoding]) 
         )
     if alone := sum(one.prompt.alone for one in own):
         lines.append(
-            f"{alone} of {total} answers have no request beside them: that these prompts were asked is stated "
-            "by the answers alone"
+            f"{alone} of {total} answers have no request beside them: that these prompts were asked is "
+            "stated by the answers alone"
         )
     if days := sorted({one.prompt.day for one in transcripts if one.prompt.day}):
         told = "prompts.date" if request.date else "the UTC day on which each record says that it was made"
@@ -458,8 +458,8 @@ def notes(request: Request, found: Collected, decoding: Mapping[str, Decoding]) 
         )
     if found.duplicates:
         lines.append(
-            f"{found.duplicates:,} answers have the name (such as custom_id) of an earlier one: all are judged, "
-            "and nobody can say which one answers the request"
+            f"{found.duplicates:,} answers have the name (such as custom_id) of an earlier one: all are "
+            "judged, and nobody can say which one answers the request"
         )
     if found.losses.count:
         lines.append(f"{found.losses.count:,} could not be read:")
@@ -508,8 +508,8 @@ def _of_decoding(label: str, decoding: Decoding, assume: Mapping[str, Any]) -> l
     if decoding.unknown:
         names = ",".join(decoding.unknown)
         lines.append(
-            f"{label}: the request sets {', '.join(decoding.unknown)}, of which qdx does not know "
-            f"what it does to the choice of tokens: nothing is decided, unless you say 'prompts.harmless=[{names}]'"
+            f"{label}: the request sets {', '.join(decoding.unknown)}, of which qdx does not know what it "
+            f"does to the choice of tokens: nothing is decided, unless you say 'prompts.harmless=[{names}]'"
         )
     if decoding.assumed:
         lines.append(f"{label}: assumed to do nothing, since it is not stated: {', '.join(decoding.assumed)}")

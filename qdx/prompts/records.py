@@ -49,6 +49,13 @@ def is_record_file(path: Path) -> bool:
         return not stream.read(4).startswith(NETCDF)
 
 
+def is_own(path: Path) -> bool:
+    """Whether `convert` made a file of transcripts here: only of these it is known what was lost."""
+    from qdx import models
+
+    return path.parent.resolve() == (models.cache_folder() / "records").resolve()
+
+
 def converted(cfg: DictConfig) -> Path:
     """Return the file of transcripts that the records of a config become; it is made in a process of its own.
 

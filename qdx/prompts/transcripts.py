@@ -19,7 +19,7 @@ from qdx.prompts._transcript_file import clean, locate, read_once
 from qdx.prompts.challenge import locate as locate_challenge
 from qdx.prompts.challenge import read_once as read_challenge
 from qdx.prompts.records import OPTIONS as OF_RECORDS
-from qdx.prompts.records import converted, is_record_file
+from qdx.prompts.records import converted, is_own, is_record_file
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -270,10 +270,16 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
     if str(OmegaConf.select(cfg, "prompts._target_")) != TARGET or OmegaConf.is_missing(cfg.prompts, "path"):
         return  # the check of the config says what is missing
     given = {text.partition("=")[0].lstrip("+") for text in overrides}
-    if is_record_file(locate(cfg.prompts.path)):
+    given_path = locate(cfg.prompts.path)
+    if is_record_file(given_path):
         with flag_override(cfg, ["readonly", "struct"], False):
             cfg.prompts.path = str(converted(cfg))
     file = Transcripts(cfg.prompts.path).file
+    if file.kind == RECORDS and not is_own(file.path):
+        raise QdxError(
+            f"{given_path}: what qdx made of records of another program, which states itself how much was "
+            "left out of them: give the records"
+        )
     if file.draw_seed:
         with flag_override(cfg, ["readonly", "struct"], False):
             cfg.prompts.draw_seed = int(

@@ -13,13 +13,14 @@ LONGEST_SHOWN = 60  # characters of a value that a message quotes
 MOST_UNKNOWN = 20  # unknown fields of a request that are named
 LATEST = 2**33  # seconds since 1970 that a time may have, in the year 2242
 # Fields of a request that change no token of the answer: what is sent back, who pays, how long one waits. Any
-# field that is neither here nor read by name may change which tokens come: it is never passed over in silence.
+# field that is neither here nor read by name may change which tokens come, so it is asked about.
 HARMLESS = frozenset({
     "model", "messages", "prompt", "stream", "stream_options", "n", "user", "logprobs", "top_logprobs",
-    "prompt_logprobs", "return_token_ids", "return_tokens_as_token_ids", "echo", "metadata", "store", "service_tier",
-    "provider", "parallel_tool_calls", "skip_special_tokens", "spaces_between_special_tokens", 
-    "include_stop_str_in_output", "detokenize", "priority", "request_id", "cache_salt", "timeout", "extra_headers", "extra_query", "usage",
-    "prompt_cache_key", "safety_identifier", "session_id", "include_reasoning",
+    "prompt_logprobs", "return_token_ids", "return_tokens_as_token_ids", "echo", "metadata", "store",
+    "service_tier", "provider", "parallel_tool_calls", "skip_special_tokens", "spaces_between_special_tokens",
+    "include_stop_str_in_output", "detokenize", "priority", "request_id", "cache_salt", "timeout",
+    "extra_headers", "extra_query", "usage", "prompt_cache_key", "safety_identifier", "session_id",
+    "include_reasoning",
 })  # fmt: skip
 
 

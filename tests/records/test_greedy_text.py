@@ -39,11 +39,15 @@ def records(
     one_seed: bool = False,
     lost: dict[str, str] | None = None,
     cut: int = 0,
+    differing: tuple[int, ...] = (),
+    twice: str = "",
+    answered: int = JUDGED,
 ) -> Trees:
     """Records of greedy output of lengths between two bounds, and their replays."""
     made, checked = with_misfits(trees({"a": 0.3}, references=JUDGED, tokens=TOKENS, seed=seed), share, seed)
     generator = np.random.default_rng([seed, 1])
     count = generator.integers(lengths[0], lengths[1] + 1, JUDGED)
+    count[answered:] = 0
     groups = {f"/{name}": child.to_dataset() for name, child in made.children.items()}
     names = groups["/output"]["reference"].values
     output = groups["/output"].isel(repeat=[0]).copy(deep=True)
@@ -60,10 +64,10 @@ def records(
     two = ("config", "reference")
     kept["/stated"] = xr.Dataset(
         {
-            "group": (two, np.zeros((1, JUDGED), int) if one_seed else np.arange(JUDGED)[None]),
+            "group": (two, np.where(count > 0, 0 if one_seed else np.arange(JUDGED), -1)[None]),
             "prompt_tokens": (two, np.full((1, JUDGED), stated_prompt)),
             "answer_how": (two, np.full((1, JUDGED), how, object)),
-            "prompt_differs": (two, np.zeros((1, JUDGED), bool)),
+            "prompt_differs": (two, np.isin(np.arange(JUDGED), differing)[None]),
             "prompt_alone": (two, np.zeros((1, JUDGED), bool)),
             "template_tokens": (two, np.full((1, JUDGED), -1)),
             "tokens_left_out": (two, np.array([[cut, *[0] * (JUDGED - 1)]])),
@@ -78,8 +82,27 @@ def records(
     here = xr.DataArray(inside, dims=("reference", "position"))
     captured = checks["/replay"]["captured"]
     checks["/replay"] = checks["/replay"].assign(captured=(captured & here).transpose(*captured.dims))
+    if "/prefill" in checks and "first_token_id" in checks["/prefill"]:
+        answered_R = xr.DataArray(count > 0, dims="reference")
+        first = checks["/prefill"]["first_token_id"]
+        checks["/prefill"] = checks["/prefill"].assign(
+            first_token_id=first.where(answered_R, -1).astype(first.dtype).transpose(*first.dims)
+        )
     root = xr.Dataset(attrs={"kind": "records"})
+    if twice:  # every second answer is another one to the prompt before it
+        kept["/references"] = paired(kept["/references"])
+    if twice == "equal":
+        kept["/output"] = paired(kept["/output"])
+        checks = {name: paired(group) for name, group in checks.items()}
     return xr.DataTree.from_dict({"/": root, **kept}), xr.DataTree.from_dict(checks)
+
+
+def paired(group: xr.Dataset) -> xr.Dataset:
+    """Put the values of every even reference in the place of the next one's, too."""
+    if "reference" not in group.dims:
+        return group
+    first = [i - i % 2 for i in range(group.sizes["reference"])]
+    return group.isel(reference=first).assign_coords(reference=group["reference"].values)
 
 
 def calibration(share: float = 0.1, noise: float = 0.3) -> Trees:
@@ -162,3 +185,55 @@ def test_what_is_lost_takes_good_news_and_leaves_bad_news(case: str) -> None:
     assert (kind, concerns) == ("undecided", "coverage") and said in because
     kind, concerns, because = verdict(records(0.7, lost=lost, cut=cut), calibration())
     assert (kind, concerns) == ("refuted", "text") and said in because
+
+
+def test_equal_answers_to_one_prompt_are_one_unit_and_no_obstacle() -> None:
+    """With n=2 a greedy provider gives every answer twice."""
+    result = verify(*records(0.1, twice="equal"), calibration=calibration(), claims={"a": "a"}).result
+    assert str(result["verdict"].values[0]) == "not refuted", result["because"].values[0]
+    assert int(result["units"].values[0]) == JUDGED // 2
+    assert verdict(records(0.9, twice="equal"), calibration())[0] == "refuted"
+
+
+def test_answers_to_one_prompt_that_differ_hide_nothing() -> None:
+    kind, concerns, because = verdict(records(0.1, twice="other"), calibration())
+    assert (kind, concerns) == ("undecided", "units") and "stand behind an honest one" in because
+
+
+@pytest.mark.parametrize("twice", ["equal", "other"])
+def test_honest_answers_given_twice_are_refuted_no_more_often_than_the_level(twice: str) -> None:
+    """The greatest score of several answers to a prompt would be greater by itself than a known one's."""
+    known = calibration(0.1)
+    kinds = [verdict(records(0.1, seed=seed, twice=twice), known)[0] for seed in range(30, 50)]
+    assert kinds.count("refuted") <= 4, "of 20 at 5 %: more than 4 with probability 0.3 %"
+
+
+def test_one_answer_to_another_prompt_takes_good_news_and_shields_nobody() -> None:
+    kind, concerns, because = verdict(records(0.1, differing=(2,)), calibration())
+    assert (kind, concerns) == ("undecided", "prompt") and "nothing shows that the ids" in because
+    kind, concerns, because = verdict(records(0.8, differing=(2,)), calibration())
+    assert (kind, concerns) == ("refuted", "text"), because
+
+
+def test_what_the_provider_calls_its_model_is_no_claim() -> None:
+    """The label is made of what the records state: called like a config, it would choose its claim."""
+    pair = records(0.1)
+    result = verify(*pair, calibration=calibration()).result
+    because = str(result["because"].values[0])
+    assert str(result["verdict"].values[0]) == "undecided" and "'verify.claims={a: …}'" in because
+    judged = verify(*pair, calibration=calibration(), claims={"a": "a"}).result
+    assert "judged as a, as verify.claims says" in str(judged["because"].values[0])
+
+
+def unmet(pair: Trees, **require: int) -> str:
+    result = verify(*pair, calibration=calibration(), claims={"a": "a"}, require=require).result
+    return str(result["unmet"].values[0])
+
+
+def test_demands_count_what_the_provider_answered() -> None:
+    some = records(0.1, lengths=(9, 9), answered=5)
+    assert unmet(some, references=5, units=5, tokens=9) == ""
+    assert unmet(some, references=6) == "references: got 5, wanted 6 or more"
+    assert unmet(some, units=6) == "units: got 5, wanted 6 or more"
+    assert unmet(some, tokens=10) == "tokens: got 9, wanted 10 or more"
+    assert unmet(records(0.1, differing=(0, 1)), units=7) == "units: got 6, wanted 7 or more"

@@ -96,7 +96,7 @@ def test_every_claim_is_undecided_for_its_own_reason(result: Any) -> None:
         "tiny-hidden": ("undecided", "prompt"),
     }
     because = {p: str(result["because"].values[i]) for p, i in at.items()}
-    assert because["tiny-sampled"].startswith("sampled output")
+    assert because["tiny-sampled"].startswith("not judged: 1 line could not be read; 100 of 100 tokens drawn")
     assert because["tiny-greedy"].startswith("not judged: 1 line could not be read; ")
     assert "judged as none, as verify.claims says" in because["tiny-greedy"]
     assert "50 tokens, the one replayed here 38" in because["tiny-hidden"]
@@ -219,3 +219,65 @@ def test_a_file_that_cannot_be_used_ends_the_sweep_before_it_starts(
     assert done.returncode == 2
     assert "read as lm_eval, no answer can be replayed" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "s" / "sweep.json").exists()
+
+
+def lying(path: Path) -> Path:
+    """Six answers: one shows another text than its ids, one another prompt, and two share a name."""
+    lines = [json.loads(line) for line in (FILES / "vllm_chat_greedy.jsonl").read_text().splitlines()]
+    values = [*lines, json.loads(json.dumps(lines[0])), json.loads(json.dumps(lines[1]))]
+    for i, value in enumerate(values):
+        value["custom_id"] = f"r{i % 5}"
+        value["response"] |= {"model": "none", "id": "one id for all"}
+    values[4]["response"]["choices"][0]["message"]["content"] = "what a cheaper model said"
+    values[2]["response"]["prompt_token_ids"][3] = 5
+    path.write_text("\n".join(json.dumps(value) for value in values))
+    return path
+
+
+def test_lies_are_named_before_the_replay_and_in_the_verdict_and_the_draw_can_be_repeated(
+    tmp_path: Path, models: dict[str, Path]
+) -> None:
+    path = lying(tmp_path / "lies.jsonl")
+    drawn: list[str] = []
+    for folder in ("one", "two"):
+        done = run_qdx(
+            "-m", "prompts=transcripts", f"prompts.path={path}", "prompts.records=6", "quant=none",
+            "repeats=1", "backend.threads=1", "report.formats=[txt]", f"hydra.sweep.dir={folder}",
+            *(["verify.claims={none: none}", *drawn] if drawn else []), *checkpoints(models), cwd=tmp_path,
+        )  # fmt: skip
+        said = done.stdout + done.stderr
+        assert done.returncode == 4, said
+        assert "its ids do not spell its text (lies.jsonl:5)" in said
+        assert "1 answers have the name (such as custom_id) of an earlier one" in said
+        assert "(1 of 5 answers, first lies.jsonl:3); these are not judged" in said
+        seed = said.partition("prompts.draw_seed=")[2].partition(",")[0]
+        assert seed.isdigit() and (not drawn or drawn == [f"prompts.draw_seed={seed}"])
+        drawn = [f"prompts.draw_seed={seed}"]
+        assert f"draw_seed: {seed}" in str(
+            read_groups(tmp_path / folder / "none" / "run.nc")["/"].attrs["config"]
+        )
+    verdicts = {
+        folder: json.loads((tmp_path / folder / "summary.json").read_text())["verdicts"]["claims"][0]
+        for folder in ("one", "two")
+    }
+    assert (
+        verdicts["one"]["verdict"] == "undecided"
+        and "'verify.claims={none: …}'" in verdicts["one"]["because"]
+    ), "its model is called like a config, and claims none"
+    because = verdicts["two"]["because"]
+    assert (verdicts["two"]["verdict"], verdicts["two"]["concerns"]) == ("undecided", "prompt")
+    assert (
+        "not judged: 1 answer left out (its ids do not spell its text (lies.jsonl:5)), 1 answer with"
+        in because
+    )
+
+
+def test_what_qdx_made_of_records_is_not_taken_from_a_stranger(
+    sweep: tuple[Path, str], models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Such a file says itself that nothing was left out."""
+    done = run_qdx(
+        "-m", "prompts=transcripts", f"prompts.path={sweep[0] / 'producers.nc'}", "quant=none",
+        "hydra.sweep.dir=s", *checkpoints(models), cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2 and "which states itself how much was left out of them" in done.stderr
