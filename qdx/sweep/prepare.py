@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from qdx import models, plugins
+from qdx import backends, models, plugins
 from qdx.capture.plan import plan
 from qdx.dataset import folder, size
 from qdx.dataset.check import reading
 from qdx.dataset.guarding import guard
 from qdx.errors import QdxError, nearest
-from qdx.experiment import Prompts, find_checkpoint, identify, load_prompts
+from qdx.experiment import Prompts, find_checkpoint, identify, load_prompts, options
 from qdx.prompts import refusals
 from qdx.prompts.challenge import locate
 from qdx.schema import Experiment, validate
@@ -73,6 +73,7 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
     for cfg in configs:
         experiment = validate(cfg)
         checkpoint = find_checkpoint(experiment)
+        check_checkpoint(experiment, checkpoint)
         tokenizer = models.tokenizer_sha256(checkpoint.path)
         key = (repr(experiment.prompts), tokenizer, *_of_transcripts(experiment, checkpoint))
         if key not in loaded:
@@ -103,6 +104,24 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
             prompts.challenge.keep(directory)
     more = f", and {size.readable(unfinished)} while a job runs" if unfinished else ""
     print(f"results: about {size.readable(estimate)} in {directory}{more}", flush=True)
+
+
+def check_checkpoint(experiment: Experiment, checkpoint: Checkpoint) -> None:
+    """Hold a checkpoint's files against its config.json, and the model against what the backend can run.
+
+    Raises
+    ------
+    QdxError
+        Naming what disagrees, before any job has run.
+    """
+    models.check_contents(checkpoint.path, checkpoint.format)
+    backends.rehearse(
+        options(experiment.backend),
+        checkpoint=checkpoint,
+        quant=experiment.quant,
+        dtype=experiment.model.dtype,
+        batch_size=experiment.batch_size,
+    )
 
 
 def keep_for_the_report(transcripts: Transcripts, asked: Verify, directory: Path) -> None:
@@ -190,6 +209,19 @@ def check_lengths(job: Job) -> None:
                 f"reference {reference.name!r} has {length} tokens and {tokens} follow, the limit of "
                 f"{job.checkpoint.source} is {limit}: "
                 + ("choose the model that the producers ran" if producers else "lower prompts.snippet_tokens")
+            )
+        beyond = max(
+            [
+                *map(int, reference.token_ids),
+                *map(int, reference.continuation),
+                *(token for one in producers for token in one.transcripts([r])[0]),
+            ]
+        )
+        if beyond >= job.vocab:
+            raise QdxError(
+                f"reference {reference.name!r} has token id {beyond}, and {job.checkpoint.source} has "
+                f"{job.vocab} rows in its embedding (vocab_size of its config.json): its tokenizer is of "
+                "another model, or tokens were added to it and not to the model"
             )
     count, batch = len(job.prompts.references), job.experiment.batch_size
     if count % batch:
