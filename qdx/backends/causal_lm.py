@@ -136,6 +136,12 @@ def mapping() -> Any:
     return MODEL_FOR_CAUSAL_LM_MAPPING
 
 
+def language_model(config: Any, architecture: Any) -> tuple[Any, Any]:
+    """Return a config and its class, of the language model alone where that has a class of its own."""
+    inner = getattr(config, "text_config", None)
+    return (inner if inner is not None and architecture.config_class is type(inner) else config), architecture
+
+
 def attention_of(architecture: Any) -> str:
     """Return the attention that an architecture runs with here: the modelled one where it lets one choose."""
     choosable = getattr(architecture, "_supports_attention_backend", False) and architecture._supports_sdpa

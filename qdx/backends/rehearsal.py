@@ -97,6 +97,7 @@ KINDS = ("layer_types", "layers_block_type", "block_types")
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 MOST_LAYERS = 8
 MOST_PARAMETERS = 20_000_000
+AS_IT_IS = 3_000_000  # parameters of a config that is tried without being cut
 _tried: dict[tuple[str, Any, bool], str] = {}  # the formats of one model have one architecture
 
 
@@ -128,13 +129,37 @@ def rehearse(config: Any, architecture: Any, *, batch_size: int) -> None:
         )
 
 
+def survey() -> Iterator[tuple[str, str, str]]:
+    """Try every causal LM that the installed transformers maps, in the default config of each.
+
+    Yields
+    ------
+    tuple of str
+        The model type, the class that runs it, and what is wrong with it: nothing where it is right in
+        batches too, else the words of `rehearse`'s error.
+    """
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    mapping = causal_lm.mapping()
+    with _quiet():
+        for name, class_name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
+            try:
+                config = CONFIG_MAPPING[name]()
+                config, architecture = causal_lm.language_model(config, mapping[type(config)])
+            except Exception as error:
+                yield name, str(class_name), f"it has no default config to try ({_said(error)})"
+                continue
+            yield name, architecture.__name__, _trouble(config, architecture, padded=True)
+
+
 def _trouble(config: Any, architecture: Any, *, padded: bool) -> str:
     """Return what is wrong with an architecture's run, or an empty string."""
     try:
-        small = shrink(config)
-        with torch.device("meta"):
-            size = sum(one.numel() for one in architecture(copy.deepcopy(small)).parameters())
-        if size > MOST_PARAMETERS:
+        small = config
+        if _parameters(architecture, config) > AS_IT_IS:
+            small = shrink(config)
+        if (size := _parameters(architecture, small)) > MOST_PARAMETERS:
             return f"a small model of its config cannot be made (it still has {size:,} parameters)"
         torch.manual_seed(0)
         with _float32():
@@ -163,6 +188,11 @@ def _trouble(config: Any, architecture: Any, *, padded: bool) -> str:
     if not apart <= TOLERANCE:
         return f"padding changes its logits by {apart:.1g} of their spread: use batch_size=1"
     return ""
+
+
+def _parameters(architecture: Any, config: Any) -> int:
+    with torch.device("meta"):
+        return sum(one.numel() for one in architecture(copy.deepcopy(config)).parameters())
 
 
 def _said(error: Exception) -> str:
@@ -284,11 +314,15 @@ def _shrink(config: Any) -> None:
         config.head_dim = config.qk_rope_head_dim  # the width that is rotated
     elif hasattr(config, "head_dim") and _value(config, "head_dim") is None:
         config.head_dim = SIZES["head_dim"]
+    if isinstance(heads, int) and heads == 3:
+        config.num_attention_heads = 2
+    fewer = _value(config, "num_attention_heads")
+    fewer = fewer if isinstance(fewer, int) else SIZES["num_attention_heads"]
     ratio = heads // shared if isinstance(heads, int) and isinstance(shared, int) and shared else 1
     for name in ("num_key_value_heads", "multi_query_group_num", "num_kv_heads"):
         value = _value(config, name)
         if hasattr(config, name) and (value is None or isinstance(value, int)):
-            setattr(config, name, 1 if shared == 1 else 4 if ratio == 1 else 2)
+            setattr(config, name, 1 if shared == 1 else fewer if ratio == 1 else max(1, fewer // 2))
     for name in TOKENS:
         value = _value(config, name)
         if isinstance(value, int) and value >= SIZES["vocab_size"]:

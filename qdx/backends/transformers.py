@@ -76,11 +76,7 @@ def _layout(checkpoint: Checkpoint) -> tuple[Any, Any]:
             f"{checkpoint.source}: transformers {version('transformers')} knows no causal LM of type "
             f"{config.model_type!r}: backend=transformers runs none of it, an engine may (backend=vllm)"
         )
-    architecture = mapping[type(config)]
-    inner = config.get_text_config()
-    if inner is not config and architecture.config_class is type(inner):
-        config = inner  # the language model of a multimodal one, which has a class of its own
-    return config, architecture
+    return causal_lm.language_model(config, mapping[type(config)])
 
 
 def _load(checkpoint: Checkpoint, dtype: torch.dtype, state: dict[str, Tensor]) -> Any:
