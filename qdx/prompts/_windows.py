@@ -28,12 +28,15 @@ class Document:
     sha256 : str
     page_starts : tuple of int
         Index in `text` of each page's first character, ascending; empty where there are no pages.
+    note : str
+        What a reader of the prompts should know of the reading, in one line.
     """
 
     name: str
     text: str
     sha256: str
     page_starts: tuple[int, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -242,7 +245,9 @@ def cut(
         SourceFile(document.name, length, len(document.page_starts), document.sha256)
         for document, length in zip(documents, lengths, strict=True)
     )
-    return found, Summary(files, sum(lengths), template.present, placement.continuations_overlap)
+    notes = tuple(document.note for document in documents if document.note)
+    overlap = placement.continuations_overlap
+    return found, Summary(files, sum(lengths), template.present, overlap, notes=notes)
 
 
 def _locate(tokenizer: Any, document: Document, source: Tokens, start: int, end: int) -> tuple[str, str]:
