@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from qdx import backends, models, new_file, plugins
-from qdx.capture import CaptureSettings, Recorder
+from qdx.capture import CaptureSettings
 from qdx.dataset import folder, provenance
 from qdx.dataset.arithmetic import ARITHMETIC, arithmetic
 from qdx.dataset.folder import RUN, STATUS
@@ -35,6 +35,7 @@ from qdx.schema import Experiment, validate
 
 if TYPE_CHECKING:
     from qdx.backends import Backend, Facts
+    from qdx.capture import Recorder
     from qdx.dataset.layout import Producer
     from qdx.models import Checkpoint
     from qdx.progress import Progress
@@ -322,6 +323,8 @@ def open_recorder(
 ) -> Recorder:
     """Return the recorder of a job; it states the facts that the backend observed."""
     import torch
+
+    from qdx.capture import Recorder
 
     capture = experiment.capture
     settings = {f.name: getattr(capture, f.name) for f in fields(CaptureSettings) if f.name != "seed"}

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qdx.errors import QdxError
+from qdx.errors import QdxError, printable
 
 Ids = NDArray[np.int32]
 
@@ -200,7 +200,7 @@ def describe(
     lines += [f"{reference.name:<{width}}  {_provenance(reference, transcripts)}" for reference in shown]
     if len(references) > len(shown):
         lines += [f"… and {len(references) - len(shown)} more, up to {references[-1].name}"]
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _plural(count: int, noun: str) -> str:

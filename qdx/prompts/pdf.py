@@ -89,9 +89,7 @@ def read_pdf(name: str, file: Path) -> Document:
             "ocrmypdf --force-ocr, or give another file in prompts.path"
         )
     if share:
-        notes += [
-            f"{name}: {share:.2%} of its text are glyph names or private signs: {example!r}"
-        ]
+        notes += [f"{name}: {share:.2%} of its text are glyph names or private signs: {example!r}"]
     return Document(name, text, sha256(data), starts, "; ".join(notes))
 
 
@@ -105,21 +103,27 @@ def unreadable(text: str) -> tuple[float, str]:
     return sum(map(len, found)) / max(len(text), 1), found[0][:24] if found else ""
 
 
+class _Lines(logging.Handler):
+    """Keeps the beginnings of what is logged."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one line of a record."""
+        self.lines.append(printable(" ".join(record.getMessage().split()))[:120])
+
+
 @contextlib.contextmanager
 def _counted() -> Iterator[list[str]]:
     """Keep what pypdf logs off the terminal, where a page of it may hide what matters; gives its lines."""
-    lines: list[str] = []
-    handler, logger = logging.Handler(logging.WARNING), logging.getLogger("pypdf")
-    handler.emit = (
-        lambda record: lines.append(  # type: ignore[method-assign]
-            printable(" ".join(record.getMessage().split()))[:120]
-        )
-    )
+    handler, logger = _Lines(logging.WARNING), logging.getLogger("pypdf")
     before = logger.propagate
     logger.addHandler(handler)
     logger.propagate = False
     try:
-        yield lines
+        yield handler.lines
     finally:
         logger.removeHandler(handler)
         logger.propagate = before
