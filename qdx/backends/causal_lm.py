@@ -201,8 +201,9 @@ class CausalLM:
         """Return the module whose output the head reads."""
         body: nn.Module = self.model.base_model
         # OPT's and BART's heads call the decoder in it, Llama 4's prefix names another class's body
-        inside = body is self.model or hasattr(body, "decoder")
-        return body.get_decoder() if inside and hasattr(body, "get_decoder") else body
+        if body is self.model:
+            return getattr(body, "model", body)  # type: ignore[no-any-return]
+        return body.get_decoder() if hasattr(body, "decoder") and hasattr(body, "get_decoder") else body
 
     def _keep_hidden(self, _module: nn.Module, _arguments: Any, output: Any) -> Any:
         if not hasattr(output, "last_hidden_state"):

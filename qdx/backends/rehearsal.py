@@ -156,9 +156,7 @@ def survey() -> Iterator[tuple[str, str, str]]:
 def _trouble(config: Any, architecture: Any, *, padded: bool) -> str:
     """Return what is wrong with an architecture's run, or an empty string."""
     try:
-        small = config
-        if _parameters(architecture, config) > AS_IT_IS:
-            small = shrink(config)
+        small = config if _is_small(architecture, config) else shrink(config)
         if (size := _parameters(architecture, small)) > MOST_PARAMETERS:
             return f"a small model of its config cannot be made (it still has {size:,} parameters)"
         torch.manual_seed(0)
@@ -193,6 +191,14 @@ def _trouble(config: Any, architecture: Any, *, padded: bool) -> str:
 def _parameters(architecture: Any, config: Any) -> int:
     with torch.device("meta"):
         return sum(one.numel() for one in architecture(copy.deepcopy(config)).parameters())
+
+
+def _is_small(architecture: Any, config: Any) -> bool:
+    """Whether a config can be tried as it is; one that leaves sizes open is filled in by `shrink`."""
+    try:
+        return _parameters(architecture, config) <= AS_IT_IS
+    except Exception:
+        return False
 
 
 def _said(error: Exception) -> str:
@@ -279,8 +285,32 @@ def shrink(config: Any) -> Any:
     """
     small = copy.deepcopy(config)
     for one in _parts(small):
+        own = _overrides(one)
         _shrink(one)
+        if own:  # Gemma 4 gives some layers sizes of their own
+            count = next(getattr(one, name) for name in LAYERS if isinstance(_value(one, name), int))
+            one.per_layer_config = {
+                layer: {name: _cut(name, value) for name, value in sizes.items()}
+                for layer, sizes in own.items()
+                if layer < count
+            }
     return small
+
+
+def _overrides(config: Any) -> dict[int, dict[str, Any]]:
+    """Take from a config what it states for single layers, and return it."""
+    spec = getattr(config, "_heterogeneity_spec", None)
+    if spec is None:
+        return {}
+    found = copy.deepcopy(dict(spec.per_layer_overrides))
+    config.allow_global_per_layer_attribute_access = True
+    config.per_layer_config = None
+    return found
+
+
+def _cut(name: str, value: Any) -> Any:
+    """Cut a layer's own size to twice what other layers have: it stays another one."""
+    return min(value, 2 * SIZES[name]) if name in SIZES and isinstance(value, int) else value
 
 
 def _parts(config: Any) -> Iterator[Any]:
