@@ -202,7 +202,8 @@ class CausalLM:
         body: nn.Module = self.model.base_model
         # OPT's and BART's heads call the decoder in it, Llama 4's prefix names another class's body
         if body is self.model:
-            return getattr(body, "model", body)  # type: ignore[no-any-return]
+            inner: nn.Module = getattr(body, "model", body)
+            return inner
         return body.get_decoder() if hasattr(body, "decoder") and hasattr(body, "get_decoder") else body
 
     def _keep_hidden(self, _module: nn.Module, _arguments: Any, output: Any) -> Any:
