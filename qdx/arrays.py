@@ -17,7 +17,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from qdx.dataset.layout import PHASES
-from qdx.errors import QdxError, nearest
+from qdx.errors import QdxError, lacking, nearest
 from qdx.plugins import find, plugin_of
 
 Metric = str | Callable[..., Any]
@@ -168,7 +168,10 @@ def _distance(
     a: xr.Dataset, b: xr.Dataset, whole: xr.Dataset, metric: Metric, options: dict[str, Any]
 ) -> xr.DataArray:
     """Call a metric on the rows of two datasets, broadcast against each other."""
-    function = find("metric", metric) if isinstance(metric, str) else metric
+    try:
+        function = find("metric", metric) if isinstance(metric, str) else metric
+    except ModuleNotFoundError as error:
+        raise QdxError(f"metric {metric!r}: {lacking(error) or error}") from error
     record = plugin_of(function)
     if whole.attrs.get("phase") == "decode":
         raise QdxError(
@@ -344,8 +347,10 @@ def _weight(lm_head: Any) -> NDArray[np.float32]:
 
 
 def _of_checkpoint(path: Path) -> NDArray[np.float32]:
-    from qdx.models import dense_state
-
+    try:
+        from qdx.models import dense_state
+    except ModuleNotFoundError as error:
+        raise QdxError(f"expand: {lacking(error) or error}") from error
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except OSError as error:

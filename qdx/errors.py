@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable
 
+EXTRA = ("torch", "transformers", "safetensors", "tokenizers", "gguf", "huggingface_hub")
 ACTING = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # Unicode categories
 
 
@@ -18,6 +20,24 @@ class QdxError(Exception):
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(" ".join(str(message).splitlines())))
+
+
+def lacking(error: BaseException | None) -> str | None:
+    """Say in one line which package is not installed, where that is why something failed; else None.
+
+    The declared dependencies read files and reports. Running and measuring a model takes torch and
+    transformers, which come with one of two extras.
+    """
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError):
+            found = re.match(r"No module named '?(\w+)", str(error))
+            if found and found[1] in EXTRA:
+                return (
+                    f"this needs {found[1]}, which is not installed: pip install 'qdx[cpu]', or 'qdx[vllm]' "
+                    "on a machine with a GPU"
+                )
+        error = error.__cause__ or error.__context__
+    return None
 
 
 class UnwritableError(QdxError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from qdx import backends, models, new_file, plugins
-from qdx.capture import CaptureSettings, Recorder
+from qdx.capture import CaptureSettings
 from qdx.dataset import folder, provenance
 from qdx.dataset.arithmetic import ARITHMETIC, arithmetic
 from qdx.dataset.folder import RUN, STATUS
@@ -20,11 +20,22 @@ from qdx.dataset.join_repeats import join_repeats
 from qdx.errors import QdxError
 from qdx.flow import Flow
 from qdx.process import spawn
-from qdx.prompts import RECORDS, Challenge, Transcripts, check_references, describe, references_sha256
+from qdx.prompts import (
+    KEPT,
+    RECORDS,
+    Challenge,
+    Transcripts,
+    check_references,
+    describe,
+    kept,
+    key_of,
+    references_sha256,
+)
 from qdx.schema import Experiment, validate
 
 if TYPE_CHECKING:
     from qdx.backends import Backend, Facts
+    from qdx.capture import Recorder
     from qdx.dataset.layout import Producer
     from qdx.models import Checkpoint
     from qdx.progress import Progress
@@ -56,6 +67,7 @@ def run(
     command_line: str,
     progress: Progress,
     hashed: Mapping[str, Any] | None = None,
+    sweep: Path | None = None,
 ) -> str:
     """Run one config and write its ``run.nc``.
 
@@ -71,6 +83,8 @@ def run(
         Told what happens.
     hashed : Mapping, optional
         Hashes of the weight files that another process made; see `qdx.models.hash_weights`.
+    sweep : Path, optional
+        The sweep's folder, which keeps the references that `qdx.sweep.prepare` made for all its jobs.
 
     Returns
     -------
@@ -84,7 +98,7 @@ def run(
     """
     experiment = validate(cfg)
     checkpoint = find_checkpoint(experiment)
-    prompts = load_prompts(experiment, checkpoint)
+    prompts = load_prompts(experiment, checkpoint, sweep)
     files = models.hash_weights(checkpoint.path, hashed)
     identity = identify(cfg, checkpoint, prompts, files)
     target = directory / RUN
@@ -94,7 +108,7 @@ def run(
     folder.set_aside(target)
     attrs = {**identity, "prompts": prompts.description, "command_line": command_line}
     if experiment.repeat_scope == "process" and experiment.repeats > 1:
-        run_in_processes(cfg, experiment.repeats, directory, command_line, progress, files)
+        run_in_processes(cfg, experiment.repeats, directory, command_line, progress, files, sweep)
         parts = repeat_folders(directory, experiment.repeats)
         known = {name: value for name, value in attrs.items() if name not in OBSERVED}
         join_repeats([part / RUN for part in parts], target, known)
@@ -128,6 +142,7 @@ def run_in_processes(
     command_line: str,
     progress: Progress,
     files: models.Hashed,
+    sweep: Path | None = None,
 ) -> None:
     """Run every repeat in a process of its own: a job of one repeat, with the seed that it would have had."""
     progress.start("repeats in fresh processes", repeats)
@@ -137,6 +152,7 @@ def run_in_processes(
         (place / STATUS).unlink(missing_ok=True)
         one = OmegaConf.merge(cfg, {"repeats": 1, "repeat_scope": "engine", "seed": cfg.seed + repeat})
         request = {"do": "run", "config": OmegaConf.to_yaml(one, resolve=True), "directory": str(place)}
+        request |= {"sweep": str(sweep)} if sweep is not None else {}
         if ended := spawn({**request, "command_line": command_line, "hashed": dict(files)}):
             status = place / STATUS
             error = json.loads(status.read_text())["error"] if status.exists() else ended
@@ -179,6 +195,8 @@ class Prompts:
         Where they come from.
     challenge : Challenge or None
         Where the references come from, when a verifier asks for them.
+    kept_under : str
+        The key under which the sweep's folder keeps the references; empty where they come from a file.
     """
 
     references: list[Reference]
@@ -187,12 +205,24 @@ class Prompts:
     producers: list[Producer] = field(default_factory=list)
     transcripts: Transcripts | None = None
     challenge: Challenge | None = None
+    kept_under: str = ""
 
 
-def load_prompts(experiment: Experiment, checkpoint: Checkpoint) -> Prompts:
-    """Return the references, with the transcripts that are to be replayed after them."""
+def load_prompts(experiment: Experiment, checkpoint: Checkpoint, sweep: Path | None = None) -> Prompts:
+    """Return the references, with the transcripts that are to be replayed after them.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    checkpoint : Checkpoint
+    sweep : Path, optional
+        A sweep's folder: the references that it keeps are taken instead of made anew.
+    """
     tokenizer = models.load_tokenizer(checkpoint.path)
     node, tokens = options(experiment.prompts), experiment.generate.tokens
+    if sweep is not None and (made := kept(sweep, references_key(experiment, checkpoint, tokenizer))):
+        check_references(made[0], who=str(sweep / KEPT), tokens=tokens)
+        return Prompts(*made, tokenizer)
     source = plugins.build(node)()
     if isinstance(source, Transcripts):
         source.require(
@@ -223,6 +253,12 @@ def load_prompts(experiment: Experiment, checkpoint: Checkpoint) -> Prompts:
     # Of records the first thing to know is whether the prompts are the provider's.
     said = f"{about}\n{said}" if recorded else f"{said}\n{about}"
     return Prompts(references, said, tokenizer, source.producers, source)
+
+
+def references_key(experiment: Experiment, checkpoint: Checkpoint, tokenizer: Any) -> str:
+    """Return what the references of a job are kept under; see `qdx.prompts.key_of`."""
+    node, tokens = options(experiment.prompts), experiment.generate.tokens
+    return key_of(node, tokens, models.tokenizer_sha256(checkpoint.path), tokenizer)
 
 
 def options(node: Any) -> dict[str, Any]:
@@ -287,6 +323,8 @@ def open_recorder(
 ) -> Recorder:
     """Return the recorder of a job; it states the facts that the backend observed."""
     import torch
+
+    from qdx.capture import Recorder
 
     capture = experiment.capture
     settings = {f.name: getattr(capture, f.name) for f in fields(CaptureSettings) if f.name != "seed"}

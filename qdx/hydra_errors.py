@@ -64,12 +64,25 @@ def _unknown_option(name: str, conf: Path) -> str:
     if group.startswith("hydra/") and not (conf / group).is_dir():
         return f"{group}={option}: Hydra finds no such plug-in: install the package that brings it"
     own = {"basic"} if group.startswith("hydra/") else set()  # Hydra's
-    choices = sorted({*own, *(path.stem for path in (conf / group).glob("*.yaml")), *_plugin_nodes(group)})
+    places = _places(conf)
+    files = {path.stem for place in places for path in (place / group).glob("*.yaml")}
+    choices = sorted({*own, *files, *_plugin_nodes(group)})
     if not group or not choices:
-        groups = sorted(path.name for path in conf.iterdir() if path.is_dir() and path.name != "hydra")
+        folders = [path for place in places for path in place.iterdir() if path.is_dir()]
+        groups = sorted({path.name for path in folders} - {"hydra"})
         return f"{name}: unknown config group, one of {', '.join(groups)}{nearest(group or option, groups)}"
     more = ": install the package that brings another" if group.startswith("hydra/") else ""
     return f"{group}={option}: unknown {group}, one of {', '.join(choices)}{nearest(option, choices)}{more}"
+
+
+def _places(conf: Path) -> list[Path]:
+    """Return the folders of config groups: qdx's, and the user's own (``--config-dir``)."""
+    places, words = [conf], sys.argv[1:]
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name in ("--config-dir", "-cd"):
+            places.append(Path(value or following).absolute())
+    return [place for place in places if place.is_dir()]
 
 
 def _plugin_nodes(group: str) -> dict[str, DictConfig]:
@@ -116,7 +129,8 @@ def _not_chosen(group: str, name: str, chosen: list[str], conf: Path) -> str:
 
 def _options(group: str, conf: Path) -> dict[str, Any]:
     """Return the nodes of a group's options by name, as their files have them."""
-    shipped = {path.stem: OmegaConf.load(path) for path in sorted((conf / group).glob("*.yaml"))}
+    files = [path for place in _places(conf) for path in sorted((place / group).glob("*.yaml"))]
+    shipped = {path.stem: OmegaConf.load(path) for path in files}
     return {**shipped, **_plugin_nodes(group)}
 
 

@@ -20,6 +20,7 @@ _WRITTEN = (
     "sweep.json",
     "sweep.nc",
     "summary.json",
+    "references.json",
     "producers.nc",
     "report.txt",
     "report.html",

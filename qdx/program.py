@@ -29,7 +29,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn, TextIO, cast
 
-from qdx.errors import QdxError, UnwritableError
+from qdx.errors import QdxError, UnwritableError, lacking
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 ENDING = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
@@ -228,6 +228,9 @@ def run(
     except Exception as error:
         if _ended is not None:
             status = _interrupted(_ended, name)
+        elif not full and (lack := lacking(error)):
+            print(f"{name}: error: {lack}", file=sys.stderr)
+            status = 2
         elif full or not isinstance(error, QdxError | OSError | MemoryError):
             raise
         else:

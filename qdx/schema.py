@@ -17,6 +17,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from qdx import new_file
 from qdx.errors import QdxError, nearest
 from qdx.schema_verify import ChallengePrompts, TranscriptPrompts, Verify
 
@@ -40,6 +41,7 @@ KERNEL_DTYPES: Mapping[str, tuple[str, ...]] = {
     "machete": ("float16", "bfloat16"),
 }
 DTYPES = ("float16", "bfloat16", "float32")
+LONGEST_LABEL = 160  # bytes: a file system takes 255, and files of a run add to a folder's name
 REPORT_FORMATS = ("txt", "html", "md")
 
 
@@ -52,6 +54,25 @@ def _one_of(key: str, value: str, choices: Iterable[str]) -> None:
 def _at_least(key: str, value: int, least: int) -> None:
     if value < least:
         raise QdxError(f"{key}={value}: must be at least {least}")
+
+
+def check_label(label: str) -> None:
+    """Refuse a label that cannot name the folder of a job's results.
+
+    Raises
+    ------
+    QdxError
+        When it is too long, or the name of a file that a sweep's folder holds.
+    """
+    if (size := len(label.encode("utf-8", "replace"))) > LONGEST_LABEL:
+        raise QdxError(
+            f"label={label[:20]}…: has {size} bytes, at most {LONGEST_LABEL}: it names a folder, give a "
+            "shorter one"
+        )
+    if label.casefold() in (*new_file.FILES, "challenge.json", "hydra.yaml") or label.startswith("."):
+        raise QdxError(
+            f"label={label}: a file of the sweep's folder has that name, or it is hidden: give another label"
+        )
 
 
 def names_folder(label: object) -> bool:
@@ -272,6 +293,7 @@ class Settings:
                 f"label={self.label!r}: must name a folder in the sweep's: leave label out, or give it a "
                 "name without / and \\"
             )
+        check_label(self.label)
         _at_least("repeats", self.repeats, 1)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("seed", self.seed, 0)
@@ -467,7 +489,10 @@ def label(swept: list[str], root: DictConfig) -> str:
         parts.append(f"{key}=" + str(value))
     text = ",".join(parts)
     name = "".join("_" if c in '/\\:*?"<>|\n\t ' else c for c in text)
-    return name if name == text else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    if name == text and len(name.encode()) <= LONGEST_LABEL:
+        return name
+    short = name.encode()[: LONGEST_LABEL - 7].decode("utf-8", "ignore")
+    return f"{short}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def _choice(root: DictConfig, group: str) -> str | None:

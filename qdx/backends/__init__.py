@@ -130,6 +130,27 @@ def identity(node: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
+def rehearse(node: Mapping[str, Any], **asked: Any) -> None:
+    """Let a backend refuse, before the first job of a sweep, what a job of its own would fail on.
+
+    Parameters
+    ----------
+    node : Mapping
+        ``_target_`` and options.
+    **asked
+        ``checkpoint``, ``quant``, ``dtype`` and ``batch_size`` of a job. A backend that can tell early has a
+        static method ``rehearse`` that takes them and its options.
+
+    Raises
+    ------
+    QdxError
+    """
+    member = plugins.build({"_target_": node["_target_"]}).func  # type: ignore[attr-defined]
+    chosen = {key: value for key, value in node.items() if key != "_target_"}
+    if hasattr(member, "rehearse"):
+        member.rehearse(**chosen, **asked)
+
+
 class Backend(Protocol):
     """Runs one config's model over batches of references and hands every logits row to a recorder.
 

@@ -7,98 +7,124 @@ every ``nn.Linear`` becomes a kernel of `qdx.kernels`, and attention is computed
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from qdx.backends import ANY, Facts, sampling
+from qdx.backends import ANY, Facts, causal_lm, rehearsal, sampling
 from qdx.capture import Recorder, greedy
 from qdx.errors import QdxError
 from qdx.kernel_names import simulated
-from qdx.kernels import make
 from qdx.models import dense_state, iter_quantized
+from qdx.models.contents import PACKINGS, contents
+from qdx.models.reading import check_packing
 from qdx.plugins import register
 
 if TYPE_CHECKING:
-    from qdx.kernels.weights import QuantizedWeight
     from qdx.models import Checkpoint
     from qdx.schema import Quant
 
-ATTENTION = "qdx_float32"
-HEAD_ROWS = 64  # rows of logits that are in memory at once
+ANY_KERNEL = "quant.kernel=any: backend=transformers models a kernel, name one: dense, marlin, …"
+REMEDY = "download or build the checkpoint again"
+OTHER_PARTS = (
+    "vision_tower",
+    "vision_model",
+    "visual",
+    "vision_embed_tokens",
+    "multi_modal_projector",
+    "mm_projector",
+    "image_newline",
+    "audio_tower",
+    "audio_model",
+    "audio_encoder",
+    "embed_vision",
+    "embed_audio",
+    "mtp",
+    "aligner",
+    "connector",
+    "talker",
+    "code2wav",
+)
+BUFFERS = ("rotary_emb\\.inv_freq", "attn\\.bias", "attn\\.masked_bias", "attention\\.bias", "position_ids")
+HEAD_ROWS = 512  # rows of logits that are in memory at once
 
 
-def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """Scaled dot-product attention in float32, its output rounded once to the model's dtype."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+def _layout(checkpoint: Checkpoint) -> tuple[Any, Any]:
+    """Return the config of a checkpoint and its causal LM's class.
 
-    if attention_mask is not None and attention_mask.is_floating_point():
-        attention_mask = attention_mask.float()
-    output, _ = sdpa_attention_forward(
-        module, query.float(), key.float(), value.float(), attention_mask, **kwargs
-    )
-    return output.to(query.dtype), None
+    Raises
+    ------
+    QdxError
+        When transformers cannot read config.json, or knows no causal LM of its type.
+    """
+    from transformers import AutoConfig
 
-
-@contextlib.contextmanager
-def _named(checkpoint: Checkpoint, what: str) -> Iterator[None]:
-    """Name the checkpoint that transformers fails on; it and its libraries raise anything."""
-    try:
-        yield
-    except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or [""]
-        raise QdxError(
-            f"{checkpoint.source}: transformers {what} ({type(error).__name__}: {lines[-1].strip()}): "
-            f"download or build the checkpoint again"
-        ) from error
-
-
-def _load(checkpoint: Checkpoint, dtype: torch.dtype, weights: Mapping[str, QuantizedWeight]) -> nn.Module:
-    """Load a causal LM; its quantized layers hold zeros without memory, until kernels take their place."""
-    from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig
-    from transformers.masking_utils import sdpa_mask
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    AttentionInterface.register(ATTENTION, _attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    with _named(checkpoint, "cannot read its config.json"):
+    mapping = causal_lm.mapping()
+    with causal_lm.one_line(checkpoint.source, "cannot read its config.json", REMEDY):
         config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise QdxError(f"{checkpoint.source}: transformers knows no causal LM of type {config.model_type!r}")
-    state = dict(dense_state(checkpoint.path))
-    for name, weight in weights.items():
-        shape = (weight.out_features, weight.in_features)
-        state[f"{name}.weight"] = torch.zeros((), dtype=dtype).expand(shape)
-    with _named(checkpoint, "cannot load its weights as its config.json describes them"):
-        model, found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+    for one in (config, config.get_text_config()):
+        if hasattr(one, "quantization_config"):
+            del one.quantization_config
+    if type(config) not in mapping:
+        raise QdxError(
+            f"{checkpoint.source}: transformers {version('transformers')} knows no causal LM of type "
+            f"{config.model_type!r}: backend=transformers runs none of it, an engine may (backend=vllm)"
+        )
+    return causal_lm.language_model(config, mapping[type(config)])
+
+
+def _load(checkpoint: Checkpoint, dtype: torch.dtype, state: dict[str, Tensor]) -> Any:
+    """Load a causal LM from tensors, and hold the two to each other.
+
+    Raises
+    ------
+    QdxError
+        When a weight is missing, or a tensor is read by nothing: a scale, or a part of another model.
+    """
+    config, architecture = _layout(checkpoint)
+    with causal_lm.one_line(
+        checkpoint.source, "cannot load its weights as its config.json describes them", REMEDY
+    ):
+        model, found = architecture.from_pretrained(
             None,
             config=config,
             state_dict=state,
             dtype=dtype,
-            attn_implementation=ATTENTION,
+            attn_implementation=causal_lm.attention_of(architecture),
+            experts_implementation=causal_lm.EXPERTS,
             output_loading_info=True,
         )
     if missing := sorted(found["missing_keys"]):
         # transformers would draw them at random
         raise QdxError(
-            f"{checkpoint.source}: {len(missing)} weights are missing, such as {missing[0]}: "
-            f"download or build the checkpoint again"
+            f"{checkpoint.source}: {len(missing)} weights are missing, such as {missing[0]}: {REMEDY}"
         )
-    evaluated: nn.Module = model.eval()
-    return evaluated
+    if unread := sorted(set(found["unexpected_keys"]) - _elsewhere(found["unexpected_keys"])):
+        raise QdxError(
+            f"{checkpoint.source}: {len(unread)} tensors are read by nothing in {architecture.__name__}, "
+            f"such as {unread[0]}: its config.json describes another model than its weights, or weights "
+            "whose scales would be left out; give a checkpoint whose files agree"
+        )
+    return model.eval()
+
+
+def _elsewhere(names: Iterable[str]) -> set[str]:
+    """Return the tensors of other parts of a published model, which its language model does not have.
+
+    Towers for pictures and sound, layers that predict several tokens ahead, and buffers that a model
+    computes itself. Packed weights and scales are never among them.
+    """
+    parts = re.compile(rf"(^|\.)({'|'.join(OTHER_PARTS)})\.|({'|'.join(BUFFERS)})$")
+    own = [name.rpartition(".")[2] for name in names]
+    return {
+        name for name, last in zip(names, own, strict=True) if parts.search(name) and last not in PACKINGS
+    }
 
 
 @register("backend", "transformers")
@@ -135,61 +161,64 @@ class TransformersBackend:
         sm_count: int = 132,
     ) -> None:
         if quant.kernel == ANY:
-            raise QdxError(
-                "quant.kernel=any: backend=transformers models a kernel, name one: dense, marlin, …"
-            )
+            raise QdxError(ANY_KERNEL)
         torch.set_num_threads(_threads(threads))
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._sm_count = sm_count
         self._generator = torch.Generator().manual_seed(seed)
         weights = {} if checkpoint.format == "none" else dict(iter_quantized(checkpoint.path))
-        self._model = _load(checkpoint, self._dtype, weights)
-        self._layers: dict[str, set[str]] = defaultdict(set)
-        self._quantized: set[str] = set()
-        self._insert_kernels(weights, quant.kernel)
+        state = dict(dense_state(checkpoint.path))
+        shapes = {f"{name}.weight": (one.out_features, one.in_features) for name, one in weights.items()}
+        state |= causal_lm.zeros_like_stored(shapes, self._dtype)  # until kernels take their place
+        self._lm = causal_lm.CausalLM(
+            _load(checkpoint, self._dtype, state),
+            weights,
+            quant.kernel,
+            sm_count=sm_count,
+            generator=self._generator,
+        )
         self._state: _State | None = None
-        self._hidden_BTH = torch.empty(0)  # of the last forward pass
-        self._model.base_model.register_forward_hook(self._keep_hidden)
-        self._eos_token_ids = _eos_token_ids(checkpoint, self._model)
+        self._eos_token_ids = _eos_token_ids(checkpoint, self._lm.model)
 
     @staticmethod
     def identity(threads: int | None = None, **_: Any) -> dict[str, Any]:
         """Return the engine's version and the threads: a sum that is split among them rounds elsewhere."""
         return {"engine_version": version("transformers"), "threads": _threads(threads)}
 
-    def _insert_kernels(self, weights: dict[str, QuantizedWeight], kernel: str) -> None:
-        for name in list(weights):
-            bias = self._model.get_submodule(name).bias
-            self._replace(name, make(kernel, weights.pop(name), _data(bias), **self._options()))
-            self._quantized.add(name.rpartition(".")[2])
-        dense = [(name, m) for name, m in self._model.named_modules() if isinstance(m, nn.Linear)]
-        for name, linear in dense:
-            self._replace(name, make("dense", linear.weight.data, _data(linear.bias), **self._options()))
+    @staticmethod
+    def rehearse(
+        checkpoint: Checkpoint, quant: Quant, dtype: str, batch_size: int, sm_count: int = 132, **_: Any
+    ) -> None:
+        """Refuse what a job would fail on: files that disagree, a kernel that does not fit, an architecture.
 
-    def _keep_hidden(self, _module: nn.Module, _arguments: Any, output: Any) -> None:
-        self._hidden_BTH = output.last_hidden_state
+        The architecture is tried with small random weights of the same config; see `rehearsal.rehearse`.
 
-    def _options(self) -> dict[str, Any]:
-        return {"sm_count": self._sm_count, "generator": self._generator}
-
-    def _replace(self, name: str, kernel: nn.Module) -> None:
-        parent, _, child = name.rpartition(".")
-        setattr(self._model.get_submodule(parent), child, kernel)
-        self._layers[child].add(kernel.name)
+        Raises
+        ------
+        QdxError
+        """
+        if quant.kernel == ANY:
+            raise QdxError(ANY_KERNEL)
+        config, architecture = _layout(checkpoint)
+        shapes = {name: one.shape for name, one in contents(checkpoint.path).items()}
+        if checkpoint.format != "none":
+            shapes = check_packing(checkpoint.path, quant.kernel, shapes)
+        rehearsal.rehearse(config, architecture, batch_size=batch_size)
+        _load(checkpoint, getattr(torch, dtype), causal_lm.zeros_like_stored(shapes, getattr(torch, dtype)))
 
     def observe(self) -> Facts:
         """Return the kernels of every layer type; all are numerical models."""
-        names = {layer: sorted(kernels) for layer, kernels in self._layers.items()}
+        names = {layer: sorted(kernels) for layer, kernels in self._lm.layers.items()}
         return Facts(
             kernel_class={layer: f"qdx.kernels.{'+'.join(kernels)}" for layer, kernels in names.items()},
             kernel={layer: "+".join(simulated(k) for k in kernels) for layer, kernels in names.items()},
-            quantized=frozenset(self._quantized),
+            quantized=frozenset(self._lm.quantized),
             dtype=str(self._dtype).removeprefix("torch."),
-            vocab=int(self._model.config.vocab_size),
+            vocab=int(self._lm.model.config.get_text_config().vocab_size),
             engine="transformers",
             engine_version=version("transformers"),
             sm_count=self._sm_count,
-            hidden=int(self._model.config.get_text_config().hidden_size),
+            hidden=int(self._lm.model.config.get_text_config().hidden_size),
             eos_token_ids=self._eos_token_ids,
             settings={"threads": str(torch.get_num_threads())},
             sampling=sampling.greedy(),  # the loop in `generate` takes `greedy` of the bare logits
@@ -203,36 +232,29 @@ class TransformersBackend:
         ids_BT = torch.tensor([[0] * pad + ids for pad, ids in zip(pads, batch, strict=True)])
         mask_BT = torch.arange(longest) >= torch.tensor(pads)[:, None]
         wanted = [recorder.wanted(item) for item in range(len(batch))]
-        # The row that predicts position p of a reference is row pad + p − 1 of the padded batch.
-        rows = [torch.as_tensor(p) + pad - 1 for p, pad in zip(wanted, pads, strict=True)]
-        output = self._model.base_model(
-            input_ids=ids_BT,
-            attention_mask=mask_BT.long(),
-            position_ids=(mask_BT.cumsum(1) - 1).clamp(min=0),
-            use_cache=True,
-        )
-        hidden_BTH = output.last_hidden_state
-        for item, positions in enumerate(wanted):
-            targets = self._targets(batch[item], positions)
-            for start in range(0, len(positions), HEAD_ROWS):
-                block = slice(start, start + HEAD_ROWS)
-                hidden_PH = hidden_BTH[item, rows[item][block]]
-                kept = _hidden(recorder, hidden_PH)
-                recorder.rows(item, positions[block], self._head(hidden_PH), targets[block], **kept)
-        self._state = _State(output.past_key_values, mask_BT, self._head(hidden_BTH[:, -1]))
-
-    def _head(self, hidden_PH: Tensor) -> Tensor:
-        """Return the logits of hidden states, as the model's own forward makes them (scaled, capped, …)."""
-        model = self._model
-        body = getattr(model, model.base_model_prefix)
-        setattr(model, model.base_model_prefix, _Computed(hidden_PH[None]))
-        try:
-            logits_PV: Tensor = model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False).logits[
-                0
-            ]
-        finally:
-            setattr(model, model.base_model_prefix, body)
-        return logits_PV
+        # The row that predicts position p of a reference is row pad + p − 1 of its line of the padded batch.
+        rows = [
+            item * longest + pads[item] + int(position) - 1
+            for item, positions in enumerate(wanted)
+            for position in positions
+        ]
+        last = [(item + 1) * longest - 1 for item in range(len(batch))]
+        first = rows[:HEAD_ROWS]
+        logits_NV, cache = self._lm.run(ids_BT, mask_BT, torch.tensor([*first, *last]))
+        last_BV = logits_NV[len(first) :]
+        hidden_NH = self._lm.hidden_BTH.flatten(0, 1)
+        places = [(item, n) for item, positions in enumerate(wanted) for n in range(len(positions))]
+        for start in range(0, len(rows), HEAD_ROWS):
+            block = rows[start : start + HEAD_ROWS]
+            logits_PV = logits_NV[: len(block)] if start == 0 else self._lm.head(hidden_NH[block])
+            for item in range(len(batch)):
+                own = [i for i, place in enumerate(places[start : start + HEAD_ROWS]) if place[0] == item]
+                if not own:
+                    continue
+                positions = wanted[item][[places[start + i][1] for i in own]]
+                kept = _hidden(recorder, hidden_NH[[block[i] for i in own]])
+                recorder.rows(item, positions, logits_PV[own], self._targets(batch[item], positions), **kept)
+        self._state = _State(cache, mask_BT, last_BV)
 
     @staticmethod
     def _targets(ids: list[int], positions: Any) -> Tensor:
@@ -246,7 +268,7 @@ class TransformersBackend:
         tokens_B = greedy(state.logits_BV)
         generated = [tokens_B]
         for step in range(1, count):
-            logits_BV = state.step(self._model, tokens_B)
+            logits_BV = state.step(self._lm, tokens_B)
             tokens_B = greedy(logits_BV)
             generated.append(tokens_B)
             self._record(batch, step, logits_BV, tokens_B, recorder)
@@ -261,7 +283,7 @@ class TransformersBackend:
         longest = max(len(ids) for ids in forced)
         forced_BT = torch.tensor([[*ids, *ids[-1:] * (longest - len(ids))] for ids in forced])
         for step in range(1, longest):
-            logits_BV = state.step(self._model, forced_BT[:, step - 1])
+            logits_BV = state.step(self._lm, forced_BT[:, step - 1])
             going = [step < len(ids) for ids in forced]
             self._record(batch, step, logits_BV, forced_BT[:, step], recorder, going)
 
@@ -281,7 +303,7 @@ class TransformersBackend:
                 continue
             positions = np.array([len(ids) + step])
             one = slice(item, item + 1)
-            kept = _hidden(recorder, self._hidden_BTH[one, -1])
+            kept = _hidden(recorder, self._lm.hidden_BTH[one, -1])
             recorder.rows(item, positions, logits_BV[one], targets_B[one], **kept)
 
     def _begin(self) -> _State:
@@ -294,20 +316,6 @@ class TransformersBackend:
         self._generator.manual_seed(seed)
 
 
-class _Computed(nn.Module):  # type: ignore[misc]  # mypy skips torch
-    """Stands where a model's body is and returns hidden states that it computed before."""
-
-    def __init__(self, hidden_1PH: Tensor) -> None:
-        super().__init__()
-        self._hidden_1PH = hidden_1PH
-
-    def forward(self, **_: Any) -> Any:
-        """Return the hidden states, in whatever form the head's model reads them."""
-        from transformers.modeling_outputs import BaseModelOutputWithPast
-
-        return BaseModelOutputWithPast(last_hidden_state=self._hidden_1PH)
-
-
 class _State:
     """The cache of a prefilled batch, its padding mask and the last logits."""
 
@@ -316,19 +324,13 @@ class _State:
         self.mask_BT = mask_BT
         self.logits_BV = logits_BV.clone()
 
-    def step(self, model: nn.Module, tokens_B: Tensor) -> Tensor:
+    def step(self, model: causal_lm.CausalLM, tokens_B: Tensor) -> Tensor:
         """Feed one token to each sequence of the batch; return the logits that follow, (batch, vocab)."""
-        position_ids = self.mask_BT.sum(1, keepdim=True)
         self.mask_BT = torch.cat([self.mask_BT, torch.ones_like(self.mask_BT[:, :1])], 1)
-        output = model(
-            input_ids=tokens_B[:, None],
-            attention_mask=self.mask_BT.long(),
-            position_ids=position_ids,
-            past_key_values=self.cache,
-            use_cache=True,
+        logits_BV, self.cache = model.run(
+            tokens_B[:, None], self.mask_BT, torch.arange(len(tokens_B)), self.cache
         )
-        logits: Tensor = output.logits[:, -1]
-        return logits
+        return logits_BV
 
 
 def _hidden(recorder: Recorder, hidden_PH: Tensor) -> dict[str, Tensor]:
@@ -337,10 +339,6 @@ def _hidden(recorder: Recorder, hidden_PH: Tensor) -> dict[str, Tensor]:
 
 def _threads(asked: int | None) -> int:
     return asked or len(os.sched_getaffinity(0))
-
-
-def _data(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else parameter.data
 
 
 def _eos_token_ids(checkpoint: Checkpoint, model: nn.Module) -> frozenset[int]:

@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xarray as xr
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STORED: Mapping[str, np.dtype[Any]] = {
     "float16": np.dtype("<u2"),
@@ -78,6 +79,8 @@ class Journal:
 
     def write(self, phase: str, at: tuple[int, ...], rows_PV: Tensor) -> None:
         """Write rows of neighbouring positions; `at` is the place of the first one."""
+        import torch  # whoever only reads does without
+
         integer = torch.int32 if rows_PV.dtype == torch.float32 else torch.int16
         view = memoryview(rows_PV.contiguous().view(integer).numpy()).cast("B")
         offset = self._offset(phase, at)

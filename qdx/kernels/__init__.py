@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qdx.errors import QdxError
 from qdx.kernel_names import plain_kernel
+from qdx.kernels import _base
 from qdx.kernels._base import KernelModel
 from qdx.kernels.awq_gemm import AwqGemm
 from qdx.kernels.dense import Dense
@@ -39,8 +40,20 @@ __all__ = [
     "Machete",
     "Marlin",
     "QuantizedWeight",
+    "check_shape",
     "make",
 ]
+
+
+def check_shape(kernel: str, in_features: int, out_features: int, group_size: int) -> None:
+    """Refuse a layer's shape that a kernel does not take, without its weights.
+
+    Raises
+    ------
+    QdxError
+    """
+    model = KERNELS[plain_kernel(kernel)]
+    _base.check_shape(model.name, in_features, out_features, group_size, model.multiples)
 
 
 def make(

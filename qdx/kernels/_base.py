@@ -43,10 +43,13 @@ class KernelModel(torch.nn.Module):  # type: ignore[misc]  # mypy skips torch
         Normalized kernel name.
     dtypes : tuple of torch.dtype
         Activation dtypes that the GPU kernel takes.
+    multiples : tuple of int
+        What the kernel needs in-features and out-features to be divisible by.
     """
 
     name: ClassVar[str]
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float16, torch.bfloat16)
+    multiples: ClassVar[tuple[int, int]] = (1, 1)
 
     def __init__(self, in_features: int, out_features: int, bias: Tensor | None) -> None:
         super().__init__()
@@ -154,22 +157,36 @@ class KernelModel(torch.nn.Module):  # type: ignore[misc]  # mypy skips torch
         )
 
 
-def check_weight(kernel: str, weight: QuantizedWeight, *, in_multiple: int, out_multiple: int) -> None:
+def check_shape(
+    kernel: str, in_features: int, out_features: int, group_size: int, multiples: tuple[int, int]
+) -> None:
     """Refuse a shape or group size that the GPU kernel cannot take.
+
+    Parameters
+    ----------
+    kernel : str
+    in_features, out_features, group_size : int
+    multiples : tuple of int
+        What in-features and out-features must be divisible by.
 
     Raises
     ------
     QdxError
         Names the got and the needed in-features, out-features or group size.
     """
-    if weight.in_features % in_multiple or weight.out_features % out_multiple:
+    if in_features % multiples[0] or out_features % multiples[1]:
         raise QdxError(
-            f"kernel {kernel!r} needs in-features divisible by {in_multiple} and out-features divisible by "
-            f"{out_multiple}, got in-features {weight.in_features} and out-features {weight.out_features}: "
+            f"kernel {kernel!r} needs in-features divisible by {multiples[0]} and out-features divisible by "
+            f"{multiples[1]}, got in-features {in_features} and out-features {out_features}: "
             "pad the model with zeros or choose another kernel"
         )
-    if weight.group_size not in (32, 64, 128, weight.in_features):
+    if group_size not in (32, 64, 128, in_features):
         raise QdxError(
-            f"kernel {kernel!r} needs group size 32, 64, 128 or in-features ({weight.in_features}), "
-            f"got {weight.group_size}: quantize again"
+            f"kernel {kernel!r} needs group size 32, 64, 128 or in-features ({in_features}), "
+            f"got {group_size}: quantize again"
         )
+
+
+def check_weight(kernel: type[KernelModel], weight: QuantizedWeight) -> None:
+    """Refuse weights whose shape or group size the GPU kernel cannot take; see `check_shape`."""
+    check_shape(kernel.name, weight.in_features, weight.out_features, weight.group_size, kernel.multiples)

@@ -39,6 +39,7 @@ class AwqGemm(KernelModel):
     """
 
     name = "awq_gemm"
+    multiples = (BLOCK, 64)
     dtypes = (torch.float16,)
 
     def __init__(
@@ -49,7 +50,7 @@ class AwqGemm(KernelModel):
         sm_count: int = 132,
         generator: torch.Generator | None = None,
     ) -> None:
-        check_weight(self.name, weight, in_multiple=BLOCK, out_multiple=64)
+        check_weight(type(self), weight)
         super().__init__(weight.in_features, weight.out_features, bias)
         self._turns = -(-weight.in_features // (SPLITS * BLOCK))
         rows = self._turns * SPLITS * BLOCK

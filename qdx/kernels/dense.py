@@ -36,6 +36,12 @@ class Dense(KernelModel):
             )
         super().__init__(weight_NK.shape[1], weight_NK.shape[0], bias)
         self._weight_KN = weight_NK.detach().to(torch.float32).t()
+        self._dtype = weight_NK.dtype
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix (out_features, in_features), which some architectures read beside calling the layer."""
+        return self._weight_KN.t().to(self._dtype)
 
     def multiply(self, x_MK: Tensor) -> Tensor:
         """One matmul."""

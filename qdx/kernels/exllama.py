@@ -98,6 +98,7 @@ class Exllama(KernelModel):
     """
 
     name = "exllama"
+    multiples = (32, 8)
     dtypes = (torch.float16,)
 
     def __init__(
@@ -111,9 +112,9 @@ class Exllama(KernelModel):
         if not weight.symmetric:
             raise QdxError(
                 "kernel 'exllama' takes symmetric GPTQ weights only, got weights with zero points: "
-                "use awq_gemm, marlin or machete"
+                "use a checkpoint made with sym=true"
             )
-        check_weight(self.name, weight, in_multiple=32, out_multiple=8)
+        check_weight(type(self), weight)
         super().__init__(weight.in_features, weight.out_features, bias)
         self.generator, self.sm_count = generator, sm_count
         columns = weight.out_features

@@ -179,6 +179,7 @@ class Machete(KernelModel):
     """
 
     name = "machete"
+    multiples = (128, 64)
 
     def __init__(
         self,
@@ -188,7 +189,7 @@ class Machete(KernelModel):
         sm_count: int = 132,
         generator: torch.Generator | None = None,
     ) -> None:
-        check_weight(self.name, weight, in_multiple=128, out_multiple=64)
+        check_weight(type(self), weight)
         super().__init__(weight.in_features, weight.out_features, bias)
         self.sm_count = sm_count
         self._source = weight

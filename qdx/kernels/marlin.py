@@ -131,6 +131,7 @@ class Marlin(KernelModel):
     """
 
     name = "marlin"
+    multiples = (SHARES * BLOCK, 64)
 
     def __init__(
         self,
@@ -140,7 +141,7 @@ class Marlin(KernelModel):
         sm_count: int = 132,
         generator: torch.Generator | None = None,
     ) -> None:
-        check_weight(self.name, weight, in_multiple=SHARES * BLOCK, out_multiple=64)
+        check_weight(type(self), weight)
         super().__init__(weight.in_features, weight.out_features, bias)
         self.sm_count = sm_count
         self._source = weight

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdx.models.cache import cache_folder
 from qdx.models.checkpoint import Checkpoint, context_length, hidden_size, resolve, vocab_size
+from qdx.models.contents import check_contents
 from qdx.models.identity import Hashed, hash_weights, load_tokenizer, tokenizer_sha256, weights_sha256
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ __all__ = [
     "Checkpoint",
     "Hashed",
     "cache_folder",
+    "check_contents",
     "context_length",
     "dense_state",
     "hash_weights",

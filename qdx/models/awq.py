@@ -8,6 +8,8 @@ why the columns are interleaved.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from qdx.kernels.weights import QuantizedWeight
@@ -16,6 +18,7 @@ from qdx.models.bits import (
     checked,
     float16_scales,
     pack_columns,
+    present,
     rows_per_group,
     unpack_columns,
 )
@@ -39,6 +42,30 @@ def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
     }
 
 
+def check(
+    shapes: Mapping[str, tuple[int, ...]], small: Mapping[str, Tensor], group_size: int
+) -> tuple[int, int]:
+    """Hold a layer's shapes to 4 bits and the stated group size; returns its in- and out-features.
+
+    Parameters
+    ----------
+    shapes : Mapping
+        Of ``qweight``, ``qzeros`` and ``scales``.
+    small : Mapping
+        Not needed here: any zero point may stand in this layout.
+    group_size : int
+
+    Raises
+    ------
+    QdxError
+    """
+    present(shapes, SUFFIXES)
+    in_features, words = shapes["qweight"]
+    groups = in_features // rows_per_group(in_features, group_size)
+    check_shapes(shapes, {"qzeros": (groups, words), "scales": (groups, words * 8)})
+    return in_features, words * 8
+
+
 def unpack(tensors: dict[str, Tensor], group_size: int) -> QuantizedWeight:
     """Read a layer from AutoAWQ's tensors.
 
@@ -56,13 +83,8 @@ def unpack(tensors: dict[str, Tensor], group_size: int) -> QuantizedWeight:
         float16.
     """
     qweight, qzeros, scales = checked(tensors, SUFFIXES)
-    in_features, words = qweight.shape
+    in_features, _ = check({name: tuple(one.shape) for name, one in tensors.items()}, tensors, group_size)
     size = rows_per_group(in_features, group_size)
-    groups = in_features // size
-    check_shapes(
-        {"qzeros": tuple(qzeros.shape), "scales": tuple(scales.shape)},
-        {"qzeros": (groups, words), "scales": (groups, words * 8)},
-    )
     zero_GN = unpack_columns(qzeros, ORDER)
     return QuantizedWeight(
         q_KN=unpack_columns(qweight, ORDER),

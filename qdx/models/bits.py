@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -43,11 +43,16 @@ def unpack_columns(word_RI: Tensor, order: Sequence[int] = NATURAL) -> Tensor:
     return values_RI8.view(rows, words * 8)
 
 
+def present(found: Mapping[str, object], names: Sequence[str]) -> None:
+    """Raise `QdxError` when a part of a packed layer is missing."""
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise QdxError(f"quantized layer: {', '.join(missing)} missing, got {', '.join(sorted(found))}")
+
+
 def checked(tensors: dict[str, Tensor], names: Sequence[str]) -> list[Tensor]:
     """Return the named tensors; packed ones must be int32 matrices."""
-    missing = [name for name in names if name not in tensors]
-    if missing:
-        raise QdxError(f"quantized layer: {', '.join(missing)} missing, got {', '.join(sorted(tensors))}")
+    present(tensors, names)
     for name in ("qweight", "qzeros"):
         if tensors[name].dtype != torch.int32 or tensors[name].ndim != 2:
             raise QdxError(
@@ -57,7 +62,7 @@ def checked(tensors: dict[str, Tensor], names: Sequence[str]) -> list[Tensor]:
     return [tensors[name] for name in names]
 
 
-def check_shapes(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
+def check_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raise `QdxError` naming the first tensor whose shape does not fit 4 bits and the stated group size."""
     for name, shape in expected.items():
         if found[name] != shape:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from qdx.errors import QdxError
 from qdx.models import synthetic
 from qdx.models.cache import cache_folder
+from qdx.models.stated import quantization_of, read_object
 from qdx.schema import FORMAT_KERNELS
 
 FORMATS = tuple(FORMAT_KERNELS)
@@ -154,22 +154,11 @@ def format_of(config: dict[str, Any], path: Path) -> str:
     Raises
     ------
     QdxError
-        Another quantization method, or one stated outside config.json as early AutoGPTQ and AutoAWQ did.
+        Another quantization method, or files that contradict each other.
     """
-    quantization = config.get("quantization_config")
+    quantization = quantization_of(config, Path(path))
     if not quantization:
-        for name in ("quantize_config.json", "quant_config.json"):
-            if (Path(path) / name).is_file():
-                raise QdxError(
-                    f"checkpoint {path} has a {name} but no quantization_config in config.json: copy it "
-                    "there, with its quant_method"
-                )
         return "none"
-    if not isinstance(quantization, dict):
-        raise QdxError(
-            f"checkpoint {path}: quantization_config of config.json is {quantization!r:.40}, must be an "
-            "object: the checkpoint is damaged"
-        )
     method = str(quantization.get("quant_method", "unstated"))
     found = _compressed(quantization) if method == "compressed-tensors" else method
     if found not in FORMATS:
@@ -228,24 +217,3 @@ def _stated_quantizer(config: dict[str, Any]) -> str:
     """Return what GPTQModel and others write as ``meta.quantizer``, or ""."""
     stated = _part(_part(config, "quantization_config"), "meta").get("quantizer", "")
     return ", ".join(map(str, stated)) if isinstance(stated, list) else str(stated)
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """Return the object that a JSON file of a checkpoint holds.
-
-    Raises
-    ------
-    QdxError
-        When it cannot be read, is no JSON or no object.
-    """
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise QdxError(
-            f"{file} is no JSON ({error}): the checkpoint is damaged, download it again"
-        ) from error
-    if not isinstance(value, dict):
-        raise QdxError(
-            f"{file} holds {type(value).__name__}, must be a JSON object: the checkpoint is damaged"
-        )
-    return value

@@ -8,6 +8,8 @@ adds the 1 back.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -18,11 +20,16 @@ from qdx.models.bits import (
     checked,
     float16_scales,
     pack_columns,
+    present,
     rows_per_group,
     unpack_columns,
 )
 
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
+ASYMMETRIC = (
+    "a GPTQ layer with zero points, which no engine runs with Marlin, Machete or exllama: use a checkpoint "
+    "made with sym=true"
+)
 
 
 def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
@@ -46,6 +53,47 @@ def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
     }
 
 
+def check(
+    shapes: Mapping[str, tuple[int, ...]], small: Mapping[str, Tensor], group_size: int
+) -> tuple[int, int]:
+    """Hold a layer to 4 bits, the stated group size and rows in order; returns its in- and out-features.
+
+    Parameters
+    ----------
+    shapes : Mapping
+        Of ``qweight``, ``qzeros``, ``scales`` and ``g_idx``.
+    small : Mapping
+        ``qzeros`` and ``g_idx`` themselves.
+    group_size : int
+
+    Raises
+    ------
+    QdxError
+    """
+    present(shapes, SUFFIXES)
+    in_features, out_features = shapes["qweight"][0] * 8, shapes["qweight"][1]
+    if shapes["g_idx"] != (in_features,):
+        raise QdxError(
+            f"gptq layer: g_idx names {shapes['g_idx'][0]} rows, qweight holds {in_features} at 4 bits: the "
+            "layer has other bits"
+        )
+    size = rows_per_group(in_features, group_size)
+    groups = in_features // size
+    check_shapes(shapes, {"qzeros": (groups, out_features // 8), "scales": (groups, out_features)})
+    if not torch.equal(small["g_idx"].to(torch.int32).cpu(), _in_order(in_features, size)):
+        raise QdxError(
+            "gptq layer: g_idx is not in order (desc_act, activation order), which is not supported: "
+            "use a checkpoint made with desc_act=false"
+        )
+    stored_GN = unpack_columns(small["qzeros"])
+    if bool((stored_GN == 15).any()):
+        raise QdxError(
+            "gptq layer: a stored zero point is 15, which some readers take as 16 and others as 0: use a "
+            "symmetric checkpoint"
+        )
+    return in_features, out_features
+
+
 def unpack(tensors: dict[str, Tensor], group_size: int) -> QuantizedWeight:
     """Read a layer from AutoGPTQ's tensors.
 
@@ -64,30 +112,11 @@ def unpack(tensors: dict[str, Tensor], group_size: int) -> QuantizedWeight:
         (``g_idx`` not monotonic); a stored zero point is 15 (true zero 16 for some readers, 0 for others); a
         scale is not exact in float16.
     """
-    qweight, qzeros, scales, g_idx = checked(tensors, SUFFIXES)
-    in_features, out_features = qweight.shape[0] * 8, qweight.shape[1]
-    if g_idx.numel() != in_features:
-        raise QdxError(
-            f"gptq layer: g_idx names {g_idx.numel()} rows, qweight holds {in_features} at 4 bits: the "
-            "layer has other bits"
-        )
+    qweight, qzeros, scales, _ = checked(tensors, SUFFIXES)
+    shapes = {name: tuple(one.shape) for name, one in tensors.items()}
+    in_features, _ = check(shapes, tensors, group_size)
     size = rows_per_group(in_features, group_size)
-    groups = in_features // size
-    check_shapes(
-        {"qzeros": tuple(qzeros.shape), "scales": tuple(scales.shape)},
-        {"qzeros": (groups, out_features // 8), "scales": (groups, out_features)},
-    )
-    if not torch.equal(g_idx.to(torch.int32).cpu(), _in_order(in_features, size)):
-        raise QdxError(
-            "gptq layer: g_idx is not in order (desc_act, activation order), which is not supported: "
-            "use a checkpoint made with desc_act=false"
-        )
     stored_GN = unpack_columns(qzeros)
-    if bool((stored_GN == 15).any()):
-        raise QdxError(
-            "gptq layer: a stored zero point is 15, which some readers take as 16 and others as 0: use a "
-            "symmetric checkpoint"
-        )
     zero_GN = stored_GN + 1
     return QuantizedWeight(
         q_KN=unpack_columns(qweight.t().contiguous()).t().contiguous(),

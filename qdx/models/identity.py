@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qdx.errors import QdxError
-from qdx.models.checkpoint import read_object
+from qdx.models.stated import read_object
 
 Hashed = dict[str, tuple[int, int, str]]
 

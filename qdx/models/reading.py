@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from qdx.errors import QdxError
+from qdx.kernels import check_shape
 from qdx.kernels.weights import QuantizedWeight
 from qdx.models import awq, gptq
+from qdx.models.bits import rows_per_group, unpack_columns
 from qdx.models.checkpoint import format_of, read_config
 from qdx.models.identity import weight_files
+from qdx.models.stated import group_size_of, quantization_of
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
@@ -41,7 +44,7 @@ def iter_quantized(path: Path) -> Iterator[tuple[str, QuantizedWeight]]:
     kind = format_of(config, path)
     if kind == "none":
         raise QdxError(f"checkpoint {path} is not quantized: its config.json has no quantization_config")
-    group_size = _group_size(kind, config["quantization_config"], path)
+    group_size = group_size_of(kind, quantization_of(config, path), path)
     unpack = awq.unpack if kind == "awq" else gptq.unpack
     with _opened(path) as where:
         modules = [name.removesuffix(".qweight") for name in where if name.endswith(".qweight")]
@@ -57,6 +60,66 @@ def iter_quantized(path: Path) -> Iterator[tuple[str, QuantizedWeight]]:
             except QdxError as error:
                 raise QdxError(f"checkpoint {path}, {module}: {error}") from error
             yield module, weight
+
+
+def check_packing(
+    path: Path, kernel: str, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Refuse a quantized checkpoint that cannot be read, or whose layers a kernel does not take, early.
+
+    Only what is small is read of its weights: the order of rows and the zero points.
+
+    Parameters
+    ----------
+    path : Path
+        Checkpoint folder, awq or gptq.
+    kernel : str
+        What will compute its layers.
+    shapes : Mapping
+        Shape of every tensor in its files.
+
+    Returns
+    -------
+    dict
+        Shape of every tensor, with one ``weight`` (out, in) in place of each packed layer.
+
+    Raises
+    ------
+    QdxError
+        As `iter_quantized` and the kernels do; the message names the module.
+    """
+    config = read_config(path)
+    kind = format_of(config, path)
+    stated = quantization_of(config, path)
+    group_size = group_size_of(kind, stated, path)
+    if kind == "gptq" and stated.get("sym") is False:
+        raise QdxError(f"checkpoint {path}: config.json states sym=false: {gptq.ASYMMETRIC}")
+    modules = [name.removesuffix(".qweight") for name in shapes if name.endswith(".qweight")]
+    if not modules:
+        raise QdxError(f"checkpoint {path} has no quantized layer (*.qweight), its config.json says {kind}")
+    kept = {
+        name: shape
+        for name, shape in shapes.items()
+        if not (name.rpartition(".")[2] in PARTS and f"{name.rpartition('.')[0]}.qweight" in shapes)
+    }
+    layout = awq if kind == "awq" else gptq
+    with _opened(path) as where:
+        for module in modules:
+            small = {
+                part: where[f"{module}.{part}"].get_tensor(f"{module}.{part}")
+                for part in ("qzeros", "g_idx")
+                if f"{module}.{part}" in where
+            }
+            own = {part: shapes[f"{module}.{part}"] for part in PARTS if f"{module}.{part}" in shapes}
+            try:
+                rows, columns = layout.check(own, small, group_size)
+                if kind == "gptq" and not bool((unpack_columns(small["qzeros"]) == 7).all()):
+                    raise QdxError(gptq.ASYMMETRIC)
+                check_shape(kernel, rows, columns, rows_per_group(rows, group_size))
+            except QdxError as error:
+                raise QdxError(f"checkpoint {path}, {module}: {error}") from error
+            kept[f"{module}.weight"] = columns, rows
+    return kept
 
 
 def dense_state(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -79,28 +142,6 @@ def dense_state(path: Path) -> Iterator[tuple[str, Tensor]]:
             module, _, part = name.rpartition(".")
             if not (part in PARTS and f"{module}.qweight" in where):
                 yield name, file.get_tensor(name)
-
-
-def _group_size(kind: str, stated: dict[str, Any], path: Path) -> int:
-    """Return the group size that config.json states, and refuse packings that are not read here."""
-    wanted: list[tuple[str, Any, Any]] = [("bits", None, 4)]
-    if kind == "awq":
-        wanted.append(("version", "gemm", "gemm"))
-    else:
-        wanted += [("desc_act", False, False), ("checkpoint_format", "gptq", "gptq")]
-    for key, default, value in wanted:
-        got = stated.get(key, default)
-        if (got.lower() if isinstance(got, str) else got) != value:
-            raise QdxError(
-                f"checkpoint {path}: {kind} with {key}={got!r}, only {value!r} is read: use another "
-                "checkpoint"
-            )
-    size = stated.get("group_size")
-    if not isinstance(size, int):
-        raise QdxError(
-            f"checkpoint {path}: config.json states group_size={size!r}, must be a number such as 128 or -1"
-        )
-    return size
 
 
 @contextlib.contextmanager

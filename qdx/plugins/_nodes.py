@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qdx.errors import QdxError
+from qdx.errors import QdxError, lacking
 from qdx.plugins import _folders, _registry
 from qdx.plugins._record import plugin_of
 
@@ -44,7 +44,7 @@ def build(node: Mapping[str, Any]) -> Callable[..., Any]:
         if of_file and isinstance(cause, ModuleNotFoundError):
             looked = ", ".join(str(folder) for folder in _folders.folders()) or "no folder plugins/"
             said += f" (looked in {looked}): put the plug-in's file into plugins/ of the working folder"
-        raise QdxError(f"cannot load plug-in {target!r}: {said}") from error
+        raise QdxError(f"cannot load plug-in {target!r}: {lacking(error) or said}") from error
 
 
 def check(kind: str, name: str, node: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ programs' records, with the tokens that were generated after them, `Challenge` t
 from __future__ import annotations
 
 from qdx.dataset.layout import RECORDS
+from qdx.prompts._kept import KEPT, keep, kept, key_of, same_text
 from qdx.prompts._reference import (
     PromptSource,
     Reference,
@@ -27,6 +28,7 @@ from qdx.prompts.text import Text
 from qdx.prompts.transcripts import Transcripts
 
 __all__ = [
+    "KEPT",
     "RECORDS",
     "Challenge",
     "Inline",
@@ -40,6 +42,10 @@ __all__ = [
     "Transcripts",
     "check_references",
     "describe",
+    "keep",
+    "kept",
+    "key_of",
     "references_sha256",
     "refusals",
+    "same_text",
 ]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qdx.errors import QdxError
+from qdx.errors import QdxError, printable
 
 Ids = NDArray[np.int32]
 
@@ -82,6 +82,8 @@ class Summary:
         True when the source is so short that a window's continuation runs into the next window.
     noun : str
         What the documents are: "file", "text" …
+    notes : tuple of str
+        What a reader should know of how documents were read, a line each.
     """
 
     files: tuple[SourceFile, ...]
@@ -89,6 +91,7 @@ class Summary:
     has_template: bool
     continuations_overlap: bool = False
     noun: str = "file"
+    notes: tuple[str, ...] = ()
 
 
 class PromptSource(Protocol):
@@ -181,6 +184,7 @@ def describe(
     lines = []
     if summary is not None:
         lines += _file_lines(summary)
+        lines += [f"NOTE: {note}" for note in summary.notes[:MOST_LINES]]
     lines += _length_lines(references)
     if not transcripts:
         tokens = _plural(len(references[0].continuation), "token")
@@ -196,7 +200,7 @@ def describe(
     lines += [f"{reference.name:<{width}}  {_provenance(reference, transcripts)}" for reference in shown]
     if len(references) > len(shown):
         lines += [f"… and {len(references) - len(shown)} more, up to {references[-1].name}"]
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _plural(count: int, noun: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdx.errors import QdxError
+from qdx.prompts._as_text import as_text
 
 # Letters only: no template escapes, trims or interprets it.
 _SENTINEL = "QDXCONTENTGOESHERE"
@@ -51,10 +52,16 @@ def split_template(tokenizer: Any, instruction: str) -> Template:
     Raises
     ------
     QdxError
-        When the template fails on one user message, or does not give the content back exactly once.
+        When the template fails on one user message, or does not give the content back exactly once, or the
+        instruction writes control tokens.
     """
     if not getattr(tokenizer, "chat_template", None):
         return Template(tuple(_leading(tokenizer)), (), present=False)
+    if spoken := as_text(tokenizer).spoken(instruction):
+        raise QdxError(
+            f"prompts.instruction={instruction!r:.60} writes {', '.join(map(repr, spoken[:3]))}, control "
+            "tokens of this tokenizer, which would end or open messages: write it without them"
+        )
     message = [{"role": "user", "content": instruction + _SENTINEL}]
     try:
         rendered: str = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from qdx.errors import QdxError
+from qdx.prompts._as_text import as_text
 from qdx.prompts._reference import Ids, Reference, SourceFile, Summary
 from qdx.prompts._template import split_template
 
@@ -27,12 +28,15 @@ class Document:
     sha256 : str
     page_starts : tuple of int
         Index in `text` of each page's first character, ascending; empty where there are no pages.
+    note : str
+        What a reader of the prompts should know of the reading, in one line.
     """
 
     name: str
     text: str
     sha256: str
     page_starts: tuple[int, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,20 +105,15 @@ def sha256(data: bytes) -> str:
 
 
 def tokenize(tokenizer: Any, text: str) -> Tokens:
-    """Tokenise a document, without special tokens.
-
-    ``split_special_tokens`` keeps a document that mentions ``<|im_end|>`` from ending the user's message.
+    """Tokenise a document as text: one that mentions ``<|im_end|>`` does not end the user's message.
 
     Returns
     -------
     Tokens
         Offsets are None for tokenizers that cannot tell them (those not in Rust).
     """
-    fast = bool(getattr(tokenizer, "is_fast", False))
-    options = {"return_offsets_mapping": True} if fast else {}
-    found = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False, **options)
-    ids = np.asarray(found["input_ids"], dtype=np.int32).reshape(-1)
-    return Tokens(ids, [(first, last) for first, last in found["offset_mapping"]] if fast else None)
+    ids, offsets = as_text(tokenizer).encode(text)
+    return Tokens(np.asarray(ids, dtype=np.int32).reshape(-1), offsets)
 
 
 def place(lengths: Sequence[int], references: int, snippet: int, continuation: int) -> Placement | None:
@@ -246,7 +245,9 @@ def cut(
         SourceFile(document.name, length, len(document.page_starts), document.sha256)
         for document, length in zip(documents, lengths, strict=True)
     )
-    return found, Summary(files, sum(lengths), template.present, placement.continuations_overlap)
+    notes = tuple(document.note for document in documents if document.note)
+    overlap = placement.continuations_overlap
+    return found, Summary(files, sum(lengths), template.present, overlap, notes=notes)
 
 
 def _locate(tokenizer: Any, document: Document, source: Tokens, start: int, end: int) -> tuple[str, str]:

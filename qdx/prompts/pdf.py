@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from qdx.errors import QdxError
+from qdx.errors import QdxError, printable
 from qdx.plugins import register
 from qdx.prompts._files import find_files, read_bytes
 from qdx.prompts._windows import Document, WindowSource, sha256
@@ -21,6 +23,13 @@ _LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl",
 # reportlab writes its bullet as 0x7f; other control characters mean nothing in a text.
 _CONTROLS = {**{chr(code): "" for code in range(32) if chr(code) not in "\t\n\r"}, "\x7f": "•"}
 _CHARACTERS = str.maketrans({**_LIGATURES, "\u00ad": "", "\u00a0": " ", **_CONTROLS})
+
+
+MOST_UNREADABLE = 0.05  # of the characters; a paper with odd formulas stays under 0.02
+_GLYPHS = (
+    r"(?:/(?:[A-Za-z]{1,3}\d{1,5}|G[0-9A-F]{2}|uni[0-9A-F]{4}|u[0-9A-F]{4,6}|(?:cid|glyph|index)\d+)){2,}"
+)
+_UNREADABLE = re.compile(_GLYPHS + r"|(?:\(cid:\d+\))+|[\ufffd\ue000-\uf8ff\U000f0000-\U0010fffd]+")
 
 
 @register("prompts", "pdf")
@@ -59,17 +68,65 @@ def read_pdf(name: str, file: Path) -> Document:
     Raises
     ------
     QdxError
-        When the file cannot be read, is empty, no PDF, encrypted, broken, or has no text (a scan).
+        When the file cannot be read, is empty, no PDF, encrypted, broken, has no text (a scan), or too much
+        of its text is glyph names.
     """
     data = read_bytes(name, file)
-    pages = drop_running_lines(_pages(name, data))
+    with _counted() as warned:
+        pages = drop_running_lines(_pages(name, data))
     if not any(pages):
         raise QdxError(
             f"{name}: no text on its {len(pages)} pages, a scan or drawings only: recognise its text first, "
             "for example with ocrmypdf, or give another file in prompts.path"
         )
     text, starts = tidy(pages)
-    return Document(name, text, sha256(data), starts)
+    notes = [f"{name}: pypdf warned {len(warned)} times, first: {warned[0]}"] if warned else []
+    share, example = unreadable(text)
+    if share >= MOST_UNREADABLE:
+        raise QdxError(
+            f"{name}: {share:.0%} of its text are glyph names or private signs, such as {example!r}: "
+            "its fonts do not say which characters they draw; recognise its text, for example with "
+            "ocrmypdf --force-ocr, or give another file in prompts.path"
+        )
+    if share:
+        notes += [f"{name}: {share:.2%} of its text are glyph names or private signs: {example!r}"]
+    return Document(name, text, sha256(data), starts, "; ".join(notes))
+
+
+def unreadable(text: str) -> tuple[float, str]:
+    """Return the share of a text that is no writing, and an example of it.
+
+    Where a font does not say which characters its glyphs draw, a PDF's text comes out as the glyphs' names
+    (``/g145/g3``), as U+FFFD, or as private signs.
+    """
+    found = [match.group() for match in _UNREADABLE.finditer(text)]
+    return sum(map(len, found)) / max(len(text), 1), found[0][:24] if found else ""
+
+
+class _Lines(logging.Handler):
+    """Keeps the beginnings of what is logged."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one line of a record."""
+        self.lines.append(printable(" ".join(record.getMessage().split()))[:120])
+
+
+@contextlib.contextmanager
+def _counted() -> Iterator[list[str]]:
+    """Keep what pypdf logs off the terminal, where a page of it may hide what matters; gives its lines."""
+    handler, logger = _Lines(logging.WARNING), logging.getLogger("pypdf")
+    before = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield handler.lines
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
 
 
 def _pages(name: str, data: bytes) -> list[list[str]]:
@@ -94,7 +151,11 @@ def _pages(name: str, data: bytes) -> list[list[str]]:
         return [_clean(page.extract_text()).splitlines() for page in reader.pages]
     except QdxError:
         raise
-    except (DependencyError, FileNotDecryptedError) as error:
+    except DependencyError as error:
+        raise QdxError(
+            f"{name}: encrypted with AES, which takes a package to read ({error}): pip install cryptography"
+        ) from error
+    except FileNotDecryptedError as error:
         raise encrypted from error
     except Exception as error:  # pypdf raises whatever the damage leads to: KeyError, RecursionError …
         raise QdxError(

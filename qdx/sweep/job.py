@@ -48,6 +48,7 @@ def run(
     status = folder / STATUS
     status.unlink(missing_ok=True)
     request = {"do": "run", "config": config, "directory": directory, "command_line": command_line}
+    request["sweep"] = str(folder.parent)
     ended = spawn(request, cwd, environment)
     if ended and not status.exists():
         write_status(folder, ended, "")
@@ -100,7 +101,8 @@ def _serve() -> int:
             assert not isinstance(cfg, list)
             folder = Path(request["directory"])
             with Progress(str(cfg.label)) as progress:
-                stated = request["command_line"], progress, request.get("hashed")
+                sweep = Path(request["sweep"]) if "sweep" in request else None
+                stated = request["command_line"], progress, request.get("hashed"), sweep
                 progress.done(experiment.run(cfg, folder, *stated))
     except prepare.NotMetError as error:
         print("\n".join(error.lines), flush=True)

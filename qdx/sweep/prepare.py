@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from qdx import models, plugins
+from qdx import backends, models, plugins
 from qdx.capture.plan import plan
 from qdx.dataset import folder, size
 from qdx.dataset.check import reading
 from qdx.dataset.guarding import guard
 from qdx.errors import QdxError, nearest
-from qdx.experiment import Prompts, find_checkpoint, identify, load_prompts, options
-from qdx.prompts import refusals
+from qdx.experiment import (
+    Prompts,
+    find_checkpoint,
+    identify,
+    load_prompts,
+    options,
+    references_key,
+)
+from qdx.prompts import KEPT, keep, kept, references_sha256, refusals, same_text
 from qdx.prompts.challenge import locate
 from qdx.schema import Experiment, validate
 from qdx.schema_verify import ChallengePrompts, TranscriptPrompts, Verify
@@ -88,10 +95,13 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
     for cfg in configs:
         experiment = validate(cfg)
         checkpoint = find_checkpoint(experiment)
+        check_checkpoint(experiment, checkpoint)
         tokenizer = models.tokenizer_sha256(checkpoint.path)
         key = (repr(experiment.prompts), tokenizer, *_of_transcripts(experiment, checkpoint))
         if key not in loaded:
-            loaded[key] = load_prompts(experiment, checkpoint)
+            loaded[key] = settle_references(
+                load_prompts(experiment, checkpoint), experiment, checkpoint, directory
+            )
             print(f"prompts: {loaded[key].description}".replace("\n", "\n  "), flush=True)
         job = Job(cfg, experiment, checkpoint, loaded[key])
         check_lengths(job)
@@ -116,8 +126,59 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
             keep_for_the_report(prompts.transcripts, validate(configs[0]).verify, directory)
         if prompts.challenge is not None:
             prompts.challenge.keep(directory)
+        if prompts.kept_under:
+            keep(prompts.references, prompts.description, prompts.kept_under, directory)
     more = f", and {size.readable(unfinished)} while a job runs" if unfinished else ""
     print(f"results: about {size.readable(estimate)} in {directory}{more}", flush=True)
+
+
+def settle_references(
+    prompts: Prompts, experiment: Experiment, checkpoint: Checkpoint, directory: Path
+) -> Prompts:
+    """Return the prompts of all jobs of a sweep: those of its folder, where only the template's part changed.
+
+    Transcripts and challenges bring their own references and are returned as they are.
+
+    Parameters
+    ----------
+    prompts : Prompts
+        As they are made today.
+    experiment : Experiment
+    checkpoint : Checkpoint
+    directory : Path
+        The sweep's folder; an earlier start may have kept its references there.
+    """
+    if prompts.transcripts is not None or prompts.challenge is not None:
+        return prompts
+    key = references_key(experiment, checkpoint, prompts.tokenizer)
+    made, said = prompts.references, prompts.description
+    earlier = kept(directory, key) or (made, said)
+    if same_text(made, earlier[0]) and references_sha256(made) != references_sha256(earlier[0]):
+        print(
+            "NOTE: the chat template writes something else today (a date or a time) than when this sweep "
+            f"began: the references of {directory / KEPT} are used",
+            flush=True,
+        )
+        made, said = earlier
+    return replace(prompts, references=made, description=said, kept_under=key)
+
+
+def check_checkpoint(experiment: Experiment, checkpoint: Checkpoint) -> None:
+    """Hold a checkpoint's files against its config.json, and the model against what the backend can run.
+
+    Raises
+    ------
+    QdxError
+        Naming what disagrees, before any job has run.
+    """
+    models.check_contents(checkpoint.path, checkpoint.format)
+    backends.rehearse(
+        options(experiment.backend),
+        checkpoint=checkpoint,
+        quant=experiment.quant,
+        dtype=experiment.model.dtype,
+        batch_size=experiment.batch_size,
+    )
 
 
 def keep_for_the_report(transcripts: Transcripts, asked: Verify, directory: Path) -> None:
@@ -237,6 +298,19 @@ def check_lengths(job: Job) -> None:
                 f"reference {reference.name!r} has {length} tokens and {tokens} follow, the limit of "
                 f"{job.checkpoint.source} is {limit}: "
                 + ("choose the model that the producers ran" if producers else "lower prompts.snippet_tokens")
+            )
+        beyond = max(
+            [
+                *map(int, reference.token_ids),
+                *map(int, reference.continuation),
+                *(token for one in producers for token in one.transcripts([r])[0]),
+            ]
+        )
+        if beyond >= job.vocab:
+            raise QdxError(
+                f"reference {reference.name!r} has token id {beyond}, and {job.checkpoint.source} has "
+                f"{job.vocab} rows in its embedding (vocab_size of its config.json): its tokenizer is of "
+                "another model, or tokens were added to it and not to the model"
             )
     count, batch = len(job.prompts.references), job.experiment.batch_size
     if count % batch:

@@ -100,8 +100,9 @@ def test_other_quantization_methods_are_refused_by_name(
 def test_quantization_stated_only_in_a_side_file_is_not_taken_for_unquantized(tmp_path: Path) -> None:
     name = folder(tmp_path)
     (tmp_path / "quantize_config.json").write_text('{"bits": 4}')
-    with pytest.raises(QdxError, match=r"no quantization_config in config\.json"):
+    with pytest.raises(QdxError, match=r"has format 'gptq' .*, asked for 'none'"):
         resolve(name, format="none")
+    assert resolve(name, format="gptq").format == "gptq"
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c", "~/nowhere-qdx", ""])

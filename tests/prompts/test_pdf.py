@@ -191,3 +191,170 @@ def test_ligatures_are_spelt_out_and_a_sentence_runs_over_the_page(make_pdf):
     document = read_pdf("x.pdf", make_pdf("x.pdf", [["The soft\u00adware goes"], ["on here."]]))
     assert document.text == "The software goes on here."
     assert document.text[document.page_starts[1] :] == "on here."
+
+
+def test_aes_with_an_empty_password_is_read_and_a_real_password_is_refused(tmp_path):
+    """Every viewer opens such a file: the encryption carries its permissions only."""
+    import io
+
+    from pypdf import PdfReader, PdfWriter
+
+    for user, opens in (("", True), ("secret", False)):
+        for algorithm in ("AES-128", "AES-256"):
+            writer = PdfWriter(
+                clone_from=PdfReader(io.BytesIO(pdf_bytes([["Every viewer opens this page."]])))
+            )
+            writer.encrypt(user, "owner", algorithm=algorithm)
+            file = tmp_path / "locked.pdf"
+            writer.write(file)
+            if opens:
+                assert read_pdf("locked.pdf", file).text == "Every viewer opens this page."
+                continue
+            with pytest.raises(QdxError, match="opening it needs a password"):
+                read_pdf("locked.pdf", file)
+
+
+def test_aes_without_its_package_names_the_package(tmp_path, monkeypatch):
+    import io
+
+    from pypdf import PdfReader, PdfWriter, errors
+
+    writer = PdfWriter(clone_from=PdfReader(io.BytesIO(pdf_bytes([["A page."]]))))
+    writer.encrypt("", "owner", algorithm="AES-256")
+    writer.write(tmp_path / "locked.pdf")
+
+    def lacking(*_, **__):
+        raise errors.DependencyError("cryptography>=3.1 is required for AES algorithm")
+
+    monkeypatch.setattr("pypdf._encryption.Encryption.verify", lacking)
+    with pytest.raises(
+        QdxError, match=r"AES, .*\(cryptography>=3\.1 is required.*: pip install cryptography"
+    ):
+        read_pdf("locked.pdf", tmp_path / "locked.pdf")
+
+
+def drawn_pdf(text: str, glyphs: list[str], program: bytes | None = None) -> bytes:
+    """A page of codes 1, 2, … whose font names its glyphs in the file, or only in its font program."""
+    import io
+
+    from pypdf import PdfWriter
+    from pypdf.generic import (
+        ArrayObject,
+        DecodedStreamObject,
+        DictionaryObject,
+        NameObject,
+        NumberObject,
+        TextStringObject,
+    )
+
+    writer = PdfWriter()
+    font = DictionaryObject(
+        {
+            NameObject("/Type"): NameObject("/Font"),
+            NameObject("/Subtype"): NameObject("/Type1"),
+            NameObject("/BaseFont"): NameObject("/ABCDEF+Test"),
+            NameObject("/FirstChar"): NumberObject(1),
+            NameObject("/LastChar"): NumberObject(len(glyphs)),
+            NameObject("/Widths"): ArrayObject([NumberObject(500)] * len(glyphs)),
+        }
+    )
+    descriptor = DictionaryObject(
+        {
+            NameObject("/Type"): NameObject("/FontDescriptor"),
+            NameObject("/FontName"): NameObject("/ABCDEF+Test"),
+            NameObject("/Flags"): NumberObject(4),
+            NameObject("/CharSet"): TextStringObject("".join(f"/{name}" for name in glyphs)),
+        }
+    )
+    if program is not None:
+        stream = DecodedStreamObject()
+        stream.set_data(program)
+        stream[NameObject("/Subtype")] = NameObject("/Type1C")
+        descriptor[NameObject("/FontFile3")] = writer._add_object(stream)
+    else:
+        differences = ArrayObject([NumberObject(1), *(NameObject(f"/{name}") for name in glyphs)])
+        font[NameObject("/Encoding")] = DictionaryObject(
+            {NameObject("/Type"): NameObject("/Encoding"), NameObject("/Differences"): differences}
+        )
+    font[NameObject("/FontDescriptor")] = writer._add_object(descriptor)
+    page = writer.add_blank_page(595, 842)
+    page[NameObject("/Resources")] = DictionaryObject(
+        {NameObject("/Font"): DictionaryObject({NameObject("/F1"): writer._add_object(font)})}
+    )
+    codes = "".join(f"{glyphs.index(name) + 1:02x}" for name in text.split())
+    content = DecodedStreamObject()
+    content.set_data(f"BT /F1 10 Tf 50 700 Td <{codes}> Tj ET".encode())
+    page[NameObject("/Contents")] = writer._add_object(content)
+    buffer = io.BytesIO()
+    writer.write(buffer)
+    return buffer.getvalue()
+
+
+def compact_font(glyphs: list[str]) -> bytes:
+    """A Type1C font program whose own encoding gives code i to glyph i, as pdfTeX embeds them."""
+    import io
+
+    from fontTools.cffLib import CFFFontSet
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.t2CharStringPen import T2CharStringPen
+
+    builder = FontBuilder(1000, isTTF=False)
+    builder.setupGlyphOrder([".notdef", *glyphs])
+    pen = T2CharStringPen(500, None)
+    pen.moveTo((0, 0))
+    pen.lineTo((400, 0))
+    pen.lineTo((400, 400))
+    pen.closePath()
+    shapes = {name: pen.getCharString() for name in [".notdef", *glyphs]}
+    builder.setupCFF("Test", {"FullName": "Test"}, shapes, {})
+    fonts: CFFFontSet = builder.font["CFF "].cff
+    top = fonts[0]
+    top.Encoding = [".notdef", *glyphs] + [".notdef"] * (255 - len(glyphs))
+    buffer = io.BytesIO()
+    fonts.compile(buffer, builder.font)
+    return buffer.getvalue()
+
+
+def test_ligatures_of_a_compact_font_are_read_from_its_program(tmp_path):
+    glyphs = ["f", "i", "e", "l", "d", "fi", "ffi", "c", "n", "t", "space", "a"]
+    file = tmp_path / "tex.pdf"
+    written = "a space fi e l d space e ffi c i e n t"
+    file.write_bytes(drawn_pdf(written, glyphs, compact_font(glyphs)))
+    assert read_pdf("tex.pdf", file).text == "a field efficient"
+
+
+def test_text_that_is_glyph_names_is_refused_by_its_share(tmp_path):
+    glyphs = [f"g{number}" for number in range(100, 130)]
+    file = tmp_path / "names.pdf"
+    file.write_bytes(drawn_pdf(" ".join(glyphs), glyphs))
+    with pytest.raises(
+        QdxError, match=r"100% of its text are glyph names .* '/g100/g101.*ocrmypdf --force-ocr"
+    ):
+        read_pdf("names.pdf", file)
+
+
+def test_private_signs_are_a_note_where_they_are_few_and_refused_where_they_are_many(make_pdf, tokenizer):
+    from qdx.prompts.pdf import unreadable
+
+    assert unreadable("See /usr/lib/python3 and 1/2, a/b/c, /g1 alone.") == (0, "")
+    assert unreadable("\ufffd\ufffdab") == (0.5, "\ufffd\ufffd")
+    assert unreadable("(cid:12)(cid:3)")[0] == unreadable("/G21/G35/g7")[0] == unreadable("\ue001")[0] == 1
+
+
+def test_warnings_of_the_library_are_one_line_of_the_description(make_pdf, tokenizer, monkeypatch, capsys):
+    import logging
+
+    from pypdf import PageObject
+
+    plain = PageObject.extract_text
+
+    def noisy(self, *arguments, **options):
+        logging.getLogger("pypdf._cmap").warning("odd font\n\x1b[31m%s", "x" * 5000)
+        return plain(self, *arguments, **options)
+
+    monkeypatch.setattr(PageObject, "extract_text", noisy)
+    source = Pdf(path=make_pdf("book.pdf", paged(prose(3000))), references=1)
+    printed = describe(source.load(tokenizer), source.summary)
+    (line,) = [line for line in printed.splitlines() if "NOTE" in line]
+    assert "book.pdf: pypdf warned" in line and len(line) < 250 and "\x1b" not in line
+    assert capsys.readouterr().err == ""
