@@ -12,10 +12,18 @@ import torch
 
 from qdx.backends import Facts, OnePass, require
 from qdx.backends.selfcheck import Listener, replays_exactly
-from qdx.backends.vllm import VllmBackend, by_backend, by_name, simulated, start
+from qdx.backends.vllm import VllmBackend, simulated, start
 from qdx.backends.vllm import tap as tapping
 from qdx.backends.vllm.errors import advice, explained, out_of_memory_explained
 from qdx.backends.vllm.first_runner import FirstRunnerTap
+from qdx.backends.vllm.kernel_choice import (
+    BY_LINEAR_BACKEND,
+    BY_QUANTIZATION,
+    Generation,
+    generation,
+    parsed,
+    request,
+)
 from qdx.backends.vllm.kernels import (
     Layer,
     compiled_kernels,
@@ -26,65 +34,74 @@ from qdx.backends.vllm.kernels import (
 )
 from qdx.backends.vllm.observed import of_workers, settings
 from qdx.backends.vllm.second_runner import SecondRunnerTap
-from qdx.backends.vllm.spill import Spill
 from qdx.backends.vllm.start import prepare_environment, require_runner
-from qdx.backends.vllm.tap import ITEM, Seen, Tap, Wanted, joined
-from qdx.backends.vllm.versions import adapter, parsed
+from qdx.backends.vllm.tap import ITEM, Seen, Spill, Tap, Wanted, joined
 from qdx.errors import QdxError
 from qdx.schema import FORMAT_KERNELS, Quant
 
 
 @pytest.mark.parametrize(
-    ("version", "module"),
+    ("version", "known"),
     [
-        ("0.11.2", by_name),
-        ("0.20.2+cu130", by_name),
-        ("0.21.5", by_name),
-        ("0.22.0", by_backend),
-        ("0.25.1", by_backend),
-        ("0.33.1", by_backend),
+        ("0.11.2", BY_QUANTIZATION),
+        ("0.20.2+cu130", BY_QUANTIZATION),
+        ("0.21.5", BY_QUANTIZATION),
+        ("0.22.0", BY_LINEAR_BACKEND),
+        ("0.25.1", BY_LINEAR_BACKEND),
+        ("0.33.1", BY_LINEAR_BACKEND),
     ],
 )
-def test_each_version_gets_the_adapter_of_its_generation(version: str, module: Any) -> None:
-    assert adapter(version) is module
+def test_each_version_is_asked_as_its_generation_is(version: str, known: Generation) -> None:
+    assert generation(version) is known
 
 
 @pytest.mark.parametrize("version", ["0.10.0", "0.11.1", "0.34.0", "1.0"])
-def test_a_version_that_no_adapter_knows_is_refused_with_one_that_is(version: str) -> None:
+def test_a_version_of_no_generation_is_refused_with_one_that_is_known(version: str) -> None:
     with pytest.raises(QdxError, match=r"0\.11\.2 to 0\.33.*pip install vllm==0\.20\.2"):
-        adapter(version)
+        request("none", "dense", version)
 
 
 def test_marlin_is_asked_for_by_disabling_what_hopper_prefers() -> None:
-    request = by_name.request("awq", "marlin", (0, 20, 2))
-    assert request.engine == {"quantization": "awq_marlin"}
-    assert "MacheteLinearKernel" in request.disabled
-    assert by_name.request("gptq", "machete", (0, 20, 2)).disabled == ()
+    asked = request("awq", "marlin", "0.20.2")
+    assert asked.engine == {"quantization": "awq_marlin"}
+    assert "MacheteLinearKernel" in asked.disabled
+    machete = request("gptq", "machete", "0.20.2")
+    assert machete.engine == {"quantization": "gptq_marlin"} and machete.disabled == ()
+
+
+def test_machete_for_awq_in_the_first_version_says_that_it_runs_marlin_only() -> None:
+    needs = "awq_marlin of vLLM 0.11 runs Marlin only"
+    assert needs in request("awq", "machete", "0.11.2").remedy
+    assert needs not in request("awq", "machete", "0.12.0").remedy
+    assert needs not in request("gptq", "machete", "0.11.2").remedy
 
 
 def test_the_old_kernels_are_asked_for_by_name() -> None:
-    assert by_name.request("awq", "awq_gemm", (0, 20, 2)).engine == {"quantization": "awq"}
-    assert by_name.request("gptq", "exllama", (0, 20, 2)).engine == {"quantization": "gptq"}
+    assert request("awq", "awq_gemm", "0.20.2").engine == {"quantization": "awq"}
+    assert request("gptq", "exllama", "0.20.2").engine == {"quantization": "gptq"}
 
 
 def test_the_new_generation_asks_by_linear_backend() -> None:
-    request = by_backend.request("gptq", "exllama", (0, 25, 1))
-    assert request.engine == {"quantization": "gptq", "linear_backend": "exllama"}
+    asked = request("gptq", "exllama", "0.25.1")
+    assert asked.engine == {"quantization": "gptq", "linear_backend": "exllama"}
+    assert asked.disabled == ()
 
 
 def test_awq_gemm_after_its_removal_says_which_versions_have_it() -> None:
-    assert by_backend.request("awq", "awq_gemm", (0, 23)).engine == {"quantization": "awq"}
+    assert request("awq", "awq_gemm", "0.23").engine == {"quantization": "awq"}
     with pytest.raises(QdxError, match=r"vLLM 0\.25\.1 has no kernel awq_gemm.*0\.11\.2 to 0\.23"):
-        by_backend.request("awq", "awq_gemm", (0, 25, 1))
+        request("awq", "awq_gemm", "0.25.1")
 
 
-@pytest.mark.parametrize("module", [by_name, by_backend])
+@pytest.mark.parametrize("known", [BY_QUANTIZATION, BY_LINEAR_BACKEND])
 @pytest.mark.parametrize("form", FORMAT_KERNELS)
-def test_every_kernel_of_the_schema_but_dense_and_any_says_what_it_needs(module: Any, form: str) -> None:
+def test_every_kernel_of_the_schema_but_dense_and_any_says_what_it_needs(
+    known: Generation, form: str
+) -> None:
     for kernel in FORMAT_KERNELS[form]:
-        request = module.request(form, kernel, module.FIRST)
-        assert bool(request.remedy) == (kernel not in ("dense", "any"))
-        assert bool(request.engine) == (kernel not in ("dense", "any"))
+        asked = known.request(form, kernel, known.first)
+        assert bool(asked.remedy) == (kernel not in ("dense", "any"))
+        assert bool(asked.engine) == (kernel not in ("dense", "any"))
 
 
 @pytest.mark.parametrize(
@@ -797,13 +814,13 @@ def test_numbers_of_a_version_end_at_its_first_letter() -> None:
 
 def test_a_run_of_another_vllm_would_be_kept_on_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     from qdx.backends import identity
-    from qdx.backends.vllm import backend, versions
+    from qdx.backends.vllm import backend, kernel_choice
 
     node = {"_target_": "qdx.backends.vllm.VllmBackend", "enforce_eager": True}
     monkeypatch.setattr(backend, "gpus", lambda: 1)
     found = []
     for version in ("0.20.2", "0.25.1"):
-        monkeypatch.setattr(versions, "installed_version", lambda version=version: version)
+        monkeypatch.setattr(kernel_choice, "installed_version", lambda version=version: version)
         found.append(identity(node))
     assert found == [{"engine_version": "0.20.2"}, {"engine_version": "0.25.1"}]
     monkeypatch.setattr(backend, "gpus", lambda: 0)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from qdx.backends import Facts, sampling
 from qdx.backends.auto import gpus
-from qdx.backends.vllm import versions
+from qdx.backends.vllm import kernel_choice
 from qdx.backends.vllm.errors import explained, out_of_memory_explained
 from qdx.backends.vllm.start import require_runner, start
 from qdx.errors import QdxError
 from qdx.plugins import register
 
 if TYPE_CHECKING:
-    from qdx.backends.vllm.request import Request
+    from qdx.backends.vllm.kernel_choice import Request
     from qdx.backends.vllm.tap import Seen
     from qdx.capture import Recorder
     from qdx.models import Checkpoint
@@ -98,8 +98,8 @@ class VllmBackend:
         batch_invariant: bool | None = None,
         marlin_atomic_add: bool | None = None,
     ) -> None:
-        self._version = versions.installed_version()
-        adapter = versions.adapter(self._version)
+        self._version = kernel_choice.installed_version()
+        kernel_choice.generation(self._version)  # first of all: nothing else holds for an unknown one
         from qdx.backends.vllm import simulated  # torch, which composing does without
 
         request: Request
@@ -107,7 +107,7 @@ class VllmBackend:
             simulated.require(enforce_eager, tensor_parallel_size * pipeline_parallel_size)
             request = simulated.request(quant.format, quant.kernel)
         else:
-            request = adapter.request(quant.format, quant.kernel, versions.parsed(self._version))
+            request = kernel_choice.request(quant.format, quant.kernel, self._version)
         self._max_tokens, self._max_seqs = max_num_batched_tokens, max_num_seqs
         self._chunked = chunked_prefill
         settings = {
@@ -155,7 +155,7 @@ class VllmBackend:
     @staticmethod
     def identity(**_: Any) -> dict[str, Any]:
         """Return the engine's version and, of a CPU, the threads: they decide where sums are split."""
-        found: dict[str, Any] = {"engine_version": versions.installed_version()}
+        found: dict[str, Any] = {"engine_version": kernel_choice.installed_version()}
         if not gpus():
             found["threads"] = os.environ.get("OMP_NUM_THREADS") or os.cpu_count()
             if bound := os.environ.get("VLLM_CPU_OMP_THREADS_BIND"):
@@ -261,7 +261,7 @@ class VllmBackend:
         *,
         prefill: bool,
     ) -> None:
-        from qdx.backends.vllm.handing import hand_over
+        from qdx.backends.vllm.tap import hand_over
 
         with out_of_memory_explained(f"vLLM {self._version}, deriving what is kept of captured rows"):
             hand_over(seen, batch, tokens, recorder, prefill=prefill)

@@ -11,7 +11,7 @@ from qdx.backends.vllm.errors import explained
 from qdx.errors import QdxError
 
 if TYPE_CHECKING:
-    from qdx.backends.vllm.request import Request
+    from qdx.backends.vllm.kernel_choice import Request
     from qdx.models import Checkpoint
 
 ENVIRONMENT = {
