@@ -58,7 +58,7 @@ HIGHER_MEANS = ("less alike", "more alike")
 META: Mapping[str, tuple[str, ...]] = {
     "metric": (*METRIC_META, "on_self", "nan_when"),
     "analysis": ("title", "check"),
-    "backend": (),
+    "backend": ("options",),
     "prompts": (),
     "record_reader": (),
 }
@@ -97,7 +97,8 @@ def register(kind: str, name: str, **meta: Any) -> Callable[[T], T]:
         something on rows that were coarsened to shared ids and a tail; with "target" it does not),
         ``on_self`` (its value for two equal rows) and ``nan_when`` (when the metric itself answers NaN). For
         an analysis: ``title``, and ``check``, a function of a mapping of its options that raises a `QdxError`
-        beginning with ``option=value`` for what it could not use: it is called before anything runs.
+        beginning with ``option=value`` for what it could not use: it is called before anything runs. For a
+        backend that takes its options as ``**options``: ``options``, a dataclass that has them as fields.
 
     Returns
     -------

@@ -100,9 +100,11 @@ def options_of(member: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Return a member's options by name.
 
     Of a function, every parameter with a default (the others are data), of a class every parameter; but those
-    that the framework gives are none.
+    that the framework gives are none. A member that states its ``options`` has those of that dataclass.
     """
     record = plugin_of(member)
+    if stated := record.meta.get("options"):
+        return dict(inspect.signature(stated).parameters)
     given = GIVEN.get(record.kind, keywords_of(record.meta))
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {

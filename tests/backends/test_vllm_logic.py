@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from qdx.backends import Facts, OnePass, require
 from qdx.backends.selfcheck import Listener, replays_exactly
@@ -37,7 +39,8 @@ from qdx.backends.vllm.second_runner import SecondRunnerTap
 from qdx.backends.vllm.start import prepare_environment, require_runner
 from qdx.backends.vllm.tap import ITEM, Seen, Spill, Tap, Wanted, joined
 from qdx.errors import QdxError
-from qdx.schema import FORMAT_KERNELS, Quant
+from qdx.plugins import check, conf_dir
+from qdx.schema import FORMAT_KERNELS, Quant, VllmOptions
 
 
 @pytest.mark.parametrize(
@@ -572,6 +575,30 @@ def test_settings_are_the_engines_not_what_was_asked() -> None:
     assert found["model_runner"] == "v2" and found["trace_replay"] == "False"
 
 
+def test_every_option_is_in_the_yaml_with_its_default_and_reaches_the_engine_in_one_way() -> None:
+    node = OmegaConf.to_container(OmegaConf.load(conf_dir() / "backend" / "vllm.yaml"))
+    assert isinstance(node, dict)
+    options = {f.name: f for f in fields(VllmOptions)}
+    assert {key: value for key, value in node.items() if key not in ("_target_", "name")} == {
+        name: option.default for name, option in options.items()
+    }
+    ways: dict[str, set[str]] = {"argument": set(), "variable": set(), "otherwise": set()}
+    for name, option in options.items():
+        argument, variable = option.metadata["argument"], option.metadata["variable"]
+        ways["argument" if argument else "variable" if variable else "otherwise"].add(name)
+        assert not (argument and variable)
+    assert ways["variable"] == {"batch_invariant", "marlin_atomic_add"}
+    assert ways["otherwise"] == {"attention_backend", "chunked_prefill", "model_runner", "trace_replay"}
+
+
+def test_an_option_that_the_backend_does_not_have_is_refused_with_the_nearest_one() -> None:
+    node = {"_target_": "qdx.backends.vllm.VllmBackend", "name": "vllm", "max_num_seq": 3}
+    with pytest.raises(QdxError, match=r"backend\.max_num_seq: unknown option.*max_num_seqs"):
+        check("backend", "vllm", node)
+    with pytest.raises(QdxError, match=r"backend\.enforce_eager=5: must be a bool"):
+        check("backend", "vllm", {"_target_": node["_target_"], "name": "vllm", "enforce_eager": 5})
+
+
 def test_a_full_gpu_amid_a_capture_is_one_line_and_a_broken_contract_is_not() -> None:
     with (
         pytest.raises(QdxError, match=r"deriving: .*out of memory.*capture\.prefill_positions"),
@@ -639,7 +666,8 @@ def test_the_self_check_hears_the_generation_and_not_the_replay_of_the_shared_co
 
 def _checked(longest: int, count: int, batch: int, chunked: bool = False) -> None:
     backend = VllmBackend.__new__(VllmBackend)
-    backend._max_tokens, backend._max_len, backend._max_seqs, backend._chunked = 100, 120, 4, chunked
+    backend._options = VllmOptions(max_num_batched_tokens=100, max_num_seqs=4, chunked_prefill=chunked)
+    backend._max_len = 120
     backend._check([[1] * longest] * batch, count)
 
 
@@ -704,9 +732,9 @@ def test_kernels_that_the_user_disabled_stay_disabled(monkeypatch: pytest.Monkey
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("VLLM_DISABLED_KERNELS", "ConchLinearKernel")
     start._disabled_by_user.cache_clear()
-    prepare_environment(("MacheteLinearKernel", "ConchLinearKernel"), None)
+    prepare_environment(("MacheteLinearKernel", "ConchLinearKernel"), VllmOptions())
     assert os.environ["VLLM_DISABLED_KERNELS"] == "ConchLinearKernel,MacheteLinearKernel"
-    prepare_environment((), None)  # the next engine of this process: what the first one had is over
+    prepare_environment((), VllmOptions())  # the next engine of this process: what the first one had is over
     assert os.environ["VLLM_DISABLED_KERNELS"] == "ConchLinearKernel"
     start._disabled_by_user.cache_clear()
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
@@ -726,7 +754,7 @@ def test_the_model_runner_is_vllms_choice_or_the_users_unless_it_is_asked_for(
         monkeypatch.setenv(start.RUNNER, own)
     start._of_user.cache_clear()
     for runner, variable in (("auto", own), ("v2", "1"), ("v1", "0"), ("auto", own)):
-        prepare_environment((), None, runner)
+        prepare_environment((), VllmOptions(model_runner=runner))
         assert os.environ.get(start.RUNNER) == variable
     start._of_user.cache_clear()
     monkeypatch.delenv(start.RUNNER, raising=False)
@@ -746,7 +774,7 @@ def test_a_switch_is_set_unset_or_left_as_the_user_has_it(
         monkeypatch.delenv(variable)
     start._of_user.cache_clear()
     for wanted, value in ((None, own), (True, "1"), (False, None), (None, own)):
-        prepare_environment((), None, "auto", {"batch_invariant": wanted})
+        prepare_environment((), VllmOptions(batch_invariant=wanted))
         assert os.environ.get(variable) == value
     start._of_user.cache_clear()
 
@@ -755,9 +783,9 @@ def test_a_switch_that_this_version_does_not_know_is_refused(monkeypatch: pytest
     vllm = ModuleType("vllm")
     vllm.envs = SimpleNamespace(environment_variables={"VLLM_BATCH_INVARIANT": None})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", vllm)
-    start._require_switches("0.12.0", {"batch_invariant": True, "marlin_atomic_add": None})
+    start._require_switches("0.12.0", VllmOptions(batch_invariant=True))
     with pytest.raises(QdxError, match=r"marlin_atomic_add=true: vLLM 0\.12\.0 does not know VLLM_MARLIN"):
-        start._require_switches("0.12.0", {"batch_invariant": None, "marlin_atomic_add": True})
+        start._require_switches("0.12.0", VllmOptions(marlin_atomic_add=True))
 
 
 def test_a_model_runner_other_than_asked_names_both() -> None:
