@@ -261,10 +261,23 @@ class InlinePrompts:
 
 
 @dataclass
-class Capture:
-    """What is kept of each position."""
+class CaptureSettings:
+    """How much of a captured row is kept.
 
-    name: str
+    Attributes
+    ----------
+    mode : {"full", "topk", "hidden"}
+        "full" keeps the logits of the whole vocabulary, "topk" the greatest only, "hidden" the greatest and
+        the hidden state that the row is computed from.
+    k : int
+        Greatest logits of a row, kept in every mode.
+    prefill_positions : int or "all"
+        Last content rows of a prefill; the template's rows and the row that predicts the first output are
+        always kept.
+    components : int
+        Length of a sketch.
+    """
+
     mode: str = "full"
     k: int = 20
     prefill_positions: Union[int, str] = 64  # noqa: UP007 - OmegaConf 2.3 knows this spelling of a union only
@@ -274,13 +287,19 @@ class Capture:
         _one_of("capture.mode", self.mode, ("full", "topk", "hidden"))
         _at_least("capture.k", self.k, 1)
         _at_least("capture.components", self.components, 1)
-        if isinstance(self.prefill_positions, str):
-            if self.prefill_positions != "all":
-                raise QdxError(
-                    f"capture.prefill_positions={self.prefill_positions}: must be a number from 0, or all"
-                )
-        else:
+        if type(self.prefill_positions) is int:
             _at_least("capture.prefill_positions", self.prefill_positions, 0)
+        elif self.prefill_positions != "all":
+            raise QdxError(
+                f"capture.prefill_positions={self.prefill_positions}: must be a number from 0, or all"
+            )
+
+
+@dataclass(kw_only=True)
+class Capture(CaptureSettings):
+    """The node of the config group: what is kept of each position, and the name of that choice."""
+
+    name: str
 
 
 @dataclass
