@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from qdx import backends, models, new_file, plugins
-from qdx.capture import CaptureSettings
+from qdx.capture.plan import SKETCH_SEED
 from qdx.dataset import folder, provenance
 from qdx.dataset.arithmetic import ARITHMETIC, arithmetic
 from qdx.dataset.folder import RUN, STATUS
@@ -230,7 +230,7 @@ def load_prompts(experiment: Experiment, checkpoint: Checkpoint, sweep: Path | N
             vocab=models.vocab_size(checkpoint.path),
             tokens=tokens,
             components=experiment.capture.components,
-            sketch_seed=CaptureSettings.seed,
+            sketch_seed=SKETCH_SEED,
             mode=experiment.capture.mode,
         )
     if isinstance(source, Challenge):
@@ -326,8 +326,6 @@ def open_recorder(
 
     from qdx.capture import Recorder
 
-    capture = experiment.capture
-    settings = {f.name: getattr(capture, f.name) for f in fields(CaptureSettings) if f.name != "seed"}
     return Recorder(
         target,
         references=prompts.references,
@@ -336,7 +334,7 @@ def open_recorder(
         output_tokens=experiment.generate.tokens,
         vocab=facts.vocab,
         dtype=getattr(torch, facts.dtype),
-        capture=CaptureSettings(**settings),
+        capture=experiment.capture,
         label=experiment.label,
         coords={
             "format": experiment.quant.format,

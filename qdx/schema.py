@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from types import NoneType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -43,6 +43,8 @@ KERNEL_DTYPES: Mapping[str, tuple[str, ...]] = {
 DTYPES = ("float16", "bfloat16", "float32")
 LONGEST_LABEL = 160  # bytes: a file system takes 255, and files of a run add to a folder's name
 REPORT_FORMATS = ("txt", "html", "md")
+
+T = TypeVar("T")
 
 
 def _one_of(key: str, value: str, choices: Iterable[str]) -> None:
@@ -124,28 +126,89 @@ class TransformersBackend:
         _at_least("backend.sm_count", self.sm_count, 1)
 
 
-@dataclass
-class VllmBackend:
-    """Options of `qdx.backends.vllm.VllmBackend`."""
+def _vllm(
+    default: T, observed: str = "", *, absent: Any = MISSING, argument: bool = True, variable: str = ""
+) -> T:
+    """Return a field of `VllmOptions` that knows how its value reaches the engine and is read again.
 
-    _target_: str
-    name: str
-    max_model_len: int | None = None
-    max_num_batched_tokens: int = 16384
-    max_num_seqs: int = 64
-    gpu_memory_utilization: float = 0.85
-    kv_cache_memory_bytes: int | None = None
-    enforce_eager: bool = True
-    tensor_parallel_size: int = 1
-    pipeline_parallel_size: int = 1
-    kv_cache_dtype: str = "auto"
-    attention_backend: str | None = None
-    chunked_prefill: bool = False
-    async_scheduling: bool | None = None
-    model_runner: str = "auto"
-    trace_replay: bool | None = None
-    batch_invariant: bool | None = None
-    marlin_atomic_add: bool | None = None
+    Parameters
+    ----------
+    default : object
+    observed : str
+        Where the engine's ``vllm_config`` has what it settled on; empty: the worker or the environment has.
+    absent : object
+        What a version without that place has; by default every version has it.
+    argument : bool
+        Whether it is an engine argument of the same name.
+    variable : str
+        The environment variable that it sets instead, if any.
+    """
+    way = {
+        "observed": observed,
+        "absent": absent,
+        "argument": argument and not variable,
+        "variable": variable,
+    }
+    return field(default=default, metadata=way)
+
+
+@dataclass
+class VllmOptions:
+    """Options of `qdx.backends.vllm.VllmBackend`; only ``conf/backend/vllm.yaml`` lists them again.
+
+    Attributes
+    ----------
+    max_model_len : int, optional
+        Longest sequence; the model's own when None.
+    max_num_batched_tokens : int
+        Tokens of one step; a batch's references have to fit it together, unless `chunked_prefill`.
+    max_num_seqs : int
+        Most references that run together.
+    gpu_memory_utilization : float
+        Share of the GPU's memory that the engine takes; the rows that are captured need some of the rest.
+    kv_cache_memory_bytes : int, optional
+        Size of the key-value cache. None: what `gpu_memory_utilization` leaves, which vLLM measures, wrongly
+        where several jobs share a GPU; give it there.
+    enforce_eager : bool
+        Run without compiled and captured graphs.
+    tensor_parallel_size, pipeline_parallel_size : int
+    kv_cache_dtype : str
+    attention_backend : str, optional
+        vLLM's choice when None.
+    chunked_prefill : bool
+        Let a prefill that does not fit a step be cut into chunks, whose last one may run another kernel. The
+        check is qdx's own; the engine gets no such setting.
+    async_scheduling : bool, optional
+        Prepare a step while the one before it runs; vLLM's choice when None.
+    model_runner : str
+        ``v1``, ``v2``, or ``auto`` for what this version does by default.
+    trace_replay : bool, optional
+        Replay by vLLM's own trace replay, which needs the second model runner. False: give the sampler rows
+        that leave the forced token alone possible. None: the former where the engine has it.
+    batch_invariant, marlin_atomic_add : bool, optional
+        Set the variable, or take it out of the environment; None leaves it as the user has it.
+    """
+
+    max_model_len: int | None = _vllm(None, "model_config.max_model_len")
+    max_num_batched_tokens: int = _vllm(16384, "scheduler_config.max_num_batched_tokens")
+    max_num_seqs: int = _vllm(64, "scheduler_config.max_num_seqs")
+    gpu_memory_utilization: float = _vllm(0.85, "cache_config.gpu_memory_utilization")
+    kv_cache_memory_bytes: int | None = _vllm(None, "cache_config.kv_cache_memory_bytes", absent=None)
+    enforce_eager: bool = _vllm(True, "model_config.enforce_eager")
+    tensor_parallel_size: int = _vllm(1, "parallel_config.tensor_parallel_size")
+    pipeline_parallel_size: int = _vllm(1, "parallel_config.pipeline_parallel_size")
+    kv_cache_dtype: str = _vllm("auto", "cache_config.cache_dtype")
+    attention_backend: str | None = _vllm(
+        None, argument=False
+    )  # an argument of some versions, else a variable
+    chunked_prefill: bool = _vllm(False, argument=False)
+    async_scheduling: bool | None = _vllm(None, "scheduler_config.async_scheduling", absent=False)
+    model_runner: str = _vllm("auto", argument=False)
+    trace_replay: bool | None = _vllm(
+        None, "model_config.enable_trace_replay", absent=False, argument=False
+    )  # tried first, as only the engine knows whether it can
+    batch_invariant: bool | None = _vllm(None, variable="VLLM_BATCH_INVARIANT")
+    marlin_atomic_add: bool | None = _vllm(None, variable="VLLM_MARLIN_USE_ATOMIC_ADD")
 
     def __post_init__(self) -> None:
         _one_of("backend.model_runner", self.model_runner, MODEL_RUNNERS)
@@ -164,6 +227,14 @@ class VllmBackend:
             raise QdxError(
                 f"backend.gpu_memory_utilization={self.gpu_memory_utilization}: must be above 0, at most 1"
             )
+
+
+@dataclass(kw_only=True)
+class VllmBackend(VllmOptions):
+    """The node of the config group: the options, and what every node has."""
+
+    _target_: str
+    name: str
 
 
 @dataclass
@@ -211,10 +282,23 @@ class InlinePrompts:
 
 
 @dataclass
-class Capture:
-    """What is kept of each position."""
+class CaptureSettings:
+    """How much of a captured row is kept.
 
-    name: str
+    Attributes
+    ----------
+    mode : {"full", "topk", "hidden"}
+        "full" keeps the logits of the whole vocabulary, "topk" the greatest only, "hidden" the greatest and
+        the hidden state that the row is computed from.
+    k : int
+        Greatest logits of a row, kept in every mode.
+    prefill_positions : int or "all"
+        Last content rows of a prefill; the template's rows and the row that predicts the first output are
+        always kept.
+    components : int
+        Length of a sketch.
+    """
+
     mode: str = "full"
     k: int = 20
     prefill_positions: Union[int, str] = 64  # noqa: UP007 - OmegaConf 2.3 knows this spelling of a union only
@@ -224,13 +308,19 @@ class Capture:
         _one_of("capture.mode", self.mode, ("full", "topk", "hidden"))
         _at_least("capture.k", self.k, 1)
         _at_least("capture.components", self.components, 1)
-        if isinstance(self.prefill_positions, str):
-            if self.prefill_positions != "all":
-                raise QdxError(
-                    f"capture.prefill_positions={self.prefill_positions}: must be a number from 0, or all"
-                )
-        else:
+        if type(self.prefill_positions) is int:
             _at_least("capture.prefill_positions", self.prefill_positions, 0)
+        elif self.prefill_positions != "all":
+            raise QdxError(
+                f"capture.prefill_positions={self.prefill_positions}: must be a number from 0, or all"
+            )
+
+
+@dataclass(kw_only=True)
+class Capture(CaptureSettings):
+    """The node of the config group: what is kept of each position, and the name of that choice."""
+
+    name: str
 
 
 @dataclass

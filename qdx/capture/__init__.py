@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qdx.capture.derive import greedy, top_k
     from qdx.capture.fingerprints import Sketcher, row_hash
-    from qdx.capture.plan import CaptureSettings
     from qdx.capture.recorder import Recorder
+    from qdx.schema import CaptureSettings
 
 _LAZY = {
-    "CaptureSettings": "qdx.capture.plan",
+    "CaptureSettings": "qdx.schema",
     "Recorder": "qdx.capture.recorder",
     "Sketcher": "qdx.capture.fingerprints",
     "greedy": "qdx.capture.derive",

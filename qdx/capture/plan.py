@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,53 +11,7 @@ from qdx.dataset.layout import PHASES, Producer, ReferenceLike
 from qdx.errors import QdxError
 
 Plan = Mapping[str, Sequence[NDArray[np.int32]]]
-
-
-@dataclass(frozen=True)
-class CaptureSettings:
-    """How much of a captured row is kept.
-
-    Attributes
-    ----------
-    mode : {"full", "topk", "hidden"}
-        "full" keeps the logits of the whole vocabulary, "topk" the greatest only, "hidden" the greatest and
-        the hidden state that the row is computed from.
-    k : int
-        Greatest logits of a row, kept in every mode.
-    prefill_positions : int or "all"
-        Last content rows of a prefill; the template's rows and the row that predicts the first output are
-        always kept.
-    components : int
-        Length of a sketch.
-    seed : int
-        Seed of the sketch's matrix; sketches of different seeds are not comparable.
-    """
-
-    mode: str = "full"
-    k: int = 20
-    prefill_positions: int | str = 64
-    components: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("full", "topk", "hidden"):
-            raise QdxError(f"capture.mode is {self.mode!r}: choose full, topk or hidden")
-        for name in ("k", "components"):
-            if getattr(self, name) < 1:
-                raise QdxError(f"capture.{name} is {getattr(self, name)}: give 1 or more")
-        _checked(self.prefill_positions)
-
-
-def _checked(prefill_positions: int | str) -> int | None:
-    if prefill_positions == "all":
-        return None
-    if (
-        isinstance(prefill_positions, int)
-        and not isinstance(prefill_positions, bool)
-        and prefill_positions >= 0
-    ):
-        return prefill_positions
-    raise QdxError(f"capture.prefill_positions is {prefill_positions!r}: give a number from 0 or all")
+SKETCH_SEED = 0  # of the sketch's matrix; sketches of different seeds are not comparable
 
 
 def plan(
@@ -78,7 +31,8 @@ def plan(
     ----------
     references : sequence of Reference
     prefill_positions : int or "all"
-        Last rows that predict content, clamped to the content's length.
+        Last rows that predict content, from 0, clamped to the content's length; as
+        `qdx.capture.CaptureSettings` has checked it.
     output_tokens : int
         Tokens generated after each reference, T.
     producers : sequence of Producer
@@ -96,16 +50,16 @@ def plan(
     Raises
     ------
     QdxError
-        When `prefill_positions` is neither a number from 0 nor "all", or `output_tokens` is under 1.
+        When `output_tokens` is under 1.
     """
-    last = _checked(prefill_positions)
     if output_tokens < 1:
         raise QdxError(f"generate.tokens is {output_tokens}: give 1 or more")
     planned: dict[str, list[NDArray[np.int32]]] = {phase: [] for phase in PHASES}
     for reference in references:
         length = len(reference.token_ids)
         start, end = reference.prefix_length, reference.prefix_length + reference.content_length
-        first = start if last is None else max(start, end - last)
+        last = end - start if isinstance(prefill_positions, str) else prefill_positions
+        first = max(start, end - last)
         wanted = np.r_[1:start, max(first, 1) : end, max(end, 1) : length + 1]
         planned["prefill"].append(wanted.astype(np.int32))
         planned["decode"].append(np.arange(length + 1, length + output_tokens, dtype=np.int32))

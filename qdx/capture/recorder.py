@@ -15,12 +15,13 @@ from torch import Tensor
 
 from qdx.capture.derive import derive, finite
 from qdx.capture.fingerprints import Sketcher
-from qdx.capture.plan import CaptureSettings, plan
+from qdx.capture.plan import SKETCH_SEED, plan
 from qdx.capture.sampled import EDGE, Sampler, drawn
 from qdx.capture.structure import Structure
 from qdx.dataset import checksums, encoding, layout, writing
 from qdx.dataset.journal import ATTRIBUTES, Journal
 from qdx.errors import QdxError
+from qdx.schema import CaptureSettings
 
 _EIGHT = 8  # rows that are derived and written together
 _Key = tuple[str, tuple[int, ...]]  # phase; repeat, producer where the phase has one, reference
@@ -103,7 +104,7 @@ class Recorder:
         self._output_tokens, self._dtype, self._label = output_tokens, dtype, label
         self._capture, self._layers, self._portable = capture, dict(layers or {}), portable
         self._k = min(capture.k, vocab)
-        self._sketcher = Sketcher(vocab, capture.components, capture.seed)
+        self._sketcher = Sketcher(vocab, capture.components, SKETCH_SEED)
         self._producers = list(producers)
         self._plan = plan(
             references,
@@ -135,7 +136,7 @@ class Recorder:
             "status": "running",
             "vocab": vocab,
             "capture_mode": capture.mode,
-            "sketch_seed": capture.seed,
+            "sketch_seed": SKETCH_SEED,
             **(attrs or {}),
         }
         self._now: tuple[str, int, list[int], int | None] | None = None

@@ -8,14 +8,32 @@ config nodes pass the same checks. Plug-ins come from ``plugins/`` folders and f
 
 from __future__ import annotations
 
-from qdx.plugins._code import code_of
-from qdx.plugins._discovery import Found, check_reachable, find, load
-from qdx.plugins._folders import add as add_folders
-from qdx.plugins._folders import are_left_out, conf_dir, folders, leave_out
-from qdx.plugins._nodes import build, check
-from qdx.plugins._record import KINDS, METRIC_META, NEEDS, Plugin, keywords_of, plugin_of, record_of, register
-from qdx.plugins._registry import node_of, options_of, require
-from qdx.plugins._stored import from_file
+from qdx.plugins._discovery import (
+    Found,
+    add_folders,
+    are_left_out,
+    check_reachable,
+    code_of,
+    conf_dir,
+    find,
+    folders,
+    leave_out,
+    load,
+)
+from qdx.plugins._nodes import build, check, from_file
+from qdx.plugins._registry import (
+    KINDS,
+    METRIC_META,
+    NEEDS,
+    Plugin,
+    keywords_of,
+    node_of,
+    options_of,
+    plugin_of,
+    record_of,
+    register,
+    require,
+)
 
 __all__ = [
     "KINDS",

@@ -1,25 +1,42 @@
-"""Finds plug-ins: files in ``plugins/`` folders, and entry points of installed distributions."""
+"""Find plug-ins: files in ``plugins/`` folders, and entry points of installed distributions.
+
+A file ``plugins/half_l1.py`` is the module ``qdx_plugins.half_l1``, in every process: the package is made in
+memory with the folders as its path, so that a child process finds a plug-in by its target alone.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
+import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from qdx.errors import QdxError, nearest
-from qdx.plugins import _folders, _registry
-from qdx.plugins._record import record_of, registered
+from qdx.plugins._registry import node_of, record_of, registered, require
 
 ENTRY_POINTS = "qdx.plugins"
 READER = "record_reader"  # chosen by what a file holds: no group of the config
 PACKAGES = {"metric": "qdx.metrics", "analysis": "qdx.analysis"}  # of the shipped members
+PACKAGE = "qdx_plugins"
+_QDX = Path(__file__).parent.parent
+_also: list[Path] = []  # the folders that the user named
+# Set to anything but 0: plug-in files of the working folder are left out, in children too (`--no-plugins`).
+LEFT_OUT = "QDX_NO_PLUGINS"
+# What a results folder holds. Who works in one reads it, and it may be a stranger's. Not sweep.nc alone: a
+# verifier copies that into a folder of his own.
+_RESULTS = ("sweep.json", "run.nc", "*/run.nc")
+_left_out_aloud: set[Path] = set()
+UNREADABLE = "no file"
 
 
 @dataclass(frozen=True)
@@ -67,7 +84,7 @@ def load() -> list[Found]:
             both = f"of {taken} and of {one.origin}"
             raise QdxError(f"two plug-ins are named {one.kind}={one.name}: {both}: rename or remove one")
         try:
-            _registry.require(one.member)
+            require(one.member)
         except QdxError as error:
             raise QdxError(f"plug-in of {one.origin}: {error}") from error
         found[key] = one
@@ -95,7 +112,7 @@ def find(kind: str, name: str) -> Callable[..., Any]:
 
 def shipped(kind: str) -> list[str]:
     """Return the names of the members of a kind that qdx ships, sorted."""
-    return sorted(path.stem for path in (_folders.conf_dir() / kind).glob("*.yaml"))
+    return sorted(path.stem for path in (conf_dir() / kind).glob("*.yaml"))
 
 
 def check_reachable(overrides: Sequence[str]) -> None:
@@ -124,10 +141,105 @@ def check_reachable(overrides: Sequence[str]) -> None:
             )
 
 
+def conf_dir() -> Path:
+    """Return the folder of the config groups: beside the package in a checkout, inside it in a wheel."""
+    packaged = _QDX / "conf"
+    return packaged if packaged.is_dir() else _QDX.parent / "conf"
+
+
+def folders() -> list[Path]:
+    """Return the folders that are there: the checkout's, the working folder's, and those of `add_folders`.
+
+    That of the working folder is left out where `leave_out` was called, and where the working folder holds
+    results, so that nobody's code runs because his results are looked at; a line on standard error says so.
+    """
+    checkout = [_QDX.parent / "plugins"] if conf_dir().parent == _QDX.parent else []
+    here = [path for path in (Path("plugins"),) if path.is_dir() and not _is_left_out(path)]
+    found = [path.resolve() for path in (*checkout, *here, *_also) if path.is_dir()]
+    return list(dict.fromkeys(found))
+
+
+def leave_out() -> None:
+    """Leave the plug-in files of the working folder out, in this process and in its children."""
+    os.environ[LEFT_OUT] = "1"
+
+
+def are_left_out() -> bool:
+    """Whether the plug-in files of the working folder are left out because the user said so."""
+    return os.environ.get(LEFT_OUT, "0") not in ("", "0")
+
+
+def _is_left_out(plugins: Path) -> bool:
+    if are_left_out():
+        return True
+    results = [path.name for name in _RESULTS for path in Path().glob(name)]
+    if results and plugins.resolve() not in _left_out_aloud:
+        _left_out_aloud.add(plugins.resolve())
+        print(
+            f"qdx: the working folder holds results ({results[0]}), which may be a stranger's: its plugins/ "
+            "are left out; work in another folder to use them",
+            file=sys.stderr,
+        )
+    return bool(results)
+
+
+def add_folders(paths: Iterable[str | Path]) -> None:
+    """Look for plug-in files in these folders too, which the user named.
+
+    Raises
+    ------
+    QdxError
+        For one that is not there.
+    """
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise QdxError(f"{path}: no such folder of plug-ins")
+        if path not in _also:
+            _also.append(path)
+
+
+def install_package() -> ModuleType:
+    """Make the package ``qdx_plugins`` importable and return it."""
+    package = sys.modules.get(PACKAGE)
+    if package is None:
+        package = sys.modules[PACKAGE] = ModuleType(PACKAGE, "Files of the plugins/ folders.")
+    package.__path__ = [str(folder) for folder in folders()]
+    importlib.invalidate_caches()  # a file may be younger than what the finders remember
+    return package
+
+
+def code_of(member: Callable[..., Any]) -> dict[str, str]:
+    """Return where the code of a plug-in is, and the SHA-256 of that file.
+
+    A metric or an analysis changes no output, so the hash of a run leaves it out; what it computed states it.
+
+    Parameters
+    ----------
+    member : callable
+        Registered, or what `qdx.plugins.build` made of it.
+
+    Returns
+    -------
+    dict
+        ``plugin_source`` and ``plugin_sha256`` as attributes of what it computed, both "no file" for code
+        that is in none (a notebook's); empty for what ships with qdx, whose version says it.
+    """
+    while isinstance(member, partial):
+        member = member.func
+    if member.__module__.split(".")[0] == "qdx":
+        return {}
+    try:
+        path = Path(inspect.getfile(inspect.unwrap(member)))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except (OSError, TypeError):
+        return {"plugin_source": UNREADABLE, "plugin_sha256": UNREADABLE}
+    return {"plugin_source": str(path), "plugin_sha256": digest}
+
+
 def _shipped(kind: str, name: str) -> bool:
     if kind == READER:
         return (Path(__file__).parent.parent / "records" / f"{name}.py").exists()
-    return (_folders.conf_dir() / kind / f"{name}.yaml").exists()
+    return (conf_dir() / kind / f"{name}.yaml").exists()
 
 
 def _store(found: list[Found]) -> None:
@@ -138,7 +250,7 @@ def _store(found: list[Found]) -> None:
     for one in found:
         if one.kind == READER:
             continue
-        node = _registry.node_of(one.member, one.target)
+        node = node_of(one.member, one.target)
         shaped = {one.name: node} if one.kind in ("metric", "analysis") else {"name": one.name, **node}
         store.store(group=one.kind, name=one.name, node=shaped, provider=one.origin)
 
@@ -150,7 +262,7 @@ def _files() -> Iterator[Found]:
     working folder may have a folder ``plugins`` of something else). The same file twice is one plug-in.
     """
     paths: dict[str, Path] = {}
-    for folder in _folders.folders():
+    for folder in folders():
         for path in sorted(folder.glob("*.py")):
             text = path.read_bytes()
             if path.stem.startswith("_") or b"qdx" not in text or b"register" not in text:
@@ -160,13 +272,13 @@ def _files() -> Iterator[Found]:
                 raise QdxError(f"two plug-in files are named {path.name}: {other} and {path}: rename one")
     if not paths:
         return
-    _folders.install()
+    install_package()
     for stem, path in paths.items():
         if not stem.isidentifier():
             raise QdxError(
                 f"plug-in file {path}: Python cannot import it by that name: use letters, digits and _"
             )
-        name = f"{_folders.PACKAGE}.{stem}"
+        name = f"{PACKAGE}.{stem}"
         module = sys.modules.get(name)
         if module is not None and Path(str(module.__file__)).resolve() != path:
             del sys.modules[name]  # of another working folder

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from qdx.backends import Facts, OnePass, require
 from qdx.backends.selfcheck import Listener, replays_exactly
-from qdx.backends.vllm import VllmBackend, by_backend, by_name, simulated, start
+from qdx.backends.vllm import VllmBackend, simulated, start
 from qdx.backends.vllm import tap as tapping
 from qdx.backends.vllm.errors import advice, explained, out_of_memory_explained
 from qdx.backends.vllm.first_runner import FirstRunnerTap
+from qdx.backends.vllm.kernel_choice import (
+    BY_LINEAR_BACKEND,
+    BY_QUANTIZATION,
+    Generation,
+    generation,
+    parsed,
+    request,
+)
 from qdx.backends.vllm.kernels import (
     Layer,
     compiled_kernels,
@@ -26,65 +36,75 @@ from qdx.backends.vllm.kernels import (
 )
 from qdx.backends.vllm.observed import of_workers, settings
 from qdx.backends.vllm.second_runner import SecondRunnerTap
-from qdx.backends.vllm.spill import Spill
 from qdx.backends.vllm.start import prepare_environment, require_runner
-from qdx.backends.vllm.tap import ITEM, Seen, Tap, Wanted, joined
-from qdx.backends.vllm.versions import adapter, parsed
+from qdx.backends.vllm.tap import ITEM, Seen, Spill, Tap, Wanted, joined
 from qdx.errors import QdxError
-from qdx.schema import FORMAT_KERNELS, Quant
+from qdx.plugins import check, conf_dir
+from qdx.schema import FORMAT_KERNELS, Quant, VllmOptions
 
 
 @pytest.mark.parametrize(
-    ("version", "module"),
+    ("version", "known"),
     [
-        ("0.11.2", by_name),
-        ("0.20.2+cu130", by_name),
-        ("0.21.5", by_name),
-        ("0.22.0", by_backend),
-        ("0.25.1", by_backend),
-        ("0.33.1", by_backend),
+        ("0.11.2", BY_QUANTIZATION),
+        ("0.20.2+cu130", BY_QUANTIZATION),
+        ("0.21.5", BY_QUANTIZATION),
+        ("0.22.0", BY_LINEAR_BACKEND),
+        ("0.25.1", BY_LINEAR_BACKEND),
+        ("0.33.1", BY_LINEAR_BACKEND),
     ],
 )
-def test_each_version_gets_the_adapter_of_its_generation(version: str, module: Any) -> None:
-    assert adapter(version) is module
+def test_each_version_is_asked_as_its_generation_is(version: str, known: Generation) -> None:
+    assert generation(version) is known
 
 
 @pytest.mark.parametrize("version", ["0.10.0", "0.11.1", "0.34.0", "1.0"])
-def test_a_version_that_no_adapter_knows_is_refused_with_one_that_is(version: str) -> None:
+def test_a_version_of_no_generation_is_refused_with_one_that_is_known(version: str) -> None:
     with pytest.raises(QdxError, match=r"0\.11\.2 to 0\.33.*pip install vllm==0\.20\.2"):
-        adapter(version)
+        request("none", "dense", version)
 
 
 def test_marlin_is_asked_for_by_disabling_what_hopper_prefers() -> None:
-    request = by_name.request("awq", "marlin", (0, 20, 2))
-    assert request.engine == {"quantization": "awq_marlin"}
-    assert "MacheteLinearKernel" in request.disabled
-    assert by_name.request("gptq", "machete", (0, 20, 2)).disabled == ()
+    asked = request("awq", "marlin", "0.20.2")
+    assert asked.engine == {"quantization": "awq_marlin"}
+    assert "MacheteLinearKernel" in asked.disabled
+    machete = request("gptq", "machete", "0.20.2")
+    assert machete.engine == {"quantization": "gptq_marlin"} and machete.disabled == ()
+
+
+def test_machete_for_awq_in_the_first_version_says_that_it_runs_marlin_only() -> None:
+    needs = "awq_marlin of vLLM 0.11 runs Marlin only"
+    assert needs in request("awq", "machete", "0.11.2").remedy
+    assert needs not in request("awq", "machete", "0.12.0").remedy
+    assert needs not in request("gptq", "machete", "0.11.2").remedy
 
 
 def test_the_old_kernels_are_asked_for_by_name() -> None:
-    assert by_name.request("awq", "awq_gemm", (0, 20, 2)).engine == {"quantization": "awq"}
-    assert by_name.request("gptq", "exllama", (0, 20, 2)).engine == {"quantization": "gptq"}
+    assert request("awq", "awq_gemm", "0.20.2").engine == {"quantization": "awq"}
+    assert request("gptq", "exllama", "0.20.2").engine == {"quantization": "gptq"}
 
 
 def test_the_new_generation_asks_by_linear_backend() -> None:
-    request = by_backend.request("gptq", "exllama", (0, 25, 1))
-    assert request.engine == {"quantization": "gptq", "linear_backend": "exllama"}
+    asked = request("gptq", "exllama", "0.25.1")
+    assert asked.engine == {"quantization": "gptq", "linear_backend": "exllama"}
+    assert asked.disabled == ()
 
 
 def test_awq_gemm_after_its_removal_says_which_versions_have_it() -> None:
-    assert by_backend.request("awq", "awq_gemm", (0, 23)).engine == {"quantization": "awq"}
+    assert request("awq", "awq_gemm", "0.23").engine == {"quantization": "awq"}
     with pytest.raises(QdxError, match=r"vLLM 0\.25\.1 has no kernel awq_gemm.*0\.11\.2 to 0\.23"):
-        by_backend.request("awq", "awq_gemm", (0, 25, 1))
+        request("awq", "awq_gemm", "0.25.1")
 
 
-@pytest.mark.parametrize("module", [by_name, by_backend])
+@pytest.mark.parametrize("known", [BY_QUANTIZATION, BY_LINEAR_BACKEND])
 @pytest.mark.parametrize("form", FORMAT_KERNELS)
-def test_every_kernel_of_the_schema_but_dense_and_any_says_what_it_needs(module: Any, form: str) -> None:
+def test_every_kernel_of_the_schema_but_dense_and_any_says_what_it_needs(
+    known: Generation, form: str
+) -> None:
     for kernel in FORMAT_KERNELS[form]:
-        request = module.request(form, kernel, module.FIRST)
-        assert bool(request.remedy) == (kernel not in ("dense", "any"))
-        assert bool(request.engine) == (kernel not in ("dense", "any"))
+        asked = known.request(form, kernel, known.first)
+        assert bool(asked.remedy) == (kernel not in ("dense", "any"))
+        assert bool(asked.engine) == (kernel not in ("dense", "any"))
 
 
 @pytest.mark.parametrize(
@@ -555,6 +575,30 @@ def test_settings_are_the_engines_not_what_was_asked() -> None:
     assert found["model_runner"] == "v2" and found["trace_replay"] == "False"
 
 
+def test_every_option_is_in_the_yaml_with_its_default_and_reaches_the_engine_in_one_way() -> None:
+    node = OmegaConf.to_container(OmegaConf.load(conf_dir() / "backend" / "vllm.yaml"))
+    assert isinstance(node, dict)
+    options = {f.name: f for f in fields(VllmOptions)}
+    assert {key: value for key, value in node.items() if key not in ("_target_", "name")} == {
+        name: option.default for name, option in options.items()
+    }
+    ways: dict[str, set[str]] = {"argument": set(), "variable": set(), "otherwise": set()}
+    for name, option in options.items():
+        argument, variable = option.metadata["argument"], option.metadata["variable"]
+        ways["argument" if argument else "variable" if variable else "otherwise"].add(name)
+        assert not (argument and variable)
+    assert ways["variable"] == {"batch_invariant", "marlin_atomic_add"}
+    assert ways["otherwise"] == {"attention_backend", "chunked_prefill", "model_runner", "trace_replay"}
+
+
+def test_an_option_that_the_backend_does_not_have_is_refused_with_the_nearest_one() -> None:
+    node = {"_target_": "qdx.backends.vllm.VllmBackend", "name": "vllm", "max_num_seq": 3}
+    with pytest.raises(QdxError, match=r"backend\.max_num_seq: unknown option.*max_num_seqs"):
+        check("backend", "vllm", node)
+    with pytest.raises(QdxError, match=r"backend\.enforce_eager=5: must be a bool"):
+        check("backend", "vllm", {"_target_": node["_target_"], "name": "vllm", "enforce_eager": 5})
+
+
 def test_a_full_gpu_amid_a_capture_is_one_line_and_a_broken_contract_is_not() -> None:
     with (
         pytest.raises(QdxError, match=r"deriving: .*out of memory.*capture\.prefill_positions"),
@@ -622,7 +666,8 @@ def test_the_self_check_hears_the_generation_and_not_the_replay_of_the_shared_co
 
 def _checked(longest: int, count: int, batch: int, chunked: bool = False) -> None:
     backend = VllmBackend.__new__(VllmBackend)
-    backend._max_tokens, backend._max_len, backend._max_seqs, backend._chunked = 100, 120, 4, chunked
+    backend._options = VllmOptions(max_num_batched_tokens=100, max_num_seqs=4, chunked_prefill=chunked)
+    backend._max_len = 120
     backend._check([[1] * longest] * batch, count)
 
 
@@ -687,9 +732,9 @@ def test_kernels_that_the_user_disabled_stay_disabled(monkeypatch: pytest.Monkey
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("VLLM_DISABLED_KERNELS", "ConchLinearKernel")
     start._disabled_by_user.cache_clear()
-    prepare_environment(("MacheteLinearKernel", "ConchLinearKernel"), None)
+    prepare_environment(("MacheteLinearKernel", "ConchLinearKernel"), VllmOptions())
     assert os.environ["VLLM_DISABLED_KERNELS"] == "ConchLinearKernel,MacheteLinearKernel"
-    prepare_environment((), None)  # the next engine of this process: what the first one had is over
+    prepare_environment((), VllmOptions())  # the next engine of this process: what the first one had is over
     assert os.environ["VLLM_DISABLED_KERNELS"] == "ConchLinearKernel"
     start._disabled_by_user.cache_clear()
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
@@ -709,7 +754,7 @@ def test_the_model_runner_is_vllms_choice_or_the_users_unless_it_is_asked_for(
         monkeypatch.setenv(start.RUNNER, own)
     start._of_user.cache_clear()
     for runner, variable in (("auto", own), ("v2", "1"), ("v1", "0"), ("auto", own)):
-        prepare_environment((), None, runner)
+        prepare_environment((), VllmOptions(model_runner=runner))
         assert os.environ.get(start.RUNNER) == variable
     start._of_user.cache_clear()
     monkeypatch.delenv(start.RUNNER, raising=False)
@@ -729,7 +774,7 @@ def test_a_switch_is_set_unset_or_left_as_the_user_has_it(
         monkeypatch.delenv(variable)
     start._of_user.cache_clear()
     for wanted, value in ((None, own), (True, "1"), (False, None), (None, own)):
-        prepare_environment((), None, "auto", {"batch_invariant": wanted})
+        prepare_environment((), VllmOptions(batch_invariant=wanted))
         assert os.environ.get(variable) == value
     start._of_user.cache_clear()
 
@@ -738,9 +783,9 @@ def test_a_switch_that_this_version_does_not_know_is_refused(monkeypatch: pytest
     vllm = ModuleType("vllm")
     vllm.envs = SimpleNamespace(environment_variables={"VLLM_BATCH_INVARIANT": None})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", vllm)
-    start._require_switches("0.12.0", {"batch_invariant": True, "marlin_atomic_add": None})
+    start._require_switches("0.12.0", VllmOptions(batch_invariant=True))
     with pytest.raises(QdxError, match=r"marlin_atomic_add=true: vLLM 0\.12\.0 does not know VLLM_MARLIN"):
-        start._require_switches("0.12.0", {"batch_invariant": None, "marlin_atomic_add": True})
+        start._require_switches("0.12.0", VllmOptions(marlin_atomic_add=True))
 
 
 def test_a_model_runner_other_than_asked_names_both() -> None:
@@ -797,13 +842,13 @@ def test_numbers_of_a_version_end_at_its_first_letter() -> None:
 
 def test_a_run_of_another_vllm_would_be_kept_on_resume(monkeypatch: pytest.MonkeyPatch) -> None:
     from qdx.backends import identity
-    from qdx.backends.vllm import backend, versions
+    from qdx.backends.vllm import backend, kernel_choice
 
     node = {"_target_": "qdx.backends.vllm.VllmBackend", "enforce_eager": True}
     monkeypatch.setattr(backend, "gpus", lambda: 1)
     found = []
     for version in ("0.20.2", "0.25.1"):
-        monkeypatch.setattr(versions, "installed_version", lambda version=version: version)
+        monkeypatch.setattr(kernel_choice, "installed_version", lambda version=version: version)
         found.append(identity(node))
     assert found == [{"engine_version": "0.20.2"}, {"engine_version": "0.25.1"}]
     monkeypatch.setattr(backend, "gpus", lambda: 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qdx.capture import CaptureSettings
+from qdx.capture.plan import SKETCH_SEED
 from qdx.errors import QdxError
 from qdx.prompts import Transcripts, describe, refusals
 from qdx.prompts._transcript_file import NAME
@@ -108,7 +108,7 @@ def test_sketches_that_this_run_does_not_have_are_named_before_the_replay(sweep:
     Transcripts(str(sweep)).require(**fitting, components=16)  # type: ignore[arg-type]
     with pytest.raises(QdxError, match=r"sketches have 16 components, this run's 64.*capture.components=16"):
         Transcripts(str(sweep)).require(**fitting, components=64)  # type: ignore[arg-type]
-    seed = CaptureSettings.seed
+    seed = SKETCH_SEED
     Transcripts(str(sweep)).require(**fitting, sketch_seed=seed)  # type: ignore[arg-type]
     with pytest.raises(QdxError, match=rf"sketches are of the seed {seed}, this version's of {seed + 1}"):
         Transcripts(str(sweep)).require(**fitting, sketch_seed=seed + 1)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qdx.commands import checked, own_command, quoted
-from qdx.plugins import _folders, folders
+from qdx.plugins import _discovery, folders
 from qdx.process import command, spawn
 from qdx.report import build
 from tests.hostile import making
@@ -154,12 +154,12 @@ def test_a_sweep_is_resumed_as_it_was_started_and_says_what_verifiers_will_refus
     assert own_command(plan["resume"], tmp_path / "out") == plan["resume"]
 
 
-def test_folders_of_results_are_left_out_and_named_ones_are_not(
+def test_discovery_of_results_are_left_out_and_named_ones_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "plugins").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(_folders.LEFT_OUT, raising=False)
+    monkeypatch.delenv(_discovery.LEFT_OUT, raising=False)
     assert tmp_path / "plugins" in folders()
     (tmp_path / "received.nc").touch()
     (tmp_path / "sweep.nc").touch()
@@ -171,7 +171,7 @@ def test_folders_of_results_are_left_out_and_named_ones_are_not(
         (tmp_path / name).unlink()
     assert capsys.readouterr().err.count("left out") == 1, "said once"
     (tmp_path / "sweep.json").touch()
-    monkeypatch.setattr(_folders, "_also", [tmp_path / "plugins"])
+    monkeypatch.setattr(_discovery, "_also", [tmp_path / "plugins"])
     assert tmp_path / "plugins" in folders(), "--plugins names it"
 
 

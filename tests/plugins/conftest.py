@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from qdx.plugins import KINDS, _folders
+from qdx.plugins import KINDS, _discovery
 
 Write = Callable[[str, str], Path]
 
@@ -20,7 +20,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     monkeypatch.chdir(tmp_path)
     store = ConfigStore.instance()
     before, modules = {kind: dict(store.repo.get(kind, {})) for kind in KINDS}, set(sys.modules)
-    monkeypatch.setattr(_folders, "_also", [])
+    monkeypatch.setattr(_discovery, "_also", [])
 
     def write(name: str, text: str) -> Path:
         path = tmp_path / "plugins" / name
@@ -31,5 +31,5 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     yield write
     store.repo.update(before)
     for name in set(sys.modules) - modules:
-        if name.startswith(_folders.PACKAGE):
+        if name.startswith(_discovery.PACKAGE):
             del sys.modules[name]

@@ -8,21 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from qdx.backends import Facts, sampling
 from qdx.backends.auto import gpus
-from qdx.backends.vllm import versions
+from qdx.backends.vllm import kernel_choice
 from qdx.backends.vllm.errors import explained, out_of_memory_explained
 from qdx.backends.vllm.start import require_runner, start
 from qdx.errors import QdxError
 from qdx.plugins import register
+from qdx.schema import VllmOptions
 
 if TYPE_CHECKING:
-    from qdx.backends.vllm.request import Request
+    from qdx.backends.vllm.kernel_choice import Request
     from qdx.backends.vllm.tap import Seen
     from qdx.capture import Recorder
     from qdx.models import Checkpoint
     from qdx.schema import Quant
 
 
-@register("backend", "vllm")
+@register("backend", "vllm", options=VllmOptions)
 class VllmBackend:
     """Any model that vLLM runs, with the kernels that it really loads.
 
@@ -38,35 +39,8 @@ class VllmBackend:
         Of activations and logits.
     seed : int
         The engine's.
-    max_model_len : int, optional
-        Longest sequence; the model's own when None.
-    max_num_batched_tokens : int
-        Tokens of one step; a batch's references have to fit it together, unless `chunked_prefill`.
-    max_num_seqs : int
-        Most references that run together.
-    gpu_memory_utilization : float
-        Share of the GPU's memory that the engine takes; the rows that are captured need some of the rest.
-    kv_cache_memory_bytes : int, optional
-        Size of the key-value cache. None: what `gpu_memory_utilization` leaves, which vLLM measures, wrongly
-        where several jobs share a GPU; give it there.
-    enforce_eager : bool
-        Run without compiled and captured graphs.
-    tensor_parallel_size, pipeline_parallel_size : int
-    kv_cache_dtype : str
-    attention_backend : str, optional
-        vLLM's choice when None.
-    chunked_prefill : bool
-        Let a prefill that does not fit a step be cut into chunks, whose last one may run another kernel.
-    async_scheduling : bool, optional
-        Prepare a step while the one before it runs; vLLM's choice when None.
-    model_runner : str
-        ``v1``, ``v2``, or ``auto`` for what this version does by default.
-    trace_replay : bool, optional
-        Replay by vLLM's own trace replay, which needs the second model runner. False: give the sampler rows
-        that leave the forced token alone possible. None: the former where the engine has it.
-    batch_invariant, marlin_atomic_add : bool, optional
-        Set ``VLLM_BATCH_INVARIANT`` or ``VLLM_MARLIN_USE_ATOMIC_ADD``, or take it out of the environment;
-        None leaves it as the user has it.
+    **options
+        See `qdx.schema.VllmOptions`.
 
     Raises
     ------
@@ -76,64 +50,12 @@ class VllmBackend:
     """
 
     def __init__(
-        self,
-        checkpoint: Checkpoint,
-        quant: Quant,
-        dtype: str,
-        seed: int = 0,
-        max_model_len: int | None = None,
-        max_num_batched_tokens: int = 16384,
-        max_num_seqs: int = 64,
-        gpu_memory_utilization: float = 0.85,
-        kv_cache_memory_bytes: int | None = None,
-        enforce_eager: bool = True,
-        tensor_parallel_size: int = 1,
-        pipeline_parallel_size: int = 1,
-        kv_cache_dtype: str = "auto",
-        attention_backend: str | None = None,
-        chunked_prefill: bool = False,
-        async_scheduling: bool | None = None,
-        model_runner: str = "auto",
-        trace_replay: bool | None = None,
-        batch_invariant: bool | None = None,
-        marlin_atomic_add: bool | None = None,
+        self, checkpoint: Checkpoint, quant: Quant, dtype: str, seed: int = 0, **options: Any
     ) -> None:
-        self._version = versions.installed_version()
-        adapter = versions.adapter(self._version)
-        from qdx.backends.vllm import simulated  # torch, which composing does without
-
-        request: Request
-        if simulated.applies(quant.format, quant.kernel):
-            simulated.require(enforce_eager, tensor_parallel_size * pipeline_parallel_size)
-            request = simulated.request(quant.format, quant.kernel)
-        else:
-            request = adapter.request(quant.format, quant.kernel, versions.parsed(self._version))
-        self._max_tokens, self._max_seqs = max_num_batched_tokens, max_num_seqs
-        self._chunked = chunked_prefill
-        settings = {
-            "max_model_len": max_model_len,
-            "max_num_batched_tokens": max_num_batched_tokens,
-            "max_num_seqs": max_num_seqs,
-            "gpu_memory_utilization": gpu_memory_utilization,
-            "kv_cache_memory_bytes": kv_cache_memory_bytes,
-            "enforce_eager": enforce_eager,
-            "tensor_parallel_size": tensor_parallel_size,
-            "pipeline_parallel_size": pipeline_parallel_size,
-            "kv_cache_dtype": kv_cache_dtype,
-            "async_scheduling": async_scheduling,
-        }
-        self._engine = start(
-            self._version,
-            checkpoint,
-            request,
-            settings,
-            dtype=dtype,
-            seed=seed,
-            attention_backend=attention_backend,
-            model_runner=model_runner,
-            trace_replay=trace_replay,
-            switches={"batch_invariant": batch_invariant, "marlin_atomic_add": marlin_atomic_add},
-        )
+        self._version = kernel_choice.installed_version()
+        self._options = VllmOptions(**options)
+        request = _request(quant, self._version, self._options)
+        self._engine = start(self._version, checkpoint, request, self._options, dtype=dtype, seed=seed)
         with explained(f"vLLM {self._version}, looking into the loaded model"):
             from qdx.backends.vllm import tap
             from qdx.backends.vllm.observed import facts
@@ -146,16 +68,16 @@ class VllmBackend:
                 self._version,
                 checkpoint,
                 request.remedy,
-                chunked_prefill=chunked_prefill,
+                chunked_prefill=self._options.chunked_prefill,
                 sampling=sampling.stated_by(_parameters(count=2)),
             )
-            require_runner(self._version, model_runner, self._facts.settings["model_runner"])
+            require_runner(self._version, self._options.model_runner, self._facts.settings["model_runner"])
             self._engine.collective_rpc(tap.install)
 
     @staticmethod
     def identity(**_: Any) -> dict[str, Any]:
         """Return the engine's version and, of a CPU, the threads: they decide where sums are split."""
-        found: dict[str, Any] = {"engine_version": versions.installed_version()}
+        found: dict[str, Any] = {"engine_version": kernel_choice.installed_version()}
         if not gpus():
             found["threads"] = os.environ.get("OMP_NUM_THREADS") or os.cpu_count()
             if bound := os.environ.get("VLLM_CPU_OMP_THREADS_BIND"):
@@ -261,18 +183,19 @@ class VllmBackend:
         *,
         prefill: bool,
     ) -> None:
-        from qdx.backends.vllm.handing import hand_over
+        from qdx.backends.vllm.tap import hand_over
 
         with out_of_memory_explained(f"vLLM {self._version}, deriving what is kept of captured rows"):
             hand_over(seen, batch, tokens, recorder, prefill=prefill)
 
     def _check(self, batch: list[list[int]], count: int) -> None:
         longest, together = max(len(ids) for ids in batch), sum(len(ids) for ids in batch)
-        if together > self._max_tokens and not self._chunked:
+        options = self._options
+        if together > options.max_num_batched_tokens and not options.chunked_prefill:
             raise QdxError(
                 f"the {len(batch)} references of a batch have {together} tokens, "
-                f"backend.max_num_batched_tokens is {self._max_tokens}: a prefill would be cut into chunks: "
-                f"raise it to {together}, lower prompts.snippet_tokens or batch_size, or set "
+                f"backend.max_num_batched_tokens is {options.max_num_batched_tokens}: a prefill would be cut "
+                f"into chunks: raise it to {together}, lower prompts.snippet_tokens or batch_size, or set "
                 "backend.chunked_prefill=true"
             )
         if longest + count > self._max_len:
@@ -280,10 +203,23 @@ class VllmBackend:
                 f"a reference of {longest} tokens and {count} more do not fit backend.max_model_len "
                 f"{self._max_len}: raise it, or lower prompts.snippet_tokens or generate.tokens"
             )
-        if len(batch) > self._max_seqs:
+        if len(batch) > options.max_num_seqs:
             raise QdxError(
-                f"batch_size={len(batch)} is more than backend.max_num_seqs={self._max_seqs}: raise that"
+                f"batch_size={len(batch)} is more than backend.max_num_seqs={options.max_num_seqs}: "
+                "raise that"
             )
+
+
+def _request(quant: Quant, version: str, options: VllmOptions) -> Request:
+    """Return how the kernel is asked for; on a CPU it is a numerical model of it."""
+    kernel_choice.generation(version)  # of a version that is not known here nothing else is known to hold
+    from qdx.backends.vllm import simulated  # torch, which composing does without
+
+    if simulated.applies(quant.format, quant.kernel):
+        workers = options.tensor_parallel_size * options.pipeline_parallel_size
+        simulated.require(options.enforce_eager, workers)
+        return simulated.request(quant.format, quant.kernel)
+    return kernel_choice.request(quant.format, quant.kernel, version)
 
 
 def _parameters(count: int, extra: Mapping[str, Any] | None = None, trace: list[int] | None = None) -> Any:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
 
 from qdx.backends import Facts
 from qdx.backends.vllm import kernels, simulated
 from qdx.backends.vllm.start import SWITCHES
+from qdx.schema import VllmOptions
 
 if TYPE_CHECKING:
     from qdx.models import Checkpoint
@@ -99,7 +101,7 @@ def _switches() -> dict[str, bool]:
 def settings(
     config: Any, attention_backend: str, model_runner: str, switches: Mapping[str, bool] | None = None
 ) -> dict[str, str]:
-    """Return what the engine settled on, by the names of ``conf/backend/vllm.yaml``.
+    """Return what the engine settled on, by the names of the options (`qdx.schema.VllmOptions`).
 
     Parameters
     ----------
@@ -109,25 +111,23 @@ def settings(
     switches : Mapping, optional
         Options that are variables of the environment, as vLLM read them.
     """
-    model, scheduler = config.model_config, config.scheduler_config
-    cache, parallel = config.cache_config, config.parallel_config
-    observed = {
-        "max_model_len": model.max_model_len,
-        "max_num_batched_tokens": scheduler.max_num_batched_tokens,
-        "max_num_seqs": scheduler.max_num_seqs,
-        "gpu_memory_utilization": cache.gpu_memory_utilization,
-        "kv_cache_memory_bytes": getattr(cache, "kv_cache_memory_bytes", None),
-        "enforce_eager": model.enforce_eager,
-        "tensor_parallel_size": parallel.tensor_parallel_size,
-        "pipeline_parallel_size": parallel.pipeline_parallel_size,
-        "kv_cache_dtype": cache.cache_dtype,
-        "attention_backend": attention_backend,
-        "async_scheduling": bool(getattr(scheduler, "async_scheduling", False)),
-        "model_runner": model_runner,
-        "trace_replay": bool(getattr(model, "enable_trace_replay", False)),
-        **(switches or {}),
-    }
+    elsewhere = {"attention_backend": attention_backend, "model_runner": model_runner, **(switches or {})}
+    observed: dict[str, Any] = {}
+    for option in fields(VllmOptions):
+        if place := option.metadata["observed"]:
+            observed[option.name] = _at(config, place, option.metadata["absent"])
+        elif option.name in elsewhere:
+            observed[option.name] = elsewhere[option.name]
     return {key: str(value) for key, value in observed.items()}
+
+
+def _at(config: Any, place: str, absent: Any) -> Any:
+    """Return what a config of vLLM's has at a place; only what a version may lack is `absent` there."""
+    part, name = place.split(".")
+    if absent is MISSING:
+        return getattr(getattr(config, part), name)
+    value = getattr(getattr(config, part), name, absent)
+    return bool(value) if absent is False else value
 
 
 def of_workers(facts: list[Mapping[str, str]]) -> dict[str, str]:

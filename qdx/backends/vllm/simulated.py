@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdx.backends.vllm.request import Request
+from qdx.backends.vllm.kernel_choice import Request
 from qdx.errors import QdxError
 from qdx.kernel_names import simulated
 from qdx.kernels import KERNELS, QuantizedWeight, make

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Container, Mapping
+from dataclasses import fields
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from qdx.backends.vllm.errors import explained
 from qdx.errors import QdxError
+from qdx.schema import VllmOptions
 
 if TYPE_CHECKING:
-    from qdx.backends.vllm.request import Request
+    from qdx.backends.vllm.kernel_choice import Request
     from qdx.models import Checkpoint
 
 ENVIRONMENT = {
@@ -22,7 +24,7 @@ ENVIRONMENT = {
 }
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 # options of the backend that are variables of vLLM's
-SWITCHES = {"batch_invariant": "VLLM_BATCH_INVARIANT", "marlin_atomic_add": "VLLM_MARLIN_USE_ATOMIC_ADD"}
+SWITCHES = {f.name: f.metadata["variable"] for f in fields(VllmOptions) if f.metadata["variable"]}
 TRACE_REPLAY = "enable_trace_replay"
 NEEDS_SECOND_RUNNER = "trace replay requires Model Runner V2"
 
@@ -31,14 +33,10 @@ def start(
     version: str,
     checkpoint: Checkpoint,
     request: Request,
-    settings: Mapping[str, Any],
+    options: VllmOptions,
     *,
     dtype: str,
     seed: int,
-    attention_backend: str | None,
-    model_runner: str = "auto",
-    trace_replay: bool | None = None,
-    switches: Mapping[str, bool | None] | None = None,
 ) -> Any:
     """Return a ``vllm.LLM``.
 
@@ -49,17 +47,10 @@ def start(
     checkpoint : Checkpoint
     request : Request
         How the kernel is asked for.
-    settings : Mapping
-        Further engine arguments; None is vLLM's own choice.
+    options : VllmOptions
+        An engine argument that is None is vLLM's own choice.
     dtype : str
     seed : int
-    attention_backend : str, optional
-    model_runner : str
-        ``v1``, ``v2`` or ``auto``.
-    trace_replay : bool, optional
-        Whether the engine can follow given tokens by itself; None: where this version and its runner can.
-    switches : Mapping, optional
-        Of `SWITCHES`, which to set (True) or unset (False); None leaves one as the user has it.
 
     Raises
     ------
@@ -67,7 +58,7 @@ def start(
         When the engine refuses the model, or runs another model runner than was asked for: what vLLM said,
         and what to change.
     """
-    prepare_environment(request.disabled, attention_backend, model_runner, switches)
+    prepare_environment(request.disabled, options)
     with explained(f"vLLM {version} does not start"):
         from vllm import LLM
         from vllm.engine.arg_utils import EngineArgs
@@ -75,7 +66,7 @@ def start(
         from qdx.backends.vllm import simulated
 
         _require_device(version)
-        _require_switches(version, switches or {})
+        _require_switches(version, options)
         simulated.register(request.model)
     arguments = {
         "model": str(checkpoint.path),
@@ -85,18 +76,18 @@ def start(
         "enable_prefix_caching": False,
         "generation_config": "vllm",
         "max_logprobs": -1,
-        **settings,
+        **{f.name: getattr(options, f.name) for f in fields(options) if f.metadata["argument"]},
         **request.engine,
     }
     known = EngineArgs.__dataclass_fields__
-    if attention_backend is not None and "attention_backend" in known:
-        arguments["attention_backend"] = attention_backend
+    if "attention_backend" in known:
+        arguments["attention_backend"] = options.attention_backend
     unknown = [name for name in request.engine if name not in known]
     if unknown:
         raise QdxError(f"vLLM {version} has no engine argument {unknown[0]}: pip install vllm==0.20.2")
     arguments = {name: value for name, value in arguments.items() if value is not None}
     with explained(f"vLLM {version} did not load {checkpoint.source}"):
-        return _with_trace_replay(LLM, arguments, version, trace_replay, known)
+        return _with_trace_replay(LLM, arguments, version, options.trace_replay, known)
 
 
 def _with_trace_replay(
@@ -122,14 +113,14 @@ def _with_trace_replay(
         return make(**arguments)
 
 
-def _require_switches(version: str, switches: Mapping[str, bool | None]) -> None:
+def _require_switches(version: str, options: VllmOptions) -> None:
     """Stop when this version does not know a variable that is to be set: it would say nothing and go on."""
     from vllm import envs
 
-    for option, wanted in switches.items():
-        if wanted and SWITCHES[option] not in envs.environment_variables:
+    for option, variable in SWITCHES.items():
+        if getattr(options, option) and variable not in envs.environment_variables:
             raise QdxError(
-                f"backend.{option}=true: vLLM {version} does not know {SWITCHES[option]}: set it to null, or "
+                f"backend.{option}=true: vLLM {version} does not know {variable}: set it to null, or "
                 "use vLLM 0.33.0"
             )
 
@@ -164,23 +155,20 @@ def _require_device(version: str) -> None:
         )
 
 
-def prepare_environment(
-    disabled: tuple[str, ...],
-    attention_backend: str | None,
-    model_runner: str = "auto",
-    switches: Mapping[str, bool | None] | None = None,
-) -> None:
+def prepare_environment(disabled: tuple[str, ...], options: VllmOptions) -> None:
     """Set the variables that vLLM reads when it is imported; what the user disabled stays disabled."""
     os.environ.update(ENVIRONMENT)
     # What an earlier engine of this process asked for is its own affair, here as below.
-    _set(RUNNER, _of_user(RUNNER) if model_runner == "auto" else {"v1": "0", "v2": "1"}[model_runner])
+    runner = options.model_runner
+    _set(RUNNER, _of_user(RUNNER) if runner == "auto" else {"v1": "0", "v2": "1"}[runner])
     for option, variable in SWITCHES.items():
-        wanted = (switches or {}).get(option)
+        wanted = getattr(options, option)
         _set(variable, _of_user(variable) if wanted is None else "1" if wanted else None)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ["VLLM_DISABLED_KERNELS"] = ",".join(dict.fromkeys((*_disabled_by_user(), *disabled)))
-    if attention_backend is not None:
-        os.environ["VLLM_ATTENTION_BACKEND"] = attention_backend  # versions before 0.12 know nothing else
+    if options.attention_backend is not None:
+        # versions before 0.12 know nothing else
+        os.environ["VLLM_ATTENTION_BACKEND"] = options.attention_backend
 
 
 def _set(variable: str, value: str | None) -> None:

@@ -17,22 +17,24 @@ same two things in every step:
   prompt, in float32, and a Python object for each, and vLLM refuses it in a request that replays.
 
 What is seen stays on the device until it is drained; beyond a quarter of the memory that is free there, and
-`ON_DEVICE` bytes in any case, it moves to host memory beside the engine's work (`qdx.backends.vllm.spill`),
-which costs the process time.
+`ON_DEVICE` bytes in any case, it moves to host memory beside the engine's work (`Spill`), which costs the
+process time. `hand_over` gives what was drained to a recorder, phase by phase and item by item.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qdx.backends.vllm.spill import Spill
 from qdx.errors import QdxError
+
+if TYPE_CHECKING:
+    from qdx.capture import Recorder
 
 ITEM = "qdx_item"  # key of SamplingParams.extra_args: which reference of the batch a request is
 ON_DEVICE = 1 << 29  # bytes
@@ -40,6 +42,7 @@ OF_FREE = 4  # the part of the device's free memory that rows may take
 # prompt rows that go through the output head together: a fixed number, so that the same rows give the same
 # bits
 ROWS_AT_ONCE = 256
+ROWS_TOGETHER = 64  # that are handed to the recorder
 
 
 class Seen(NamedTuple):
@@ -233,6 +236,74 @@ class Tap:
         self._seen.append(rows)
 
 
+class Spill:
+    """Two pinned buffers that take turns on a stream of their own.
+
+    A copy waits for the kernels that were queued before it, not they for the copy, and the process waits only
+    when a buffer's turn comes round before its last copy has ended. Without a GPU the same steps run with
+    ordinary memory and no stream.
+    """
+
+    def __init__(self) -> None:
+        self._slots = (_Slot(), _Slot())
+        self._turn = 0
+        self._stream: Any = None
+
+    def put(self, rows: Tensor) -> Tensor:
+        """Begin to copy rows.
+
+        Returns
+        -------
+        Tensor
+            In host memory; it holds the rows after `settle`.
+        """
+        if rows.is_cuda and self._stream is None:
+            self._stream = torch.cuda.Stream(rows.device)
+        slot = self._slots[self._turn]
+        self._turn = 1 - self._turn
+        with torch.inference_mode():  # the engine's rows are inference tensors
+            slot.settle()
+            return slot.start(rows, self._stream)
+
+    def settle(self) -> None:
+        """Wait until everything that was put is in host memory."""
+        with torch.inference_mode():
+            for slot in self._slots:
+                slot.settle()
+
+
+class _Slot:
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+        self._staged: Tensor | None = None
+        self._host: Tensor | None = None
+        self._done: Any = None
+
+    def start(self, rows: Tensor, stream: Any) -> Tensor:
+        size = rows.numel()
+        if self._buffer is None or self._buffer.dtype != rows.dtype or len(self._buffer) < size:
+            self._buffer = torch.empty(size, dtype=rows.dtype, pin_memory=stream is not None)
+        self._staged = self._buffer[:size].view(rows.shape)
+        if stream is None:
+            self._staged.copy_(rows)
+        else:
+            stream.wait_stream(torch.cuda.current_stream(rows.device))
+            with torch.cuda.stream(stream):
+                self._staged.copy_(rows, non_blocking=True)
+            rows.record_stream(stream)
+            self._done = stream.record_event()
+        self._host = torch.empty(rows.shape, dtype=rows.dtype)
+        return self._host
+
+    def settle(self) -> None:
+        if self._host is None or self._staged is None:
+            return
+        if self._done is not None:
+            self._done.synchronize()
+        self._host.copy_(self._staged)
+        self._host = self._staged = self._done = None
+
+
 def _free() -> int:
     """Return the bytes of the device that this process could take; 0 without a GPU."""
     if not torch.cuda.is_available():
@@ -306,3 +377,56 @@ def joined(workers: Sequence[list[Seen]]) -> list[Seen]:
                 kept.append(Seen(rows.items[new], rows.positions[new], rows.logits_PV[index], hidden_PH))
         known |= own
     return kept
+
+
+def hand_over(
+    seen: list[Seen], batch: list[list[int]], tokens: list[list[int]], recorder: Recorder, *, prefill: bool
+) -> None:
+    """Pass the rows of one phase to the recorder.
+
+    Parameters
+    ----------
+    seen : list of Seen
+    batch, tokens : list of list of int
+        Ids of each reference, and those that came after it.
+    recorder : Recorder
+    prefill : bool
+        The rows up to the one that predicts the first output token; otherwise those after it.
+    """
+    for item, ids in enumerate(batch):
+        # The token at each position; the last prefill row's is the recorder's to find: −1.
+        targets = np.array([*ids, -1, *tokens[item][1:]], np.int64)
+        block: list[Seen] = []
+        for part in seen:
+            mine = (part.items == item) & ((part.positions <= len(ids)) == prefill)
+            if not mine.any():
+                continue
+            block.append(part if mine.all() else _chosen(part, np.flatnonzero(mine)))
+            if sum(len(rows.positions) for rows in block) >= ROWS_TOGETHER:
+                _hand(recorder, item, block, targets)
+                block = []
+        if block:
+            _hand(recorder, item, block, targets)
+
+
+def _chosen(part: Seen, rows: NDArray[np.int64]) -> Seen:
+    index = torch.from_numpy(rows)
+    hidden_PH = None if part.hidden_PH is None else part.hidden_PH[index]
+    return Seen(part.items[rows], part.positions[rows], part.logits_PV[index], hidden_PH)
+
+
+def _hand(recorder: Recorder, item: int, block: list[Seen], targets: NDArray[np.int64]) -> None:
+    at = np.concatenate([part.positions for part in block])
+    logits_PV = _on_one_device([part.logits_PV for part in block])
+    hidden = [part.hidden_PH for part in block if part.hidden_PH is not None]
+    hidden_PH = _on_one_device(hidden) if hidden else None
+    for start in range(0, len(at), ROWS_TOGETHER):
+        rows = slice(start, start + ROWS_TOGETHER)
+        kept = {} if hidden_PH is None else {"hidden_PH": hidden_PH[rows]}
+        recorder.rows(item, at[rows], logits_PV[rows], torch.from_numpy(targets[at[rows]]), **kept)
+
+
+def _on_one_device(parts: list[Tensor]) -> Tensor:
+    """Return rows in one tensor, on the GPU where there is one: what is stored of them is computed there."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.cat([part.to(device) for part in parts])
