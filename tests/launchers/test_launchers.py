@@ -22,6 +22,7 @@ import qdx as package
 from qdx.errors import QdxError
 from qdx.plugins import conf_dir
 from qdx.sweep.launchers import gpu, require
+from tests.programs import lacking
 from tests.sweeping import SMALL, checkpoints, environment, qdx
 
 PHASES = ("prefill", "decode", "replay")
@@ -39,9 +40,7 @@ def needs(name: str) -> None:
         except ModuleNotFoundError:
             found = None
         if found is None:
-            pytest.skip(
-                f"{module} is not installed: docs/howto/ray.md and the extras of pyproject.toml say how"
-            )
+            lacking(f"{module} is not installed: docs/howto/ray.md and the extras of pyproject.toml say how")
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +70,7 @@ def basic(tmp_path_factory: pytest.TempPathFactory, paths: dict[str, Path]) -> P
     return cwd / "s w" / "ö"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TWO)
 def test_a_launchers_sweep_is_the_basic_ones_after_a_kill_and_a_failed_job(
     name: str, basic: Path, paths: dict[str, Path], tmp_path: Path
@@ -94,6 +94,7 @@ def test_a_launchers_sweep_is_the_basic_ones_after_a_kill_and_a_failed_job(
     assert done.stderr.count("complete already, kept") == 2
 
 
+@pytest.mark.slow
 def test_jobs_run_on_a_ray_cluster_that_was_there_before_and_end_with_their_sweep(
     basic: Path, paths: dict[str, Path], tmp_path: Path, cluster: str
 ) -> None:
@@ -125,6 +126,7 @@ def cluster(tmp_path: Path) -> Iterator[str]:
     head.wait()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_sweep_with_what_is_finished(paths: dict[str, Path], tmp_path: Path) -> None:
     needs("joblib")
     arguments = [*SMALL, *checkpoints(paths), "repeats=2,300", "hydra/launcher=joblib"]
@@ -140,6 +142,7 @@ def test_a_killed_worker_ends_the_sweep_with_what_is_finished(paths: dict[str, P
     assert "awq,repeats=300" in (folder / "report.txt").read_text().split("Environment")[0]
 
 
+@pytest.mark.slow
 def test_each_of_two_jobs_at_once_gets_a_gpu_of_its_own(
     paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
