@@ -173,6 +173,7 @@ def test_each_of_two_jobs_at_once_gets_a_gpu_of_its_own(
     assert (sorted(seen[1:3]), seen[3]) == (["4", "7"], "4")
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize(
     ("overrides", "gpus"),
     [
@@ -191,6 +192,7 @@ def test_a_launcher_is_asked_for_the_backends_gpus(launcher: str, overrides: lis
     assert asked == gpus
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("launcher", [path.stem for path in (conf_dir() / "hydra/launcher").glob("*.yaml")])
 def test_every_launcher_file_names_a_class_that_is_there(launcher: str) -> None:
     needs(launcher.partition("_")[0])
