@@ -23,7 +23,8 @@ from qdx.errors import QdxError
 from qdx.plugins import conf_dir
 from qdx.sweep.launchers import gpu, require
 from tests.programs import lacking
-from tests.sweeping import SMALL, checkpoints, environment, qdx
+from tests.sweeping import SMALL, checkpoints, environment
+from tests.sweeping import qdx_anew as qdx
 
 PHASES = ("prefill", "decode", "replay")
 TWO = {
