@@ -9,6 +9,14 @@ from pathlib import Path
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that open a program which pip does not install."""
+    for item in items:
+        if {"browser", "ncdump"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.extra)
+
+
 @pytest.fixture(scope="session")
 def demo_model() -> Callable[[str], Path]:
     """Return a function from "none", "awq" or "gptq" to that form's checkpoint folder of the demo model.

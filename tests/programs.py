@@ -1,9 +1,10 @@
-"""Programs that are not Python's and that some tests need."""
+"""What some tests need and not every machine has: programs, and packages that are installed on request."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
@@ -13,7 +14,11 @@ def program(name: str, package: str) -> str:
     found = shutil.which(name)
     if found:
         return found
-    reason = f"{name} is not installed: apt-get install {package}"
+    lacking(f"{name} is not installed: apt-get install {package}")
+
+
+def lacking(reason: str) -> NoReturn:
+    """Skip the test for this reason, or fail where ``QDX_NEEDS=all`` forbids that."""
     if os.environ.get("QDX_NEEDS") == "all":
         pytest.fail(reason + " (QDX_NEEDS=all)")
     pytest.skip(reason)

@@ -1,4 +1,4 @@
-"""Runs the command line as a user would: in a process of its own."""
+"""Runs the command line as a user would, in a process of its own: see `tests.warm`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+from tests import warm
 
 # Snippets over 50 tokens: exllama's prefill repeats from there on, its decode does not.
 SMALL = [
@@ -19,8 +21,13 @@ SMALL = [
 
 def qdx(*arguments: str, cwd: Path, module: str = "qdx") -> subprocess.CompletedProcess[str]:
     """Run ``python -m qdx`` with these arguments and return how it ended."""
+    return warm.run(module, arguments, cwd, environment(), timeout=600)
+
+
+def qdx_anew(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Do the same in a new interpreter, whose jobs are new interpreters too."""
     return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
+        [sys.executable, "-m", "qdx", *arguments],
         cwd=cwd,
         text=True,
         capture_output=True,

@@ -230,6 +230,7 @@ def tripled(p, q, times: int = 3):
 """
 
 
+@pytest.mark.slow
 def test_run_shows_its_progress_and_returns_the_tree_with_a_plug_in_measured(
     tmp_path: Path,
     tiny_models: dict[str, Path],

@@ -31,6 +31,7 @@ def test_every_value_of_a_vllm_key_is_a_config_of_its_own(key: str) -> None:
     assert tuple((job[group] if group else job)[name] for job in jobs) == values
 
 
+@pytest.mark.slow
 def test_values_are_recorded_as_observed_and_in_the_config(
     tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:

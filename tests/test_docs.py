@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import qdx
+from tests.programs import lacking
 from tests.sweeping import SMALL, checkpoints, environment
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -28,6 +29,8 @@ PAGES = sorted(
     if path.name != "reference.md" and path.parent.name not in ("handbook", "results")
 )
 BLOCK = re.compile(r"(?:<!-- (file|not run): ([^\n]*?) -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
+# A sweep takes half a minute, and some of these pages have ten; what a page says of files alone is quick.
+SWEEP = re.compile(r"^python -m qdx( |$)|^qdx |qdx\.run\(", re.MULTILINE)
 NEEDS = {
     "hydra/launcher=ray": "hydra_plugins.hydra_ray_launcher",  # which brings ray
     "hydra/launcher=joblib": "joblib",
@@ -45,6 +48,12 @@ class Block:
 
 def blocks(page: Path) -> list[Block]:
     return [Block(*match.groups(default="")) for match in BLOCK.finditer(page.read_text(encoding="utf-8"))]
+
+
+def named(page: Path) -> object:
+    """The page as a case of a test, slow where a block that runs makes a sweep."""
+    slow = any(block.kind != "not run" and SWEEP.search(block.text) for block in blocks(page))
+    return pytest.param(page, id=str(page.relative_to(DOCS)), marks=[pytest.mark.slow] if slow else [])
 
 
 def commands(text: str) -> list[list[str]]:
@@ -82,22 +91,23 @@ def tools(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]
     return folder
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+@pytest.mark.parametrize("page", [named(page) for page in PAGES])
 def test_every_block_of_a_page_runs(
     page: Path, tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    missing: set[str] = set()
     for block in blocks(page):
         assert block.language in ("sh", "python"), (
             f"{page.name}: a block of {block.language or 'no language'}"
         )
         if block.kind == "not run":
             continue
-        if any(
-            start in block.text and importlib.util.find_spec(name) is None for start, name in NEEDS.items()
-        ):
+        needed = {name for start, name in NEEDS.items() if start in block.text}
+        if absent := {name for name in needed if importlib.util.find_spec(name) is None}:
+            missing |= absent
             continue
         if block.kind == "file":
             path = tmp_path / block.said
@@ -108,6 +118,8 @@ def test_every_block_of_a_page_runs(
         )
         done = subprocess.run(run, cwd=tmp_path, env=environment(), capture_output=True, text=True)
         assert done.returncode == 0, f"{block.text}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+    if missing:
+        lacking(f"blocks that need {', '.join(sorted(missing))} were left out: docs/howto/ray.md")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))

@@ -49,6 +49,7 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: 
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_ends_the_sweep_in_one_line_and_it_can_be_resumed(
     small_disk: Path, tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_folder_that_cannot_be_written_is_named(
     )
 
 
+@pytest.mark.slow
 def test_a_second_sweep_into_the_folder_is_refused_and_the_first_one_is_whole(
     tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
@@ -151,6 +153,7 @@ def test_a_lock_dies_with_its_holder(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["loading the model", " done, repeat"])
 def test_ctrl_c_ends_cleanly_and_leaves_the_unfinished_run_marked(
     moment: str, tmp_path: Path, tiny_models: dict[str, Path]
@@ -191,6 +194,7 @@ class Stubborn(TransformersBackend):
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_also_where_a_library_raises_something_else(
     tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
@@ -211,6 +215,7 @@ def test_ctrl_c_is_one_also_where_a_library_raises_something_else(
 ODD = "a b 'ö' $x 文,=[1]"
 
 
+@pytest.mark.slow
 def test_every_path_may_hold_spaces_quotes_and_unicode(
     tmp_path: Path, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import qdx as package
 from qdx.errors import QdxError
+from tests.slowly import slow_but
 from tests.sweeping import SMALL, checkpoints, qdx
 
 # arguments of `python -m qdx`, what the line must say (the wrong value), what it must offer (the remedy)
@@ -174,7 +175,20 @@ COMMAND_LINES = {
 }
 
 
-@pytest.mark.parametrize("mistake", COMMAND_LINES)
+# Those that a child process finds, which imports torch.
+SLOW = {
+    "a folder that is not there",
+    "a hub id without a network",
+    "an unknown demo model",
+    "a PDF that is not there",
+    "a folder instead of files",
+    "a text file as a PDF",
+    "a glob that matches nothing",
+    "no text in inline prompts",
+}
+
+
+@pytest.mark.parametrize("mistake", slow_but(COMMAND_LINES.keys() - SLOW, COMMAND_LINES))
 def test_the_command_line_says_what_is_wrong_and_what_to_do(
     tmp_path: Path, mistake: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +202,7 @@ def test_the_command_line_says_what_is_wrong_and_what_to_do(
     assert not list(tmp_path.rglob("run.nc*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "wrong", "remedy"),
     [
@@ -221,6 +236,7 @@ def test_a_checkpoint_of_another_format_is_named(tmp_path: Path, tiny_models: di
     assert "has format 'gptq'" in done.stderr and "choose quant=gptq" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_config_is_named(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     (tmp_path / "empty").mkdir()
     done = qdx(*SMALL, *checkpoints(tiny_models | {"awq": tmp_path / "empty"}), cwd=tmp_path)

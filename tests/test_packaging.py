@@ -31,6 +31,7 @@ def test_the_wheel_holds_every_config_and_the_handbook(wheel: Path) -> None:
     assert not [name for name in names if name.startswith(("tests/", "plugins/", "outputs/"))]
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_runs_a_sweep_from_an_empty_folder(
     wheel: Path, tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:

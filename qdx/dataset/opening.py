@@ -162,7 +162,7 @@ def _lazy_rows(dataset: xr.Dataset) -> xr.Dataset:
             sizes = dict(zip(rows.dims, rows.encoding.get("chunksizes") or rows.shape, strict=True))
             together = _TOGETHER // max(1, rows.dtype.itemsize * math.prod(sizes.values()))
             sizes["position"] *= max(1, min(together, rows.sizes["position"] // max(1, sizes["position"])))
-            dataset = dataset.assign({name: rows.chunk(sizes)})
+            dataset = dataset.assign({name: rows.variable.chunk(sizes, name=False)})  # see combine_phase
     return dataset
 
 

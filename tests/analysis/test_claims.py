@@ -19,6 +19,7 @@ from qdx.verification.environment_class import class_of, compare
 from qdx.verification.units import greatest_of_units, units_of
 from qdx.verification.verdicts import BAD, GOOD, KINDS, exit_status
 from tests.analysis.replaying import FACTS, trees
+from tests.slowly import slow_but
 
 NOISE = {"awq": 0.0, "marlin": 0.05, "gptq": 1.5}
 Tree = xr.DataTree
@@ -419,7 +420,7 @@ def test_single_p_at_the_level_blocks_a_confirmation_and_one_above_does_not():
     assert conformal_p(99.0, np.arange(19.0)) <= level(0.05)
 
 
-@pytest.mark.parametrize("law", ["normal", "heavy", "bimodal"])
+@pytest.mark.parametrize("law", slow_but(["heavy"], ["normal", "heavy", "bimodal"]))
 def test_the_verdicts_level_on_honest_producers_and_its_power(law):
     """Through the whole verdict: T tests, Holm over claims, centre and scale from the same repeats."""
     refuted = found = 0

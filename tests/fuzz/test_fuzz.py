@@ -11,6 +11,8 @@ from tests.fuzz.kinds import MAKERS, Bases
 from tests.fuzz.pool import Worker
 from tests.fuzz.search import search
 
+pytestmark = pytest.mark.slow
+
 COUNT = {"sweep folder": 6, "report": 6, "command line": 3}  # the dear ones
 
 

@@ -26,6 +26,7 @@ from qdx.report import build
 from qdx.report.__main__ import main as report_main
 from qdx.verification.sections import adopt_calibration
 from tests.hostile import making
+from tests.slowly import slow_but
 
 LIMITS = asdict(Limits())
 QUICK = 1.0  # seconds of processor time; 0.17 for an honest sweep of 950 variables on an idle machine
@@ -260,7 +261,10 @@ def test_a_calibration_folder_is_guarded(sweep: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "mine").exists()
 
 
-@pytest.mark.parametrize("name", ["awq/run.nc", "sweep.nc", "producers.nc", "calibration/sweep.nc"])
+@pytest.mark.parametrize(
+    "name",
+    slow_but(["producers.nc"], ["awq/run.nc", "sweep.nc", "producers.nc", "calibration/sweep.nc"]),
+)
 def test_the_report_of_a_strangers_folder_is_guarded(
     name: str, sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,6 +278,7 @@ def test_the_report_of_a_strangers_folder_is_guarded(
     assert not (folder / "report.txt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["awq/run.nc", "sweep.nc"])
 def test_what_python_opens_is_guarded_unless_it_is_trusted(name: str, sweep: Path, tmp_path: Path) -> None:
     folder = making.honest(tmp_path / "s")
@@ -315,6 +320,7 @@ def test_one_process_looks_at_file_after_file_until_it_has_refused_one(sweep: Pa
     assert guarding._child is not first
 
 
+@pytest.mark.slow
 def test_the_report_raises_limits_by_name(
     sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,6 +330,7 @@ def test_the_report_raises_limits_by_name(
     assert report_main([str(folder), "--max-objects", "30000", "--formats", "txt"]) == 0
 
 
+@pytest.mark.slow
 def test_the_guard_costs_an_honest_report_little(sweep: Path, tmp_path: Path) -> None:
     folder = making.honest(tmp_path / "s")
     paths = [folder / "sweep.nc", *folder.glob("*/run.nc")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -42,10 +43,15 @@ def stolen(p, q):
 """
 
 
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return making.honest(tmp_path_factory.mktemp("honest") / "s")
+
+
 @pytest.fixture
-def sweep(tmp_path: Path) -> Path:
+def sweep(honest: Path, tmp_path: Path) -> Path:
     """A stranger's sweep folder with modules and plug-ins in it."""
-    folder = making.honest(tmp_path / "s")
+    folder = Path(shutil.copytree(honest, tmp_path / "s"))
     for name in MODULES:
         (folder / f"{name}.py").write_text(MARK.format(mark=str(tmp_path / "mark")))
     (folder / "plugins").mkdir()
@@ -133,6 +139,7 @@ def test_plugins_can_be_left_out(arguments: list[str], environment: dict[str, st
     assert "stolen" in done.stdout and (tmp_path / "mark").exists(), "a folder of one's own"
 
 
+@pytest.mark.slow
 def test_a_sweep_is_resumed_as_it_was_started_and_says_what_verifiers_will_refuse(
     tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:

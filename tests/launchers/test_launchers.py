@@ -22,7 +22,9 @@ import qdx as package
 from qdx.errors import QdxError
 from qdx.plugins import conf_dir
 from qdx.sweep.launchers import gpu, require
-from tests.sweeping import SMALL, checkpoints, environment, qdx
+from tests.programs import lacking
+from tests.sweeping import SMALL, checkpoints, environment
+from tests.sweeping import qdx_anew as qdx
 
 PHASES = ("prefill", "decode", "replay")
 TWO = {
@@ -39,9 +41,7 @@ def needs(name: str) -> None:
         except ModuleNotFoundError:
             found = None
         if found is None:
-            pytest.skip(
-                f"{module} is not installed: docs/howto/ray.md and the extras of pyproject.toml say how"
-            )
+            lacking(f"{module} is not installed: docs/howto/ray.md and the extras of pyproject.toml say how")
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +71,7 @@ def basic(tmp_path_factory: pytest.TempPathFactory, paths: dict[str, Path]) -> P
     return cwd / "s w" / "ö"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TWO)
 def test_a_launchers_sweep_is_the_basic_ones_after_a_kill_and_a_failed_job(
     name: str, basic: Path, paths: dict[str, Path], tmp_path: Path
@@ -94,6 +95,7 @@ def test_a_launchers_sweep_is_the_basic_ones_after_a_kill_and_a_failed_job(
     assert done.stderr.count("complete already, kept") == 2
 
 
+@pytest.mark.slow
 def test_jobs_run_on_a_ray_cluster_that_was_there_before_and_end_with_their_sweep(
     basic: Path, paths: dict[str, Path], tmp_path: Path, cluster: str
 ) -> None:
@@ -125,6 +127,7 @@ def cluster(tmp_path: Path) -> Iterator[str]:
     head.wait()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_sweep_with_what_is_finished(paths: dict[str, Path], tmp_path: Path) -> None:
     needs("joblib")
     arguments = [*SMALL, *checkpoints(paths), "repeats=2,300", "hydra/launcher=joblib"]
@@ -140,6 +143,7 @@ def test_a_killed_worker_ends_the_sweep_with_what_is_finished(paths: dict[str, P
     assert "awq,repeats=300" in (folder / "report.txt").read_text().split("Environment")[0]
 
 
+@pytest.mark.slow
 def test_each_of_two_jobs_at_once_gets_a_gpu_of_its_own(
     paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +174,7 @@ def test_each_of_two_jobs_at_once_gets_a_gpu_of_its_own(
     assert (sorted(seen[1:3]), seen[3]) == (["4", "7"], "4")
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize(
     ("overrides", "gpus"),
     [
@@ -188,6 +193,7 @@ def test_a_launcher_is_asked_for_the_backends_gpus(launcher: str, overrides: lis
     assert asked == gpus
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("launcher", [path.stem for path in (conf_dir() / "hydra/launcher").glob("*.yaml")])
 def test_every_launcher_file_names_a_class_that_is_there(launcher: str) -> None:
     needs(launcher.partition("_")[0])

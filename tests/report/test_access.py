@@ -114,6 +114,7 @@ def test_the_reader_chooses_the_metric_of_the_positions_by_keyboard(browser, tmp
     assert text.count("the first 4 of 6 references") == 1 + 2 * 3 * 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not AXE.is_file(), reason="QDX_AXE names no axe.min.js (npm pack axe-core)")
 @pytest.mark.parametrize(("width", "dark"), LOOKS)
 @pytest.mark.parametrize("case", ["real", "single", "hostile", "sixteen", "nothing"])

@@ -26,6 +26,8 @@ OPEN = {"undecided", "not refuted"}
 FIT = CONFIRMED | OPEN
 COUNT = 8  # references judged
 
+pytestmark = pytest.mark.slow  # the world that they share takes minutes
+
 
 @dataclass(frozen=True)
 class Case:
@@ -277,13 +279,11 @@ def test_a_forgery_that_was_once_confirmed_is_found(name: str, world: World, tmp
     holds(world, ISSUE[name](), tmp_path / "judged")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", FURTHER)
 def test_a_forgery_is_found(name: str, world: World, tmp_path: Path) -> None:
     holds(world, FURTHER[name](), tmp_path / "judged")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", TRICKS)
 def test_a_producers_own_statement_hides_nothing(name: str, world: World, tmp_path: Path) -> None:
     holds(world, TRICKS[name](), tmp_path / "judged")
@@ -294,14 +294,12 @@ def test_an_honest_file_is_not_refuted(name: str, world: World, tmp_path: Path) 
     holds(world, HONEST[name](), tmp_path / "judged")
 
 
-@pytest.mark.slow
 def test_an_exact_tie_fits_whichever_token_was_chosen(twins: World, tmp_path: Path) -> None:
     for text in ("awq", "awq+twin"):
         holds(twins, Case([Producer("awq", text)], {"confirmed"}), tmp_path / text)
     holds(twins, Case([Producer("awq", "awq+last")], REFUTED), tmp_path / "last")
 
 
-@pytest.mark.slow
 def test_a_refuted_claim_ends_the_verifiers_sweep_with_status_3(world: World, tmp_path: Path) -> None:
     """The bank's shortcut says what the command line says, and the status is the verdicts'."""
     producers = [Producer("awq", "random"), *BESIDE]
