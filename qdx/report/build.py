@@ -345,11 +345,11 @@ def _write(
     unwritten: dict[str, str] = {}
     try:
         drawn = figures.collect(View(tree), sections) if tree is not None else drawn
-    except Exception as error:  # report.txt needs no figure
+    except Exception as error:  # report.txt and report.md need no figure
         said = _said(error)
-        pages = {f"report.{f}": said + _stale(facts, f) for f in formats if f != "txt"}
+        pages = {f"report.{f}": said + _stale(facts, f) for f in formats if f == "html"}
         unwritten = {"figures": said, **pages}
-        formats = [f for f in formats if f == "txt"]
+        formats = [f for f in formats if f != "html"]
     lost = {f"figure {name}": error for name, error in drawn.errors.items()}
     try:
         saved = drawn.save(facts.directory / figures.FOLDER, [] if unwritten else wanted.figures)
@@ -416,8 +416,11 @@ def _pages(
                 if suffix == "txt":
                     pages[path.name] = text.render(facts, tree, sections, files)
                 else:
-                    page = html if suffix == "html" else markdown
-                    pages[path.name] = page.render(facts, tree, sections, drawn, files)
+                    pages[path.name] = (
+                        html.render(facts, tree, sections, drawn, files)
+                        if suffix == "html"
+                        else markdown.render(facts, tree, sections, files)
+                    )
             except Exception as error:
                 if suffix == "txt":
                     raise

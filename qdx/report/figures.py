@@ -17,6 +17,7 @@ from qdx.analysis.section import Section
 from qdx.analysis.snr import word
 from qdx.analysis.view import View
 from qdx.document import charts
+from qdx.document.blocks import Block, Chart, Details
 from qdx.document.format import plural
 from qdx.document.svg import Figure, Own, number
 from qdx.errors import QdxError, nearest
@@ -120,13 +121,22 @@ def collect(view: View, sections: Sequence[Section]) -> Figures:
     found.strips = _strips(view)
     found.verifying = figures.figures(sections)
     for section in sections:
-        for name, value in section.figures.items():
+        charts_of = {block.name: block.drawing for block in _charts(section.content)}
+        for name, value in {**section.figures, **charts_of}.items():
             full = _file(f"{section.name}_{name}")
             try:
                 found.own.setdefault(section.name, []).append(Own(full, str(name), _svg(value)))
             except Exception as error:  # one figure must not take the report with it
                 found.errors[full] = f"{type(error).__name__}: {error}"
     return found
+
+
+def _charts(blocks: Sequence[Block]) -> Iterator[Chart]:
+    for block in blocks:
+        if isinstance(block, Chart):
+            yield block
+        elif isinstance(block, Details):
+            yield from _charts(block.blocks)
 
 
 def unit_of(view: View, metric: str) -> str:

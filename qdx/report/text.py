@@ -13,6 +13,7 @@ from qdx.analysis.view import PHASE_TITLES, View
 from qdx.dataset.lacking import lacking
 from qdx.document.format import plural
 from qdx.document.text import WIDTH, clip, legend, letters, needs_letters, table, wrap
+from qdx.document.text import render as rendered
 from qdx.errors import printable
 from qdx.kernel_names import another_kernel
 from qdx.report.state import Facts, Files, next_command, report_command, resume_command, size
@@ -47,11 +48,6 @@ ENVIRONMENT = (
     "time_utc",
 )
 MOST_REFERENCES = 8  # listed one by one
-GENERAL = (
-    "noise_floor",
-    "consistency",
-    "snr",
-)  # sections with a place of their own; other analyses follow them
 
 
 def render(facts: Facts, tree: xr.DataTree | None, sections: Sequence[Section], files: Files) -> str:
@@ -75,21 +71,22 @@ def render(facts: Facts, tree: xr.DataTree | None, sections: Sequence[Section], 
     if tree is not None:
         view = View(tree)
         by_name = {s.name: s for s in sections}
+        own = [s for s in sections if s.name not in SECTIONS]
+        front = [(s.title, rendered(s.of_phase(""))) for s in own if s.place == "front"]
+        said = wrap(RULE, "  ") if is_verifier(tree) else generation(view, facts.stated)
+        # What repeats is read before what was generated, and that before how far it agrees.
+        front.insert(min(len(front), 1), ("Generation", said))
         blocks += [
             _block("Environment", environment(view)),
             _block("Environment validation", _of(by_name, "environment_validation")),
             _block("Configurations", configurations(view)),
             _block("Prompts", prompts(view, facts.stated)),
             *(_block(by_name[n].title, _of(by_name, n)) for n in SECTIONS[1:] if n in by_name),
-            _block("Reproducibility check", _of(by_name, "noise_floor")),
-            _block("Generation", wrap(RULE, "  ") if is_verifier(tree) else generation(view, facts.stated)),
-            _block("Token consistency", _of(by_name, "consistency")),
+            *(_block(title, body) for title, body in front),
             _block("Prefill effects", phase_text(view, sections, ["prefill"])),
             _block("Decode effects", phase_text(view, sections, ["replay", "decode"])),
-            _block("Signal to noise", _of(by_name, "snr")),
+            *(_block(s.title, rendered(s.of_phase(""))) for s in own if s.place != "front"),
         ]
-        placed = {*GENERAL, *SECTIONS, "classes"}
-        blocks += [_block(s.title, s.text[""]) for s in sections if s.name not in placed and s.text.get("")]
     blocks.append(_block("Results", results(facts, tree, files)))
     return printable("\n\n".join(b for b in blocks if b) + "\n")
 
@@ -99,7 +96,7 @@ def _block(title: str, body: str) -> str:
 
 
 def _of(by_name: dict[str, Section], name: str) -> str:
-    return by_name[name].text.get("", "") if name in by_name else ""
+    return rendered(by_name[name].of_phase("")) if name in by_name else ""
 
 
 def _top(facts: Facts, tree: xr.DataTree | None, sections: Sequence[Section]) -> str:
@@ -299,15 +296,14 @@ def generation(view: View, stated: bool = False, references: int = 4) -> str:
 
 def phase_text(view: View, sections: Sequence[Section], phases: Sequence[str]) -> str:
     """What every analysis says of some phases: phase after phase, analyses in their order."""
-    blocks = []
-    if "prefill" in phases:
-        blocks += [s.text[""] for s in sections if s.name == "classes" and s.text.get("")]
+    parts = []
     for phase in phases:
-        said = [s.text[phase] for s in sections if s.text.get(phase)]
-        if said and len(phases) > 1:
-            blocks.append(f"  ── {PHASE_TITLES[phase]} ──")
-        blocks += said
-    return "\n\n".join(blocks)
+        blocks = [block for section in sections for block in section.of_phase(phase)]
+        if blocks and len(phases) > 1:
+            parts.append(f"  ── {PHASE_TITLES[phase]} ──")
+        if blocks:
+            parts.append(rendered(blocks))
+    return "\n\n".join(parts)
 
 
 def results(facts: Facts, tree: xr.DataTree | None, files: Files) -> str:
