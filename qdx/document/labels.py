@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 ELLIPSIS = "…"
+PAIR = " ~ "  # between the two names of a pair, each of which is cut by itself
+NARROWEST_SIDE = 8
 # What people call the settings that are swept; another key is called by its last part.
 SHORT_KEYS: Mapping[str, str] = {
     "batch_size": "batch",
@@ -94,6 +96,13 @@ def cut_all(texts: Sequence[str], width: int) -> list[str]:
     long = [text for text in different if len(text) > width]
     if not long:
         return list(texts)
+    side = (width - len(PAIR)) // 2
+    if side >= NARROWEST_SIDE and all(text.count(PAIR) == 1 for text in long):
+        sides = [part for text in long for part in text.split(PAIR)]
+        named = dict(zip(sides, cut_all(sides, side), strict=True))
+        pairs = {text: PAIR.join(named[part] for part in text.split(PAIR)) for text in long}
+        if len({*different} - {*long} | {*pairs.values()}) == len(different):
+            return [pairs.get(text, text) for text in texts]
     taken = {text for text in different if len(text) <= width}
     for tail in dict.fromkeys((0, (width - 1) // 2, width - 1)):
         cut = [_cut(text, width, tail) for text in long]

@@ -15,7 +15,7 @@ from qdx.document.labels import cut_all
 
 WIDTH = 110
 NARROWEST = 24  # columns that a last column of text needs to be wrapped
-LONGEST_LABEL = 14  # a longer one gets a letter in matrix headers
+LONGEST_LABEL = 20  # a longer one gets a letter in matrix headers
 
 
 def render(blocks: Sequence[Block], width: int = WIDTH, indent: str = "  ") -> str:

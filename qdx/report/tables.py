@@ -30,17 +30,18 @@ def at_a_glance(view: View, sections: Sequence[Section]) -> Table:
     columns = [view.of_config(n) for n in ("format", "requested_kernel", "observed_kernel", "dtype")]
     batch = view.of_config("batch_size")
     rows = []
-    for c, config in enumerate(view.configs):
+    for c, config in enumerate(view.names):
         row = [config, *(column[c] for column in columns)]
         if another_kernel(row[2], row[3]):
             row[3] += " (≠ requested)"
         if result is not None:
             row.append(_repeats([str(v) for v in result["repeats"].values[:, c]], view.phases))
             row += [str(int(v) + 1) for v in result["class_id"].values[:, c]]
-        rows.append([*row, batch[c]])
+        rows.append([*row, batch[c], *([view.configs[c]] if view.names != view.configs else [])])
+    last = ["batch [references]", *(["label"] if view.names != view.configs else [])]
     if result is None:
-        return Table("Configs", [*head, "batch [references]"], rows, 5)
-    head += ["repeats bit for bit", *(f"class in {p}" for p in view.phases), "batch [references]"]
+        return Table("Configs", [*head, *last], rows, 5)
+    head += ["repeats bit for bit", *(f"class in {p}" for p in view.phases), *last]
     return Table(
         "Configs; those of one class number have equal row hashes in every shared row of a phase",
         head,

@@ -12,7 +12,7 @@ from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
 from qdx.dataset.lacking import lacking
 from qdx.document.format import plural
-from qdx.document.text import WIDTH, clip, legend, letters, needs_letters, table, wrap
+from qdx.document.text import WIDTH, clip, letters, needs_letters, table, wrap
 from qdx.document.text import render as rendered
 from qdx.errors import printable
 from qdx.kernel_names import another_kernel
@@ -170,7 +170,7 @@ def environment_rows(view: View) -> list[tuple[str, str]]:
             rows.append((title, values[0]))
         else:
             for value in dict.fromkeys(values):
-                whose = ", ".join(c for c, v in zip(view.configs, values, strict=True) if v == value)
+                whose = ", ".join(c for c, v in zip(view.names, values, strict=True) if v == value)
                 rows.append((title, f"{value or 'none'} ({whose})"))
                 title = ""
     return [*rows, *(("NOTE", line) for line in lacking(view.tree)), *plugin_rows(view)]
@@ -200,15 +200,14 @@ def configurations(view: View) -> str:
     }
     differs = [another_kernel(a, b) for a, b in zip(columns["requested"], columns["observed"], strict=True)]
     columns["observed"] = [k + (" !" if d else "") for k, d in zip(columns["observed"], differs, strict=True)]
-    short = letters(len(view.configs)) if needs_letters(view.configs) else [""] * len(view.configs)
     rows = [
-        [s, c, *(values[i] for values in columns.values())]
-        for i, (s, c) in enumerate(zip(short, view.configs, strict=True))
+        [name, *(values[i] for values in columns.values()), view.configs[i]]
+        for i, name in enumerate(view.names)
     ]
-    head = ["", "label", "format", "requested kernel", "observed kernel", "dtype", "batch"]
-    if not legend(view.configs):
-        head, rows = head[1:], [r[1:] for r in rows]
-    lines = [table(head, rows, left=len(head) - 1)]
+    head = ["config", "format", "requested kernel", "observed kernel", "dtype", "batch", "label"]
+    if view.names == view.configs:
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    lines = [table(head, rows, left=len(head))]
     if any(differs):
         lines.append("  ! the engine loaded another kernel than the requested one")
     return "\n".join([*lines, *_layer_types(view)])
@@ -220,14 +219,14 @@ def _layer_types(view: View) -> list[str]:
     if "kernel" not in stored or "layer_type" not in stored["kernel"].dims:
         return []
     lines = []
-    for config in view.configs:
+    for config, name in zip(view.configs, view.names, strict=True):
         kernels = stored["kernel"].sel(config=config)
         values = [str(v) for v in kernels.values]
         if len({v for v in values if v}) > 1:
             said = ", ".join(
                 f"{t} {k}" for t, k in zip(kernels["layer_type"].values, values, strict=True) if k
             )
-            lines.append(wrap(f"{config}: {said}", "  "))
+            lines.append(wrap(f"{name}: {said}", "  "))
     return lines
 
 
@@ -275,7 +274,7 @@ def generation(view: View, stated: bool = False, references: int = 4) -> str:
     stored = view.group("output")
     text = stored["text"].transpose("config", "repeat", "reference").values[:, 0]
     tokens = (outputs[:, 0] >= 0).sum(-1)
-    labels = letters(len(view.configs)) if needs_letters(view.configs) else view.configs
+    labels = letters(len(view.configs)) if needs_letters(view.names) else view.names
     least, most = int(tokens.min()), int(tokens.max())
     count = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     lines = [f"  {count} tokens a reference, greedy, end of sequence ignored; first repeat"]
