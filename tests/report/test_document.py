@@ -201,3 +201,69 @@ def test_a_chart_of_the_example_is_an_image_with_its_table(tmp_path: Path):
         of_markdown((folder / "report.md").read_text(encoding="utf-8"), "Gap under")[1:]
         == of_text(done.text, "Gap under")[1:]
     )
+
+
+ANALYSES = ("noise_floor", "consistency", "effects", "classes", "pairs", "snr")
+NUMBER = re.compile(r"[+-]?\d[\d,.]*(?:e-?\d+)?%?")
+FIRST = "Reproducibility check"  # what stands before it is no analysis's
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """Four configs, one of which does not repeat, with every shipped analysis."""
+    folder = write_sweep(tmp_path_factory.mktemp("three") / "sweep")
+    nodes = {name: {"_target_": f"qdx.analysis.{name}"} for name in ANALYSES}
+    nodes["cost"] = {"_target_": "qdx.analysis.cost", "baseline": "awq"}
+    build(folder, analyses=nodes, formats=["txt", "html", "md"], console=False)
+    return {name: (folder / f"report.{name}").read_text(encoding="utf-8") for name in ("txt", "html", "md")}
+
+
+def tables_of_markdown(page: str) -> list[tuple[str, list[list[str]]]]:
+    """Every table as its caption and its rows of cells, without escapes."""
+    lines, tables = page.splitlines(), []
+    for i, line in enumerate(lines):
+        if not re.fullmatch(r"\|(?:-+:?\|)+", line):
+            continue
+        end = next(j for j in range(i, len(lines) + 1) if j == len(lines) or not lines[j].startswith("|"))
+        cells = [re.split(r"(?<!\\)\|", row)[1:-1] for row in (lines[i - 1], *lines[i + 1 : end])]
+        rows = [[re.sub(r"\\(.)", r"\1", cell.strip()) for cell in row] for row in cells]
+        tables.append((re.sub(r"\\(.)", r"\1", lines[i - 3]), rows))
+    return tables
+
+
+def differences(pages: dict[str, str]) -> tuple[list[tuple[str, str]], int]:
+    """Where a table of the Markdown is not that of the page or of the text; and how many numbers agree."""
+    on_page: dict[str, list[list[list[str]]]] = {}
+    for title, rows in Tables(pages["html"]).tables:
+        on_page.setdefault(" ".join(title.split()), []).append(rows)
+    in_text = NUMBER.findall(pages["txt"][pages["txt"].index(f"\n{FIRST}\n") :])
+    at = agreed = 0
+    found = []
+    for caption, rows in tables_of_markdown(pages["md"][pages["md"].index(f"## {FIRST}") :]):
+        if rows not in on_page.get(caption, []):
+            found.append(("html", caption))
+        for row in rows[1:]:
+            numbers = [number for cell in row[1:] for number in NUMBER.findall(cell)]
+            # Both pages have the same order, so what was passed is not looked at again.
+            here = next(
+                (i for i in range(at, len(in_text)) if in_text[i : i + len(numbers)] == numbers), None
+            )
+            if here is None:
+                found.append(("txt", caption))
+            else:
+                at, agreed = here + len(numbers), agreed + len(numbers)
+    return found, agreed
+
+
+def test_every_number_is_the_same_in_text_page_and_markdown(everything):
+    found, agreed = differences(everything)
+    assert found == [] and agreed > 400
+
+
+@pytest.mark.parametrize("name", ["txt", "html", "md"])
+def test_a_number_that_one_of_the_three_writes_otherwise_is_found(everything, name):
+    value = next(
+        rows[1][-1] for title, rows in tables_of_markdown(everything["md"]) if title.startswith("Mean over")
+    )
+    assert re.fullmatch(r"[\d.]+", value)
+    assert differences({**everything, name: everything[name].replace(value, "77.7")})[0]

@@ -13,13 +13,6 @@ from qdx.document.blocks import Matrix, Table
 from qdx.document.labels import cut_all, short_labels
 
 KEYS = ("backend.tensor_parallel_size", "batch_size", "generate.tokens", "model.checkpoint.awq", "a.n", "b.n")
-    "backend.tensor_parallel_size",
-    "batch_size",
-    "generate.tokens",
-    "model.checkpoint.awq",
-    "a.size",
-    "b.size",
-)
 WIDTHS = (80, 110)
 part = st.text("abcxyz_.-0123456789", min_size=1, max_size=30)
 swept = st.builds(

@@ -393,7 +393,7 @@ def test_a_verifiers_sweep_has_no_next_command(folder):
 
 
 def test_the_command_line_redoes_everything(folder):
-    command = [sys.executable, "-m", "qdx.report", str(folder)]
+    command = [sys.executable, "-m", "qdx.report", str(folder), "--print", "full"]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert headings(done.stdout) == SECTIONS
