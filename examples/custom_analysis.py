@@ -11,6 +11,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 import qdx
+from qdx.document import text
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -31,7 +32,7 @@ def unsure(tree: xr.DataTree, metric: str = "l2") -> Section:
     import numpy as np
     import xarray as xr
 
-    from qdx.analysis import Section
+    from qdx.analysis import Matrix, Section, Table
 
     distance = tree.qdx.pairs(metric)
     top = tree["replay/top_logit"].isel(repeat=0, drop=True)
@@ -49,9 +50,13 @@ def unsure(tree: xr.DataTree, metric: str = "l2") -> Section:
         {"correlation": (("config", "config_b"), value, meaning)}, {"config": labels, "config_b": labels}
     )
     pairs = [(a, b) for i, a in enumerate(labels) for b in labels[i + 1 :]]
-    lines = [f"  {a} ~ {b}: {result.correlation.sel(config=a, config_b=b).item():+.2f}" for a, b in pairs]
-    text = "\n".join([f"  Rank correlation of {metric} with the gap of the two best tokens", *lines])
-    return Section("unsure", "Distance and certainty", result, {"replay": text})
+    rows = [[f"{a} ~ {b}", result.correlation.sel(config=a, config_b=b).item()] for a, b in pairs]
+    caption = f"Rank correlation of {metric} with the gap of the two best tokens"
+    blocks = [
+        Matrix(caption, labels, value, phase="replay"),
+        Table(caption, ["pair", "correlation"], rows, phase="replay"),
+    ]
+    return Section("unsure", "Distance and certainty", result, blocks=blocks)
 
 
 if __name__ == "__main__":
@@ -63,4 +68,4 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     section = unsure(qdx.open(chosen.sweep), chosen.metric)
     print(section.title)
-    print(section.text["replay"])
+    print(text.render(section.blocks))

@@ -43,6 +43,7 @@ KERNEL_DTYPES: Mapping[str, tuple[str, ...]] = {
 DTYPES = ("float16", "bfloat16", "float32")
 LONGEST_LABEL = 160  # bytes: a file system takes 255, and files of a run add to a folder's name
 REPORT_FORMATS = ("txt", "html", "md")
+REPORT_PRINTS = ("answer", "full")
 
 T = TypeVar("T")
 
@@ -343,14 +344,18 @@ class Dataset:
 
 @dataclass
 class Report:
-    """Files of the report, figures to save (names, or true for all), and memory for the distances, MiB."""
+    """Files of the report, figures to save (names, or true for all), memory for the distances, MiB, and what
+    the terminal shows.
+    """
 
     formats: list[str] = field(default_factory=lambda: ["txt", "html"])
     figures: Any = False
     memory: int = 512
+    print: str = "answer"
 
     def __post_init__(self) -> None:
         _at_least("report.memory", self.memory, 1)
+        _one_of("report.print", self.print, REPORT_PRINTS)
         if not self.formats:
             raise QdxError(
                 f"report.formats=[]: no report would be written: choose one of {', '.join(REPORT_FORMATS)}"

@@ -11,12 +11,21 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 
+from qdx.analysis import Section
+from qdx.document import text
+from qdx.document.blocks import of_phase
+
 PREFIX, CONTENT, SUFFIX = 3, 4, 3
 LENGTH = PREFIX + CONTENT + SUFFIX
 VOCAB = 4
 PREFILL_CONTENT = 5  # rows: four of the snippet and the first output
 PREFILL_TEMPLATE = 5
 ROW_DIMS = ("config", "repeat", "reference", "position")
+
+
+def words(section: Section, phase: str = "") -> str:
+    """What a section says of a phase, as the text report prints it; of ``""`` what belongs to none."""
+    return text.render(of_phase(section.content, phase))
 
 
 def blank(configs: int = 2, repeats: int = 3, references: int = 4, tokens: int = 6) -> dict[str, np.ndarray]:

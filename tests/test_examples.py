@@ -62,7 +62,8 @@ def test_custom_analysis_prints_a_line_a_pair(
 ) -> None:
     run("custom_analysis.py", monkeypatch, sweeps[0])
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("  awq ~ gptq: ") and -1 <= float(last.split(": ")[1]) <= 1
+    *pair, value = last.split()
+    assert pair == ["awq", "~", "gptq"] and -1 <= float(value) <= 1
 
 
 @pytest.mark.parametrize(("references", "nearest"), [(9, 8), (0, 1)])

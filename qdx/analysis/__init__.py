@@ -1,4 +1,4 @@
-"""What the distances mean: an analysis takes a sweep and returns a `Section` of numbers and report lines.
+"""What the distances mean: an analysis takes a sweep and returns a `Section` of numbers and blocks.
 
 The statistics are functions of plain arrays (`qdx.statistics`); `qdx.analysis.view` finds the arrays
 in a sweep.
@@ -14,5 +14,20 @@ from qdx.analysis.noise_floor import noise_floor
 from qdx.analysis.pairs import pairs
 from qdx.analysis.section import Section
 from qdx.analysis.snr import snr
+from qdx.document.blocks import Chart, Details, Matrix, Table, Text
 
-__all__ = ["Section", "classes", "consistency", "cost", "effects", "noise_floor", "pairs", "snr"]
+__all__ = [
+    "Chart",
+    "Details",
+    "Matrix",
+    "Section",
+    "Table",
+    "Text",
+    "classes",
+    "consistency",
+    "cost",
+    "effects",
+    "noise_floor",
+    "pairs",
+    "snr",
+]

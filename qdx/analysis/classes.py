@@ -7,8 +7,8 @@ import xarray as xr
 
 from qdx.analysis.section import Section
 from qdx.analysis.view import View
+from qdx.document.blocks import Block, Table, Text
 from qdx.document.format import plural
-from qdx.document.text import wrap
 from qdx.plugins import register
 from qdx.statistics import Bools, group_equal
 
@@ -43,14 +43,16 @@ def classes(tree: xr.DataTree) -> Section:
     shared = np.zeros((*shape, shape[1]), np.int64)
     same = np.zeros_like(shared)
     state = np.empty(shape, dtype=object)
-    text = {}
+    blocks: list[Block] = []
     for p, phase in enumerate(view.phases):
         shared[p], same[p] = _compare(view, phase)
         state[p] = [repeat_state(view, phase, c) for c in range(shape[1])]
         groups = group_equal(_equal(shared[p], same[p]), state[p] != REPEATS[1])
         for number, members in enumerate(groups):
             ids[p, members] = number
-        text[phase] = _text(view, groups, list(state[p]), shared[p], same[p], environment)
+        if p == 0:
+            blocks.append(Text(_environment_text(view, environments, environment), phase))
+        blocks.append(_classes_of(view, phase, groups, list(state[p]), shared[p], same[p], environment))
     one = {"units": "1"}
     pair = ("phase", "config", "config_b")
     result = xr.Dataset(
@@ -76,8 +78,7 @@ def classes(tree: xr.DataTree) -> Section:
         },
         coords={"phase": list(view.phases), "config": view.configs, "config_b": view.configs},
     )
-    head = _environment_text(view, environments, environment)
-    return Section("classes", "Kernel equivalence classes", result, {"": head, **text})
+    return Section("classes", "Kernel equivalence classes", result, blocks=blocks)
 
 
 def _compare(view: View, phase: str) -> tuple[np.ndarray, np.ndarray]:
@@ -108,15 +109,16 @@ def repeat_state(view: View, phase: str, config: int) -> str:
     return REPEATS[0] if reruns else REPEATS[2]
 
 
-def _text(
+def _classes_of(
     view: View,
+    phase: str,
     groups: list[list[int]],
     state: list[str],
     shared: np.ndarray,
     same: np.ndarray,
     environment: list[int],
-) -> str:
-    lines = ["  Kernel equivalence classes (equal hashes in every shared row, template and content)"]
+) -> Table:
+    rows = []
     across = [
         (a, b) for i, g in enumerate(groups) for h in groups[i + 1 :] for a in g for b in h if shared[a, b]
     ]
@@ -127,40 +129,32 @@ def _text(
         if any(state[m] == REPEATS[2] for m in members):
             notes.append("not rerun: whether it repeats is not known")
         if len(members) > 1:
-            rows = [shared[a, b] for a in members for b in members if a < b]
-            notes.append(
-                f"{plural(min(rows), 'shared row')}{'' if min(rows) == max(rows) else ' or more'} equal"
-            )
+            counts = [shared[a, b] for a in members for b in members if a < b]
+            more = "" if min(counts) == max(counts) else " or more"
+            notes.append(f"{plural(min(counts), 'shared row')}{more} equal")
         if len({environment[m] for m in members}) > 1:
             notes.append("across environment classes")
         if not shared[members[0], members[0]]:
             notes.append("no row captured")
-        said = ", ".join(view.configs[m] for m in members)
-        lines.append(wrap(f"{number}  {said}" + (f"  ({'; '.join(notes)})" if notes else ""), "    ", "   "))
+        rows.append([str(number), ", ".join(view.names[m] for m in members), "; ".join(notes)])
+    note = ""
     if across:
         a, b = max(across, key=lambda pair: same[pair] / shared[pair])
-        said = f"at most {same[a, b]:,} of {shared[a, b]:,} ({view.configs[a]} ~ {view.configs[b]})"
-        lines.append(
-            wrap(f"shared rows that are equal between classes: {said if same[a, b] else 'none'}", "    ")
-        )
-    return "\n".join(lines)
+        names = f"{view.names[a]} ~ {view.names[b]}"
+        greatest = f"at most {same[a, b]:,} of {shared[a, b]:,} ({names})" if same[a, b] else "none"
+        note = f"shared rows that are equal between classes: {greatest}"
+    caption = "Kernel equivalence classes (equal hashes in every shared row, template and content)"
+    return Table(caption, ["class", "configs", ""], rows, 3, note, phase)
 
 
 def _environment_text(view: View, environments: list[str], environment: list[int]) -> str:
     if len(environments) == 1:
-        return wrap(
-            f"Environment class: one for all configs ({environments[0]}); equal kernels can be bit-equal.",
-            "  ",
-        )
+        return f"Environment class: one for all configs ({environments[0]}); equal kernels can be bit-equal."
     lines = [
-        wrap(
-            "Environment classes: rows of different ones may differ although the kernel is the same, so "
-            "only equality "
-            "means something across them.",
-            "  ",
-        )
+        "Environment classes: rows of different ones may differ although the kernel is the same, so only "
+        "equality means something across them."
     ]
     for number, described in enumerate(environments):
-        members = ", ".join(c for c, e in zip(view.configs, environment, strict=True) if e == number)
-        lines.append(wrap(f"E{number + 1}  {described}: {members}", "    ", "    "))
+        members = ", ".join(c for c, e in zip(view.names, environment, strict=True) if e == number)
+        lines.append(f"E{number + 1}  {described}: {members}")
     return "\n".join(lines)

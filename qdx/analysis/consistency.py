@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import xarray as xr
 
 from qdx.analysis.section import Section, check
 from qdx.analysis.view import View
+from qdx.document.blocks import Block, Matrix, Text
 from qdx.document.format import DASH, percent, plural
-from qdx.document.text import DIAGONAL, legend, matrix, wrap
 from qdx.plugins import register
 from qdx.statistics import Ints, compared_tokens, first_difference, masked_mean
 
@@ -36,9 +38,7 @@ def consistency(tree: xr.DataTree, words: int = 12) -> Section:
     view = View(tree)
     outputs = view.outputs()
     if outputs is None or not outputs.size:
-        return Section(
-            "consistency", "Token consistency", xr.Dataset(), {"": "  no free generation was recorded"}
-        )
+        return _section(xr.Dataset(), [Text("No free generation was recorded.")])
     first = outputs[:, 0]  # config, reference, token
     a, b = first[:, None], first[None, :]
     compared = compared_tokens(a, b)
@@ -95,7 +95,11 @@ def consistency(tree: xr.DataTree, words: int = 12) -> Section:
             "output_token": np.arange(first.shape[-1]),
         },
     )
-    return Section("consistency", "Token consistency", result, {"": _text(view, result)})
+    return _section(result, _blocks(view, result))
+
+
+def _section(result: xr.Dataset, blocks: Sequence[Block]) -> Section:
+    return Section("consistency", "Token consistency", result, blocks=blocks, place="front")
 
 
 def _texts(view: View, tokens_CRT: Ints) -> np.ndarray:
@@ -107,52 +111,39 @@ def _texts(view: View, tokens_CRT: Ints) -> np.ndarray:
     return np.array(joined)
 
 
-def _text(view: View, result: xr.Dataset) -> str:
-    labels = view.configs
-    tokens = result.sizes["output_token"]
+def _blocks(view: View, result: xr.Dataset) -> list[Block]:
+    names = view.names
+    tokens = plural(result.sizes["output_token"], "token")
     references = plural(len(view.references), "reference")
-    lines = [legend(labels)] if legend(labels) else []
-    if len(labels) == 1:
-        return f"  one config: nothing to compare ({references} × {plural(tokens, 'token')} generated)"
-    agreement = result["agreement"].values
-    lines += [
-        wrap(
-            f"Share of equal output tokens at the same index ({references} × {plural(tokens, 'token')}).",
-            "  ",
-        ),
-        matrix(
-            labels,
-            [
-                [DIAGONAL if a == b else percent(v) for b, v in enumerate(row)]
-                for a, row in enumerate(agreement)
-            ],
-        ),
-        "",
-        wrap(
-            "First differing output token, from 0: earliest…latest over references; = where none differs.",
-            "  ",
-        ),
-        matrix(
-            labels, _divergence_cells(result["first_divergence"].values, result["tokens_compared"].values)
-        ),
-    ]
-    off = ~np.eye(len(labels), dtype=bool)
+    if len(names) == 1:
+        return [Text(f"One config: nothing to compare ({references} × {tokens} generated).")]
+    off = ~np.eye(len(names), dtype=bool)
     equal = np.triu(result["text_equal"].values.all(-1) & off)
-    same = [f"{labels[a]} and {labels[b]}" for a, b in zip(*np.nonzero(equal), strict=True)]
-    pairs = len(labels) * (len(labels) - 1) // 2
-    said = f": {'; '.join(same[:6])}{' …' if len(same) > 6 else ''}" if same else ""
-    lines += ["", wrap(f"Texts equal in every reference: {len(same)} of {plural(pairs, 'pair')}{said}", "  ")]
-    return "\n".join(lines)
+    same = [f"{names[a]} and {names[b]}" for a, b in zip(*np.nonzero(equal), strict=True)]
+    pairs = len(names) * (len(names) - 1) // 2
+    which = f": {'; '.join(same[:6])}{' …' if len(same) > 6 else ''}" if same else ""
+    return [
+        Matrix(
+            f"Share of equal output tokens at the same index ({references} × {tokens}).",
+            names,
+            [[percent(v) for v in row] for row in result["agreement"].values],
+        ),
+        Matrix(
+            "First differing output token, from 0: earliest…latest over references; = where none differs.",
+            names,
+            _divergence_cells(result["first_divergence"].values, result["tokens_compared"].values),
+        ),
+        Text(f"Texts equal in every reference: {len(same)} of {plural(pairs, 'pair')}{which}"),
+    ]
 
 
 def _divergence_cells(split_CCR: np.ndarray, compared_CC: np.ndarray) -> list[list[str]]:
+    """Cells for `Matrix`, which leaves the diagonal out."""
     cells = []
     for a, row in enumerate(split_CCR):
         line = []
         for b, split in enumerate(row):
-            if a == b:
-                line.append(DIAGONAL)
-            elif not compared_CC[a, b]:
+            if not compared_CC[a, b]:
                 line.append(DASH)
             elif (split < 0).all():
                 line.append("=")

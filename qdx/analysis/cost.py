@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,8 @@ import xarray as xr
 
 from qdx.analysis.section import Section, check
 from qdx.analysis.view import PHASE_TITLES, View
-from qdx.document.format import DASH, number, percent, plural
-from qdx.document.text import table, wrap
+from qdx.document.blocks import Block, Cell, Table, Text
+from qdx.document.format import DASH, number, percent, plural, signed, span
 from qdx.errors import QdxError, nearest
 from qdx.plugins import register
 from qdx.statistics import FEWEST_REFERENCES, Bools, Floats, ratio_interval, tails
@@ -89,11 +89,13 @@ def cost(
     others = [c for c in range(len(view.configs)) if c != base]
     phases = [p for p in view.phases if p in TEXT_REGION and _has_rows(view, p)]
     if base is None:
-        said = "  No dense config (format none) to hold the others against: sweep quant=none with them."
-        return Section("cost", "Cost of quantization", xr.Dataset(), {"": said})
+        return _section(
+            xr.Dataset(),
+            [Text("No dense config (format none) to hold the others against: sweep quant=none with them.")],
+        )
     if not others or not phases:
-        missing = "  one config: nothing to hold against it" if not others else "  not measured: no such rows"
-        return Section("cost", "Cost of quantization", xr.Dataset(), {"": missing})
+        missing = "One config: nothing to hold against it." if not others else "Not measured: no such rows."
+        return _section(xr.Dataset(), [Text(missing)])
     measured = [[_measure(_rows(view, p, base, c), level, draws, seed) for c in others] for p in phases]
     result = _dataset(measured, phases, [view.configs[c] for c in others])
     result.attrs = {
@@ -103,7 +105,11 @@ def cost(
         "draws": draws,
         "seed": seed,
     }
-    return Section("cost", "Cost of quantization", result, {"": _text(view, result)})
+    return _section(result, _blocks(view, result))
+
+
+def _section(result: xr.Dataset, blocks: Sequence[Block]) -> Section:
+    return Section("cost", "Cost of quantization", result, blocks=blocks, place="end")
 
 
 def _baseline(view: View, label: str | None) -> int | None:
@@ -221,103 +227,102 @@ def _dataset(measured: list[list[dict[str, Floats]]], phases: list[str], configs
     return xr.Dataset(variables, {"phase": phases, "config": configs, **coords})
 
 
-def _text(view: View, result: xr.Dataset) -> str:
-    base, level = result.attrs["baseline"], f"{result.attrs['ci_prob']:.0%} interval"
-    lines = [wrap(line, "  ") for line in (f"Baseline: {base}.", *FORMULAS)]
-    lines.append(
-        wrap(
-            f"{level}s: of perplexity and KL by bootstrap over references (none under "
-            f"{FEWEST_REFERENCES}); of same top Wilson's, rows taken as independent. {DASH}: not "
-            "measured, or a percentile beyond which less than one row lies.",
-            "  ",
-        )
+def _blocks(view: View, result: xr.Dataset) -> list[Block]:
+    level = f"{result.attrs['ci_prob']:.0%} interval"
+    base = view.names[view.configs.index(result.attrs["baseline"])]
+    intervals = (
+        f"{level}s: of perplexity and KL by bootstrap over references (none under {FEWEST_REFERENCES}); of "
+        f"same top Wilson's, rows taken as independent. {DASH}: not measured, or a percentile beyond which "
+        "less than one row lies."
     )
-    for phase in result["phase"].values:
-        at = result.sel(phase=phase)
-        lines += ["", *_phase_text(view, at, str(phase), level)]
-    return "\n".join(lines)
+    blocks: list[Block] = [Text("\n".join([f"Baseline: {base}.", *FORMULAS, intervals]))]
+    for phase in (str(p) for p in result["phase"].values):
+        blocks += _phase_blocks(view, result.sel(phase=phase), phase, level)
+    return blocks
 
 
-def _phase_text(view: View, at: xr.Dataset, phase: str, level: str) -> list[str]:
+def _phase_blocks(view: View, at: xr.Dataset, phase: str, level: str) -> list[Block]:
+    title = PHASE_TITLES[phase]
     counts = sorted({int(v) for v in at["rows"].values})
-    rows = " to ".join(f"{v:,}" for v in dict.fromkeys((counts[0], counts[-1])))
-    lines = [f"  {PHASE_TITLES[phase]}: {rows} rows of {plural(len(view.references), 'reference')}"]
     if not counts[-1]:
-        return [f"  {PHASE_TITLES[phase]}: not measured, no row of the text in common"]
+        return [Text(f"{title}: not measured, no row of the text in common")]
+    rows = " to ".join(f"{v:,}" for v in dict.fromkeys((counts[0], counts[-1])))
+    lines = [f"{title}: {rows} rows of {plural(len(view.references), 'reference')}"]
     coarse = view.measured("kl", phase)
     if coarse is None:
-        lines.append("    no KL: add kl to metric=[…]")
+        lines.append("no KL: add kl to metric=[…]")
     elif int(coarse["kl"].attrs.get("coarse_rows", 0)):
-        lines.append("    KL is a lower bound: rows were kept as their top ids (capture=topk)")
-    each = {str(c): at.sel(config=c) for c in at["config"].values}
-    tables = [_perplexity(each, level), _divergence(each, level), _change(each), _change_levels(each)]
-    return [*lines, *"\n\n".join(tables).split("\n")]
+        lines.append("KL is a lower bound: rows were kept as their top ids (capture=topk)")
+    names = dict(zip(view.configs, view.names, strict=True))
+    each = {names[str(c)]: at.sel(config=c) for c in at["config"].values}
+    return [
+        Text("\n".join(lines)),
+        _perplexity(each, level, title),
+        _divergence(each, level, title),
+        _change(each, title),
+        _change_levels(each, title),
+    ]
 
 
-def _perplexity(each: Mapping[str, xr.Dataset], level: str) -> str:
+def _perplexity(each: Mapping[str, xr.Dataset], level: str, phase: str) -> Table:
     rows = [
         [
             name,
-            *(_plain(one[n]) for n in ("perplexity", "baseline_perplexity", "perplexity_ratio")),
-            _span(one, "perplexity_ratio", _plain),
+            *(_five(float(one[n])) for n in ("perplexity", "baseline_perplexity", "perplexity_ratio")),
+            _span(one, "perplexity_ratio", _five),
             percent(float(one["same_top"])),
-            _span(one, "same_top", lambda value: percent(float(value))),
+            _span(one, "same_top", percent),
         ]
         for name, one in each.items()
     ]
-    return table(
-        ["config", "perplexity", "baseline's", "ratio", level, "same top", level], rows, indent="    "
-    )
+    head = ["config", "perplexity", "baseline's", "ratio", level, "same top", level]
+    return Table(f"Perplexity, and rows of the same likeliest token, {phase}", head, rows)
 
 
-def _divergence(each: Mapping[str, xr.Dataset], level: str) -> str:
+def _divergence(each: Mapping[str, xr.Dataset], level: str, phase: str) -> Table:
+    rows: list[list[Cell]] = [
+        [
+            name,
+            float(one["kl_mean"]),
+            _span(one, "kl_mean", number),
+            *(float(v) for v in one["kl_percentile"].values),
+            float(one["kl_greatest"]),
+        ]
+        for name, one in each.items()
+    ]
+    head = ["config", "mean", level, *(_level(v) for v in KL_LEVELS), "greatest"]
+    return Table(f"KL(baseline‖config) [nat], and its percentiles over rows, {phase}", head, rows)
+
+
+def _change(each: Mapping[str, xr.Dataset], phase: str) -> Table:
     rows = [
         [
             name,
-            number(float(one["kl_mean"])),
-            _span(one, "kl_mean", lambda value: number(float(value))),
-            *(number(float(v)) for v in one["kl_percentile"].values),
-            number(float(one["kl_greatest"])),
+            signed(float(one["delta_p_mean"])),
+            signed(float(one["delta_p_rms"])).lstrip("+"),
+            *(signed(float(one[n])) for n in ("delta_p_least", "delta_p_greatest")),
         ]
         for name, one in each.items()
     ]
-    head = ["KL [nat]", "mean", level, *(_level(v) for v in KL_LEVELS), "greatest"]
-    return table(head, rows, indent="    ")
+    return Table(f"Δp [percentage points], {phase}", ["config", "mean", "RMS", "least", "greatest"], rows)
 
 
-def _change(each: Mapping[str, xr.Dataset]) -> str:
+def _change_levels(each: Mapping[str, xr.Dataset], phase: str) -> Table:
     rows = [
-        [
-            name,
-            _points(float(one["delta_p_mean"])),
-            _points(float(one["delta_p_rms"])).lstrip("+"),
-            *(_points(float(one[n])) for n in ("delta_p_least", "delta_p_greatest")),
-        ]
-        for name, one in each.items()
+        [name, *(signed(float(v)) for v in one["delta_p_percentile"].values)] for name, one in each.items()
     ]
-    return table(["Δp [% points]", "mean", "RMS", "least", "greatest"], rows, indent="    ")
-
-
-def _change_levels(each: Mapping[str, xr.Dataset]) -> str:
-    rows = [
-        [name, *(_points(float(v)) for v in one["delta_p_percentile"].values)] for name, one in each.items()
-    ]
-    return table(["Δp", *(_level(v) for v in DELTA_LEVELS)], rows, indent="    ")
+    head = ["config", *(_level(v) for v in DELTA_LEVELS)]
+    return Table(f"Percentiles of Δp over rows [percentage points], {phase}", head, rows)
 
 
 def _level(value: float) -> str:
     return "median" if value == 0.5 else f"{100 * value:g} %"
 
 
-def _plain(value: xr.DataArray) -> str:
-    number = float(value)
-    return f"{number:.5g}" if np.isfinite(number) else DASH
+def _five(value: float) -> str:
+    """Perplexities of one model are near each other: two more digits than other numbers."""
+    return number(value, 5)
 
 
-def _points(value: float) -> str:
-    return f"{value:+.3f}" if np.isfinite(value) else DASH
-
-
-def _span(one: xr.Dataset, name: str, write: Callable[[xr.DataArray], str]) -> str:
-    low, high = one[f"{name}_low"], one[f"{name}_high"]
-    return f"{write(low)} to {write(high)}" if np.isfinite(float(low)) else DASH
+def _span(one: xr.Dataset, name: str, write: Callable[[float], str]) -> str:
+    return span(float(one[f"{name}_low"]), float(one[f"{name}_high"]), write)

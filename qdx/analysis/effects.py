@@ -9,8 +9,8 @@ import xarray as xr
 
 from qdx.analysis.section import Section, check
 from qdx.analysis.view import PHASE_TITLES, REGIONS, View, describe_metric, select_metrics
-from qdx.document.format import number, plural
-from qdx.document.text import distance_cells, legend, matrix, wrap
+from qdx.document.blocks import Block, Matrix, Text
+from qdx.document.format import number, plural, span
 from qdx.plugins import register
 from qdx.statistics import Floats, mean_of_references
 
@@ -45,11 +45,14 @@ def effects(
     view = View(tree)
     names = select_metrics(view, metrics)
     result = _measure(view, names)
-    text: dict[str, str] = {}
-    for phase in view.phases:
-        if names:
-            text[phase] = _text(view, result, names, phase, references_shown, template, not text)
-    return Section("effects", "Effects", result, text)
+    blocks: list[Block] = []
+    if len(view.configs) == 1:
+        blocks.append(Text("One config: no effect to measure.", view.phases[0]))
+    elif names:
+        for phase in view.phases:
+            first = phase == view.phases[0]
+            blocks += _of_phase(view, result, names, phase, references_shown, template, first)
+    return Section("effects", "Effects", result, blocks=blocks)
 
 
 def _measure(view: View, names: list[str]) -> xr.Dataset:
@@ -127,7 +130,7 @@ def _extreme(values: Floats, empty: float, choose: np.ufunc | object) -> Floats:
     return np.where(np.isfinite(best), best, np.nan)
 
 
-def _text(
+def _of_phase(
     view: View,
     result: xr.Dataset,
     names: list[str],
@@ -135,34 +138,30 @@ def _text(
     references_shown: int,
     template: bool,
     first_phase: bool,
-) -> str:
-    labels = view.configs
-    if len(labels) == 1:
-        return "  one config: no effect to measure" if first_phase else ""
+) -> list[Block]:
     at = result.sel(phase=phase)
-    lines = [legend(labels), ""] if legend(labels) else []
+    blocks: list[Block] = []
     if first_phase:
-        lines.append(
-            "  p: the row's config; q: the column's. Content rows: the snippet's and those after the "
-            "template."
-        )
+        rows = "Content rows: the snippet's and those after the template."
+        blocks.append(Text(f"p: the row's config; q: the column's. {rows}", phase))
     for position, metric in enumerate(names):
         of = at.sel(metric=metric)
-        lines.append(wrap(describe_metric(view, metric) if first_phase else metric, "  "))
-        lines += _caveats(view, metric, phase)
+        lines = [describe_metric(view, metric) if first_phase else metric, *_caveats(view, metric, phase)]
         if not int(of["rows"].sum()):
-            lines += [f"    not measured in {PHASE_TITLES[phase]}", ""]
+            blocks.append(Text("\n".join([*lines, f"not measured in {PHASE_TITLES[phase]}"]), phase))
             continue
+        blocks.append(Text("\n".join(lines), phase))
         if position == 0:
-            lines += _single_references(view, of.sel(region="content"), references_shown)
-        lines += _aggregate(view, of.sel(region="content"), "content")
+            blocks += _single_references(view, of.sel(region="content"), metric, references_shown, phase)
+        blocks.append(_aggregate(view, of.sel(region="content"), metric, "content", phase))
         if template and int(of.sel(region="template")["rows"].sum()):
-            lines += _aggregate(view, of.sel(region="template"), "template")
+            blocks.append(_aggregate(view, of.sel(region="template"), metric, "template", phase))
     if not template:
-        count = int(at["rows"].sel(metric=names[0], region="template").max(["config", "config_b"]).sum())
-        if count:
-            lines.append(_template_line(at.sel(metric=names[0], region="template"), names[0]))
-    return "\n".join(lines).rstrip()
+        of = at.sel(metric=names[0], region="template")
+        if int(of["rows"].max(["config", "config_b"]).sum()):
+            spread = _spread(of)
+            blocks.append(Text(f"Template rows (separate): {names[0]} {spread}", phase))
+    return blocks
 
 
 def _caveats(view: View, metric: str, phase: str) -> list[str]:
@@ -173,74 +172,65 @@ def _caveats(view: View, metric: str, phase: str) -> list[str]:
     attrs, lines = measured[metric].attrs, []
     if int(attrs.get("coarse_rows", 0)):
         count = plural(int(attrs["coarse_rows"]), "row")
-        said = f"{count} measured on shared top ids and one bucket for all others"
+        shared = ""
         if "shared_ids" in measured:
             ids = measured["shared_ids"].values
             if (ids >= 0).any():
-                said += f" (median {np.median(ids[ids >= 0]):.0f} shared ids)"
-        lines.append(wrap(f"{said}: an f-divergence (kl, js, total variation) is then a lower bound", "    "))
-    if int(attrs.get("infinite", 0)):
+                shared = f" (median {np.median(ids[ids >= 0]):.0f} shared ids)"
         lines.append(
-            f"    {plural(int(attrs['infinite']), 'infinite distance')} (a token impossible in one row): "
-            "not measured"
+            f"{count} measured on shared top ids and one bucket for all others{shared}: an f-divergence (kl, "
+            "js, total variation) is then a lower bound"
         )
+    if int(attrs.get("infinite", 0)):
+        count = plural(int(attrs["infinite"]), "infinite distance")
+        lines.append(f"{count} (a token impossible in one row): not measured")
     return lines
 
 
-def _single_references(view: View, of: xr.Dataset, shown: int) -> list[str]:
+def _single_references(view: View, of: xr.Dataset, metric: str, shown: int, phase: str) -> list[Block]:
     if len(view.references) == 1:
         return []
+    where = "sweep.nc /analysis/effects"
     if len(view.configs) > MOST_CONFIGS:
-        return [
-            f"  Matrices of single references: sweep.nc /analysis/effects ({len(view.configs)} configs)",
-            "",
-        ]
-    lines = []
+        return [Text(f"Matrices of single references: {where} ({len(view.configs)} configs)", phase)]
+    matrices = []
     for name in view.references[:shown]:
         one = of.sel(reference=name)
-        lines.append(wrap(f"{name}, mean of {_counted(one, 'content')}", "  "))
-        lines += [matrix(view.configs, distance_cells(one["reference_mean"].values), indent="    "), ""]
+        caption = f"{name}, mean of {_counted(one, 'content')}, {metric}"
+        matrices.append(Matrix(caption, view.names, one["reference_mean"].values, phase=phase))
     more = len(view.references) - shown
-    return (
-        [*lines, f"  … {plural(more, 'more reference')}: sweep.nc /analysis/effects", ""]
-        if more > 0
-        else lines
-    )
+    rest = [Text(f"… {plural(more, 'more reference')}: {where}", phase)] if more > 0 else []
+    return [*matrices, *rest]
 
 
-def _aggregate(view: View, of: xr.Dataset, region: str) -> list[str]:
+def _aggregate(view: View, of: xr.Dataset, metric: str, region: str, phase: str) -> Matrix:
     references = len(view.references)
-    mean, measured = of["mean"].values, of["references_measured"].values
-    lines = [
-        wrap(
-            f"Mean over {references} references of each one's mean ({_counted(of, region)})"
-            if references > 1
-            else f"{view.references[0]}, mean of {_counted(of, region)}",
-            "  ",
-        ),
-        matrix(view.configs, distance_cells(mean), indent="    "),
-    ]
+    measured = of["references_measured"].values
+    caption = (
+        f"Mean over {references} references of each one's mean ({_counted(of, region)}), {metric}"
+        if references > 1
+        else f"{view.references[0]}, mean of {_counted(of, region)}, {metric}"
+    )
     off = ~np.eye(len(view.configs), dtype=bool)
     total = int(off.sum())
     count = int(of["off_diagonal_measured"])
-    said = (
-        f"off the diagonal: mean {number(float(of['off_diagonal_mean']))}, range "
-        f"{number(float(of['off_diagonal_low']))} to {number(float(of['off_diagonal_high']))}"
-    )
+    notes = [_spread(of)]
     if count < total:
-        said += f"; {total - count} of {total} entries not measured"
-    lines.append("    " + said)
+        notes.append(f"{total - count} of {total} entries not measured")
     partial = off & (measured < references) & (measured > 0)
     if partial.any():
-        lines.append(
-            wrap(
-                f"{int(partial.sum())} of {total} entries rest on fewer references (fewest "
-                f"{int(measured[partial].min())} "
-                f"of {references}); the others were not measured",
-                "    ",
-            )
+        notes.append(
+            f"{int(partial.sum())} of {total} entries rest on fewer references (fewest "
+            f"{int(measured[partial].min())} of {references}); the others were not measured"
         )
-    return [*lines, ""]
+    return Matrix(caption, view.names, of["mean"].values, "; ".join(notes), phase)
+
+
+def _spread(of: xr.Dataset) -> str:
+    return (
+        f"off the diagonal: mean {number(float(of['off_diagonal_mean']))}, range "
+        f"{span(float(of['off_diagonal_low']), float(of['off_diagonal_high']))}"
+    )
 
 
 def _counted(of: xr.Dataset, region: str) -> str:
@@ -249,16 +239,7 @@ def _counted(of: xr.Dataset, region: str) -> str:
     rows, missed = of["rows"].values[off], of["not_measured"].values[off]
     rows, missed = (v.sum(-1) if v.ndim > 1 else v for v in (rows, missed))
     low, high = int(rows.min()), int(rows.max())
-    said = f"{low if low == high else f'{low} to {high}'} {region} rows a pair"
-    return said + (
+    counted = f"{low if low == high else f'{low} to {high}'} {region} rows a pair"
+    return counted + (
         f"; {int(missed.sum())} of {int((rows + missed).sum())} not measured" if missed.sum() else ""
-    )
-
-
-def _template_line(of: xr.Dataset, metric: str) -> str:
-    return wrap(
-        f"Template rows, apart: {metric} off the diagonal: mean {number(float(of['off_diagonal_mean']))}, "
-        "range "
-        f"{number(float(of['off_diagonal_low']))} to {number(float(of['off_diagonal_high']))}",
-        "  ",
     )

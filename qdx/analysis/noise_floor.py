@@ -10,8 +10,8 @@ import xarray as xr
 
 from qdx.analysis.section import Section, check
 from qdx.analysis.view import REGIONS, View, select_metrics
+from qdx.document.blocks import Block, Cell, Table, Text
 from qdx.document.format import number, percent, plural
-from qdx.document.text import clip, legend, letters, needs_letters, table, wrap
 from qdx.plugins import register
 from qdx.statistics import Bools, Floats, first_difference, masked_mean, mean_of_references, mismatch_bound
 
@@ -62,7 +62,8 @@ def noise_floor(
         "rerun": "one reference in one repeat after the first, compared with the first repeat",
         "mean": "mean over references of the mean over a reference's rows and repeat pairs",
     }
-    return Section("noise_floor", "Reproducibility check", result, {"": _text(view, result, names, template)})
+    blocks = _blocks(view, result, names, template)
+    return Section("noise_floor", "Reproducibility check", result, blocks=blocks, place="front")
 
 
 def _equality(view: View, level: float) -> xr.Dataset:
@@ -206,140 +207,117 @@ def _distances(view: View, names: list[str]) -> xr.Dataset:
     return xr.Dataset(data, coords=coords)
 
 
-def _text(view: View, result: xr.Dataset, names: list[str], template: bool) -> str:
+def _blocks(view: View, result: xr.Dataset, names: list[str], template: bool) -> list[Block]:
     repeats = view.group(view.phases[0]).sizes["repeat"]
-    labels = view.configs
-    lines = [
-        f"  Runs: {plural(len(labels), 'config')} × {plural(repeats, 'repeat')} × "
+    runs = (
+        f"Runs: {plural(len(view.configs), 'config')} × {plural(repeats, 'repeat')} × "
         f"{plural(len(view.references), 'reference')}"
-    ]
+    )
     if repeats < 2:
-        lines.append(
-            wrap(
-                "One repeat: nothing was run again, so whether a config repeats, its noise floor and every "
-                "signal to "
-                "noise ratio are not known (repeats=3 measures them).",
-                "  ",
-            )
+        missing = (
+            "One repeat: nothing was run again, so whether a config repeats, its noise floor and every "
+            "signal to noise ratio are not known (repeats=3 measures them)."
         )
-        return "\n".join(lines)
-    short = letters(len(labels)) if needs_letters(labels) else labels
+        return [Text(f"{runs}\n{missing}")]
     level = result.attrs["level"]
-    lines += [
-        "",
-        wrap(
+    blocks: list[Block] = [
+        Text(
+            f"{runs}\n"
             "Bit-equality. A rerun is one reference in one repeat after the first; it is bit-equal when "
-            "every captured "
-            "row (template and content) has the hash of the first repeat's. If none of n reruns mismatched, "
-            "the "
-            f"mismatch rate is under 1 − {1 - level:.2g}^(1/n) at {100 * level:.0f} % (reruns taken as "
-            "independent).",
-            "  ",
+            "every captured row (template and content) has the hash of the first repeat's. If none of n "
+            f"reruns mismatched, the mismatch rate is under 1 − {1 - level:.2g}^(1/n) at {100 * level:.0f} % "
+            "(reruns taken as independent)."
         ),
         _equality_table(view, result, level),
-        "",
-        wrap(
-            "Free generation: reruns whose tokens differ from the first repeat's, and the index of the "
-            "earliest "
-            "difference.",
-            "  ",
-        ),
         _generation_table(view, result),
     ]
-    if legend(labels):
-        lines += ["", legend(labels)]
-    for metric in names[:1]:
-        lines += ["", _pair_table(view, result, metric, short)]
-    lines += ["", _summary_table(view, result, names, "content", short)]
+    blocks += [_pair_table(view, result, metric) for metric in names[:1]]
+    blocks += _summary_tables(view, result, names, "content")
     if template:
-        lines += ["", _summary_table(view, result, names, "template", short)]
+        blocks += _summary_tables(view, result, names, "template")
     elif names:
-        lines.append(_template_line(view, result, names[0]))
-    return "\n".join(line for line in lines if line is not None)
+        blocks.append(_template_line(view, result, names[0]))
+    return blocks
 
 
-def _equality_table(view: View, result: xr.Dataset, level: float) -> str:
+def _equality_table(view: View, result: xr.Dataset, level: float) -> Table:
     rows = []
-    for config in view.configs:
+    for config, name in zip(view.configs, view.names, strict=True):
         cells = {}
         for phase in view.phases:
             at = result.sel(config=config, phase=phase)
             n, k = int(at["reruns"]), int(at["reruns_equal"])
             differing = int(at["rows"]) - int(at["rows_equal"])
             if not n:
-                verdict = "no rerun has rows to compare"
+                finding = "no rerun has rows to compare"
             elif n == k:
                 bound = np.ceil(float(at["mismatch_bound"]) * 1000) / 10  # rounded up: it is an upper bound
-                verdict = f"mismatch rate under {bound:.1f} % at {100 * level:.0f} %"
+                finding = f"mismatch rate under {bound:.1f} % at {100 * level:.0f} %"
             else:
-                verdict = f"does not repeat: {n - k} of {n} reruns mismatch"
-            cells[phase] = [f"{k} of {n}", f"{differing:,} of {int(at['rows']):,}", verdict]
-        name = clip(config, 30)
-        if len({(row[0], row[2]) for row in cells.values()}) == 1 and all(
-            r[1][:2] == "0 " for r in cells.values()
-        ):
+                finding = f"does not repeat: {n - k} of {n} reruns mismatch"
+            cells[phase] = [f"{k} of {n}", f"{differing:,} of {int(at['rows']):,}", finding]
+        alike = len({(row[0], row[2]) for row in cells.values()}) == 1
+        if alike and all(row[1].startswith("0 ") for row in cells.values()):
             first = next(iter(cells.values()))
             total = int(result["rows"].sel(config=config).sum())
-            rows.append(
-                [name, "each" if len(cells) > 1 else view.phases[0], first[0], f"0 of {total:,}", first[2]]
-            )
+            which = "each" if len(cells) > 1 else view.phases[0]
+            rows.append([name, which, first[0], f"0 of {total:,}", first[2]])
         else:
-            rows += [[name if i == 0 else "", phase, *row] for i, (phase, row) in enumerate(cells.items())]
-    return table(["config", "phase", "bit-equal in", "rows that differ", ""], rows, left=2)
+            rows += [[name, phase, *row] for phase, row in cells.items()]
+    head = ["config", "phase", "bit-equal in", "rows that differ", ""]
+    return Table("Reruns compared with the first repeat, every captured row", head, rows, 2)
 
 
-def _generation_table(view: View, result: xr.Dataset) -> str:
+def _generation_table(view: View, result: xr.Dataset) -> Block:
     if "generations" not in result:
-        return "  no free generation was recorded"
+        return Text("No free generation was recorded.")
     rows = []
-    for config in view.configs:
+    for config, name in zip(view.configs, view.names, strict=True):
         at = result.sel(config=config)
         n, k = int(at["generations"]), int(at["generations_diverged"])
         first = at["first_divergence"].values
-        earliest = f"token {int(first[first >= 0].min())}" if k else NONE
-        rows.append([clip(config, 40), f"{k} of {n}", percent(k / n if n else float("nan")), earliest])
-    return table(["config", "diverged", "rate", "earliest"], rows)
+        earliest = f"token {int(first[first >= 0].min())}" if k else "none"
+        rows.append([name, f"{k} of {n}", percent(k / n if n else float("nan")), earliest])
+    caption = (
+        "Free generation: reruns whose tokens differ from the first repeat's, and the index of the earliest "
+        "difference"
+    )
+    return Table(caption, ["config", "diverged", "rate", "earliest"], rows)
 
 
-NONE = "none"
-
-
-def _pair_table(view: View, result: xr.Dataset, metric: str, short: Sequence[str]) -> str:
+def _pair_table(view: View, result: xr.Dataset, metric: str) -> Block:
     pairs = [str(p) for p in result["repeat_pair"].values]
     title = f"{metric} between repeats, content rows: mean over references of each one's mean"
     if not pairs:
-        return f"  {title}: not measured"
+        return Text(f"{title}: not measured")
     if len(pairs) > MOST_PAIRS:
-        return f"  {title}: {len(pairs)} pairs, in sweep.nc /analysis/noise_floor (pair_mean)"
-    rows = []
-    for label, config in zip(short, view.configs, strict=True):
+        return Text(f"{title}: {len(pairs)} pairs, in sweep.nc /analysis/noise_floor (pair_mean)")
+    rows: list[list[Cell]] = []
+    for config, name in zip(view.configs, view.names, strict=True):
         at = result["pair_mean"].sel(metric=metric, region="content", config=config)
-        rows += _phase_rows(
-            label, {p: [number(float(v)) for v in at.sel(phase=p).values] for p in view.phases}
-        )
-    return f"  {title}\n" + table(["config", "phase", *pairs], rows, left=2)
+        rows += _phase_rows(name, {p: [float(v) for v in at.sel(phase=p).values] for p in view.phases})
+    return Table(title, ["config", "phase", *pairs], rows, 2)
 
 
-def _phase_rows(label: str, cells: dict[str, list[str]]) -> list[list[str]]:
+def _phase_rows(name: str, cells: dict[str, list[float]]) -> list[list[Cell]]:
     """Table rows of one config, one a phase; a single one where every distance of every phase is 0."""
-    if all(cell == "0" for row in cells.values() for cell in row):
-        return [[label, "all", *next(iter(cells.values()))]]
-    return [[label if i == 0 else "", phase, *row] for i, (phase, row) in enumerate(cells.items())]
+    if all(value == 0 for row in cells.values() for value in row):
+        return [[name, "all", *next(iter(cells.values()))]]
+    return [[name, phase, *row] for phase, row in cells.items()]
 
 
-def _template_line(view: View, result: xr.Dataset, metric: str) -> str:
+def _template_line(view: View, result: xr.Dataset, metric: str) -> Text:
     """The greatest distance between repeats in template rows, by phase that has such rows."""
     at = result.sel(metric=metric, region="template")
-    said = []
+    phases = []
     for phase in view.phases:
         values = at["worst"].sel(phase=phase).values
         if np.isfinite(values).any():
             worst = int(np.nanargmax(values) if view.is_distance(metric) else np.nanargmin(values))
-            whose = f" ({view.configs[worst]})" if values[worst] and view.is_distance(metric) else ""
-            said.append(f"{phase} {number(float(values[worst]))}{whose}")
-    return wrap(
-        f"Template rows, apart: greatest {metric} between repeats: {', '.join(said) or 'none captured'}", "  "
-    )
+            whose = f" ({view.names[worst]})" if values[worst] and view.is_distance(metric) else ""
+            phases.append(f"{phase} {number(float(values[worst]))}{whose}")
+    greatest = ", ".join(phases) or "none captured"
+    return Text(f"Template rows (separate): greatest {metric} between repeats: {greatest}")
 
 
 def _side_by_side(result: xr.Dataset, names: list[str], region: str, most: int = 3) -> list[list[str]]:
@@ -357,28 +335,27 @@ def _side_by_side(result: xr.Dataset, names: list[str], region: str, most: int =
     return groups
 
 
-def _summary_table(
-    view: View, result: xr.Dataset, names: list[str], region: str, short: Sequence[str]
-) -> str:
+def _summary_tables(view: View, result: xr.Dataset, names: list[str], region: str) -> list[Block]:
     """Median and maximum, metrics side by side."""
-    title = (
-        f"Noise floor of {region} rows: median, maximum of n distances between repeats (rows × repeat pairs)"
-    )
-    blocks = [wrap(title, "  ")]
+    tables: list[Block] = []
     for chunk in _side_by_side(result, names, region):
-        rows = []
-        for label, config in zip(short, view.configs, strict=True):
+        rows: list[list[Cell]] = []
+        for config, name in zip(view.configs, view.names, strict=True):
             at = result.sel(region=region, config=config, metric=chunk)
             cells = {}
             for phase in view.phases:
                 both = (at["median"].sel(phase=phase).values, at["worst"].sel(phase=phase).values)
-                cells[phase] = [number(float(v)) for v in np.stack(both, 1).ravel()]
-            for row in _phase_rows(label, cells):
+                cells[phase] = [float(v) for v in np.stack(both, 1).ravel()]
+            for row in _phase_rows(name, cells):
                 count = at["rows_measured"].max("metric")
                 n = int(count.sum() if row[1] == "all" else count.sel(phase=row[1]))
-                rows.append([*row[:2], f"{n:,}", *row[2:]])
+                rows.append([*row[:2], n, *row[2:]])
         head = ["config", "phase", "n"]
         for metric in chunk:
             head += [f"{metric} median", "max" if view.is_distance(metric) else "min"]
-        blocks.append(table(head, rows, left=2))
-    return "\n".join(blocks)
+        caption = (
+            f"Noise floor of {region} rows: median, maximum of n distances between repeats (rows × repeat "
+            "pairs)"
+        )
+        tables.append(Table(caption, head, rows, 2))
+    return tables

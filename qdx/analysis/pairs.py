@@ -10,8 +10,8 @@ import xarray as xr
 
 from qdx.analysis.section import Section, check
 from qdx.analysis.view import View, select_metrics
-from qdx.document.format import number, plural
-from qdx.document.text import clip, table, wrap
+from qdx.document.blocks import Block, Cell, Table, Text
+from qdx.document.format import plural, span
 from qdx.kernel_names import pair_type
 from qdx.plugins import register
 from qdx.statistics import (
@@ -83,18 +83,21 @@ def pairs(
     }
     for variable in numbers:
         result[variable].attrs |= {"ci_kind": "percentile bootstrap", "ci_prob": level}
-    text = {} if index else dict.fromkeys(view.phases[:1], "  one config: no pair")
-    if names and index:
-        for phase in view.phases:
-            text[phase] = _text(result, names[0], phase, shown)
-        if len(view.references) < FEWEST_REFERENCES:
-            text[view.phases[0]] += "\n" + wrap(
-                f"No interval: {plural(len(view.references), 'reference')}, and under {FEWEST_REFERENCES} a "
-                "bootstrap "
-                "over references says nothing (raise prompts.references).",
-                "    ",
+    blocks: list[Block] = []
+    if not index:
+        blocks.append(Text("One config: no pair.", view.phases[0]))
+    for p, phase in enumerate(view.phases if names and index else ()):
+        blocks += _of_phase(view, result, phase, shown)
+        if p == 0 and len(view.references) < FEWEST_REFERENCES:
+            few = plural(len(view.references), "reference")
+            blocks.append(
+                Text(
+                    f"No interval: {few}, and under {FEWEST_REFERENCES} a bootstrap over references says "
+                    "nothing (raise prompts.references).",
+                    phase,
+                )
             )
-    return Section("pairs", "Pairwise summary", result, text)
+    return Section("pairs", "Pairwise summary", result, blocks=blocks)
 
 
 def _dataset(
@@ -134,34 +137,58 @@ def _dataset(
     )
 
 
-def _text(result: xr.Dataset, metric: str, phase: str, shown: int) -> str:
-    at = result.sel(metric=metric, phase=phase)
-    order = np.argsort(at["mean"].values, kind="stable")  # NaN, not measured, comes last
-    intervals = bool(np.isfinite(at["low"].values).any())
-    rows = []
+def _of_phase(view: View, result: xr.Dataset, phase: str, shown: int) -> list[Block]:
+    at = result.sel(phase=phase)
+    metrics = [str(m) for m in at["metric"].values]
+    first = at.sel(metric=metrics[0])
+    names = dict(zip(view.configs, view.names, strict=True))
+    order = np.argsort(first["mean"].values, kind="stable")  # NaN, not measured, comes last
+    intervals = bool(np.isfinite(first["low"].values).any())
+    rows: list[list[Cell]] = []
     for i in order[:shown]:
-        one = at.isel(pair=int(i))
-        name = f"{clip(str(one['config'].item()), 28)} ~ {clip(str(one['config_b'].item()), 28)}"
-        row = [name, str(one["pair_type"].item()), number(float(one["mean"])), number(float(one["median"]))]
+        one = first.isel(pair=int(i))
+        pair = " ~ ".join(names[str(one[end].item())] for end in ("config", "config_b"))
+        row: list[Cell] = [pair, str(one["pair_type"].item()), float(one["mean"]), float(one["median"])]
         if intervals:
-            row.append(f"{number(float(one['low']))} to {number(float(one['high']))}")
-        rows.append([*row, str(int(one["references_measured"]))])
-    level = float(result.attrs["ci_prob"])
-    head = ["pair", "type", "mean", "median", *([f"{level:.0%} interval"] if intervals else []), "references"]
-    lines = [
-        wrap(
-            f"Pairs by {metric} of content rows, nearest first; mean, median: over references of each one's "
-            "mean",
-            "  ",
-        ),
-        table(head, rows, indent="    ", left=2),
+            row.append(span(float(one["low"]), float(one["high"])))
+        rows.append([*row, int(one["references_measured"])])
+    level = [f"{float(result.attrs['ci_prob']):.0%} interval"] if intervals else []
+    more = len(order) - shown
+    blocks: list[Block] = [
+        Table(
+            f"Pairs by {metrics[0]}{_unit(at, 0)} of content rows, nearest first; mean, median: over "
+            "references of each one's mean",
+            ["pair", "type", "mean", "median", *level, "references"],
+            rows,
+            2,
+            f"… {plural(more, 'more pair')}: sweep.nc /analysis/pairs" if more > 0 else "",
+            phase,
+        )
     ]
-    if len(order) > shown:
-        lines.append(f"    … {plural(len(order) - shown, 'more pair')}: sweep.nc /analysis/pairs")
-    return "\n".join([*lines, *_by_type(at)])
+    if len(metrics) > 1:
+        blocks.append(_further_metrics(at, metrics, rows, order[:shown], phase))
+    return [*blocks, *_by_type(first, phase)]
 
 
-def _by_type(at: xr.Dataset) -> list[str]:
+def _unit(at: xr.Dataset, metric: int) -> str:
+    unit = str(at["units"].values[metric])
+    return "" if unit == "1" else f" [{unit}]"
+
+
+def _further_metrics(
+    at: xr.Dataset, metrics: list[str], named: list[list[Cell]], order: Ints, phase: str
+) -> Block:
+    """The same pairs by the metrics after the first."""
+    means = at["mean"].transpose("pair", "metric").values
+    rows: list[list[Cell]] = [
+        [name[0], *(float(v) for v in means[i, 1:])] for name, i in zip(named, order, strict=True)
+    ]
+    head = ["pair", *(f"{metric}{_unit(at, m)}" for m, metric in enumerate(metrics[1:], 1))]
+    caption = "The same pairs by every other metric: mean over references of each one's mean"
+    return Table(caption, head, rows, phase=phase)
+
+
+def _by_type(at: xr.Dataset, phase: str) -> list[Block]:
     kinds = at["pair_type"].values.astype(str)
     if len(kinds) <= FEWEST_TO_GROUP:
         return []
@@ -169,6 +196,7 @@ def _by_type(at: xr.Dataset) -> list[str]:
     for kind in dict.fromkeys(kinds[np.argsort(at["mean"].values, kind="stable")]):
         values = at["mean"].values[kinds == kind]
         finite = values[np.isfinite(values)]
-        span = f"{number(finite.min())} to {number(finite.max())}" if len(finite) else number(float("nan"))
-        rows.append([kind, f"{len(finite)} of {len(values)}", span])
-    return ["", table(["type", "pairs measured", "range of means"], rows, indent="    ")]
+        low, high = (finite.min(), finite.max()) if len(finite) else (np.nan, np.nan)
+        rows.append([str(kind), f"{len(finite)} of {len(values)}", span(float(low), float(high))])
+    head = ["type", "pairs measured", "range of means"]
+    return [Table("Pairs by what they differ in", head, rows, phase=phase)]

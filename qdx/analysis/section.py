@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import xarray as xr
 
 from qdx.dataset.layout import REPORT_ORDER
+from qdx.document.blocks import Block, from_text, of_phase
 from qdx.errors import QdxError, nearest
+
+PLACES = ("front", "phase", "end")
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,20 @@ class Section:
     result : xarray.Dataset
         Every number, with units and meaning in attributes.
     text : Mapping of str to str
-        Lines for the report by phase (``prefill``, ``replay``, ``decode``); ``""`` for what belongs to no
-        phase.
+        Lines by phase, as `blocks` replace them: they are printed as they are, and a page shows them in
+        columns. An analysis that has blocks needs none.
     figures : Mapping of str to Any
-        Figures by name, for the HTML report.
+        Figures by name, for the HTML report; a `Chart` among the blocks has a table too.
+    blocks : sequence of Block
+        What the report says: sentences, tables, matrices, charts, each with a phase or without one.
+    place : "front", "phase" or "end"
+        Where the report shows it: before the phases, or after them. Blocks that have a phase stand with that
+        phase, unless the place is ``front`` or ``end``.
+
+    Raises
+    ------
+    QdxError
+        For another place.
     """
 
     name: str
@@ -36,6 +49,25 @@ class Section:
     result: xr.Dataset
     text: Mapping[str, str] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
+    blocks: Sequence[Block] = ()
+    place: str = "phase"
+
+    def __post_init__(self) -> None:
+        if self.place not in PLACES:
+            raise QdxError(
+                f"place={self.place!r} of section {self.name!r}: must be one of {', '.join(PLACES)}"
+            )
+
+    @property
+    def content(self) -> list[Block]:
+        """All that the report says: the blocks, then the lines of `text`."""
+        return [*self.blocks, *from_text(self.text)]
+
+    def of_phase(self, phase: str) -> list[Block]:
+        """What stands with a phase; of ``""`` what belongs to none."""
+        if self.place == "phase":
+            return of_phase(self.content, phase)
+        return self.content if phase == "" else []
 
 
 LEAST = {"draws": 1, "seed": 0, "shown": 0, "references_shown": 0, "words": 0}

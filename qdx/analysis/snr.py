@@ -11,8 +11,8 @@ from qdx.analysis.classes import REPEATS, repeat_state
 from qdx.analysis.noise_floor import mean_floor, rows_of_references
 from qdx.analysis.section import Section, check
 from qdx.analysis.view import PHASE_TITLES, View, select_metrics
-from qdx.document.format import DASH, plural
-from qdx.document.text import DIAGONAL, legend, matrix, wrap
+from qdx.document.blocks import Block, Cell, Matrix, Text
+from qdx.document.format import plural
 from qdx.plugins import register
 from qdx.statistics import mean_of_references, signal_to_noise
 
@@ -113,7 +113,8 @@ def snr(
             "config_b": view.configs,
         },
     )
-    return Section("snr", "Signal to noise", result, {"": _text(view, result, names, present, distance)})
+    blocks = _blocks(view, result, names, present, distance)
+    return Section("snr", "Signal to noise", result, blocks=blocks, place="end")
 
 
 def word(at: xr.Dataset, a: int, b: int, distance: float) -> str:
@@ -134,56 +135,48 @@ def word(at: xr.Dataset, a: int, b: int, distance: float) -> str:
     return ZERO_FLOOR if np.isfinite(distance) and bool((both == 0).all()) else ""
 
 
-def _text(
-    view: View,
-    result: xr.Dataset,
-    names: list[str],
-    phases: list[str],
-    distance: np.ndarray,
-) -> str:
-    if len(view.configs) == 1:
-        return "  one config: no pair"
-    if not names:
-        return "  not measured: no metric here is a distance"
-    if not phases:
-        return "  not measured: the sweep has no rows of the phases that were asked for (analysis.snr.phases)"
-    if not np.isfinite(result["floor"].values).any():
-        return wrap("Not measured: no config was run again, so there is no noise floor (repeats=3).", "  ")
+def _blocks(
+    view: View, result: xr.Dataset, names: list[str], phases: list[str], distance: np.ndarray
+) -> list[Block]:
+    missing = _missing(view, result, names, phases)
+    if missing:
+        return [Text(missing)]
     metric = names[0]
     references = plural(len(view.references), "reference")
-    lines = [
-        wrap(
+    blocks: list[Block] = [
+        Text(
             f"Median over {references} of each one's mean {metric} / √((n_a² + n_b²) / 2), content rows; n: "
-            f"a config's noise floor (mean over references of each one's mean {metric} between repeats).",
-            "  ",
-        ),
-        wrap(
+            f"a config's noise floor (mean over references of each one's mean {metric} between repeats).\n"
             "About 1: the pair is no further apart than its own noise puts it. exact: both floors are 0, "
             "both configs repeat bit for bit and the pair differs, so any difference is signal; equal: as "
-            "exact, and the distance is 0.",
-            "  ",
-        ),
+            "exact, and the distance is 0."
+        )
     ]
-    if legend(view.configs):
-        lines += ["", legend(view.configs)]
     undecided = False
     for p, phase in enumerate(phases):
         at = result.sel(metric=metric, phase=phase)
-        cells = []
-        for a, row in enumerate(at["ratio"].values):
-            line = []
-            for b, value in enumerate(row):
-                said = word(at, a, b, float(distance[0, p, a, b]))
-                line.append(DIAGONAL if a == b else said or _ratio(value))
-            cells.append(line)
-        undecided |= ZERO_FLOOR in {cell for line in cells for cell in line}
-        lines += ["", f"  {PHASE_TITLES[phase]}", matrix(view.configs, cells, indent="    ")]
+        cells: list[list[Cell]] = [
+            [
+                word(at, a, b, float(distance[0, p, a, b])) or float(value) if a != b else ""
+                for b, value in enumerate(row)
+            ]
+            for a, row in enumerate(at["ratio"].values)
+        ]
+        undecided |= any(ZERO_FLOOR in line for line in cells)
+        blocks.append(Matrix(PHASE_TITLES[phase], view.names, cells))
     if undecided:
-        lines += ["", wrap(f"{ZERO_FLOOR}: {ZERO_FLOOR_MEANS.format(metric=metric)}", "  ")]
-    return "\n".join(lines)
+        blocks.append(Text(f"{ZERO_FLOOR}: {ZERO_FLOOR_MEANS.format(metric=metric)}"))
+    return blocks
 
 
-def _ratio(value: float) -> str:
-    if not np.isfinite(value):
-        return DASH
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def _missing(view: View, result: xr.Dataset, names: list[str], phases: list[str]) -> str:
+    """Why there is nothing to show; empty where there is something."""
+    if len(view.configs) == 1:
+        return "One config: no pair."
+    if not names:
+        return "Not measured: no metric here is a distance."
+    if not phases:
+        return "Not measured: the sweep has no rows of the phases that were asked for (analysis.snr.phases)."
+    if not np.isfinite(result["floor"].values).any():
+        return "Not measured: no config was run again, so there is no noise floor (repeats=3)."
+    return ""

@@ -11,6 +11,7 @@ import xarray as xr
 
 from qdx.dataset.layout import REPORT_ORDER
 from qdx.document.format import plural
+from qdx.document.labels import short_labels
 from qdx.errors import QdxError
 from qdx.statistics import Bools, Floats, Ints, first_difference, masked_mean, rows_before_split
 
@@ -57,6 +58,7 @@ class View:
             raise QdxError("nothing to analyse: none of the groups /prefill, /replay, /decode is in the file")
         first = self.group(self.phases[0])
         self.configs: list[str] = [str(c) for c in first["config"].values]
+        self.names: list[str] = short_labels(self.configs)  # in what is shown; labels stand in results
         self.references: list[str] = [str(r) for r in first["reference"].values]
         self._kept: dict[tuple[str, str], Any] = {}
         measured = tree["metrics"] if "metrics" in tree.children else None

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+
+import numpy as np
+
+from qdx.document.blocks import Cell
 
 DASH = "–"  # what a table's cell shows of what was not measured; its legend or title says what it means
 NOT_MEASURED = "not measured"  # where there is room for words
@@ -21,6 +26,25 @@ def number(value: float, digits: int = 3, missing: str = DASH) -> str:
         return f"{mantissa}e{int(exponent)}"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
     return f"{rounded:,.{decimals}f}"
+
+
+def cell(value: Cell) -> str:
+    """Write what a table's cell holds: text as it is, a count whole, another number in three digits."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    return f"{int(value):,}" if isinstance(value, int | np.integer) else number(float(value))
+
+
+def signed(value: float, decimals: int = 3) -> str:
+    """Write a change with its sign: ``+0.125``."""
+    return f"{value:+,.{decimals}f}" if math.isfinite(value) else DASH
+
+
+def span(low: float, high: float, write: Callable[[float], str] = number) -> str:
+    """Write an interval: ``0.51 to 0.63``."""
+    return f"{write(low)} to {write(high)}" if math.isfinite(low) else DASH
 
 
 def percent(value: float) -> str:

@@ -1,51 +1,98 @@
-"""Pieces of the HTML page: sections, tables, figures, parts that open, commands."""
+"""Blocks, figures and the other pieces of a page as HTML, by the templates beside this file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from qdx.document.svg import Figure, Own, Table, escape
+from qdx.document.blocks import Block, Chart, Details, Matrix, Table, Text
+from qdx.document.format import cell
+from qdx.document.svg import CONTROL, Figure, Own
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATES = Path(__file__).parent / "templates"
 COLUMN = 360  # pixels of a figure's column in page.css; a wider figure gets a row of its own
+
+
+@cache
+def environment() -> Environment:
+    """Return the templates' environment: everything that is put into a page is escaped, without exception.
+
+    A control character becomes U+FFFD, as it does in the text report; an undefined name is an error.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def finalize(value: Any) -> Any:
+        return value if isinstance(value, Markup) else CONTROL.sub("\ufffd", str(value))
+
+    def drawing(svg: str) -> Markup:
+        return Markup(svg)  # of `Figure`, which has escaped what is in it
+
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=finalize
+    )
+    made.filters |= {"cell": cell, "drawing": drawing}
+    return made
+
+
+def _macro(name: str, *values: object, **options: object) -> str:
+    module: Any = environment().get_template("blocks.html.j2").module
+    return str(getattr(module, name)(*values, **options))
+
+
+def _markup(body: str) -> str:
+    """Mark HTML that this module has made as HTML."""
+    from markupsafe import Markup
+
+    return Markup(body)
+
+
+def render(blocks: Sequence[Block], drawn: Mapping[str, Own] | None = None) -> str:
+    """Write blocks below each other.
+
+    Parameters
+    ----------
+    blocks : sequence of Block
+    drawn : Mapping of str to Own, optional
+        The drawings of charts by name; a chart without one shows its table.
+    """
+    return "".join(_rendered(block, drawn or {}) for block in blocks)
+
+
+def _rendered(block: Block, drawn: Mapping[str, Own]) -> str:
+    if isinstance(block, Text):
+        return preformatted(block.text) if block.verbatim else _macro("paragraphs", block.text)
+    if isinstance(block, Details):
+        return more(block.title, render(block.blocks, drawn))
+    if isinstance(block, Chart):
+        image = own(drawn[block.name], "the table below") if block.name in drawn else ""
+        return image + table_of(block.table)
+    return table_of(block.as_table() if isinstance(block, Matrix) else block)
 
 
 def section_of(anchor: str, title: str, body: str) -> str:
     """A landmark with its heading."""
-    head = f'<h2 id="{anchor}">{escape(title)}</h2>'
-    return f'<section aria-labelledby="{anchor}">\n{head}\n{body}\n</section>\n'
+    return _macro("section", anchor, title, _markup(body))
 
 
 def table_of(table: Table, *, caption: bool = True) -> str:
     """A table; without `caption` only a screen reader gets it."""
-    numeric = ["" if i < table.left else ' class="num"' for i in range(len(table.head))]
-    head = "".join(f'<th scope="col"{n}>{escape(h)}</th>' for n, h in zip(numeric, table.head, strict=True))
-    rows = []
-    for row in table.rows:
-        cells = [f'<th scope="row">{escape(row[0])}</th>']
-        cells += [f"<td{n}>{escape(c)}</td>" for n, c in zip(numeric[1:], row[1:], strict=True)]
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    css = "" if caption else ' class="unseen"'
-    return (
-        f'<div class="scroll"><table><caption{css}><span>{escape(table.caption)}</span></caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>\n"
-    )
+    return _macro("table", table, caption=caption)
 
 
 def more(summary: str, body: str, css: str = "", *, opened: bool = False) -> str:
     """A part that opens, or that is open and closes."""
-    start = "<details" + (f' class="{css}"' if css else "") + (" open>" if opened else ">")
-    return f"{start}<summary>{escape(summary)}</summary>{body}</details>\n"
+    return _macro("details", summary, _markup(body), css, opened=opened)
 
 
 def figure_of(figure: Figure) -> str:
     """A figure with title, note and the table of what it draws."""
-    note = f"<span>{escape(figure.note)}</span>" if figure.note else ""
-    css = ' class="wide"' if figure.width > COLUMN else ""
-    return (
-        f"<figure{css}><figcaption><strong>{escape(figure.title)}</strong>{note}</figcaption>"
-        f'<div class="scroll">{figure.inline()}</div>'
-        f"{more('Table of ' + figure.title, table_of(figure.table, caption=False))}</figure>\n"
-    )
+    return _macro("figure", figure, figure.width > COLUMN)
 
 
 def grid(figures: Sequence[Figure]) -> str:
@@ -53,21 +100,16 @@ def grid(figures: Sequence[Figure]) -> str:
     return f'<div class="figures">{"".join(figure_of(f) for f in figures)}</div>\n' if figures else ""
 
 
-def own(figure: Own) -> str:
+def own(figure: Own, where: str = "the text below and in sweep.nc") -> str:
     """An analysis' own figure, as an image."""
-    title = escape(figure.title)
-    return (
-        f'<figure class="wide"><figcaption><strong>{title}</strong></figcaption><div class="scroll">'
-        f'<img src="{figure.source()}" alt="{title}: the numbers are in the text below and in sweep.nc">'
-        "</div></figure>\n"
-    )
+    return _macro("image", figure, where)
 
 
 def preformatted(text: str) -> str:
     """Text in columns."""
-    return f'<pre class="scroll">{escape(text)}</pre>'
+    return _macro("preformatted", text)
 
 
 def command(text: str) -> str:
     """A command, broken where the window ends."""
-    return f'<pre class="command"><code>{escape(text)}</code></pre>'
+    return _macro("command", text)

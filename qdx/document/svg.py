@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from qdx.document import format
+from qdx.document.blocks import Table as Table
 from qdx.document.format import NOT_MEASURED
 
 CHARACTER = 6.7  # width of an average character of a 12 px sans-serif face, for layout without a browser
@@ -53,16 +54,6 @@ def clip(text: str, width: int) -> str:
         return text
     end = (width - 1) // 2
     return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of ready text; the first column names the row."""
-
-    caption: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    left: int = 1  # columns of text; the others are numbers
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Plain-text tables of at most 110 columns, for a terminal and a log file alike."""
+"""Blocks as plain text of at most 110 columns, for a terminal and a log file alike."""
 
 from __future__ import annotations
 
@@ -9,18 +9,80 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from qdx.document.format import number
+from qdx.document.blocks import DIAGONAL, Block, Cell, Chart, Details, Matrix, Table, Text
+from qdx.document.format import cell
+from qdx.document.labels import cut_all
 
 WIDTH = 110
-DIAGONAL = "·"
-LONGEST_LABEL = 14  # a longer one gets a letter in matrix headers
+NARROWEST = 24  # columns that a last column of text needs to be wrapped
+LONGEST_LABEL = 20  # a longer one gets a letter in matrix headers
 
 
-def wrap(text: str, indent: str = "", hang: str = "  ") -> str:
-    """Wrap a sentence to `WIDTH`, continuation lines indented by `hang` more."""
+def render(blocks: Sequence[Block], width: int = WIDTH, indent: str = "  ") -> str:
+    """Write blocks below each other.
+
+    Parameters
+    ----------
+    blocks : sequence of Block
+    width : int
+        Columns of the longest line; only a verbatim text may have longer ones.
+    indent : str
+        Before every line.
+
+    Returns
+    -------
+    str
+        Without a line break at its end.
+    """
+    parts: list[str] = []
+    explained: set[tuple[str, ...]] = set()
+    sentences = False  # whether what stands above are sentences, which need no empty line between them
+    for block in blocks:
+        rendered = _rendered(block, width, indent)
+        if isinstance(block, Matrix) and block.labels and tuple(block.labels) not in explained:
+            explained.add(tuple(block.labels))
+            if names := legend(block.labels, width, indent):
+                rendered = f"{names}\n\n{rendered}"
+        plain = isinstance(block, Text) and not block.verbatim
+        parts += [rendered] if not parts or (plain and sentences) else ["", rendered]
+        sentences = plain
+    return "\n".join(parts)
+
+
+def _rendered(block: Block, width: int, indent: str) -> str:
+    further = indent + "  "
+    if isinstance(block, Text):
+        if block.verbatim:
+            return block.text
+        return "\n".join(wrap(line, indent, width=width) for line in block.text.split("\n"))
+    if isinstance(block, Details):
+        return f"{wrap(block.title, indent, width=width)}\n{render(block.blocks, width, further)}"
+    if isinstance(block, Chart):
+        block = block.table
+    lines = [wrap(block.caption, indent, width=width)] if block.caption else []
+    if isinstance(block, Table):
+        rows = [[_one_line(value) for value in row] for row in block.rows]
+        lines.append(table(block.head, rows, further, block.left, width))
+    else:
+        cells = [
+            [DIAGONAL if a == b else _one_line(value) for b, value in enumerate(row)]
+            for a, row in enumerate(block.cells)
+        ]
+        lines.append(matrix(block.labels, cells, indent=further, width=width))
+    if block.note:
+        lines.append(wrap(block.note, further, width=width))
+    return "\n".join(lines)
+
+
+def _one_line(value: Cell) -> str:
+    return " ".join(cell(value).splitlines())
+
+
+def wrap(text: str, indent: str = "", hang: str = "  ", width: int = WIDTH) -> str:
+    """Wrap a sentence to `width`, continuation lines indented by `hang` more."""
     return textwrap.fill(
         text,
-        WIDTH,
+        width,
         initial_indent=indent,
         subsequent_indent=indent + hang,
         break_long_words=True,
@@ -33,19 +95,41 @@ def clip(text: str, width: int) -> str:
     return text if len(text) <= width else text[: max(width - 1, 0)] + "…"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "  ", left: int = 1) -> str:
-    """Align columns: the first `left` to the left, the others to the right; cells are cut to keep `WIDTH`."""
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    indent: str = "  ",
+    left: int = 1,
+    width: int = WIDTH,
+) -> str:
+    """Align columns: the first `left` to the left, the others to the right.
+
+    A last column of text is wrapped where a line would be wider than `width`; other cells are cut, two
+    different ones of a column differently.
+    """
     cells = [[str(c) for c in row] for row in [list(head), *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    while len(indent) + sum(widths) + 2 * (len(widths) - 1) > WIDTH and max(widths) > 8:
+    free = width - len(indent) - 2 * (len(widths) - 1)
+    wraps = left >= len(head) and free - sum(widths[:-1]) >= NARROWEST
+    if wraps:
+        widths[-1] = max(1, min(widths[-1], free - sum(widths[:-1])))
+    while sum(widths) > free and max(widths) > 8:
         widths[widths.index(max(widths))] -= 1
+    columns = [
+        column if wraps and i == len(widths) - 1 else cut_all(column, widths[i])
+        for i, column in enumerate(map(list, zip(*cells, strict=True)))
+    ]
     lines = []
-    for row in cells:
-        parts = [clip(c, w) for c, w in zip(row, widths, strict=True)]
-        line = "  ".join(
-            p.ljust(w) if i < left else p.rjust(w) for i, (p, w) in enumerate(zip(parts, widths, strict=True))
-        )
-        lines.append((indent + line).rstrip())
+    for row in zip(*columns, strict=True):
+        *first, last = row
+        more = (textwrap.wrap(last, widths[-1], break_on_hyphens=False) or [""]) if wraps else [last]
+        for i, part in enumerate(more):
+            texts = [*(first if i == 0 else [""] * len(first)), part]
+            line = "  ".join(
+                text.ljust(w) if at < left else text.rjust(w)
+                for at, (text, w) in enumerate(zip(texts, widths, strict=True))
+            )
+            lines.append((indent + line).rstrip())
     return "\n".join(lines)
 
 
@@ -55,22 +139,23 @@ def letters(count: int) -> list[str]:
     return [(alphabet[i // 26 - 1] if i >= 26 else "") + alphabet[i % 26] for i in range(count)]
 
 
-def needs_letters(labels: Sequence[str]) -> bool:
+def needs_letters(labels: Sequence[str], width: int = WIDTH) -> bool:
     """Whether a matrix of these labels gets letters for headers."""
-    return (
-        max(map(len, labels)) > LONGEST_LABEL or 2 + (len(labels) + 1) * (2 + max(map(len, labels))) > WIDTH
-    )
+    longest = max(map(len, labels))
+    return longest > LONGEST_LABEL or 2 + (len(labels) + 1) * (2 + longest) > width
 
 
-def legend(labels: Sequence[str]) -> str:
+def legend(labels: Sequence[str], width: int = WIDTH, indent: str = "  ") -> str:
     """Say which letter is which label; empty when matrices carry the labels themselves."""
-    if not needs_letters(labels):
+    if not needs_letters(labels, width):
         return ""
-    entries = [f"{letter} = {label}" for letter, label in zip(letters(len(labels)), labels, strict=True)]
-    width = min(max(map(len, entries)), WIDTH - 2)
-    across = max(1, (WIDTH - 2 + 3) // (width + 3))
+    names = letters(len(labels))
+    shown = cut_all(labels, width - len(indent) - len(names[-1]) - 3)
+    entries = [f"{letter} = {label}" for letter, label in zip(names, shown, strict=True)]
+    longest = max(map(len, entries))
+    across = max(1, (width - len(indent) + 3) // (longest + 3))
     lines = [entries[i : i + across] for i in range(0, len(entries), across)]
-    return "\n".join("  " + "   ".join(clip(e, width).ljust(width) for e in line).rstrip() for line in lines)
+    return "\n".join(indent + "   ".join(e.ljust(longest) for e in line).rstrip() for line in lines)
 
 
 def columns_of(labels: Sequence[str], beside: int) -> tuple[list[str], list[str]]:
@@ -90,31 +175,24 @@ def matrix(
     cells: NDArray[np.str_] | Sequence[Sequence[str]],
     corner: str = "",
     indent: str = "  ",
+    width: int = WIDTH,
 ) -> str:
-    """Align a square matrix of ready cells, in blocks of columns when it is wider than `WIDTH`.
+    """Align a square matrix of ready cells, in blocks of columns when it is wider than `width`.
 
     Rows are configs, columns config_b. Long or many labels become the letters of `legend`.
     """
-    short = letters(len(labels)) if needs_letters(labels) else list(labels)
+    short = letters(len(labels)) if needs_letters(labels, width) else list(labels)
     stub = max(len(corner), *(len(s) for s in short))
-    width = 2 + max(max(len(s) for s in short), *(len(c) for row in cells for c in row))
-    fit = max(1, (WIDTH - len(indent) - stub) // width)
+    column = 2 + max(max(len(s) for s in short), *(len(c) for row in cells for c in row))
+    fit = max(1, (width - len(indent) - stub) // column)
     fit = -(-len(short) // -(-len(short) // fit))  # blocks of equal width
-    blocks = []
+    parts = []
     for start in range(0, len(short), fit):
         columns = range(start, min(start + fit, len(short)))
-        lines = [indent + corner.ljust(stub) + "".join(short[c].rjust(width) for c in columns)]
+        lines = [indent + corner.ljust(stub) + "".join(short[c].rjust(column) for c in columns)]
         for row, name in enumerate(short):
             lines.append(
-                indent + name.ljust(stub) + "".join(str(cells[row][c]).rjust(width) for c in columns)
+                indent + name.ljust(stub) + "".join(str(cells[row][c]).rjust(column) for c in columns)
             )
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
-
-
-def distance_cells(values_CC: NDArray[np.float64]) -> list[list[str]]:
-    """Cells of a distance matrix; the diagonal, which nobody measures, is a dot."""
-    return [
-        [DIAGONAL if a == b else number(value) for b, value in enumerate(row)]
-        for a, row in enumerate(values_CC)
-    ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)

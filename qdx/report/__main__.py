@@ -39,6 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--figures", metavar="LIST", help="names of figures to save as DIR/figures/<name>.svg, or all"
     )
     parser.add_argument(
+        "--print",
+        metavar="WHAT",
+        help="what to print: answer (one screen) or full, all of report.txt (default: as the sweep was asked "
+        "for)",
+    )
+    parser.add_argument(
         "--plugins", metavar="FOLDER", action="append", default=[],
         help="a folder of plug-in files that the sweep was measured with; they are run: name it only if you "
         "trust them (plugins/ of the working folder is looked in too, unless that folder holds results)",
@@ -77,7 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             refuse_links(Path(chosen.directory))
         for number, folder in enumerate(chosen.calibration, 1):
             adopt_calibration(Path(chosen.directory), folder, number)
-        report = build(chosen.directory, formats=formats, figures=figures, plugin_folders=chosen.plugins)
+        report = build(
+            chosen.directory,
+            formats=formats,
+            figures=figures,
+            plugin_folders=chosen.plugins,
+            shown=chosen.print,
+        )
     except QdxError as error:
         print(f"qdx: error: {error}", file=sys.stderr)
         return 1 if of_disk(error) else 2

@@ -70,6 +70,7 @@ def build(
     plugin_folders: Sequence[str | Path] = (),
     console: bool = True,
     trust: bool = False,
+    shown: str | None = None,
 ) -> Report:
     """Merge the finished runs of a sweep, measure, analyse and report.
 
@@ -90,6 +91,9 @@ def build(
         ``plugins/`` of the working folder.
     console : bool
         Print the report, and progress while distances are measured.
+    shown : "answer" or "full", optional
+        What is printed: the answer on one screen, or all of ``report.txt``. Default: what ``sweep.json``
+        says, else the answer.
     trust : bool
         The folder is one's own. Otherwise its files are looked at before they are read (`guard_folder`).
 
@@ -112,7 +116,7 @@ def build(
         # Two reports of a folder write the same files. Why a folder cannot be written is said further on.
         with contextlib.suppress(OSError):
             stack.enter_context(locked(directory / "report.lock", wait=True))
-        return _build(directory, metrics, analyses, formats, figures, plugin_folders, console, trust)
+        return _build(directory, metrics, analyses, formats, figures, plugin_folders, console, trust, shown)
 
 
 def guard_folder(directory: Path) -> None:
@@ -142,6 +146,7 @@ def _build(
     plugin_folders: Sequence[str | Path],
     console: bool,
     trust: bool,
+    shown: str | None,
 ) -> Report:
     from qdx.dataset import check, folder
     from qdx.dataset.writing import disk_errors
@@ -149,7 +154,7 @@ def _build(
 
     state = check.scan(directory)
     facts = Facts(directory, state.labels, state.missing, state.failed, {}, state.settings, stated=not trust)
-    wanted = _Wanted.of(state.settings, formats, figures)
+    wanted = _Wanted.of(state.settings, formats, figures, shown)
     target = directory / folder.SWEEP
     if not state.runs:
         if target.exists() and not state.failed:
@@ -227,10 +232,15 @@ class _Wanted:
     formats: Sequence[str]
     figures: Sequence[str] | bool
     memory: int  # MiB, of the distances
+    print: str  # what the terminal shows: "answer" or "full"
 
     @classmethod
     def of(
-        cls, settings: Mapping[str, Any], formats: Sequence[str] | None, figures: Sequence[str] | bool | None
+        cls,
+        settings: Mapping[str, Any],
+        formats: Sequence[str] | None,
+        figures: Sequence[str] | bool | None,
+        shown: str | None,
     ) -> _Wanted:
         from qdx.schema import Report as Options
 
@@ -242,8 +252,9 @@ class _Wanted:
         memory = stored.get("memory", Options.memory)
         if not isinstance(memory, int) or isinstance(memory, bool):
             raise QdxError(f"report.memory={memory!r}: must be a number of MiB")
-        checked = Options(list(chosen), list(named) if isinstance(named, tuple) else named, memory)
-        return cls(checked.formats, checked.figures, checked.memory)
+        shown = stored.get("print", Options.print) if shown is None else shown
+        checked = Options(list(chosen), list(named) if isinstance(named, tuple) else named, memory, shown)
+        return cls(checked.formats, checked.figures, checked.memory, checked.print)
 
 
 def _callables(
@@ -337,6 +348,7 @@ def _write(
     from qdx.analysis.view import View
     from qdx.dataset.writing import disk_errors
     from qdx.report import figures
+    from qdx.report.answer import answer
     from qdx.report.summary import dump, summarize, with_files
     from qdx.report.text import render
 
@@ -345,11 +357,11 @@ def _write(
     unwritten: dict[str, str] = {}
     try:
         drawn = figures.collect(View(tree), sections) if tree is not None else drawn
-    except Exception as error:  # report.txt needs no figure
+    except Exception as error:  # report.txt and report.md need no figure
         said = _said(error)
-        pages = {f"report.{f}": said + _stale(facts, f) for f in formats if f != "txt"}
+        pages = {f"report.{f}": said + _stale(facts, f) for f in formats if f == "html"}
         unwritten = {"figures": said, **pages}
-        formats = [f for f in formats if f == "txt"]
+        formats = [f for f in formats if f != "html"]
     lost = {f"figure {name}": error for name, error in drawn.errors.items()}
     try:
         saved = drawn.save(facts.directory / figures.FOLDER, [] if unwritten else wanted.figures)
@@ -366,7 +378,7 @@ def _write(
         new_file.write_text(facts.directory / "summary.json", dump(summary))
     text = pages.get("report.txt") or render(facts, tree, sections, listed)
     if console:
-        show(text)
+        show(text if wanted.print == "full" else answer(facts, tree, sections, written))
     paths = {name: facts.directory / name for name in (*pages, "summary.json")}
     paths |= {path.name: path for path in inputs[:1]}
     paths |= {f"{figures.FOLDER}/{path.name}": path for path in saved}
@@ -416,8 +428,11 @@ def _pages(
                 if suffix == "txt":
                     pages[path.name] = text.render(facts, tree, sections, files)
                 else:
-                    page = html if suffix == "html" else markdown
-                    pages[path.name] = page.render(facts, tree, sections, drawn, files)
+                    pages[path.name] = (
+                        html.render(facts, tree, sections, drawn, files)
+                        if suffix == "html"
+                        else markdown.render(facts, tree, sections, files)
+                    )
             except Exception as error:
                 if suffix == "txt":
                     raise

@@ -17,6 +17,7 @@ from qdx.analysis.section import Section
 from qdx.analysis.snr import word
 from qdx.analysis.view import View
 from qdx.document import charts
+from qdx.document.blocks import Block, Chart, Details
 from qdx.document.format import plural
 from qdx.document.svg import Figure, Own, number
 from qdx.errors import QdxError, nearest
@@ -120,13 +121,22 @@ def collect(view: View, sections: Sequence[Section]) -> Figures:
     found.strips = _strips(view)
     found.verifying = figures.figures(sections)
     for section in sections:
-        for name, value in section.figures.items():
+        charts_of = {block.name: block.drawing for block in _charts(section.content)}
+        for name, value in {**section.figures, **charts_of}.items():
             full = _file(f"{section.name}_{name}")
             try:
                 found.own.setdefault(section.name, []).append(Own(full, str(name), _svg(value)))
             except Exception as error:  # one figure must not take the report with it
                 found.errors[full] = f"{type(error).__name__}: {error}"
     return found
+
+
+def _charts(blocks: Sequence[Block]) -> Iterator[Chart]:
+    for block in blocks:
+        if isinstance(block, Chart):
+            yield block
+        elif isinstance(block, Details):
+            yield from _charts(block.blocks)
 
 
 def unit_of(view: View, metric: str) -> str:
@@ -159,7 +169,7 @@ def _heatmaps(view: View, metric: str, phase: str, first: bool) -> list[Figure]:
             f"Mean over references of each one’s mean ({_rows(rows.sum(-1)[off])} a pair)."
             if several
             else f"Mean over {_rows(rows.sum(-1)[off])} a pair.",
-            view.configs,
+            view.names,
             total,
             unit,
             domain,
@@ -173,7 +183,7 @@ def _heatmaps(view: View, metric: str, phase: str, first: bool) -> list[Figure]:
                 f"heatmap_{_file(metric)}_{phase}_{_file(reference)}",
                 f"{metric}, {phase}: {reference}",
                 note,
-                view.configs,
+                view.names,
                 of_reference[..., r],
                 unit,
                 domain,
@@ -223,7 +233,7 @@ def _positions(view: View, metric: str, phase: str) -> list[Figure]:
         drawn += [n[n > 0] for a, b in chosen for n in (noise[a], noise[b])]
     domain = np.concatenate(drawn) if drawn else np.empty(0)
     for a, b in chosen:
-        names = f"{view.configs[a]} ~ {view.configs[b]}"
+        names = f"{view.names[a]} ~ {view.names[b]}"
         found.append(
             charts.along_positions(
                 f"positions_{_file(metric)}_{phase}_{_file(view.configs[a])}_{_file(view.configs[b])}",
@@ -242,23 +252,53 @@ def _positions(view: View, metric: str, phase: str) -> list[Figure]:
     return found
 
 
+@dataclass(frozen=True)
+class PairSignal:
+    """A pair's distance, the noise of its two configs, and their ratio in words or digits."""
+
+    a: int
+    b: int
+    kind: str
+    distance: float
+    noise: float
+    ratio: str
+
+
+def pair_signals(view: View, at: xr.Dataset, metric: str, phase: str) -> list[PairSignal]:
+    """Hold every pair against its noise, nearest first; empty where nothing was measured or rerun.
+
+    Parameters
+    ----------
+    view : View
+    at : xarray.Dataset
+        The result of ``snr`` at `metric` and `phase`.
+    metric, phase : str
+    """
+    floor = at["floor"].values
+    means = view.reference_means(metric, phase)
+    index = list(combinations(range(len(view.configs)), 2))
+    if not means or not index or not np.isfinite(floor).any():
+        return []
+    kinds = pair_types(view, index)
+    found = []
+    for (a, b), kind in zip(index, kinds, strict=True):
+        distance = float(median_of_references(means["content"][0][a, b]))
+        noise = float(np.sqrt((floor[a] ** 2 + floor[b] ** 2) / 2))
+        found.append(PairSignal(a, b, kind, distance, noise, ratio_text(at, (a, b), distance)))
+    return [found[i] for i in np.argsort([one.distance for one in found], kind="stable")]
+
+
 def _signal(view: View, section: Section | None) -> list[Figure]:
     if section is None or "ratio" not in section.result or not section.result.sizes["metric"]:
         return []
     result, found = section.result, []
     metric = str(result["metric"].values[0])
     for phase in (str(p) for p in result["phase"].values):
-        at = result.sel(metric=metric, phase=phase)
-        floor = at["floor"].values
-        means = view.reference_means(metric, phase)
-        index = list(combinations(range(len(view.configs)), 2))
-        if not means or not index or not np.isfinite(floor).any():
+        pairs = pair_signals(view, result.sel(metric=metric, phase=phase), metric, phase)
+        if not pairs:
             continue
-        distance = np.array([median_of_references(means["content"][0][p]) for p in index], float)
-        noise = np.array([np.sqrt((floor[a] ** 2 + floor[b] ** 2) / 2) for a, b in index])
-        order = np.argsort(distance, kind="stable")[:MOST_SIGNALS]
-        ratio = [ratio_text(at, p, float(d)) for p, d in zip(index, distance, strict=True)]
-        more = len(index) - len(order)
+        shown = pairs[:MOST_SIGNALS]
+        more = len(pairs) - len(shown)
         found.append(
             charts.signal_and_noise(
                 f"signal_{_file(metric)}_{phase}",
@@ -266,10 +306,10 @@ def _signal(view: View, section: Section | None) -> list[Figure]:
                 "Nearest pair first."
                 + (f" {plural(more, 'further pair')}: sweep.nc /analysis/snr." if more else ""),
                 unit_of(view, metric),
-                [(view.configs[index[i][0]], view.configs[index[i][1]]) for i in order],
-                distance[order],
-                noise[order],
-                [ratio[i] for i in order],
+                [(view.names[one.a], view.names[one.b]) for one in shown],
+                np.array([one.distance for one in shown]),
+                np.array([one.noise for one in shown]),
+                [one.ratio for one in shown],
             )
         )
     return found
@@ -295,7 +335,7 @@ def _strips(view: View) -> list[Figure]:
                 f"divergence_{_file(reference)}",
                 reference,
                 f"Equal letters: equal tokens up to there.{flag}",
-                view.configs,
+                view.names,
                 outputs[:, 0, r],
                 earliest,
             )

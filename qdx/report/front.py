@@ -90,7 +90,7 @@ def _distances(view: View, metric: str, phase: str, snr: Section | None) -> tupl
     across = [p for p in index if formats[p[0]] != formats[p[1]]]
 
     def named(pair: tuple[int, int]) -> str:
-        return f"{view.configs[pair[0]]} ~ {view.configs[pair[1]]}"
+        return f"{view.names[pair[0]]} ~ {view.names[pair[1]]}"
 
     lead = ""
     if within and across:
@@ -140,7 +140,7 @@ def _repeats(view: View, section: Section | None) -> list[str]:
     if not reruns.any():
         return ["No config was run again, so there is no noise floor."]
     noisy = []
-    for c, config in enumerate(view.configs):
+    for c, config in enumerate(view.names):
         phases = [
             f"{p} {reruns[c, i] - equal[c, i]} of {reruns[c, i]}"
             for i, p in enumerate(view.phases)

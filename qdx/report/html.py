@@ -55,8 +55,8 @@ def render(
             ("signal", "Noise against signal", parts.signal(view, sections, figures)),
             ("divergence", "Where free generations part", parts.strips(view, sections, figures)),
             ("texts", "Generated texts", parts.texts(view, facts.stated)),
-            *parts.others(sections, figures),
-            ("repeats", "Reproducibility check", parts.repeats(view, sections)),
+            *parts.others(view, sections, figures),
+            ("repeats", "Reproducibility check", parts.repeats(sections)),
             ("provenance", "Provenance", parts.provenance(view, facts.stated)),
         ]
     found = [part for part in found if part[2]]

@@ -13,7 +13,7 @@ from qdx import analysis
 from qdx.analysis.section import Section
 from qdx.analysis.view import View
 from qdx.document.format import number, plural
-from qdx.document.text import WIDTH, matrix, table, wrap
+from qdx.document.text import WIDTH, matrix, render, table, wrap
 from qdx.errors import QdxError, printable
 from qdx.report import text
 from qdx.verification import attribution_by_distance
@@ -112,7 +112,7 @@ def _blocks(path: Path, tree: xr.DataTree) -> list[str]:
         sections, missing_of = _analyses(tree)
         by_name = {section.name: section for section in sections}
         if "consistency" in by_name:
-            blocks.append(_block("Token consistency", by_name["consistency"].text.get("", "")))
+            blocks.append(_block("Token consistency", render(by_name["consistency"].content)))
         blocks.append(_block("Prefill effects", text.phase_text(view, sections, ["prefill"])))
         blocks.append(_block("Decode effects", text.phase_text(view, sections, ["decode"])))
     else:

@@ -8,9 +8,10 @@ import xarray as xr
 
 from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
+from qdx.document.blocks import Block
 from qdx.document.charts import MOST_LINES
 from qdx.document.format import plural
-from qdx.document.html import grid, more, own, preformatted, table_of
+from qdx.document.html import grid, more, own, preformatted, render, table_of
 from qdx.document.svg import Table, escape
 from qdx.report import tables
 from qdx.report.figures import MOST_CONFIGS, Figures
@@ -32,14 +33,6 @@ HOW_POSITIONS = (
     "two repeats of either config at that position, over references. A line inside it is no further than "
     "noise."
 )
-HOW_SIGNAL = (
-    "n: a config’s noise floor, the mean over references of each one’s mean distance between repeats over "
-    "content rows. The noise of a pair is √((n_a² + n_b²) / 2); signal to noise is the median over "
-    "references of each one’s mean distance / noise, without unit. About 1: the pair is no further apart "
-    "than its noise puts it. exact: both floors are 0, both configs repeat bit for bit and the pair differs; "
-    "equal: as exact, and the distance is 0; floor 0, rows differ: both floors are 0, but rows of a config’s "
-    "repeats differ in bits that the metric does not see, so there is no ratio."
-)
 HOW_STRIPS = (
     "One strip a config: its generated tokens (greedy, first repeat). Configs share a letter and a colour as "
     "long as all their tokens up to there are equal; a new letter begins where one parts from the others."
@@ -48,28 +41,22 @@ HOW_TEXTS = (
     "First repeat. Marked: the first word that differs from the first text (in the first text: where another "
     "first differs from it)."
 )
-HOW_REPEATS = (
-    "A rerun is one reference in one repeat after the first; it is bit-equal when every captured row "
-    "(template and content) has the hash of the first repeat’s. If none of n reruns mismatched, the mismatch "
-    "rate is under 1 − 0.05^(1/n) at 95 % (reruns taken as independent)."
-)
 
 
 def configs(view: View, sections: Sequence[Section]) -> str:
-    """What ran, its class, and the environment classes."""
-    said = next((s.text.get("", "") for s in sections if s.name == "classes"), "")
-    environment = f"<p>{escape(' '.join(said.split()))}</p>" if said else ""
-    return table_of(tables.at_a_glance(view, sections)) + environment
+    """What ran, and its class."""
+    return table_of(tables.at_a_glance(view, sections))
 
 
 def distances(view: View, sections: Sequence[Section], figures: Figures) -> str:
     """Matrices by phase and metric."""
     if len(view.configs) == 1:
-        return "<p>One config: there is no distance to another one.</p>"
+        classes = [s for s in sections if s.name == "classes"]
+        return "<p>One config: there is no distance to another one.</p>" + _by_phase(view, classes)
     if not view.metrics:
-        return "<p>No metric was measured.</p>"
-    pairs = next((s for s in sections if s.name == "pairs" and s.result.sizes.get("pair")), None)
-    shipped = [s for s in sections if s.name in tables.SHIPPED]
+        return "<p>No metric was measured.</p>" + _by_phase(view, sections)
+    effects = [s for s in sections if s.name == "effects"]
+    others = [s for s in sections if s.name in ("classes", "pairs")]
     parts = [f"<p>{HOW_DISTANCES}</p>", *(_formula(view, m) for m in view.metrics)]
     for phase in view.phases:
         found, title = figures.heatmaps.get(phase, {}), PHASE_TITLES[phase]
@@ -84,9 +71,9 @@ def distances(view: View, sections: Sequence[Section], figures: Figures) -> str:
             parts.append(more(f"Single references, {title}: {count}", grid(single)))
             if len(view.configs) > MOST_CONFIGS and len(found) > 1:
                 parts.append("<p>Single references of further metrics: sweep.nc /analysis/effects.</p>")
-        if pairs is not None:
-            parts.append(more(f"Pairs, {title}", table_of(tables.pairs(view, pairs, phase))))
-        parts.append(_as_text(shipped, phase))
+        tabled = "".join(render(section.of_phase(phase)) for section in effects)
+        parts.append(more(f"The same as tables, {title}", tabled) if tabled else "")
+        parts.append("".join(_with_title(section, section.of_phase(phase)) for section in others))
     return "".join(parts)
 
 
@@ -104,12 +91,17 @@ def _formula(view: View, metric: str) -> str:
     return more(f"How {metric} is computed", f"<dl>{body}</dl>", "formula")
 
 
-def _as_text(sections: Sequence[Section], phase: str) -> str:
-    blocks = [s.text[phase] for s in sections if s.text.get(phase)]
-    if not blocks:
-        return ""
-    said = "all analyses, as in report.txt" if phase else "as in report.txt"
-    return more(f"{PHASE_TITLES.get(phase, sections[0].title)}: {said}", preformatted("\n".join(blocks)))
+def _with_title(section: Section, blocks: Sequence[Block]) -> str:
+    return f"<h4>{escape(section.title)}</h4>{render(blocks)}" if blocks else ""
+
+
+def _by_phase(view: View, sections: Sequence[Section]) -> str:
+    """What the analyses of a phase say, without drawings."""
+    found = []
+    for phase in view.phases:
+        said = [_with_title(s, s.of_phase(phase)) for s in sections if s.name in tables.DRAWN_WITH_PHASES]
+        found += [f"<h3>{escape(PHASE_TITLES[phase])}</h3>", *said] if any(said) else []
+    return "".join(found)
 
 
 def positions(view: View, figures: Figures) -> str:
@@ -142,10 +134,7 @@ def signal(view: View, sections: Sequence[Section], figures: Figures) -> str:
     section = next((s for s in sections if s.name == "snr"), None)
     if section is None or len(view.configs) == 1:
         return ""
-    if not figures.signal:
-        return f"<p>{escape(' '.join(section.text.get('', 'Not measured.').split()))}</p>"
-    how = more("How signal to noise is computed", f"<p>{escape(HOW_SIGNAL)}</p>", "formula")
-    return grid(figures.signal) + how + _as_text([section], "")
+    return grid(figures.signal) + render(section.content)
 
 
 def strips(view: View, sections: Sequence[Section], figures: Figures) -> str:
@@ -154,7 +143,7 @@ def strips(view: View, sections: Sequence[Section], figures: Figures) -> str:
         return f"<p>{escape(RULE[:1].upper() + RULE[1:])}.</p>"
     if not figures.strips:
         return "<p>No free generation was recorded.</p>"
-    text = _as_text([s for s in sections if s.name == "consistency"], "")
+    text = "".join(render(s.content) for s in sections if s.name == "consistency")
     rest = _further(len(view.references) - len(figures.strips))
     return f"<p>{HOW_STRIPS}</p>{grid(figures.strips)}{rest}{text}"
 
@@ -195,17 +184,19 @@ def _card(said: Said, several: bool) -> str:
     )
 
 
-def others(sections: Sequence[Section], figures: Figures) -> list[tuple[str, str, str]]:
+def others(view: View, sections: Sequence[Section], figures: Figures) -> list[tuple[str, str, str]]:
     """Analyses that this page has no place for: anchor, title, their figures and their text."""
     found = []
     for i, section in enumerate(sections):
-        if section.name in tables.SHIPPED and section.name not in figures.own:
-            continue
-        body = "".join(own(f) for f in figures.own.get(section.name, ()))
+        drawn = {figure.title: figure for figure in figures.own.get(section.name, ())}
+        body = "".join(own(drawn[title]) for title in section.figures if title in drawn)
         if section.name not in tables.SHIPPED:
-            text = "\n\n".join(t for t in section.text.values() if t)
-            body += preformatted(text) if text else ""
-        found.append((f"analysis-{i}", section.title, body))
+            body += render(section.of_phase(""), drawn)
+            for phase in view.phases:
+                blocks = section.of_phase(phase)
+                body += f"<h3>{escape(PHASE_TITLES[phase])}</h3>{render(blocks, drawn)}" if blocks else ""
+        if body:
+            found.append((f"analysis-{i}", section.title, body))
     return found
 
 
@@ -228,17 +219,9 @@ def verification(sections: Sequence[Section], figures: Figures) -> list[tuple[st
     return found
 
 
-def repeats(view: View, sections: Sequence[Section]) -> str:
+def repeats(sections: Sequence[Section]) -> str:
     """The reproducibility check."""
-    section = next((s for s in sections if s.name == "noise_floor"), None)
-    if section is None:
-        return ""
-    found = "".join(table_of(t) for t in tables.noise(view, section))
-    return (
-        found
-        + more("How the bound is computed", f"<p>{HOW_REPEATS}</p>", "formula")
-        + _as_text([section], "")
-    )
+    return "".join(render(s.content) for s in sections if s.name == "noise_floor")
 
 
 def provenance(view: View, stated: bool = False) -> str:

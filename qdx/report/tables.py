@@ -5,30 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import xarray as xr
 
 from qdx.analysis.section import Section
 from qdx.analysis.view import View
+from qdx.document.blocks import Table
 from qdx.document.format import NOT_MEASURED, percent, plural
-from qdx.document.svg import Table, number
 from qdx.kernel_names import another_kernel
-from qdx.report.figures import unit_of
 from qdx.report.state import Facts, Files, size
 from qdx.report.text import environment_rows
 from qdx.verification.environment import lines as environment_lines
 from qdx.verification.sections import SECTIONS as VERIFIED
 from qdx.verification.sections import STATED, is_verifier
 
-SHIPPED = (
-    "noise_floor",
-    "consistency",
-    "effects",
-    "classes",
-    "pairs",
-    "snr",
-    *VERIFIED,
-)  # analyses with a place of their own
+# Analyses that the page shows beside their drawings; every other one is a part of its own.
+DRAWN_WITH_PHASES = ("effects", "classes", "pairs")
+SHIPPED = ("noise_floor", "consistency", *DRAWN_WITH_PHASES, "snr", *VERIFIED)
 
 
 def at_a_glance(view: View, sections: Sequence[Section]) -> Table:
@@ -38,17 +30,18 @@ def at_a_glance(view: View, sections: Sequence[Section]) -> Table:
     columns = [view.of_config(n) for n in ("format", "requested_kernel", "observed_kernel", "dtype")]
     batch = view.of_config("batch_size")
     rows = []
-    for c, config in enumerate(view.configs):
+    for c, config in enumerate(view.names):
         row = [config, *(column[c] for column in columns)]
         if another_kernel(row[2], row[3]):
             row[3] += " (≠ requested)"
         if result is not None:
             row.append(_repeats([str(v) for v in result["repeats"].values[:, c]], view.phases))
             row += [str(int(v) + 1) for v in result["class_id"].values[:, c]]
-        rows.append([*row, batch[c]])
+        rows.append([*row, batch[c], *([view.configs[c]] if view.names != view.configs else [])])
+    last = ["batch [references]", *(["label"] if view.names != view.configs else [])]
     if result is None:
-        return Table("Configs", [*head, "batch [references]"], rows, 5)
-    head += ["repeats bit for bit", *(f"class in {p}" for p in view.phases), "batch [references]"]
+        return Table("Configs", [*head, *last], rows, 5)
+    head += ["repeats bit for bit", *(f"class in {p}" for p in view.phases), *last]
     return Table(
         "Configs; those of one class number have equal row hashes in every shared row of a phase",
         head,
@@ -105,79 +98,6 @@ def prompts(view: View, stated: bool = False) -> Table:
         )
     title = f"References ({STATED})" if stated or is_verifier(view.tree) else "References"
     return Table(title, head, rows, 4)
-
-
-def noise(view: View, section: Section) -> list[Table]:
-    """Bit-equality of reruns, and the distances between repeats."""
-    result = section.result
-    rows = []
-    for c, config in enumerate(view.configs):
-        for p, phase in enumerate(view.phases):
-            count, equal = int(result["reruns"].values[c, p]), int(result["reruns_equal"].values[c, p])
-            bound = float(result["mismatch_bound"].values[c, p])
-            said = f"under {percent(bound)} at {result.attrs['level']:.0%}" if np.isfinite(bound) else "–"
-            different = int(result["rows"].values[c, p]) - int(result["rows_equal"].values[c, p])
-            rows.append(
-                [
-                    config,
-                    phase,
-                    f"{equal} of {count}" if count else "not rerun",
-                    f"{different:,} of {int(result['rows'].values[c, p]):,}",
-                    said,
-                ]
-            )
-    head = ["config", "phase", "reruns bit-equal", "rows that differ", "mismatch rate"]
-    tables = [Table("Reruns compared with the first repeat, every captured row", head, rows, 2)]
-    names = [str(m) for m in result["metric"].values]
-    rows = []
-    for config in view.configs:
-        for phase in view.phases:
-            at = result.sel(config=config, phase=phase, region="content")
-            cells = [
-                f"{number(float(at['median'].sel(metric=m)))}, {number(float(at['worst'].sel(metric=m)))}"
-                for m in names
-            ]
-            rows.append(
-                [
-                    config,
-                    phase,
-                    f"{int(at['rows_measured'].max()):,}",
-                    *(NOT_MEASURED if NOT_MEASURED in c else c for c in cells),
-                ]
-            )
-    head = [
-        "config",
-        "phase",
-        "distances",
-        *(f"{m} [{unit_of(view, m).strip() or 'no unit'}]" for m in names),
-    ]
-    tables.append(
-        Table("Noise floor of content rows: median and greatest distance between repeats", head, rows, 2)
-    )
-    return tables
-
-
-def pairs(view: View, section: Section, phase: str) -> Table:
-    """Every pair, nearest first, by every metric."""
-    at = section.result.sel(phase=phase)
-    names = [str(m) for m in at["metric"].values]
-    order = np.argsort(at["mean"].sel(metric=names[0]).values, kind="stable")
-    level = f"{float(section.result.attrs['ci_prob']):.0%} interval"
-    intervals = bool(np.isfinite(at["low"].values).any())
-    rows = []
-    for i in (int(o) for o in order):
-        row = [str(at["pair"].values[i]), str(at["pair_type"].values[i])]
-        for m in names:
-            one = at.sel(metric=m).isel(pair=i)
-            row.append(number(float(one["mean"])))
-            if intervals:
-                row.append(f"{number(float(one['low']))} to {number(float(one['high']))}")
-        rows.append([*row, str(int(at["references_measured"].sel(metric=names[0]).values[i]))])
-    head = ["pair", "differs in"]
-    for m in names:
-        head += [f"{m} [{unit_of(view, m).strip() or 'no unit'}]", *([level] if intervals else [])]
-    said = "Pairs, nearest first: mean over references of each one’s mean of content rows"
-    return Table(said, [*head, "references"], rows, 2)
 
 
 def claims(result: xr.Dataset) -> Table:

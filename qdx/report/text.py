@@ -12,7 +12,8 @@ from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
 from qdx.dataset.lacking import lacking
 from qdx.document.format import plural
-from qdx.document.text import WIDTH, clip, legend, letters, needs_letters, table, wrap
+from qdx.document.text import WIDTH, clip, letters, needs_letters, table, wrap
+from qdx.document.text import render as rendered
 from qdx.errors import printable
 from qdx.kernel_names import another_kernel
 from qdx.report.state import Facts, Files, next_command, report_command, resume_command, size
@@ -47,11 +48,6 @@ ENVIRONMENT = (
     "time_utc",
 )
 MOST_REFERENCES = 8  # listed one by one
-GENERAL = (
-    "noise_floor",
-    "consistency",
-    "snr",
-)  # sections with a place of their own; other analyses follow them
 
 
 def render(facts: Facts, tree: xr.DataTree | None, sections: Sequence[Section], files: Files) -> str:
@@ -75,21 +71,22 @@ def render(facts: Facts, tree: xr.DataTree | None, sections: Sequence[Section], 
     if tree is not None:
         view = View(tree)
         by_name = {s.name: s for s in sections}
+        own = [s for s in sections if s.name not in SECTIONS]
+        front = [(s.title, rendered(s.of_phase(""))) for s in own if s.place == "front"]
+        said = wrap(RULE, "  ") if is_verifier(tree) else generation(view, facts.stated)
+        # What repeats is read before what was generated, and that before how far it agrees.
+        front.insert(min(len(front), 1), ("Generation", said))
         blocks += [
             _block("Environment", environment(view)),
             _block("Environment validation", _of(by_name, "environment_validation")),
             _block("Configurations", configurations(view)),
             _block("Prompts", prompts(view, facts.stated)),
             *(_block(by_name[n].title, _of(by_name, n)) for n in SECTIONS[1:] if n in by_name),
-            _block("Reproducibility check", _of(by_name, "noise_floor")),
-            _block("Generation", wrap(RULE, "  ") if is_verifier(tree) else generation(view, facts.stated)),
-            _block("Token consistency", _of(by_name, "consistency")),
+            *(_block(title, body) for title, body in front),
             _block("Prefill effects", phase_text(view, sections, ["prefill"])),
             _block("Decode effects", phase_text(view, sections, ["replay", "decode"])),
-            _block("Signal to noise", _of(by_name, "snr")),
+            *(_block(s.title, rendered(s.of_phase(""))) for s in own if s.place != "front"),
         ]
-        placed = {*GENERAL, *SECTIONS, "classes"}
-        blocks += [_block(s.title, s.text[""]) for s in sections if s.name not in placed and s.text.get("")]
     blocks.append(_block("Results", results(facts, tree, files)))
     return printable("\n\n".join(b for b in blocks if b) + "\n")
 
@@ -99,7 +96,7 @@ def _block(title: str, body: str) -> str:
 
 
 def _of(by_name: dict[str, Section], name: str) -> str:
-    return by_name[name].text.get("", "") if name in by_name else ""
+    return rendered(by_name[name].of_phase("")) if name in by_name else ""
 
 
 def _top(facts: Facts, tree: xr.DataTree | None, sections: Sequence[Section]) -> str:
@@ -173,7 +170,7 @@ def environment_rows(view: View) -> list[tuple[str, str]]:
             rows.append((title, values[0]))
         else:
             for value in dict.fromkeys(values):
-                whose = ", ".join(c for c, v in zip(view.configs, values, strict=True) if v == value)
+                whose = ", ".join(c for c, v in zip(view.names, values, strict=True) if v == value)
                 rows.append((title, f"{value or 'none'} ({whose})"))
                 title = ""
     return [*rows, *(("NOTE", line) for line in lacking(view.tree)), *plugin_rows(view)]
@@ -203,15 +200,14 @@ def configurations(view: View) -> str:
     }
     differs = [another_kernel(a, b) for a, b in zip(columns["requested"], columns["observed"], strict=True)]
     columns["observed"] = [k + (" !" if d else "") for k, d in zip(columns["observed"], differs, strict=True)]
-    short = letters(len(view.configs)) if needs_letters(view.configs) else [""] * len(view.configs)
     rows = [
-        [s, c, *(values[i] for values in columns.values())]
-        for i, (s, c) in enumerate(zip(short, view.configs, strict=True))
+        [name, *(values[i] for values in columns.values()), view.configs[i]]
+        for i, name in enumerate(view.names)
     ]
-    head = ["", "label", "format", "requested kernel", "observed kernel", "dtype", "batch"]
-    if not legend(view.configs):
-        head, rows = head[1:], [r[1:] for r in rows]
-    lines = [table(head, rows, left=len(head) - 1)]
+    head = ["config", "format", "requested kernel", "observed kernel", "dtype", "batch", "label"]
+    if view.names == view.configs:
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    lines = [table(head, rows, left=len(head))]
     if any(differs):
         lines.append("  ! the engine loaded another kernel than the requested one")
     return "\n".join([*lines, *_layer_types(view)])
@@ -223,14 +219,14 @@ def _layer_types(view: View) -> list[str]:
     if "kernel" not in stored or "layer_type" not in stored["kernel"].dims:
         return []
     lines = []
-    for config in view.configs:
+    for config, name in zip(view.configs, view.names, strict=True):
         kernels = stored["kernel"].sel(config=config)
         values = [str(v) for v in kernels.values]
         if len({v for v in values if v}) > 1:
             said = ", ".join(
                 f"{t} {k}" for t, k in zip(kernels["layer_type"].values, values, strict=True) if k
             )
-            lines.append(wrap(f"{config}: {said}", "  "))
+            lines.append(wrap(f"{name}: {said}", "  "))
     return lines
 
 
@@ -278,7 +274,7 @@ def generation(view: View, stated: bool = False, references: int = 4) -> str:
     stored = view.group("output")
     text = stored["text"].transpose("config", "repeat", "reference").values[:, 0]
     tokens = (outputs[:, 0] >= 0).sum(-1)
-    labels = letters(len(view.configs)) if needs_letters(view.configs) else view.configs
+    labels = letters(len(view.configs)) if needs_letters(view.names) else view.names
     least, most = int(tokens.min()), int(tokens.max())
     count = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     lines = [f"  {count} tokens a reference, greedy, end of sequence ignored; first repeat"]
@@ -299,15 +295,14 @@ def generation(view: View, stated: bool = False, references: int = 4) -> str:
 
 def phase_text(view: View, sections: Sequence[Section], phases: Sequence[str]) -> str:
     """What every analysis says of some phases: phase after phase, analyses in their order."""
-    blocks = []
-    if "prefill" in phases:
-        blocks += [s.text[""] for s in sections if s.name == "classes" and s.text.get("")]
+    parts = []
     for phase in phases:
-        said = [s.text[phase] for s in sections if s.text.get(phase)]
-        if said and len(phases) > 1:
-            blocks.append(f"  ── {PHASE_TITLES[phase]} ──")
-        blocks += said
-    return "\n\n".join(blocks)
+        blocks = [block for section in sections for block in section.of_phase(phase)]
+        if blocks and len(phases) > 1:
+            parts.append(f"  ── {PHASE_TITLES[phase]} ──")
+        if blocks:
+            parts.append(rendered(blocks))
+    return "\n\n".join(parts)
 
 
 def results(facts: Facts, tree: xr.DataTree | None, files: Files) -> str:

@@ -59,7 +59,7 @@ def side_by_side(view: View, reference: int) -> list[Said]:
         start = max(0, shared - SHARED)
         same = ("…" if start else "") + words[start:shared]
         rest = words[end : end + LONGEST] + ("…" if len(words) > end + LONGEST else "")
-        found.append(Said([view.configs[c] for c in m], same, words[shared:end], rest, split))
+        found.append(Said([view.names[c] for c in m], same, words[shared:end], rest, split))
     return found
 
 

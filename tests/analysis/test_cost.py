@@ -20,6 +20,7 @@ from qdx.errors import QdxError
 from qdx.plugins import build
 from qdx.statistics import ratio_interval, tails
 from tests import helpers, synthetic
+from tests.synthetic import words
 
 TOKENS = 6
 
@@ -112,7 +113,7 @@ def test_a_constant_ratio_has_an_interval_of_no_width_from_eight_references_on()
         found = section.result.sel(config="small", phase="replay")
         ends = [float(found[f"{n}_{e}"]) for n in ("perplexity_ratio", "kl_mean") for e in ("low", "high")]
         assert np.isnan(ends).all() if not shown else ends == pytest.approx([2, 2, 0.1, 0.1])
-        assert ("2 to 2" in section.text[""]) == shown
+        assert ("2.0000 to 2.0000" in words(section)) == shown
 
 
 def test_the_interval_of_a_ratio_covers_the_true_mean_about_as_often_as_it_says():
@@ -135,7 +136,7 @@ def test_a_percentile_is_given_only_where_a_row_lies_beyond():
 
 def test_a_sweep_without_dense_weights_is_told_so_in_one_line():
     section = cost(synthetic.sweep(synthetic.blank()))
-    assert "quant=none" in section.text[""] and "\n" not in section.text[""]
+    assert "quant=none" in words(section) and "\n" not in words(section)
     assert not section.result.sizes
 
 
@@ -151,7 +152,7 @@ def test_without_kl_the_rest_is_there_and_the_text_says_how_to_have_it():
     sweep = tree(np.full(5, 0.5), np.full(5, 0.25))
     sweep = xr.DataTree.from_dict({n: d.to_dataset() for n, d in sweep.subtree_with_keys if "kl" not in n})
     section = cost(sweep)
-    assert "add kl to metric=" in section.text[""]
+    assert "add kl to metric=" in words(section)
     assert int(section.result.kl_rows.sum()) == 0
     assert float(section.result.perplexity_ratio.sel(config="small", phase="replay")) == pytest.approx(2)
 
@@ -164,7 +165,7 @@ def test_on_files_it_is_what_the_stored_rows_give(tmp_path: Path, monkeypatch: p
     compute(folder, folder / "sweep.nc", {"kl": build({"_target_": "qdx.metrics.kl"})})
     section = cost(qdx.open(folder / "sweep.nc"))
     assert section.result.attrs["baseline"] == "awq"
-    assert ("lower bound" in section.text[""]) == (mode == "topk")
+    assert ("lower bound" in words(section)) == (mode == "topk")
     full = (
         qdx.open(helpers.write_sweep(tmp_path / "full", ["awq", "gptq_marlin"])) if mode == "topk" else None
     )

@@ -100,8 +100,8 @@ def test_the_example_of_an_analysis_counts_near_ties(tmp_path: Path) -> None:
     )
     section = find("analysis", "ties")(xr.DataTree.from_dict({"replay": data}))
     assert float(section.result["share"].sel(config="awq")) == pytest.approx(2 / 3)
-    assert section.text == {"replay": "  awq: 66.7%"}
-    assert 'width="66.7%"' in section.figures["ties"]
+    assert [block.table.rows for block in section.of_phase("replay")] == [[["awq", "66.7%"]]]
+    assert 'width="66.7%"' in section.blocks[0].drawing
 
 
 def test_an_example_in_plugins_has_fewer_than_15_lines_and_says_what_it_is() -> None:

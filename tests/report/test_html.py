@@ -16,9 +16,10 @@ import xarray as xr
 from qdx.analysis import Section, classes, consistency, effects, noise_floor, pairs, snr
 from qdx.analysis.view import View
 from qdx.document import charts
+from qdx.document.markdown import fence
 from qdx.document.svg import CIVIDIS, Scale, colour, escape, number
 from qdx.errors import QdxError
-from qdx.report import build, figures, html, markdown
+from qdx.report import build, figures, html
 from qdx.report.__main__ import main
 from qdx.report.front import verdict
 from qdx.report.state import Facts
@@ -335,7 +336,7 @@ def test_markdown_has_the_sections_and_no_markup_of_strangers(finished):
     assert "<script>" not in text.replace("\\<", "") and "\\<script\\>" in text
     for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in block.splitlines()}) == 1, block
-    assert markdown.fence("a ```` b").startswith("`````text")
+    assert fence("a ```` b").startswith("`````text")
 
 
 def test_an_unknown_figure_costs_no_report_and_a_format_is_checked(finished, capsys):

@@ -1,0 +1,140 @@
+"""What a report consists of: blocks that know neither width nor markup.
+
+`qdx.document.text`, `qdx.document.html` and `qdx.document.markdown` render the same blocks, so that a table
+of somebody's own analysis looks like a shipped one in all three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# A number is written by `qdx.document.format.cell`, once for all forms of a report.
+DIAGONAL = "·"
+Cell = str | int | float | np.integer[Any] | np.floating[Any] | np.bool_
+
+
+@dataclass(frozen=True)
+class Text:
+    """Sentences; every line is a paragraph.
+
+    Attributes
+    ----------
+    text : str
+    phase : str
+        ``prefill``, ``replay`` or ``decode``; empty for what belongs to no phase.
+    verbatim : bool
+        The text has columns of its own, so nothing in it is moved.
+    """
+
+    text: str
+    phase: str = ""
+    verbatim: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text and numbers; the first column names the row.
+
+    Attributes
+    ----------
+    caption : str
+        What the table shows, with units.
+    head : sequence of str
+    rows : sequence of sequence of str or number
+        A number is rounded to three digits, a count is written whole, and NaN is a dash.
+    left : int
+        How many of the first columns are text; the others are numbers.
+    note : str
+        What stands below.
+    phase : str
+        As of `Text`.
+    """
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    left: int = 1
+    note: str = ""
+    phase: str = ""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One value for every two labels; rows and columns have the same ones.
+
+    Attributes
+    ----------
+    caption : str
+        What a cell shows, with units.
+    labels : sequence of str
+    cells : sequence of sequence of str or number
+        As of `Table`. The diagonal is not shown: a config has no distance to itself.
+    note : str
+        What stands below.
+    phase : str
+        As of `Text`.
+    """
+
+    caption: str
+    labels: Sequence[str]
+    cells: Sequence[Sequence[Cell]] | np.ndarray
+    note: str = ""
+    phase: str = ""
+
+    def as_table(self) -> Table:
+        """The matrix with its labels as a column and as heads."""
+        rows = [
+            [name, *(DIAGONAL if a == b else value for b, value in enumerate(row))]
+            for a, (name, row) in enumerate(zip(self.labels, self.cells, strict=True))
+        ]
+        return Table(self.caption, ["", *self.labels], rows, 1, self.note, self.phase)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing and the table of what it draws; only a page shows the drawing.
+
+    Attributes
+    ----------
+    name : str
+        Under which ``report.figures`` saves it, after the name of its section.
+    drawing : Any
+        SVG text, or what has ``savefig`` (matplotlib) or ``_repr_svg_``.
+    table : Table
+        The drawn numbers.
+    """
+
+    name: str
+    drawing: Any
+    table: Table
+
+    @property
+    def phase(self) -> str:
+        """The phase of its table."""
+        return self.table.phase
+
+
+@dataclass(frozen=True)
+class Details:
+    """Blocks that a page folds away under their title; text and Markdown show them."""
+
+    title: str
+    blocks: Sequence[Block]
+    phase: str = ""
+
+
+Block = Text | Table | Matrix | Chart | Details
+
+
+def of_phase(blocks: Sequence[Block], phase: str) -> list[Block]:
+    """Return the blocks of a phase; of ``""`` those that belong to none."""
+    return [block for block in blocks if block.phase == phase]
+
+
+def from_text(text: Mapping[str, str]) -> list[Block]:
+    """Return lines by phase, as an analysis of an earlier version gives them, as blocks."""
+    return [Text(lines, phase, verbatim=True) for phase, lines in text.items() if lines]
