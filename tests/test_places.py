@@ -137,6 +137,7 @@ def test_every_command_can_print_to_a_terminal_of_ascii_and_to_nothing(name: str
             done.stderr.decode("ascii")
 
 
+@pytest.mark.slow
 def test_what_a_full_disk_does_not_print_is_said_and_the_files_are_there(tmp_path: Path) -> None:
     path = folder(tmp_path / "s")
     done = shell("{} > /dev/full", "qdx.report", str(path), cwd=tmp_path)

@@ -91,6 +91,7 @@ def test_a_verifier_repeats_in_processes_and_says_so(produced: Path, verified: P
     assert not list(verified.glob("*/repeat_*"))
 
 
+@pytest.mark.slow
 def test_the_command_line_may_still_repeat_in_the_engine(
     produced: Path, tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
@@ -102,6 +103,7 @@ def test_the_command_line_may_still_repeat_in_the_engine(
     assert package.open(folder / "awq" / "run.nc").attrs["repeat_processes"] == 3
 
 
+@pytest.mark.slow
 def test_a_file_of_the_version_before_is_replayed_and_says_what_it_lacks(
     tmp_path: Path, produced: Path, tiny_models: dict[str, Path]
 ) -> None:
@@ -204,6 +206,7 @@ def test_scripts_find_the_verdict_in_the_summary(verified: Path) -> None:
     assert "3 repeats here, each in a process of its own" in one["tests"]["distances"]["against"]
 
 
+@pytest.mark.slow
 def test_the_report_is_made_again_without_the_producers_file(verified: Path) -> None:
     before = verdicts(verified)
     done = qdx(str(verified), module="qdx.report", cwd=verified)
@@ -268,6 +271,7 @@ def test_a_numerical_model_bears_its_kernels_name() -> None:
     assert record_differs(real, {"observed_kernel": "model:machete"}) == "kernel (marlin; here model:machete)"
 
 
+@pytest.mark.slow
 def test_a_label_over_another_configs_record_is_seen_in_the_record(
     produced: Path, tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
@@ -288,6 +292,7 @@ def test_a_label_over_another_configs_record_is_seen_in_the_record(
         assert tree["replay"].sizes["producer"] == 1
 
 
+@pytest.mark.slow
 def test_commitments_confirm_and_refute_without_hashes(
     produced: Path, tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
@@ -328,6 +333,7 @@ def test_commit_needs_the_full_rows(produced: Path, tmp_path: Path) -> None:
     assert not list(copy.glob("commitments*"))
 
 
+@pytest.mark.slow
 def test_a_report_takes_another_calibration_and_other_claims(verified: Path, tmp_path: Path) -> None:
     folder, earlier = tmp_path / "again", tmp_path / "earlier"
     shutil.copytree(verified, folder)
@@ -374,6 +380,7 @@ def test_a_verifiers_file_is_refused_as_transcripts(
     assert "this is a verifier's sweep" in done.stderr
 
 
+@pytest.mark.slow
 def test_resume_keeps_what_was_replayed_and_redoes_it_for_other_transcripts(
     produced: Path, tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:

@@ -19,6 +19,7 @@ from scipy.special import logsumexp
 from qdx.statistics import Floats, Ints
 
 SHARE = 0.001  # of tokens that an honest producer may draw from the untruncated distribution
+MIXED = (1.0, 0.5, 0.2, 0.1, 0.05)  # shares of answers that may be false: an average over them
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,9 @@ class Evidence:
         1 / sup E, at most 1: a p-value whatever the number of tokens.
     weights : ndarray
         Share of each alternative in the last E.
+    false_at_least : int
+        Groups that are false, at least: an honest provider of the others has a smaller number of them with
+        probability 1 − alpha.
     """
 
     log_e: float
@@ -122,12 +126,17 @@ class Evidence:
     crossed: int
     p: float
     weights: Floats
+    false_at_least: int = 0
 
 
 def against(
     claim: Bound, others: Sequence[Drawn], groups: Sequence[int], alpha: float, share: float = SHARE
 ) -> Evidence:
     """Weigh answers in their order against a claim, by an average over alternatives.
+
+    A provider may answer a part of the requests with another config. So E is a product over answers of
+    (1 − π) + π·E of the answer, averaged over the shares π of `MIXED` and over the alternatives: each factor
+    has an expectation of at most 1 for honest answers, whatever π is.
 
     Answers of a group (one seed, or one cached answer) are not independent: their E-values are averaged
     before they are multiplied with those of other groups, which an average of e-values allows. The order is
@@ -159,9 +168,10 @@ def against(
     lengths = here.sum(-1)
     paths = np.stack([log_e(claim, other, share) for other in others])  # alternative, answer, token
     numbers = np.asarray(groups)
-    base, tokens, best = np.zeros(len(others)), 0, (0.0, 0)
-    crossed = -1
-    limit = -np.log(alpha)
+    shares = np.array(MIXED)[:, None, None]
+    base, tokens, best = np.zeros((len(shares), len(others))), 0, (0.0, 0)
+    crossed, ends = -1, list[float]()
+    limit, count_of = -np.log(alpha), np.log(base.size)
     for group in dict.fromkeys(groups):
         members = np.flatnonzero((numbers == group) & (lengths > 0))
         if group < 0 or not len(members):
@@ -170,7 +180,10 @@ def against(
             own = paths[:, members[0]][:, here[members[0]]]
         else:
             own = logsumexp(paths[:, members, -1], axis=1, keepdims=True) - np.log(len(members))
-        mixed = logsumexp(base[:, None] + own, axis=0) - np.log(len(others))
+        ends.append(float(logsumexp(own[:, -1]) - np.log(len(others))))
+        with np.errstate(divide="ignore"):  # π = 1
+            path = base[..., None] + np.logaddexp(np.log1p(-shares), np.log(shares) + own)
+        mixed = logsumexp(path, axis=(0, 1)) - count_of
         count = int(lengths[members].sum())
         at = int(np.argmax(mixed))
         seen = np.arange(1, count + 1) if len(members) == 1 else np.array([count])
@@ -178,6 +191,29 @@ def against(
             best = (float(mixed[at]), tokens + int(seen[at]))
         if crossed < 0 and (mixed >= limit).any():
             crossed = tokens + int(seen[int(np.argmax(mixed >= limit))])
-        base, tokens = base + own[:, -1], tokens + count
-    weights = np.exp(base - logsumexp(base))
-    return Evidence(best[0], best[1], crossed, float(np.exp(-best[0])), weights)
+        base, tokens = path[..., -1], tokens + count
+    by_other = logsumexp(base, axis=0)
+    weights = np.exp(by_other - logsumexp(by_other))
+    false = _false_at_least(np.sort(ends), limit)
+    return Evidence(best[0], best[1], crossed, float(np.exp(-best[0])), weights, false)
+
+
+def _false_at_least(log_e_G: Floats, limit: float) -> int:
+    """Lower bound of the false groups, by closed testing.
+
+    That j are false means that the others are honest; it is rejected when even those with the smallest E
+    refute that. Every set of as many has at least their E.
+
+    Parameters
+    ----------
+    log_e_G : ndarray
+        E-value of every group, averaged over the alternatives, in rising order; nat.
+    limit : float
+        Log of what an e-value refutes at.
+    """
+    shares = np.array(MIXED)[:, None]
+    with np.errstate(divide="ignore"):
+        factors = np.logaddexp(np.log1p(-shares), np.log(shares) + log_e_G)
+    refutes = logsumexp(np.cumsum(factors, 1), axis=0) - np.log(len(MIXED)) >= limit
+    # refutes[k − 1]: that the k smallest are all honest.
+    return int(len(log_e_G) - np.argmax(refutes)) if refutes.any() else 0

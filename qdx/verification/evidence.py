@@ -375,7 +375,8 @@ class _Against:
             f"{others}, E = {readable_e(found.log_e)} at its greatest, after {plural(found.tokens, 'token')} "
             f"({noise})"
         )
-        return Test("drawn tokens", rational(found.p), SMALLEST, null, _units(data, self.d))
+        false = 0 if share is None else found.false_at_least
+        return Test("drawn tokens", rational(found.p), SMALLEST, null, _units(data, self.d), false)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,10 @@ class Family:
 def evidence_against(
     drawn: Drawn, groups: Sequence[int], d: int, claim: Alternatives, alpha: float
 ) -> Evidence | None:
-    """E-value of a producer's tokens against a claim; None where no other weights were replayed."""
+    """E-value of a producer's tokens against a claim; None where no other weights were replayed.
+
+    `alpha` is the level of its lower bound of false answers.
+    """
     if not claim.others:
         return None
     members = [of_configs(drawn, d, v) for v in claim.family]

@@ -27,6 +27,7 @@ from qdx.verification import ledger
 from qdx.verification.sections import adopt_calibration
 from tests.helpers import write_run
 from tests.hostile import making
+from tests.slowly import slow_but
 
 PACKAGE = Path(qdx.__file__).parent
 
@@ -127,6 +128,7 @@ def test_a_link_that_stays_in_the_folder_is_replaced_and_not_followed(sweep: Pat
     assert [path.name for path in folder.iterdir() if path.is_symlink()] == []
 
 
+@pytest.mark.slow
 def test_the_sweep_folder_itself_may_be_a_link_of_the_users(sweep: Path, tmp_path: Path) -> None:
     copied(sweep, tmp_path / "disk")
     (tmp_path / "s").symlink_to(tmp_path / "disk")
@@ -221,7 +223,12 @@ def test_a_job_in_a_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
     assert not list((tmp_path / "outside").iterdir())
 
 
-@pytest.mark.parametrize("name", ["multirun.yaml", "awq/qdx.log", "sweep.lock", "awq/run.nc.new", "awq"])
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        ["multirun.yaml", "awq"], ["multirun.yaml", "awq/qdx.log", "sweep.lock", "awq/run.nc.new", "awq"]
+    ),
+)
 def test_a_sweep_that_is_resumed_in_a_strangers_folder_writes_nothing_through_links(
     name: str, sweep: Path, mine: Path, tmp_path: Path
 ) -> None:

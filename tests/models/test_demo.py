@@ -89,6 +89,7 @@ def perplexity(model: Any, ids: torch.Tensor) -> float:
         return math.exp(float(model(ids, labels=ids).loss))
 
 
+@pytest.mark.slow
 def test_demo_model_has_learnt_english_and_quantizing_costs_some_of_it(demo_model: Demo) -> None:
     from transformers import AutoModelForCausalLM
 

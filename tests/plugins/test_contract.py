@@ -71,6 +71,7 @@ def test_an_analysis_that_returns_no_section_is_named_and_the_others_stand(
     assert "Kernel equivalence classes" in done.text or "classes" in done.summary["analyses"]
 
 
+@pytest.mark.slow
 def test_the_code_of_what_did_not_ship_is_recorded_and_reported(write: Write, tmp_path: Path) -> None:
     metric = "import qdx\n@qdx.register('metric', 'own')\ndef own(p, q):\n    return (p - q).abs().sum(-1)\n"
     path = write("own.py", metric)

@@ -17,6 +17,7 @@ from qdx.prompts._record_ids import Ids
 from qdx.prompts._transcript_file import read as read_transcripts
 from qdx.records import Record, Unreadable, choose
 from tests.records import FILES
+from tests.slowly import slow_but
 
 SEEDS = (
     "vllm_chat_greedy.jsonl",
@@ -60,7 +61,7 @@ def changed(value: Any, generator: random.Random) -> Any:
     return made
 
 
-@pytest.mark.parametrize("name", SEEDS)
+@pytest.mark.parametrize("name", slow_but(["k2_results.jsonl"], SEEDS))
 def test_a_reader_survives_whatever_stands_in_a_field(name: str, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

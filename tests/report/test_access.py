@@ -11,6 +11,7 @@ import pytest
 from qdx.report import build
 from tests.helpers import small_references, write_sweep
 from tests.report.test_html import browser, finished, pages  # noqa: F401 - fixtures
+from tests.slowly import slow_but
 
 AXE = Path(os.environ.get("QDX_AXE", "no/axe.min.js"))
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
@@ -77,7 +78,7 @@ ORDER = """
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("case", ["real", "hostile", "sixteen"])
+@pytest.mark.parametrize("case", slow_but(["real"], ["real", "hostile", "sixteen"]))
 def test_text_in_drawings_is_read_by_poor_eyes(browser, pages, case: str, dark: bool) -> None:  # noqa: F811
     browser.open(pages[case], dark=dark)
     browser.value(OPEN_ALL)
@@ -85,7 +86,7 @@ def test_text_in_drawings_is_read_by_poor_eyes(browser, pages, case: str, dark: 
     assert found["seen"] > 50 and found["bad"] == []
 
 
-@pytest.mark.parametrize("case", ["real", "single", "sixteen", "nothing"])
+@pytest.mark.parametrize("case", slow_but(["real", "nothing"], ["real", "single", "sixteen", "nothing"]))
 def test_everything_has_a_name_and_the_keyboard_gets_everywhere(browser, pages, case: str) -> None:  # noqa: F811
     browser.open(pages[case], width=400)
     browser.value(OPEN_ALL)

@@ -218,6 +218,7 @@ def test_small_sweeps(tmp_path, labels, options):
     assert "nan" not in report.text.lower().replace(str(tmp_path), "")
 
 
+@pytest.mark.slow
 def test_top_k_sweeps_say_that_rows_were_coarsened(tmp_path):
     report = build(write_sweep(tmp_path / "s", ["awq", "gptq"], mode="topk"), console=False)
     assert "rows measured on shared top ids and one bucket for all others" in report.text
@@ -295,7 +296,7 @@ def test_a_metric_that_raises_is_named_and_takes_nothing_with_it(folder):
     ("what", "lost"),
     [
         ("qdx.report.html.render", ["report.html"]),
-        ("qdx.report.markdown.table", ["report.md"]),
+        pytest.param("qdx.report.markdown.table", ["report.md"], marks=pytest.mark.slow),
         ("qdx.report.figures.collect", ["figures", "report.html"]),
     ],
 )

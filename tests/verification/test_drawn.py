@@ -197,6 +197,37 @@ def test_answers_that_share_a_seed_do_not_break_the_level_and_would_if_they_were
     assert averaged <= stats.binom.ppf(0.9975, worlds, alpha) < multiplied
 
 
+@pytest.mark.parametrize(("share", "length"), [(0.1, 60), (0.3, 20), (0.6, 20)])
+def test_a_hidden_share_of_false_answers_is_found_and_bounded(share, length):
+    """40 answers: a part comes from another config, the rest is honest."""
+    sampler, alpha, refuted, too_many, worlds = Sampler(), 0.05, 0, 0, 40
+    false = round(40 * share)
+    bounds = []
+    for seed in range(worlds):
+        claim, other, third = world(40, length, 0.6, 3000 + seed)
+        rng = np.random.default_rng(60_000 + seed)
+        tokens = draw(claim, sampler, rng)
+        which = rng.permutation(40)[:false]
+        tokens[which] = draw(other[which], sampler, rng)
+        here = stacked([of(one, tokens, sampler, 0.125) for one in (claim, other, third)])
+        found = evidence_against(here, range(40), 0, Alternatives([0], [1, 2]), alpha)
+        refuted += found.p <= alpha
+        too_many += found.false_at_least > false
+        bounds.append(found.false_at_least)
+    assert refuted >= 0.9 * worlds and too_many <= stats.binom.ppf(0.9975, worlds, alpha)
+    assert np.mean(bounds) > 0.15 * false, "the bound says something"
+
+
+def test_no_honest_answer_is_called_false_more_often_than_the_level_says():
+    alpha, wrong, worlds = 0.2, 0, 150
+    for seed in range(worlds):
+        claim, other, _ = world(10, 8, 0.6, 4000 + seed)
+        tokens = draw(claim, Sampler(), np.random.default_rng(70_000 + seed))
+        found = against(of(claim, tokens, Sampler()), [of(other, tokens, Sampler())], range(10), alpha)
+        wrong += found.false_at_least > 0
+    assert wrong <= stats.binom.ppf(0.9975, worlds, alpha)
+
+
 def test_a_token_without_a_row_counts_for_nothing():
     claim, other, _ = world(1, 5, 0.6, 0)
     tokens = draw(claim, Sampler(), np.random.default_rng(0))

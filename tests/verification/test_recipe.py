@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 import qdx as package
 from tests.sweeping import checkpoints, qdx
 
@@ -13,6 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "howto" / "verify.md"
 SMALL = ["prompts.snippet_tokens=60", "generate.tokens=5", "metric=[l2]", "report.formats=[txt]"]
 
 
+@pytest.mark.slow
 def test_forty_calibration_references_refute_a_false_claim_of_four(
     tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
