@@ -119,7 +119,7 @@ def compose(overrides: Sequence[str] = ()) -> list[DictConfig]:
 
     from qdx.hydra_errors import explain
     from qdx.plugins import check_reachable, conf_dir
-    from qdx.sweep import callback
+    from qdx.sweep.expand import expand
 
     _check_list(overrides)
     check_reachable(overrides)
@@ -130,7 +130,7 @@ def compose(overrides: Sequence[str] = ()) -> list[DictConfig]:
             config = hydra.compose_config(
                 "config", list(overrides), RunMode.MULTIRUN, with_log_configuration=False
             )
-            return callback.expand(config)[1]
+            return expand(config)[1]
     except QdxError:
         raise
     except Exception as error:

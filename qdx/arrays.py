@@ -183,7 +183,12 @@ def _distance(
     if on == "top":
         inputs = [logprob(x, "top") for x in (a, b)] + [_variable(x, "top_id") for x in (a, b)]
     else:
-        inputs = [hidden_of(x) if on == "hidden" else _variable(x, "logit") for x in (a, b)]
+        # Log-probabilities by the recorded sum, as a sweep's distances take them (`qdx.distances.blocks`).
+        taken: dict[str, Callable[[xr.Dataset], xr.DataArray]] = {
+            "logprob": partial(logprob, of="vocab"),
+            "hidden": hidden_of,
+        }
+        inputs = [taken[on](x) if on in taken else _variable(x, "logit") for x in (a, b)]
     cores = [[core]] * len(inputs)
     wide = len(inputs)
     if set(record.meta["needs"]) & {"target", "position"}:
@@ -238,10 +243,8 @@ def _rows(
         kept = np.broadcast_to(present, shape)[index] & ~np.isnan(matrices[:2]).any((0, -1))
         if not kept.any():
             continue
-        p, q = (torch.from_numpy(matrix[kept].astype(np.float64)) for matrix in matrices[:2])
+        p, q = (torch.from_numpy(matrix[kept].astype(np.float64, copy=False)) for matrix in matrices[:2])
         ids = [torch.from_numpy(matrix[kept].astype(np.int64)) for matrix in matrices[2:]]
-        if measure.on == "logprob":
-            p, q = torch.log_softmax(p, -1), torch.log_softmax(q, -1)
         given = dict(zip(("p_id", "q_id"), ids, strict=False))
         for key, block in zip(("target", "position"), numbers, strict=False):
             given[key] = torch.from_numpy(block[index][kept].astype(np.int64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from qdx.capture.derive import derive, finite
 from qdx.capture.fingerprints import Sketcher
-from qdx.capture.plan import SKETCH_SEED, plan
+from qdx.capture.plan import SKETCH_SEED
 from qdx.capture.sampled import EDGE, Sampler, drawn
 from qdx.capture.structure import Structure
 from qdx.dataset import checksums, encoding, layout, writing
@@ -26,6 +27,34 @@ from qdx.schema import CaptureSettings
 _EIGHT = 8  # rows that are derived and written together
 _Key = tuple[str, tuple[int, ...]]  # phase; repeat, producer where the phase has one, reference
 _Rows = tuple[NDArray[np.int32], Tensor, Tensor, Tensor]  # positions, logits, targets, what is kept in full
+
+
+@dataclass
+class _Taken:
+    """What was handed over.
+
+    Attributes
+    ----------
+    pending : dict
+        Rows of a batch item that wait for others, since eight are written together.
+    scalars : dict
+        Derived numbers that wait for a `Recorder.sync`, in blocks of positions and columns.
+    firsts : list
+        What prefill's last row says of the producers' first tokens: repeat, reference, columns.
+    texts : dict
+        Decoded outputs, by repeat and reference: written at the end, when the longest is known.
+    seen : dict
+        Which of the wanted positions came.
+    outputs : set
+        Repeats and references whose output came.
+    """
+
+    pending: dict[int, list[_Rows]] = field(default_factory=dict)
+    scalars: dict[_Key, list[tuple[NDArray[np.int32], dict[str, NDArray[Any]]]]] = field(default_factory=dict)
+    firsts: list[tuple[int, int, dict[str, NDArray[Any]]]] = field(default_factory=list)
+    texts: dict[tuple[int, int], str] = field(default_factory=dict)
+    seen: dict[_Key, NDArray[np.bool_]] = field(default_factory=dict)
+    outputs: set[tuple[int, int]] = field(default_factory=set)
 
 
 class Recorder:
@@ -96,38 +125,23 @@ class Recorder:
     ) -> None:
         if set(coords) != set(layout.CONFIG_COORDS):
             raise ValueError(f"coords must be exactly {sorted(layout.CONFIG_COORDS)}, got {sorted(coords)}")
-        if capture.mode == "hidden" and hidden < 1:
-            raise QdxError("capture.mode=hidden: this backend gives no hidden states: choose full or topk")
         self.path, self.part = Path(path), Path(f"{path}.part")
         self._journal_path, self._new = Path(f"{path}.rows"), Path(f"{path}.new")
-        self._references, self._repeats, self._vocab = list(references), repeats, vocab
-        self._output_tokens, self._dtype, self._label = output_tokens, dtype, label
-        self._capture, self._layers, self._portable = capture, dict(layers or {}), portable
-        self._k = min(capture.k, vocab)
-        self._sketcher = Sketcher(vocab, capture.components, SKETCH_SEED)
-        self._producers = list(producers)
-        self._plan = plan(
-            references,
-            prefill_positions=capture.prefill_positions,
-            output_tokens=output_tokens,
-            producers=self._producers,
-        )
-        self._structure = Structure(
+        self._dtype, self._layers, self._portable = dtype, dict(layers or {}), portable
+        self._run = Structure.of(
+            capture,
             label=label,
-            references=self._references,
+            references=list(references),
             repeats=repeats,
             output_tokens=output_tokens,
             vocab=vocab,
-            components=capture.components,
-            k=self._k,
-            wide={"full": "logit", "hidden": "hidden"}.get(capture.mode, ""),
             hidden=hidden,
-            plan=self._plan,
             coords=dict(coords),
-            producers=self._producers,
+            producers=list(producers),
             settings=dict(settings or {}),
         )
-        self._axis = {phase: self._structure.axis(phase) for phase in self._structure.phases}
+        self._axis = {phase: self._run.axis(phase) for phase in self._run.phases}
+        self._sketcher = Sketcher(vocab, capture.components, SKETCH_SEED)
         self._attrs: dict[str, Any] = {
             **layout.conventions(f"qdx run {label}", attrs or {}),
             "kind": "run",
@@ -140,34 +154,29 @@ class Recorder:
             **(attrs or {}),
         }
         self._now: tuple[str, int, list[int], int | None] | None = None
-        self._pending: dict[int, list[_Rows]] = {}
-        self._scalars: dict[_Key, list[tuple[NDArray[np.int32], dict[str, NDArray[Any]]]]] = {}
-        self._firsts: list[tuple[int, int, dict[str, NDArray[Any]]]] = []
-        self._texts: dict[tuple[int, int], str] = {}
-        self._seen: dict[_Key, NDArray[np.bool_]] = {}  # of the wanted positions
-        self._outputs: set[tuple[int, int]] = set()
+        self._taken = _Taken()
         self._file: Any = None
         self._journal: Journal | None = None
 
     @property
     def wants_hidden(self) -> bool:
         """Whether `rows` needs the hidden states."""
-        return self._structure.wide == "hidden"
+        return self._run.wide == "hidden"
 
     def __enter__(self) -> Recorder:
         import netCDF4
 
-        chunk = self._structure.smallest_chunk()
+        chunk = self._run.smallest_chunk()
         dtype = str(self._dtype).removeprefix("torch.")
         self._filters = encoding.choose(self.part.parent, portable=self._portable, dtype=dtype, values=chunk)
         with writing.disk_errors(self.part):
-            if self._structure.wide:
-                shapes = {phase: self._structure.shape(phase) for phase in self._structure.phases}
-                self._journal = Journal(self._journal_path, shapes, self._structure.width, dtype)
+            if self._run.wide:
+                shapes = {phase: self._run.shape(phase) for phase in self._run.phases}
+                self._journal = Journal(self._journal_path, shapes, self._run.width, dtype)
                 self._attrs |= {
                     "rows_dtype": dtype,
-                    "rows_name": self._structure.wide,
-                    "rows_width": self._structure.width,
+                    "rows_name": self._run.wide,
+                    "rows_width": self._run.width,
                 }
             self._put(small=None, wide=None)
             self._file = netCDF4.Dataset(self.part, "r+")
@@ -200,12 +209,12 @@ class Recorder:
         producer : int, optional
             Index of the producer whose transcripts are replayed.
         """
-        if phase not in self._plan or not 0 <= repeat < self._repeats:
-            phases = ", ".join(self._plan)
+        if phase not in self._run.plan or not 0 <= repeat < self._run.repeats:
+            phases = ", ".join(self._run.plan)
             raise ValueError(
-                f"begin({phase!r}, {repeat}): phases are {phases}, repeats 0…{self._repeats - 1}"
+                f"begin({phase!r}, {repeat}): phases are {phases}, repeats 0…{self._run.repeats - 1}"
             )
-        known = range(len(self._producers)) if phase == "replay" and self._producers else (None,)
+        known = range(len(self._run.producers)) if phase == "replay" and self._run.producers else (None,)
         if producer not in known:
             raise ValueError(f"begin({phase!r}, producer={producer}): expected one of {list(known)}")
         self._flush_rows()
@@ -214,7 +223,7 @@ class Recorder:
     def wanted(self, item: int) -> NDArray[np.int32]:
         """Return the sorted positions whose rows are to be handed over for a batch item."""
         phase, _, references, producer = self._current()
-        return self._plan[phase][(producer or 0) * len(self._references) + references[item]]
+        return self._run.plan[phase][(producer or 0) * len(self._run.references) + references[item]]
 
     def rows(
         self,
@@ -244,19 +253,19 @@ class Recorder:
         key = self._key(item)
         phase = key[0]
         positions = np.asarray(positions, np.int32)
-        if logits_PV.dtype != self._dtype or tuple(logits_PV.shape) != (len(positions), self._vocab):
+        if logits_PV.dtype != self._dtype or tuple(logits_PV.shape) != (len(positions), self._run.vocab):
             raise ValueError(
-                f"rows must be {self._dtype} of shape {(len(positions), self._vocab)}, "
+                f"rows must be {self._dtype} of shape {(len(positions), self._run.vocab)}, "
                 f"got {logits_PV.dtype} of shape {tuple(logits_PV.shape)}"
             )
         if self.wants_hidden:
-            size = (len(positions), self._structure.hidden)
+            size = (len(positions), self._run.hidden)
             if hidden_PH is None or hidden_PH.dtype != self._dtype or tuple(hidden_PH.shape) != size:
                 got = "none" if hidden_PH is None else f"{hidden_PH.dtype} of shape {tuple(hidden_PH.shape)}"
                 raise ValueError(f"hidden states must be {self._dtype} of shape {size}, got {got}")
         wide_PW = hidden_PH if self.wants_hidden and hidden_PH is not None else logits_PV
         wanted = self.wanted(item)
-        seen = self._seen.setdefault(key, np.zeros(len(wanted), np.bool_))
+        seen = self._taken.seen.setdefault(key, np.zeros(len(wanted), np.bool_))
         at = np.searchsorted(wanted, positions)
         known = at < len(wanted)
         known[known] = wanted[at[known]] == positions[known]
@@ -268,7 +277,7 @@ class Recorder:
         if targets is None:
             targets = torch.full((len(positions),), -1, dtype=torch.int64)
         targets_P = targets.to(logits_PV.device, torch.int64)
-        pending = self._pending.setdefault(item, [])
+        pending = self._taken.pending.setdefault(item, [])
         blocks = [slice(start, start + _EIGHT) for start in range(0, len(positions), _EIGHT)]
         while blocks and not pending and blocks[0].stop <= len(positions):  # whole eights need no copy
             block = blocks.pop(0)
@@ -279,7 +288,7 @@ class Recorder:
             pending.append((positions[block], rows, targets_P[block].clone(), wide))
             if sum(len(rows[0]) for rows in pending) >= _EIGHT:
                 self._flush_item(item)
-                pending = self._pending.setdefault(item, [])
+                pending = self._taken.pending.setdefault(item, [])
 
     def output(
         self, repeat: int, reference: int, token_ids: Sequence[int], text: str, eos_index: int = -1
@@ -296,16 +305,16 @@ class Recorder:
         eos_index : int
             Index among them of the first end-of-sequence token, −1 if there is none.
         """
-        if len(token_ids) != self._output_tokens:
+        if len(token_ids) != self._run.output_tokens:
             raise ValueError(
-                f"{self._name(reference)}: {len(token_ids)} output tokens, expected {self._output_tokens}"
+                f"{self._name(reference)}: {len(token_ids)} output tokens, expected {self._run.output_tokens}"
             )
         group = self._file["output"]
         with writing.disk_errors(self.part):
             group["token_id"][0, repeat, reference, :] = np.asarray(token_ids, np.int32)
             group["eos_index"][0, repeat, reference] = eos_index
-        self._texts[repeat, reference] = text
-        self._outputs.add((repeat, reference))
+        self._taken.texts[repeat, reference] = text
+        self._taken.outputs.add((repeat, reference))
 
     def sync(self) -> None:
         """Put everything that was handed over on disk: call it after every batch of references."""
@@ -345,18 +354,18 @@ class Recorder:
 
     def _said(self, key: _Key) -> str:
         _, (repeat, *producer, reference) = key
-        of = f", transcript of {self._producers[producer[0]].name}" if producer else ""
+        of = f", transcript of {self._run.producers[producer[0]].name}" if producer else ""
         return f"repeat {repeat}{of}, {self._name(reference)}"
 
     def _name(self, reference: int) -> str:
-        return self._references[reference].name
+        return self._run.references[reference].name
 
     def _flush_rows(self) -> None:
-        for item in list(self._pending):
+        for item in list(self._taken.pending):
             self._flush_item(item)
 
     def _flush_item(self, item: int) -> None:
-        pending = self._pending.pop(item)
+        pending = self._taken.pending.pop(item)
         if not pending:
             return
         positions, logits, targets, wide = zip(*pending, strict=True)
@@ -377,7 +386,7 @@ class Recorder:
         if not bool(finite_P.all()):
             position = positions[int((~finite_P).nonzero()[0])]
             raise QdxError(
-                f"{self._label}: {phase}, {self._said(key)}, position {position}: "
+                f"{self._run.label}: {phase}, {self._said(key)}, position {position}: "
                 "a logit is NaN or infinite; the checkpoint is broken or overflows: try model.dtype=bfloat16"
             )
         order = np.argsort(positions)
@@ -385,15 +394,15 @@ class Recorder:
             index = torch.from_numpy(order).to(logits_PV.device)
             positions, logits_PV, targets_P = positions[order], logits_PV[index], targets_P[index]
             wide_PW = wide_PW[index]
-        derived = derive(logits_PV, targets_P, k=self._k, sketcher=self._sketcher)
-        if phase == "replay" and self._producers and (sampler := self._sampler(*at[1:])):
+        derived = derive(logits_PV, targets_P, k=self._run.k, sketcher=self._sketcher)
+        if phase == "replay" and self._run.producers and (sampler := self._sampler(*at[1:])):
             derived |= drawn(logits_PV, targets_P, sampler, edge=EDGE)
-        if self._producers and phase == "prefill" and positions[-1] == self._end(at[-1]):
+        if self._run.producers and phase == "prefill" and positions[-1] == self._end(at[-1]):
             self._judge_first(at, logits_PV[-1])
             # Each producer has its own token there: see FIRST.
             derived["token_id"][-1], derived["target_rank"][-1] = -1, -1
             derived["target_logit"][-1] = float("nan")
-        self._scalars.setdefault(key, []).append(
+        self._taken.scalars.setdefault(key, []).append(
             (positions, {name: value.cpu().numpy() for name, value in derived.items()})
         )
         if self._journal is not None:
@@ -403,12 +412,12 @@ class Recorder:
                     self._journal.write(phase, (*at, axis.start), rows_PW[values])
 
     def _end(self, reference: int) -> int:
-        return len(self._references[reference].token_ids)
+        return len(self._run.references[reference].token_ids)
 
     def _judge_first(self, at: tuple[int, ...], logits_V: Tensor) -> None:
         """Keep what prefill's last row says of the first token of every producer's transcript."""
         repeat, reference = at
-        ids = np.array([producer.token_ids[reference, 0] for producer in self._producers], np.int32)
+        ids = np.array([producer.token_ids[reference, 0] for producer in self._run.producers], np.int32)
         there = ids >= 0  # who answered nothing to this prompt has no first token
         at_D = torch.from_numpy(np.where(there, ids, 0)).to(logits_V.device, torch.int64)
         chosen_D = logits_V[at_D]
@@ -419,13 +428,13 @@ class Recorder:
             "first_rank": np.where(there, ranks_D.cpu().numpy(), -1).astype(np.int32),
         }
         values |= self._first_drawn(reference, ids, logits_V)
-        self._firsts.append((repeat, reference, values))
+        self._taken.firsts.append((repeat, reference, values))
 
     def _first_drawn(
         self, reference: int, ids_D: NDArray[np.int32], logits_V: Tensor
     ) -> dict[str, NDArray[Any]]:
         """What the row says of first tokens that were drawn from it, by producer."""
-        samplers = [self._sampler(d, reference) for d in range(len(self._producers))]
+        samplers = [self._sampler(d, reference) for d in range(len(self._run.producers))]
         if not any(samplers):
             return {}
         found = {
@@ -441,7 +450,7 @@ class Recorder:
 
     def _sampler(self, producer: int, reference: int) -> Sampler | None:
         """How a transcript was drawn; None where it was not, or nobody knows."""
-        samplers = self._producers[producer].samplers
+        samplers = self._run.producers[producer].samplers
         if samplers is None or np.isnan(samplers[reference]).any():
             return None
         temperature, top_k, top_p, min_p = samplers[reference]
@@ -451,10 +460,10 @@ class Recorder:
         """Write the derived numbers and, when rows and numbers are on disk, the marks that they are there."""
         marks: list[tuple[Any, tuple[int, ...], slice]] = []
         with writing.disk_errors(self.part):
-            for repeat, reference, values in self._firsts:
+            for repeat, reference, values in self._taken.firsts:
                 for name, value in values.items():
                     self._file["prefill"][name][0, repeat, :, reference] = value
-            for (phase, at), blocks in self._scalars.items():
+            for (phase, at), blocks in self._taken.scalars.items():
                 group = self._file[phase]
                 positions = np.concatenate([block[0] for block in blocks])
                 order = np.argsort(positions)
@@ -471,19 +480,21 @@ class Recorder:
             for captured, at, axis in marks:
                 captured[(0, *at, axis)] = np.int8(1)
             self._file.sync()
-        self._scalars.clear()
-        self._firsts.clear()
+        self._taken.scalars.clear()
+        self._taken.firsts.clear()
 
     def _missing(self) -> list[str]:
         missing = []
-        for phase in self._plan:
-            for at, positions in self._structure.places(phase):
-                seen = self._seen.get((phase, at))
+        for phase in self._run.plan:
+            for at, positions in self._run.places(phase):
+                seen = self._taken.seen.get((phase, at))
                 if len(positions) and (seen is None or not seen.all()):
                     missing.append(f"{phase}, {self._said((phase, at))}")
-        if not self._producers:
-            outputs = [(r, f) for r in range(self._repeats) for f in range(len(self._references))]
-            missing += [f"output, {self._said(('output', at))}" for at in outputs if at not in self._outputs]
+        if not self._run.producers:
+            outputs = [(r, f) for r in range(self._run.repeats) for f in range(len(self._run.references))]
+            missing += [
+                f"output, {self._said(('output', at))}" for at in outputs if at not in self._taken.outputs
+            ]
         return missing
 
     def _rewrite(self, attrs: Mapping[str, Any], *, whole: bool) -> None:
@@ -507,11 +518,11 @@ class Recorder:
         sums: dict[str, checksums.Sums] = {}
         with netCDF4.Dataset(self._new, "w", format="NETCDF4") as file:
             writing.set_attributes(file, self._attrs)
-            self._structure.create(file, small=small, wide=wide)
+            self._run.create(file, small=small, wide=wide)
             if self._file is not None:
-                sums = self._structure.copy(self._file, file, self._journal if wide is not None else None)
-                self._structure.put_text(file, self._texts)
-            writing.put_provenance(file, self._label, self._attrs, self._layers)
+                sums = self._run.copy(self._file, file, self._journal if wide is not None else None)
+                self._run.put_text(file, self._taken.texts)
+            writing.put_provenance(file, self._run.label, self._attrs, self._layers)
         if wide is not None:  # a whole file: an unfinished one is still written to
             checksums.store(self._new, sums)
         self._new.replace(self.part)

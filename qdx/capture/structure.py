@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qdx.capture.plan import Plan, union
+from qdx.capture.plan import Plan, plan, union
 from qdx.dataset import checksums, layout, writing
+from qdx.errors import QdxError
+from qdx.schema import CaptureSettings
 
 if TYPE_CHECKING:
     from qdx.dataset.journal import Journal
@@ -30,7 +32,36 @@ _Block = tuple[tuple[int, ...], int, int]  # place of a stretch of rows, its fir
 
 @dataclass(frozen=True)
 class Structure:
-    """What decides the groups, dimensions and variables of one run's file."""
+    """What decides the groups, dimensions and variables of one run's file.
+
+    Attributes
+    ----------
+    label : str
+        The config's.
+    references : sequence of Reference
+    repeats : int
+        Of every phase.
+    output_tokens : int
+        Generated for each reference.
+    vocab : int
+        Logits of a row, without padding.
+    components : int
+        Values of a sketch.
+    k : int
+        Greatest logits of a row that are kept.
+    wide : str
+        Which full rows are kept: ``logit``, ``hidden``, or none where it is empty.
+    hidden : int
+        Values of a hidden state; 0 where the backend gives none.
+    plan : Mapping
+        The captured positions of every phase, see `qdx.capture.plan.plan`.
+    coords : dict
+        Value of every coordinate of `qdx.dataset.layout.CONFIG_COORDS`.
+    producers : sequence of Producer
+        Whose transcripts are replayed, if any.
+    settings : Mapping
+        Observed values of the backend's options.
+    """
 
     label: str
     references: Sequence[layout.ReferenceLike]
@@ -39,12 +70,39 @@ class Structure:
     vocab: int
     components: int
     k: int
-    wide: str  # which full rows are kept: "logit", "hidden" or ""
+    wide: str
     hidden: int
     plan: Plan
     coords: dict[str, Any]
     producers: Sequence[layout.Producer] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, capture: CaptureSettings, **run: Any) -> Structure:
+        """Return the structure of a run of which so much is kept.
+
+        Parameters
+        ----------
+        capture : CaptureSettings
+        **run
+            The attributes that the settings do not decide.
+
+        Raises
+        ------
+        QdxError
+            When hidden states are to be kept and there are none.
+        """
+        if capture.mode == "hidden" and run["hidden"] < 1:
+            raise QdxError("capture.mode=hidden: this backend gives no hidden states: choose full or topk")
+        planned = plan(
+            run["references"],
+            prefill_positions=capture.prefill_positions,
+            output_tokens=run["output_tokens"],
+            producers=run["producers"],
+        )
+        wide = {"full": "logit", "hidden": "hidden"}.get(capture.mode, "")
+        k = min(capture.k, run["vocab"])
+        return cls(components=capture.components, k=k, wide=wide, plan=planned, **run)
 
     @property
     def config_coords(self) -> dict[str, layout.Variable]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qdx.dataset.opening import open
-    from qdx.dataset.run_reader import RunReader, read_rows
+    from qdx.dataset.run_reader import RunReader
     from qdx.dataset.write_sweep import append, merge
 
 _LAZY = {
@@ -17,10 +17,9 @@ _LAZY = {
     "append": "qdx.dataset.write_sweep",
     "merge": "qdx.dataset.write_sweep",
     "open": "qdx.dataset.opening",
-    "read_rows": "qdx.dataset.run_reader",
 }
 
-__all__ = ["RunReader", "append", "merge", "open", "read_rows"]
+__all__ = ["RunReader", "append", "merge", "open"]
 
 
 def __getattr__(name: str) -> Any:

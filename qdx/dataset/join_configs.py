@@ -23,6 +23,14 @@ from qdx.errors import QdxError
 NAMELESS: Any = False
 
 Datasets = Mapping[str, xr.Dataset]
+# What has to be the same in all runs of a folder, and how a message names it.
+ALIKE = {
+    "tokenizer": "tokenizer",
+    "references": "references or their continuation (prompts.*, generate.tokens)",
+    "transcripts": "transcripts (prompts.path)",
+    "vocabulary": "vocabulary size",
+    "sketch": "sketch (capture.components)",
+}
 
 
 def combine(state: Sweep, trees: Mapping[str, xr.DataTree]) -> xr.DataTree:
@@ -39,7 +47,7 @@ def combine(state: Sweep, trees: Mapping[str, xr.DataTree]) -> xr.DataTree:
     QdxError
         When tokenizer, references, vocabulary or sketch differ; the message names the labels.
     """
-    check(trees)
+    require_alike({label: _facts(tree) for label, tree in trees.items()})
     first = next(iter(trees.values()))
     groups: dict[str, xr.Dataset] = {
         "/": xr.Dataset(attrs=_root_attrs(state)),
@@ -73,21 +81,38 @@ def _root_attrs(state: Sweep) -> dict[str, Any]:
     }
 
 
-def check(trees: Mapping[str, xr.DataTree]) -> None:
-    """Refuse runs whose rows do not mean the same; see `combine`."""
-    facts = {label: _facts(tree) for label, tree in trees.items()}
-    for name in next(iter(facts.values())):
+def require_alike(facts: Mapping[str, Mapping[str, str]]) -> None:
+    """Refuse runs whose rows do not mean the same.
+
+    Parameters
+    ----------
+    facts : Mapping
+        Label → the facts named in `ALIKE`: before the jobs of a sweep start what their configs will use
+        (`qdx.sweep.prepare`), when runs are combined what their files hold.
+
+    Raises
+    ------
+    QdxError
+        Naming what differs, and between which labels.
+    """
+    for name, what in ALIKE.items():
         groups: dict[str, list[str]] = {}
         for label, own in facts.items():
             groups.setdefault(own[name], []).append(label)
         if len(groups) > 1:
-            sides = "; ".join(f"{', '.join(labels)}: {value[:60]}" for value, labels in groups.items())
+            sides = "; ".join(f"{', '.join(labels)}: {_short(value)}" for value, labels in groups.items())
             raise QdxError(
-                f"cannot merge: the runs differ in {name} ({sides}); put them in sweeps of their own"
+                f"configs of one sweep folder must share the {what}, these do not ({sides}): run them as "
+                "sweeps of their own, each in its hydra.sweep.dir"
             )
 
 
+def _short(value: str) -> str:
+    return f"{value[:12]}…" if len(value) == 64 else value[:60]  # 64: a SHA-256
+
+
 def _facts(tree: xr.DataTree) -> dict[str, str]:
+    """Return what a run's file holds; the references by their tokens, not by the hash that it states."""
     import hashlib
 
     references = tree["references"].to_dataset()
@@ -99,7 +124,6 @@ def _facts(tree: xr.DataTree) -> dict[str, str]:
         )
     names = ", ".join(str(name) for name in references["reference"].values)
     sizes = tree["prefill"].sizes
-    vocab = str(tree.attrs["vocab"])
     replayed = tree["replay"].to_dataset()
     producers = "none"
     if "producer" in replayed.dims:
@@ -107,10 +131,10 @@ def _facts(tree: xr.DataTree) -> dict[str, str]:
         labels = ", ".join(str(name) for name in replayed["producer"].values)
         producers = f"{labels} with tokens {hashlib.sha256(tokens).hexdigest()[:12]}"
     return {
-        "producers": producers,
-        "tokenizer_sha256": str(tree.attrs.get("tokenizer_sha256", "")),
+        "tokenizer": str(tree.attrs.get("tokenizer_sha256", "")),
         "references": f"{names} with tokens {digest.hexdigest()[:12]}",
-        "vocabulary": vocab,
+        "transcripts": producers,
+        "vocabulary": str(tree.attrs["vocab"]),
         "sketch": f"{sizes['component']} components, seed {tree.attrs['sketch_seed']}",
     }
 

@@ -262,15 +262,3 @@ def _stretch(
     if bad_P.any():
         values[bad_P] = np.nan
     return values, bad_P
-
-
-def read_rows(
-    path: Path | RunReader,
-    phase: str,
-    repeat: int,
-    reference: int,
-    indices: slice | NDArray[np.int64] = slice(None),
-) -> NDArray[np.float32]:
-    """Read full rows of logits of a run; see `RunReader.rows`."""
-    reader = path if isinstance(path, RunReader) else RunReader(path)
-    return reader.rows(phase, repeat, reference, indices)

@@ -1,4 +1,7 @@
-"""From a command line to the jobs and back: `callback` leads, `prepare` looks first, `job` is the child.
+"""From a command line to the jobs and back.
+
+`callback` leads, `expand` makes the jobs' configs, `prepare` looks first at what they need, `job` is the
+child, `launchers` says which of Hydra's launchers may run it.
 
 Hydra finds the callback by ``_target_: qdx.sweep.Sweep``, a name that lies in users' ``sweep.json``.
 """

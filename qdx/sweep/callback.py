@@ -1,7 +1,14 @@
-"""A sweep: what happens before its first job and after its last one.
+"""Lead a sweep: what happens before its first job, for each job, and after the last one.
 
-Hydra calls `Sweep` as a callback and `job` for every config. A job never raises out of the sweep (Hydra 1.3
-would skip the end): it leaves ``status.json`` in its folder, and the process exits 1 at the end.
+Hydra calls `Sweep` as a callback and `job` for every config. Three of its habits shape this file:
+
+- It does not call ``on_multirun_end`` when a job raised. So a job never raises out of the sweep: it leaves
+  ``status.json`` in its folder, the sweep goes on, and the process exits 1 at the end, naming what failed.
+- It turns an exception in a callback into a warning and goes on to the jobs. So `_guard` prints the error
+  itself and leaves by ``SystemExit``, which gets through.
+- It pickles the callback and the task function for a launcher's workers. So what belongs to the running
+  sweep (its folder, its lock, what to measure at the end) is state of this module, and `job` reads what it
+  needs from ``sweep.json``: in a worker this module's state is that of another process, which is empty.
 """
 
 from __future__ import annotations
@@ -16,11 +23,9 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
@@ -28,21 +33,38 @@ from qdx import new_file, plugins
 from qdx.backends.auto import AUTO, explanation
 from qdx.commands import NO_PLUGINS, own_command, quoted
 from qdx.dataset.folder import PLAN
-from qdx.errors import QdxError, nearest
+from qdx.errors import QdxError
 from qdx.hydra_errors import explain
 from qdx.locking import locked
 from qdx.process import FULL_ERROR, spawn
 from qdx.program import in_one_line, of_disk
-from qdx.schema import validate
 from qdx.sweep import job as job_process
 from qdx.sweep import launchers
+from qdx.sweep.expand import check_names, expand, settle
 
 SUBDIR = "${label}"  # hydra.sweep.subdir in conf/config.yaml
-DEFAULTS = {"metric": "l2", "analysis": "effects"}
-# The folder of the sweep whose jobs the launcher has, what is measured when they are done (nodes of the
-# user's config, not of a file in the folder), and whether jobs run in other processes. Not in `Sweep`, which
-# launchers pickle.
-_running: tuple[Path, dict[str, Any], bool] | None = None
+
+
+class _Running(NamedTuple):
+    """The sweep whose jobs the launcher has.
+
+    Attributes
+    ----------
+    directory : Path
+    chosen : dict
+        What is measured when they are done: nodes of the user's config, not of a file in the folder, which
+        may be a stranger's.
+    elsewhere : bool
+        Whether jobs run in other processes.
+    """
+
+    directory: Path
+    chosen: dict[str, Any]
+    elsewhere: bool
+
+
+# Of this process, and not attributes of `Sweep`, which launchers pickle.
+_running: _Running | None = None
 # Errors of this process's jobs by label: a disk that is full took no status.json.
 _errors: dict[str, str] = {}
 _held = contextlib.ExitStack()  # the folder's lock, until this process ends
@@ -55,7 +77,7 @@ def job(cfg: DictConfig) -> None:
     directory = Path(hydra.runtime.output_dir)
     launchers.follow()
     try:
-        _settle(cfg, hydra.overrides.task)
+        settle(cfg, hydra.overrides.task)
         # Of the sweep's process: here the command line may be a worker's.
         stated = json.loads((Path(hydra.sweep.dir) / PLAN).read_text())["command_line"]
         # Live bars of jobs that run at once would write over each other.
@@ -95,7 +117,7 @@ class Sweep(Callback):
 
 
 def _guard(step: Callable[[], None]) -> None:
-    # Hydra turns an exception in a callback into a warning and goes on; SystemExit gets through.
+    """Print what a step raises as an error, and leave."""
     try:
         step()
     except QdxError as error:
@@ -120,22 +142,11 @@ def _flags() -> list[str]:
     return [NO_PLUGINS] if plugins.are_left_out() else []
 
 
-def _settle(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Take from a file of transcripts what the command line leaves open; see `qdx.prompts.transcripts`."""
-    if OmegaConf.select(cfg, "prompts.name") == "transcripts":
-        from qdx.dataset.guarding import allow
-        from qdx.prompts.transcripts import LIMITS, settle
-
-        allow(**{name: OmegaConf.select(cfg, f"prompts.{name}") for name in LIMITS})
-        settle(cfg, overrides)
-    if OmegaConf.select(cfg, "prompts.name") == "challenge":
-        from qdx.prompts.challenge import settle
-
-        settle(cfg, overrides)
-
-
 def start(config: DictConfig) -> None:
     """Check all jobs, give them unique labels, write the manifest and prepare models and references.
+
+    The order matters: what can be wrong is looked for before the manifest is written, and the manifest is
+    written under the folder's lock, which is held until this process ends.
 
     Raises
     ------
@@ -143,14 +154,9 @@ def start(config: DictConfig) -> None:
         For the first job whose config is not valid, for two jobs of one label, when preparation fails, or
         when another sweep runs in the folder.
     """
+    global _running
     launchers.require(config.hydra.launcher)
-    folders: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
-    subdir = folders["subdir"]
-    if subdir != SUBDIR:
-        raise QdxError(
-            f"hydra.sweep.subdir={subdir}: a job's folder has the name of its label: remove it, or name the "
-            "folder with label=…"
-        )
+    _require_folders_by_label(config)
     swept, jobs = expand(config)
     if config.hydra.runtime.choices.get("backend") == AUTO:
         print(explanation(), flush=True)
@@ -159,26 +165,59 @@ def start(config: DictConfig) -> None:
     directory = Path(config.hydra.sweep.dir).absolute()
     new_file.require_place(directory)  # a sweep that is resumed may be a stranger's folder
     (directory / "multirun.yaml").unlink(missing_ok=True)  # Hydra writes it, through a link too
+    _tell_the_jobs(config, swept, directory)
+    first: Any = OmegaConf.to_container(jobs[0], resolve=True)
+    labels = [str(cfg.label) for cfg in jobs]
+    for label in labels:
+        if (place := directory / label).exists() and not place.is_dir():
+            raise QdxError(f"{place} is a file, and the results of config {label!r} go there: rename it")
+    check_names(first, [*labels, *_earlier(directory / PLAN)["labels"]])
+    _prepare(jobs, directory)
+    _lock(directory)
+    resume = _write_manifest(
+        directory,
+        {
+            "metrics": first["metric"],
+            "analyses": first["analysis"],
+            "report": first["report"],
+            "verify": first["verify"],
+            "labels": labels,
+            "plugin_folders": [str(folder) for folder in plugins.folders()],
+        },
+    )
+    print(f"resume: {resume}", flush=True)
+    launchers.hold(config.hydra.launcher)
+    chosen = {"metrics": first["metric"], "analyses": first["analysis"]}
+    _running = _Running(directory, chosen, launchers.parallel(config.hydra.launcher))
+
+
+def _require_folders_by_label(config: DictConfig) -> None:
+    """Refuse another name for the jobs' folders: merging and resuming find a run by its label."""
+    folders: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    subdir = folders["subdir"]
+    if subdir != SUBDIR:
+        raise QdxError(
+            f"hydra.sweep.subdir={subdir}: a job's folder has the name of its label: remove it, or name the "
+            "folder with label=…"
+        )
+
+
+def _tell_the_jobs(config: DictConfig, swept: Sequence[str], directory: Path) -> None:
+    """Put into the overrides what every job has to know, whatever process the launcher makes it in.
+
+    Hydra composes each job from these overrides. A callback may change them: it is called with the very
+    config from which the sweeper reads them afterwards.
+    """
     with flag_override(config, ["readonly", "struct"], False):
         if swept:
             config.hydra.overrides.task.append(f"swept=[{','.join(swept)}]")
         # A launcher's worker may have another working folder.
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(directory))}")
         config.hydra.sweep.dir = str(directory)
-    first: Any = OmegaConf.to_container(jobs[0], resolve=True)
-    labels = [str(cfg.label) for cfg in jobs]
-    for label in labels:
-        if (place := directory / label).exists() and not place.is_dir():
-            raise QdxError(f"{place} is a file, and the results of config {label!r} go there: rename it")
-    _check_names(first, [*labels, *_earlier(directory / PLAN)["labels"]])
-    manifest = {
-        "metrics": first["metric"],
-        "analyses": first["analysis"],
-        "report": first["report"],
-        "verify": first["verify"],
-        "labels": labels,
-        "plugin_folders": [str(folder) for folder in plugins.folders()],
-    }
+
+
+def _prepare(jobs: Sequence[DictConfig], directory: Path) -> None:
+    """Run `qdx.sweep.prepare` in a process of its own, whose memory is free again before a job starts."""
     composed = [OmegaConf.to_yaml(cfg, resolve=True) for cfg in jobs]
     ended = spawn({"do": "prepare", "configs": composed, "directory": str(directory)})
     if "killed" in ended:
@@ -186,6 +225,10 @@ def start(config: DictConfig) -> None:
         sys.exit(1)
     if ended:  # the child has said why
         sys.exit(4 if ended == job_process.NOT_MET else 2)
+
+
+def _lock(directory: Path) -> None:
+    """Hold the folder until this process ends."""
     directory.mkdir(parents=True, exist_ok=True)
     try:
         _held.enter_context(locked(directory / "sweep.lock", wait=False))
@@ -193,12 +236,6 @@ def start(config: DictConfig) -> None:
         raise QdxError(
             f"another sweep is running in {directory}: wait for its end, or choose another hydra.sweep.dir"
         ) from error
-    resume = _write_manifest(directory, manifest)
-    print(f"resume: {resume}", flush=True)
-    launchers.hold(config.hydra.launcher)
-    global _running
-    chosen = {"metrics": first["metric"], "analyses": first["analysis"]}
-    _running = directory, chosen, launchers.parallel(config.hydra.launcher)
 
 
 def _what_is_run(jobs: Sequence[DictConfig]) -> str:
@@ -210,101 +247,6 @@ def _what_is_run(jobs: Sequence[DictConfig]) -> str:
         f"generate.tokens={cfg.generate.tokens}; four configs: python -m qdx -m "
         f"quant=awq,awq_marlin,gptq,gptq_marlin"
     )
-
-
-def expand(config: DictConfig) -> tuple[list[str], list[DictConfig]]:
-    """Compose and check every job of a sweep.
-
-    Parameters
-    ----------
-    config : DictConfig
-        What Hydra composed for a multirun, with its ``hydra`` node.
-
-    Returns
-    -------
-    swept : list of str
-        The keys that vary.
-    jobs : list of DictConfig
-        One config a job, without its ``hydra`` node.
-
-    Raises
-    ------
-    QdxError
-        For the first job whose config is not valid, or for two jobs of one label.
-    """
-    loader = GlobalHydra.instance().config_loader()
-    swept, batch = _expand(config, loader)
-    for group in ("metric", "analysis"):
-        if group in swept:
-            raise QdxError(
-                f"{group} takes a list and is no axis of a sweep: write '{group}=[a,b]' in brackets"
-            )
-    jobs: dict[str, DictConfig] = {}
-    for overrides in batch:
-        cfg = loader.load_sweep_config(config, [*overrides, f"swept=[{','.join(swept)}]"])
-        with flag_override(cfg, ["readonly", "struct"], False):
-            cfg.label = (
-                None if cfg.label is None else str(cfg.label)
-            )  # while the choices of groups that leave no node are known
-            del cfg["hydra"]
-        _settle(cfg, overrides)
-        label = validate(cfg).label
-        _check_plugins(cfg)
-        if label in jobs:
-            raise QdxError(f"two jobs of this sweep have the label {label!r}: drop one of them")
-        jobs[label] = cfg
-    return swept, list(jobs.values())
-
-
-def _expand(config: DictConfig, loader: Any) -> tuple[list[str], list[list[str]]]:
-    """Return the keys that vary, and the overrides of every job, as Hydra's basic sweeper makes them."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
-        raise QdxError(
-            f"hydra/sweeper={config.hydra.sweeper._target_}: qdx knows the labels of a sweep before "
-            f"it starts, which only the basic sweeper allows: remove hydra/sweeper"
-        )
-    arguments = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    # Unresolved: an interpolation such as label='${quant.name}-b' is each job's own.
-    task: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-    arguments += [str(override) for override in task]
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
-    # A later override of a key replaces an earlier one, so the last one says whether it is swept.
-    last = {override.get_key_element(): override for override in parsed}
-    swept = [key.lstrip("+") for key, override in last.items() if override.is_sweep_override()]
-    return swept, BasicSweeper.split_arguments(parsed, None)[0]
-
-
-def _check_plugins(cfg: DictConfig) -> None:
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    for kind in ("metric", "analysis"):
-        if not isinstance(plain.get(kind), dict) or not plain[kind]:
-            raise QdxError(f"{kind}=[]: choose at least one, such as {kind}=[{DEFAULTS[kind]}]")
-        for name, node in plain[kind].items():
-            plugins.check(kind, str(name), node)
-    for kind in ("backend", "prompts"):
-        plugins.check(kind, str(plain[kind]["name"]), plain[kind])
-
-
-def _check_names(chosen: Mapping[str, Any], labels: Sequence[str]) -> None:
-    """Refuse analyses that name a metric or a config which the sweep will not have when they run."""
-    metrics = list(chosen["metric"])
-    for name, options in chosen["analysis"].items():
-        if not str(options["_target_"]).startswith("qdx.analysis."):
-            continue  # a plug-in's options may mean something else
-        for metric in options.get("metrics") or []:
-            if metric not in metrics:
-                raise QdxError(
-                    f"analysis.{name}.metrics={metric}: not measured in this sweep, only "
-                    f"{', '.join(metrics)}{nearest(str(metric), metrics)}: add it to metric"
-                )
-        baseline = options.get("baseline")
-        if baseline is not None and baseline not in labels:
-            raise QdxError(
-                f"analysis.{name}.baseline={baseline}: no config of this sweep, one of "
-                f"{', '.join(labels)}{nearest(str(baseline), labels)}: add it to the sweep"
-            )
 
 
 def _write_manifest(directory: Path, manifest: dict[str, Any]) -> str:
@@ -355,11 +297,10 @@ def stopped(error: Exception) -> bool:
         return False
     if os.environ.get(FULL_ERROR):
         traceback.print_exception(error)
-    folder, _, elsewhere = _running
     what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
     said = f"qdx: error: the launcher stopped: {what}"
-    if elsewhere:
-        redo = shlex.join(["python", "-m", "qdx.report", str(folder)])
+    if _running.elsewhere:
+        redo = shlex.join(["python", "-m", "qdx.report", str(_running.directory)])
         said += f": jobs that it has started elsewhere may go on; when they have ended, {redo} takes them in"
     print(said, file=sys.stderr)
     _guard(_end)
@@ -368,8 +309,7 @@ def stopped(error: Exception) -> bool:
 
 def _end() -> None:
     assert _running is not None
-    directory, chosen, _ = _running
-    finish(directory, chosen)
+    finish(_running.directory, _running.chosen)
 
 
 def finish(directory: Path, chosen: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -14,6 +14,7 @@ from qdx.capture.plan import plan
 from qdx.dataset import folder, size
 from qdx.dataset.check import reading
 from qdx.dataset.guarding import guard
+from qdx.dataset.join_configs import require_alike
 from qdx.errors import QdxError, nearest
 from qdx.experiment import (
     Prompts,
@@ -34,13 +35,12 @@ if TYPE_CHECKING:
     from qdx.models import Checkpoint
     from qdx.prompts import Transcripts
 
-# What `qdx.dataset.merge` wants to be the same in all runs of a folder, and how to say it.
-ALIKE = {
-    "tokenizer_sha256": "tokenizer",
-    "references_sha256": "references or their continuation (prompts.*, generate.tokens)",
-    "transcripts_sha256": "transcripts (prompts.path)",
-    "vocab": "vocabulary size",
-    "components": "sketch (capture.components)",
+# The attribute of a finished run in which a fact of `qdx.dataset.join_configs.ALIKE` stands.
+STATED = {
+    "tokenizer": "tokenizer_sha256",
+    "references": "references_sha256",
+    "transcripts": "transcripts_sha256",
+    "vocabulary": "vocab",
 }
 
 
@@ -107,17 +107,17 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
         check_lengths(job)
         identity = identify(cfg, checkpoint, job.prompts)
         alike[job.label] = {
-            "tokenizer_sha256": tokenizer,
-            "references_sha256": identity["references_sha256"],
-            "transcripts_sha256": identity["transcripts_sha256"],
-            "vocab": str(job.vocab),
-            "components": str(experiment.capture.components),
+            "tokenizer": tokenizer,
+            "references": identity["references_sha256"],
+            "transcripts": identity["transcripts_sha256"],
+            "vocabulary": str(job.vocab),
+            "sketch": f"{experiment.capture.components} components",
         }
         rehearse(experiment, job.vocab)
         if not folder.is_complete(directory / job.label / folder.RUN, identity["config_hash"]):
             kept, meanwhile = expected_bytes(job)
             estimate, unfinished = estimate + kept, max(unfinished, meanwhile)
-    check_alike(earlier_runs(directory, set(alike)) | alike)
+    require_alike(earlier_runs(directory, set(alike)) | alike)
     size.check_disk(directory, estimate + unfinished)
     for prompts in loaded.values():
         for line in [] if prompts.producers else refusals(list(alike), prompts.references):
@@ -370,32 +370,10 @@ def earlier_runs(directory: Path, labels: set[str]) -> dict[str, dict[str, str]]
             continue
         guard(path)
         with reading(path), netCDF4.Dataset(path) as file:
-            facts: dict[str, Any] = {name: file.getncattr(name) for name in ALIKE if name in file.ncattrs()}
-            facts["components"] = len(file["replay"].dimensions["component"])
-            found[path.parent.name] = {name: str(facts.get(name, "")) for name in ALIKE}
+            stated = {
+                fact: str(file.getncattr(name)) if name in file.ncattrs() else ""
+                for fact, name in STATED.items()
+            }
+            sketch = f"{len(file['replay'].dimensions['component'])} components"
+            found[path.parent.name] = {**stated, "sketch": sketch}
     return found
-
-
-def check_alike(facts: dict[str, dict[str, str]]) -> None:
-    """Refuse configs whose runs could not be merged.
-
-    Parameters
-    ----------
-    facts : dict
-        Label → the facts named in `ALIKE`.
-
-    Raises
-    ------
-    QdxError
-        Naming what differs and between which labels.
-    """
-    for name, what in ALIKE.items():
-        groups: dict[str, list[str]] = {}
-        for label, own in facts.items():
-            groups.setdefault(own[name], []).append(label)
-        if len(groups) > 1:
-            sides = " | ".join(", ".join(labels) for labels in groups.values())
-            raise QdxError(
-                f"configs of one sweep folder must share the {what}, these do not: {sides}: "
-                f"run them as sweeps of their own, each in its hydra.sweep.dir"
-            )

@@ -87,8 +87,12 @@ def attribution(
     """
     data = Replays.of(producer_tree, verifier_tree)
     sets = calibrating(data, calibration)
+    # One set, not the pool of all: error rates are of one null. A set from another machine would calibrate
+    # with distances that these transcripts do not have.
     known = next((one for one in sets if calibrated_pairs(data, one).any()), sets[0]) if sets else data
     keys, known_keys = data.reference_keys, known.reference_keys
+    # Producers batch differently. What one of them computed together counts as one unit for all of them here,
+    # since a reference is either in calibration or judged, whoever answered it.
     unit_R, known_unit_R = units_of_all(data.units_DR), units_of_all(known.units_DR)
     parts = beside(keys, unit_R, known_keys, known_unit_R, alpha) if sets else split(keys, unit_R, alpha)
     if parts is None:
@@ -97,6 +101,8 @@ def attribution(
         result = held_out(data, known, parts, alpha, draws)
         result["transcripts"] = ("producer", [len(keys)] * len(data.producers), {**ONE, "long_name": "all"})
     rows = data.decode
+    # Of the rows that the verifier captured, not of those that were published: who leaves rows out is not
+    # equal in all of them.
     bits = (rows.expected_DCR > 0) & (rows.content_equal_DCR == rows.expected_DCR)
     about = {**ONE, "long_name": "transcripts whose every decode row is bit-equal to the config's replay"}
     result["bit_equal"] = (("producer", "config"), bits.sum(-1), about)
@@ -125,6 +131,7 @@ def _leave_one_out(data: Replays, known: Replays, alpha: float) -> xr.Dataset:
     same = [
         known.reference_keys.index(key) if key in known.reference_keys else -1 for key in data.reference_keys
     ]
+    # `same` leaves the judged reference out of its own calibration.
     judged = judge(data.energy_DCRT, data.floor_DRT, known.calibration(data.configs), same)
     judged.p_DCR[~calibrated_pairs(data, known)] = np.nan
     rows = data.decode

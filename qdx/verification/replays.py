@@ -1,4 +1,13 @@
-"""Transcripts and their replays as plain arrays."""
+"""Read transcripts and their replays, and align them as plain arrays.
+
+A transcript of T tokens has T rows. The first token is predicted by the last row of prefill, which both sides
+store in ``/prefill``; the others by the T − 1 rows of ``/decode`` (the producer's) and of ``/replay`` (the
+verifier's). Margins, ties, bit-equality and choices have all T, prefill's first. Energies have the T − 1.
+
+As much as possible is the verifier's own. The emitted tokens are read from the transcript and have to be
+those that the replay was fed; margins, ties and the floor under an energy come from the verifier's rows
+alone. Only energies and bit-equality read the producer's rows, where he published them.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +34,7 @@ from qdx.verification.compare import (
 )
 from qdx.verification.e_values import Drawn
 from qdx.verification.environment import facts_of
-from qdx.verification.environment_class import MACHINE, class_of, compare
+from qdx.verification.environment_class import class_of
 from qdx.verification.exact import Repeating, pooled, repeating
 from qdx.verification.likelihood import Calibration, energy, row_mean, ulp_floor
 from qdx.verification.recorded import (
@@ -310,25 +319,6 @@ class Replays:
         return null_CN
 
 
-def same_machines(data: Replays, known: Replays) -> Bools:
-    """Whether nothing speaks against config c's known transcripts as the null of producer d.
-
-    They were made in a class that does not contradict the producer's, and replayed in one that does not
-    contradict the verifier's now: (producer, config).
-    """
-    found = np.zeros((len(data.producers), len(data.configs)), bool)
-    for c, label in enumerate(data.configs):
-        if label not in known.producers or label not in known.configs:
-            continue
-        made = known.class_D[known.producers.index(label)]
-        replayed = compare(known.class_C[known.configs.index(label)], data.class_C[c])
-        for d, own in enumerate(data.class_D):
-            # Another config's engine settings are part of what is told apart; the machine's are not.
-            machine = [{name: side.get(name, "") for name in MACHINE} for side in (own, made)]
-            found[d, c] = not compare(*machine).differs and not replayed.differs
-    return found
-
-
 def on_common_path(choice_RMT: Ints) -> Bools:
     """Tokens up to and including the first one in which two members differ: (reference, token)."""
     split_RT = (choice_RMT != choice_RMT[:, :1]).any(1)
@@ -373,6 +363,7 @@ def _align(
     references: list[str],
 ) -> Replays:
     configs = [str(label) for label in replay["config"].values]
+    """Align what `Replays.of` has checked; `own` has the producers' rows at the replay's positions."""
     here_DRT = _own(own, "captured").astype(bool)
     captured_DCQRT = replay["captured"].transpose(*REPLAY).values.astype(bool)
     both_DCRT = here_DRT[:, None] & captured_DCQRT[:, :, 0]
@@ -384,22 +375,13 @@ def _align(
     )
     energies = _energies(own, replay, here_DRT, captured_DCQRT, choice_DCRMT)
     found = marks(own, replay)
-    equal_DCRT = np.zeros_like(both_DCRT)
-    recorded = str(tree.attrs.get("kind", "")) == RECORDS
-    if found is not None:
-        order = (*REPLAY, "word")
-        mine, theirs = (data.transpose(*(d for d in order if d in data.dims)) for data in found)
-        equal_DCRT = both_DCRT & (mine.isel(repeat=0).values[:, None] == theirs.isel(repeat=0).values).all(-1)
+    equal_DCRT = _equal(found, both_DCRT)
     margin_DCRT, tied_DCRT = _margins(replay, captured_DCQRT[:, :, 0])
     keys = _keys(tree, references)
-    batch = [str(v) for v in np.broadcast_to(own["batch_size"].values, (len(producers),))]
+    emitted_DR = (_transcripts(tree, producers, references) >= 0).sum(-1)
+    recorded = str(tree.attrs.get("kind", "")) == RECORDS
     nobody: list[tuple[int, ...]] = [()] * len(producers)
     shared = shared_groups(tree, producers, references) if recorded else nobody
-    spans, emitted_DR = spans_of(tree, references), (_transcripts(tree, producers, references) >= 0).sum(-1)
-    units = [
-        units_of(*there_only(keys, spans, own_R), int(size or 1), groups)
-        for size, groups, own_R in zip(batch, shared, emitted_DR, strict=True)
-    ]
     stored = tree["provenance"].to_dataset() if "provenance" in tree.children else xr.Dataset()
     shown = verifier["provenance"].to_dataset() if "provenance" in verifier.children else xr.Dataset()
     return Replays(
@@ -407,7 +389,7 @@ def _align(
         configs=configs,
         references=references,
         reference_keys=keys,
-        units_DR=np.array(units),
+        units_DR=_units(tree, own, keys, emitted_DR, references, shared),
         energy_DCRT=energies.energy_DCRT,
         floor_DRT=energies.floor_DRT,
         components=replay.sizes["component"],
@@ -451,6 +433,43 @@ def _drawn(
     return Drawn(*columns)
 
 
+def _equal(found: tuple[xr.DataArray, xr.DataArray] | None, both_DCRT: Bools) -> Bools:
+    """Whether rows that both sides have are bit-equal, by `compare.marks`; nowhere without them.
+
+    Only the first repeats are compared: the transcript is that of the producer's first one.
+    """
+    if found is None:
+        return np.zeros_like(both_DCRT)
+    order = (*REPLAY, "word")
+    mine, theirs = (data.transpose(*(d for d in order if d in data.dims)) for data in found)
+    same = (mine.isel(repeat=0).values[:, None] == theirs.isel(repeat=0).values).all(-1)
+    return np.asarray(both_DCRT & same)
+
+
+def _units(
+    tree: xr.DataTree,
+    own: xr.Dataset,
+    keys: list[str],
+    emitted_DR: Ints,
+    references: list[str],
+    groups_D: list[tuple[int, ...]],
+) -> Ints:
+    """Number of the unit of every transcript, (producer, reference).
+
+    What makes transcripts one unit differs between producers: the batch in which each ran his, and of records
+    of other programs the seeds and cached answers that requests share. A prompt that a producer did not
+    answer joins no unit of his, so it cannot tie two others together.
+    """
+    batch_D = [str(v) for v in np.broadcast_to(own["batch_size"].values, (len(groups_D),))]
+    spans = spans_of(tree, references)
+    return np.array(
+        [
+            units_of(*there_only(keys, spans, there_R), int(batch or 1), groups)
+            for batch, groups, there_R in zip(batch_D, groups_D, emitted_DR, strict=True)
+        ]
+    )
+
+
 def _count(stored: xr.Dataset, name: str, label: str) -> int:
     text = stated_text(stored, name, label)
     return int(text) if text.isdigit() else 0
@@ -481,6 +500,8 @@ def _transcripts(tree: xr.DataTree, producers: list[str], references: list[str])
 def _emitted(tree: xr.DataTree, own: xr.Dataset, producers: list[str], references: list[str]) -> Ints:
     """Emitted id at every position, (producer, reference, position); −1 for none."""
     ids_DRO = _transcripts(tree, producers, references)
+    # A position counts from the start of its reference, an output token from its end. References differ in
+    # length, so a position that is a token of one may lie before or after those of another: there it is −1.
     length_R = tree["references"].to_dataset()["length"].sel(reference=references).values
     index_RT = own["position"].values[None, :] - length_R[:, None]
     inside_RT = (index_RT >= 0) & (index_RT < ids_DRO.shape[-1])
@@ -520,6 +541,9 @@ def _energies(
 ) -> _Energies:
     producers, configs, repeats, references, _ = captured_DCQRT.shape
     members = repeats + 1
+    # Member 0 is the producer, 1 … Q are the repeats here. The test that permutes the producer among the
+    # repeats needs every pair of members, by one rule for all: a rule that treats him otherwise would refute
+    # honest ones.
     energy_DCRT = np.full((producers, configs, *here_DRT.shape[1:]), np.nan)
     floor_DRT = np.full(here_DRT.shape, np.nan)
     between = np.full((producers, configs, references, members, members), np.nan)
@@ -537,19 +561,24 @@ def _energies(
     for d in range(producers):  # one producer's sketches in memory at a time
         theirs = replay["sketch"].isel(producer=d).transpose(*REPLAY[1:], "component")
         theirs_CQRTK = theirs.values.astype(np.float64)
+        # Of our rows, not his: the floor is the resolution of the dtype at a row's scale, and a producer who
+        # scales his sketches would choose it.
         floors = [ulp_floor(theirs_CQRTK[c, 0], dtypes[c]) for c in range(configs)]
         floor_DRT[d] = np.where(here_DRT[d], np.min(floors, 0), np.nan)
         for c in range(configs):
             member_MRTK = np.concatenate([mine_DRTK[d][None], theirs_CQRTK[c]])
             there_MRT = np.concatenate([here_DRT[d][None], captured_DCQRT[d, c]])
+            # Behind the first token in which two members choose differently, the path is the producer's alone
+            # and the members are no longer exchangeable. (The first choice is prefill's, which has no decode
+            # row.)
             common_RT = on_common_path(choice_DCRMT[d, c])[:, 1:]
             for i in range(members):
                 for j in range(i):
                     values_RT = _energy(member_MRTK[i] - member_MRTK[j], there_MRT[i] & there_MRT[j])
                     shared_RT = np.where(common_RT, values_RT, np.nan)
                     between[d, c, :, i, j] = between[d, c, :, j, i] = row_mean(shared_RT)
-                    if (i, j) == (1, 0):
-                        energy_DCRT[d, c] = values_RT
+                    if (i, j) == (1, 0):  # the first repeat here and the producer: the score of the profile
+                        energy_DCRT[d, c] = values_RT  # of every row, not of the common path alone
                 for v in range(configs):
                     both = there_MRT[i] & captured_DCQRT[d, v, 0] & common_RT
                     beside[d, c, :, i, v] = row_mean(_energy(member_MRTK[i] - theirs_CQRTK[v, 0], both))
@@ -632,6 +661,8 @@ class _First:
         if top.shape[-1] > 1:
             found.tied_DCR[:] = (top[..., 0] == top[..., 1])[None]
         choice = last["top_id"].isel(rank=0).transpose("config", "reference", "repeat").values
+        # One prefill of the reference serves all producers: its row depends on the prompt alone, so only the
+        # margin of each one's own first token differs between them.
         found.choice_DCRM[..., 0] = emitted_DR[:, None]
         found.choice_DCRM[..., 1:] = choice[None]
         found.same_DCR[:] = _same_first(tree, here, producers, length)

@@ -34,15 +34,15 @@ def run(tmp_path_factory) -> Path:
 
 def fill(record, make, *, skip=None) -> None:
     """Hand over everything that is planned, with rows of ``make(positions)``."""
-    for repeat in range(record._repeats):
-        for reference in range(len(record._references)):
+    for repeat in range(record._run.repeats):
+        for reference in range(len(record._run.references)):
             for phase in layout.PHASES:
                 if (phase, repeat, reference) == skip:
                     continue
                 record.begin(phase, repeat, [reference])
                 if len(record.wanted(0)):
                     record.rows(0, record.wanted(0), make(record.wanted(0)))
-            record.output(repeat, reference, [0] * record._output_tokens, "", -1)
+            record.output(repeat, reference, [0] * record._run.output_tokens, "", -1)
             record.sync()
 
 

@@ -130,19 +130,19 @@ def changed(name):
 def test_other_references_are_refused_by_the_labels(tmp_path, name) -> None:
     write_sweep(tmp_path, ["awq", "gptq"], repeats=1)
     write_run(tmp_path / "gptq" / "run.nc", "gptq", references=changed(name), repeats=1)
-    with pytest.raises(QdxError, match=r"differ in references \(awq: .*; gptq: "):
+    with pytest.raises(QdxError, match=r"must share the references .*\(awq: .*; gptq: "):
         merge(tmp_path, tmp_path / "sweep.nc")
 
 
 @pytest.mark.parametrize(
     ("options", "word"),
-    [({"attrs": {"tokenizer_sha256": "u" * 64}}, "tokenizer_sha256"), ({"components": 8}, "sketch")],
+    [({"attrs": {"tokenizer_sha256": "u" * 64}}, "tokenizer"), ({"components": 8}, "sketch")],
     ids=["tokenizer", "sketch"],
 )
 def test_runs_that_cannot_be_compared_are_refused_by_the_labels(tmp_path, options, word) -> None:
     write_sweep(tmp_path, ["awq", "gptq"], repeats=1)
     write_run(tmp_path / "awq" / "run.nc", "awq", repeats=1, **options)
-    with pytest.raises(QdxError, match=rf"differ in {word} \(awq: .*; gptq: "):
+    with pytest.raises(QdxError, match=rf"must share the {word}.*\(awq: .*; gptq: "):
         merge(tmp_path, tmp_path / "sweep.nc")
 
 

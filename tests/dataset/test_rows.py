@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import qdx
-from qdx.dataset import RunReader, layout, read_rows, run_reader
+from qdx.dataset import RunReader, layout, run_reader
 from qdx.errors import QdxError
 from tests.helpers import VOCAB, write_run
 
@@ -34,7 +34,7 @@ def test_rows_are_those_of_xarray(sweep, indices) -> None:
     back = reader.rows("prefill", 1, 2, indices)
     assert back.dtype == np.float32 and not isinstance(back, np.ma.MaskedArray)
     np.testing.assert_array_equal(back, own[indices])
-    np.testing.assert_array_equal(read_rows(sweep / "awq", "prefill", 1, 2, indices), back)
+    np.testing.assert_array_equal(RunReader(sweep / "awq").rows("prefill", 1, 2, indices), back)
 
 
 def test_facts_of_the_run(sweep) -> None:
