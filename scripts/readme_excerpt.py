@@ -1,7 +1,7 @@
-"""Does the README's excerpt stand in a report? ``python scripts/readme_excerpt.py OUTPUTS/report.txt``.
+"""Does the README's excerpt stand in what a sweep printed? ``python scripts/readme_excerpt.py PRINTED``.
 
-Prints the excerpt's lines that are not found in the report, in the excerpt's order; nothing and status 0 when
-all are. Another processor may round other last digits, so this is for whoever renews the excerpt, no test.
+PRINTED is a file of what the sweep, or ``python -m qdx.report OUTPUTS``, printed. Prints the excerpt's lines
+that are not found there, in the excerpt's order; nothing and status 0 when all are. Another processor may round other last digits, so this is for whoever renews the excerpt, no test.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
-FIRST = "SIMULATED KERNELS"
+FIRST = "4 configs of 2 formats"
 
 
 def missing(readme: str, report: str) -> list[str]:
-    """Return the lines of the excerpt that the report does not have after those before them."""
+    """Return the lines of the excerpt that the printed ones do not have after those before them."""
     excerpt = next(block for block in readme.split("```") if block.lstrip().startswith(FIRST))
     lines, at, lacking = report.splitlines(), 0, []
     for line in excerpt.strip().splitlines():

@@ -146,11 +146,15 @@ def _of_phase(
         blocks.append(Text(f"p: the row's config; q: the column's. {rows}", phase))
     for position, metric in enumerate(names):
         of = at.sel(metric=metric)
-        lines = [describe_metric(view, metric) if first_phase else metric, *_caveats(view, metric, phase)]
-        if not int(of["rows"].sum()):
-            blocks.append(Text("\n".join([*lines, f"not measured in {PHASE_TITLES[phase]}"]), phase))
+        lines = [describe_metric(view, metric)] if first_phase else []
+        lines += [f"{metric}: {caveat}" for caveat in _caveats(view, metric, phase)]
+        measured = bool(of["rows"].any())
+        if not measured:
+            lines.append(f"{metric}: not measured in {PHASE_TITLES[phase]}")
+        if lines:
+            blocks.append(Text("\n".join(lines), phase))
+        if not measured:
             continue
-        blocks.append(Text("\n".join(lines), phase))
         if position == 0:
             blocks += _single_references(view, of.sel(region="content"), metric, references_shown, phase)
         blocks.append(_aggregate(view, of.sel(region="content"), metric, "content", phase))

@@ -26,7 +26,6 @@ MOST_ROWS = 8  # of a table
 MOST_PROBLEMS = 5
 MOST_LEAD = 5  # lines
 SIMULATED = "SIMULATED KERNELS: models of them on a CPU, not the real ones; check the answer on the GPU."
-WHOLE = "report.txt"
 
 
 def answer(facts: Facts, tree: xr.DataTree | None, sections: Sequence[Section], files: Files) -> str:
@@ -48,38 +47,41 @@ def answer(facts: Facts, tree: xr.DataTree | None, sections: Sequence[Section], 
         that they can be copied.
     """
     view = View(tree) if tree is not None else None
-    parts = [_lead(view, sections), _problems(facts)]
+    # The formats of the report are chosen: the page that is named must be one that was written.
+    pages = [path.name for path, _ in files if path.name.startswith("report.")]
+    whole = next(iter(pages), "summary.json")
+    parts = [_lead(view, sections, whole), _problems(facts, whole)]
     end = _end(facts, view, files)
     room = MOST_LINES - len(end) - 1 - sum(len(part) + 1 for part in parts if part)
     judged = next((s for s in sections if s.name == "verify"), None)
     if judged is not None:
-        parts.append(_claims(judged, room))
+        parts.append(_claims(judged, room, whole))
     elif view is not None:
-        for block in (_configs(view, sections), _matrix(view), _pairs(view, sections)):
+        for block in (_configs(view, sections, whole), _matrix(view), _pairs(view, sections, whole)):
             # A matrix of which rows are missing would mislead: it is shown whole or not at all.
-            lines = _fitting(block, room - 1)
+            lines = _fitting(block, room - 1, whole)
             parts.append(lines)
             room -= len(lines) + 1 if lines else 0
     parts.append(end)
     return printable("\n\n".join("\n".join(part) for part in parts if part) + "\n")
 
 
-def _fitting(block: Table | Matrix | None, room: int) -> list[str]:
+def _fitting(block: Table | Matrix | None, room: int, whole: str) -> list[str]:
     """The lines of a block, of a table as many rows as fit; none where that would be less than two."""
     if block is None:
         return []
     lines = render([block], indent="").split("\n")
     if len(lines) <= room or isinstance(block, Matrix):
         return lines if len(lines) <= room else []
-    return [*lines[: room - 1], f"  … the rest: {WHOLE}"] if room >= 5 else []
+    return [*lines[: room - 1], f"  … the rest: {whole}"] if room >= 5 else []
 
 
-def _lead(view: View | None, sections: Sequence[Section]) -> list[str]:
+def _lead(view: View | None, sections: Sequence[Section], whole: str) -> list[str]:
     """One sentence of verdict."""
     if view is None:
         return ["No run is finished: nothing was merged or analysed."]
     lines = _wrapped(verdict(view, sections)[0])
-    lines = lines if len(lines) <= MOST_LEAD else [*lines[: MOST_LEAD - 1], f"… the rest: {WHOLE}"]
+    lines = lines if len(lines) <= MOST_LEAD else [*lines[: MOST_LEAD - 1], f"… the rest: {whole}"]
     simulated = simulated_configs(view)
     if len(simulated) == len(view.configs):
         lines.append(SIMULATED)
@@ -88,7 +90,7 @@ def _lead(view: View | None, sections: Sequence[Section]) -> list[str]:
     return lines
 
 
-def _problems(facts: Facts) -> list[str]:
+def _problems(facts: Facts, whole: str) -> list[str]:
     """What failed or is missing."""
     found = [f"failed   {label}: {error}" for label, error in facts.failed.items()]
     found += [f"missing  {label}" for label in facts.missing]
@@ -101,10 +103,10 @@ def _problems(facts: Facts) -> list[str]:
         lines.append(f"INCOMPLETE: {done} of {plural(len(facts.labels), 'config')} finished")
     lines += [clip(" ".join(f"  {line}".splitlines()), WIDTH) for line in found[:MOST_PROBLEMS]]
     more = len(found) - MOST_PROBLEMS
-    return [*lines, *([f"  … {more:,} further: {WHOLE}"] if more > 0 else [])]
+    return [*lines, *([f"  … {more:,} further: {whole}"] if more > 0 else [])]
 
 
-def _configs(view: View, sections: Sequence[Section]) -> Table:
+def _configs(view: View, sections: Sequence[Section], whole: str) -> Table:
     """Every config with its kernel, its class and whether it repeats."""
     result = next((s.result for s in sections if s.name == "classes"), None)
     requested, observed = view.of_config("requested_kernel"), view.of_config("observed_kernel")
@@ -118,7 +120,7 @@ def _configs(view: View, sections: Sequence[Section]) -> Table:
         rows.append(row)
     head = ["config", "format", "kernel", *(["class", "repeats bit for bit"] if result is not None else [])]
     more = len(rows) - MOST_ROWS
-    note = f"… {plural(more, 'more config')}: {WHOLE}" if more > 0 else ""
+    note = f"… {plural(more, 'more config')}: {whole}" if more > 0 else ""
     caption = "Configs; those of one class are bit-equal in every shared row of the phase"
     return Table(caption, head, rows[:MOST_ROWS], len(head), note)
 
@@ -158,7 +160,7 @@ def _of(view: View, metric: str) -> str:
     return f"{metric} [{unit}]" if unit else metric
 
 
-def _pairs(view: View, sections: Sequence[Section]) -> Table | None:
+def _pairs(view: View, sections: Sequence[Section], whole: str) -> Table | None:
     """Pairs against noise, nearest first."""
     snr = next((s for s in sections if s.name == "snr"), None)
     metric, phase = _metric(view)
@@ -179,11 +181,11 @@ def _pairs(view: View, sections: Sequence[Section]) -> Table | None:
     )
     head = ["pair", "type", "distance", "noise", "signal / noise"]
     more = len(pairs) - len(rows)
-    note = f"… {plural(more, 'more pair')}: {WHOLE}" if more > 0 else ""
+    note = f"… {plural(more, 'more pair')}: {whole}" if more > 0 else ""
     return Table(caption, head, rows, 2, note)
 
 
-def _claims(section: Section, room: int) -> list[str]:
+def _claims(section: Section, room: int, whole: str) -> list[str]:
     """Every claim's verdict in words, with its evidence, p and what it assumes."""
     result = section.result
     entries: list[list[str]] = []
@@ -204,13 +206,13 @@ def _claims(section: Section, room: int) -> list[str]:
     assumed = wrap(
         f"Level {float(result.attrs['alpha']):.0%} over all claims. Equal rows confirm on any machine; a p "
         "assumes that judged and known transcripts are of one kind, and that an engine's start does not "
-        f"choose its kernel. All assumptions, and every count: {WHOLE}, Claims.",
+        f"choose its kernel. All assumptions, and every count: {whole}, Claims.",
         "  ",
     ).split("\n")
     lines: list[str] = []
     for i, entry in enumerate(entries):
         if len(lines) + len(entry) + len(assumed) + 1 > room:
-            lines.append(f"  … {plural(len(entries) - i, 'more claim')}: {WHOLE}")
+            lines.append(f"  … {plural(len(entries) - i, 'more claim')}: {whole}")
             break
         lines += entry
     return [*lines, *assumed]

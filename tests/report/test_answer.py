@@ -18,6 +18,8 @@ from tests.analysis.replaying import trees
 from tests.helpers import write_sweep
 from tests.report.test_html import LABELS, STEPS, tree_of
 
+TEXT = (Path("/sweeps/one/report.txt"), 1000)
+
 
 def facts(labels: list[str], **given) -> Facts:
     return Facts(Path("/sweeps/one"), labels, given.pop("missing", []), given.pop("failed", {}), **given)
@@ -50,11 +52,13 @@ def test_no_sweep_prints_more_than_a_screen(configs, failures):
     sections = [step(tree) for step in STEPS]
     broken = {f"job{i}": "an error of many words " * 9 for i in range(failures)}
     given = facts([*labels, *broken], failed=broken, settings={"resume": "python -m qdx " + "x" * 300})
-    shown = answer(given, tree, sections, [(Path("/sweeps/one/sweep.nc"), 1000)])
+    files = [(Path("/sweeps/one/sweep.nc"), 1000), (Path("/sweeps/one/report.html"), 1000)]
+    shown = answer(given, tree, sections, files)
     lines = shown.splitlines()
     assert len(lines) <= MOST_LINES
     assert all(len(line) <= 110 for line in lines if "python -m qdx" not in line)
-    assert shown.count("job") == min(failures, 5) and ("further: report.txt" in shown) == (failures > 5)
+    assert shown.count("job") == min(failures, 5) and ("further: report.html" in shown) == (failures > 5)
+    assert "report.txt" not in shown, "it was not written"
     assert all(name in shown for name in View(tree).names[: 8 if configs <= 8 else 3])
 
 
@@ -89,7 +93,7 @@ def test_more_claims_than_fit_a_screen_are_counted(judged):
     verifier, section = judged
     many = section.result.isel(producer=np.arange(60) % 3)
     many = many.assign_coords(producer=[f"prover {i}" for i in range(60)])
-    shown = answer(facts([]), verifier, [dataclasses.replace(section, result=many)], [])
+    shown = answer(facts([]), verifier, [dataclasses.replace(section, result=many)], [TEXT])
     assert len(shown.splitlines()) <= MOST_LINES
     told = sum(line.startswith("  prover ") for line in shown.splitlines())
     assert told >= 3 and f"… {60 - told} more claims: report.txt" in shown
