@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,10 +28,10 @@ def disk_errors(path: Path) -> Iterator[None]:
             free = f"{shutil.disk_usage(path.parent).free / 1e9:.2f} GB free there"
         except OSError:
             free = "its folder cannot be read"
-        raise UnwritableError(
-            f"cannot write {path}: {error}; {free}: "
-            "free some, choose another hydra.sweep.dir or lower capture.prefill_positions"
-        ) from error
+        remedy = "free some, choose another hydra.sweep.dir or lower capture.prefill_positions"
+        if getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.EPERM):
+            free, remedy = "its folder takes no files", "copy the folder to a place that can be written"
+        raise UnwritableError(f"cannot write {path}: {error}; {free}: {remedy}") from error
 
 
 def attribute(value: Any) -> str | int | float:

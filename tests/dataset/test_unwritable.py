@@ -1,0 +1,24 @@
+"""A folder that takes no files is named with a remedy that works there: not with free space."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from qdx.dataset.writing import disk_errors
+from qdx.errors import UnwritableError
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EROFS, "its folder takes no files: copy the folder to a place that can be written"),
+        (errno.EACCES, "its folder takes no files: copy the folder to a place that can be written"),
+        (errno.ENOSPC, "GB free there: free some, choose another"),
+    ],
+)
+def test_remedy_fits_the_reason(tmp_path: Path, number: int, remedy: str) -> None:
+    with pytest.raises(UnwritableError, match=f"cannot write .*{remedy}"), disk_errors(tmp_path / "x.nc"):
+        raise OSError(number, "no", str(tmp_path / "x.nc"))
