@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import xarray as xr
@@ -126,7 +127,10 @@ def combine_phase(parts: Datasets) -> xr.Dataset:
         # Read when used. Of the variable alone: chunking a DataArray chunks its forty coordinates with it.
         # And under no name that tells its content: dask pickles the open file for one, half a merge's time.
         small = small.assign(
-            {name: values.variable.chunk(name=False) for name, values in small.data_vars.items()}
+            {
+                name: values.variable.chunk(name=f"{name}-{uuid4().hex}")
+                for name, values in small.data_vars.items()
+            }
         )
         aligned.append(
             _fit(

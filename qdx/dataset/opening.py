@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import xarray as xr
@@ -160,7 +161,7 @@ def _lazy_rows(dataset: xr.Dataset) -> xr.Dataset:
             sizes = dict(zip(rows.dims, rows.encoding.get("chunksizes") or rows.shape, strict=True))
             together = _TOGETHER // max(1, rows.dtype.itemsize * math.prod(sizes.values()))
             sizes["position"] *= max(1, min(together, rows.sizes["position"] // max(1, sizes["position"])))
-            dataset = dataset.assign({name: rows.variable.chunk(sizes, name=False)})  # see combine_phase
+            dataset = dataset.assign({name: rows.variable.chunk(sizes, name=f"{name}-{uuid4().hex}")})
     return dataset
 
 
