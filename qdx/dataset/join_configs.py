@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import xarray as xr
@@ -17,10 +18,6 @@ import xarray as xr
 from qdx.dataset import layout
 from qdx.dataset.folder import Sweep
 from qdx.errors import QdxError
-
-# dask takes no name from the content then: for one it pickles the open file, half of a merge's time. xarray
-# hands it on, though its signature has text only.
-NAMELESS: Any = False
 
 Datasets = Mapping[str, xr.Dataset]
 # What has to be the same in all runs of a folder, and how a message names it.
@@ -152,8 +149,12 @@ def combine_phase(parts: Datasets) -> xr.Dataset:
     for part in _with_all_settings(parts):
         small = part.drop_vars(["region", *layout.WIDE], errors="ignore")
         # Read when used. Of the variable alone: chunking a DataArray chunks its forty coordinates with it.
+        # And under no name that tells its content: dask pickles the open file for one, half a merge's time.
         small = small.assign(
-            {name: values.variable.chunk(name=NAMELESS) for name, values in small.data_vars.items()}
+            {
+                name: values.variable.chunk(name=f"{name}-{uuid4().hex}")
+                for name, values in small.data_vars.items()
+            }
         )
         aligned.append(
             _fit(

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import xarray as xr
@@ -16,7 +17,7 @@ from qdx.dataset.check import blaming, check, reading, scan
 from qdx.dataset.checked import open_groups
 from qdx.dataset.checksums import UNCHECKED, is_checked
 from qdx.dataset.guarding import guard
-from qdx.dataset.join_configs import NAMELESS, combine, combine_rows
+from qdx.dataset.join_configs import combine, combine_rows
 from qdx.dataset.journal import ATTRIBUTES, open_rows
 from qdx.dataset.layout import (
     CONFIG_COORDS,
@@ -162,7 +163,7 @@ def _lazy_rows(dataset: xr.Dataset) -> xr.Dataset:
             sizes = dict(zip(rows.dims, rows.encoding.get("chunksizes") or rows.shape, strict=True))
             together = _TOGETHER // max(1, rows.dtype.itemsize * math.prod(sizes.values()))
             sizes["position"] *= max(1, min(together, rows.sizes["position"] // max(1, sizes["position"])))
-            dataset = dataset.assign({name: rows.variable.chunk(sizes, name=NAMELESS)})
+            dataset = dataset.assign({name: rows.variable.chunk(sizes, name=f"{name}-{uuid4().hex}")})
     return dataset
 
 
