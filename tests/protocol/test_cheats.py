@@ -148,12 +148,6 @@ def another_layer(groups: Groups) -> None:
     groups["provenance"]["note"] = ((), "a fact that was not bound")
 
 
-def as_bytes(groups: Groups) -> None:
-    """The same weights in another type of text, which a comparison would take for others."""
-    weights = groups["provenance"]["weights_sha256"].values
-    groups["provenance"]["weights_sha256"] = ("config", np.array([str(one).encode() for one in weights]))
-
-
 def of_prefill(world: World) -> dict[Row, np.ndarray]:
     """Rows of another format in prefill, but not the one that predicts the first token: text alone fits."""
     lengths = {one.name: len(one.token_ids) for one in world.asked.references}
@@ -288,9 +282,6 @@ CHEATS: dict[str, Cheat] = {
         lambda w: Forgery(w.honest, after=state(weights_sha256='{"model.safetensors": "00"}')),
         NOT_MET,
         RECORD_UNFIT,
-    ),
-    "a fact written in another type": forged(
-        lambda w: Forgery(w.honest, after=as_bytes), NOT_MET, RECORD_UNFIT
     ),
     "a fact added to an honest file": forged(
         lambda w: Forgery(w.honest, after=another_layer), NOT_MET, RECORD_UNFIT
