@@ -37,34 +37,25 @@ def facts(
     from qdx.dataset.provenance import gpu_facts
 
     config = engine.llm_engine.vllm_config
-    found: dict[str, list[kernels.Layer]] = {}
-    for layer in next(layers for layers in engine.collective_rpc(kernels.on_worker) if layers):
-        found.setdefault(layer.name, []).append(layer)
+    layers = _layers(engine)
     gpu = gpu_facts()
     on_cpu = config.device_config.device_type == "cpu"
     threads = {"threads": str(next(iter(engine.collective_rpc(_threads))))} if on_cpu else {}
-    models = any(simulated.normalized(layer.kernel) for layers in found.values() for layer in layers)
+    models = any(simulated.normalized(layer.kernel) for of_type in layers.values() for layer in of_type)
     runner = "+".join(sorted(set(engine.collective_rpc(kernels.model_runner))))
-    attrs: dict[str, Any] = {
-        **of_workers(engine.collective_rpc(_arithmetic)),
-        "model_runner": runner,
-        "compiled_kernels": "",
-    }
-    if not config.model_config.enforce_eager:
-        chosen = {kernels.summary(one) for one in engine.collective_rpc(kernels.compiled_kernels)}
-        attrs["compiled_kernels"] = " | ".join(sorted(chosen))
+    attention = next(filter(None, engine.collective_rpc(kernels.attention)), "")
     return Facts(
         kernel_class={
-            name: "+".join(layer.kernel_class for layer in layers) for name, layers in found.items()
+            name: "+".join(layer.kernel_class for layer in of_type) for name, of_type in layers.items()
         },
         kernel={
-            name: "+".join(sorted({kernels.normalized(layer.method, layer.kernel) for layer in layers}))
-            for name, layers in found.items()
+            name: "+".join(sorted({kernels.normalized(layer.method, layer.kernel) for layer in of_type}))
+            for name, of_type in layers.items()
         },
         quantized=frozenset(
             name
-            for name, layers in found.items()
-            if any(layer.method not in kernels.UNQUANTIZED for layer in layers)
+            for name, of_type in layers.items()
+            if any(layer.method not in kernels.UNQUANTIZED for layer in of_type)
         ),
         dtype=str(config.model_config.dtype).removeprefix("torch."),
         vocab=int(config.model_config.get_vocab_size()),
@@ -76,19 +67,33 @@ def facts(
         sm_count=simulated.SM_COUNT if models else int(gpu["sm_count"]),
         eos_token_ids=_eos_token_ids(checkpoint),
         remedy=_remedy(remedy, version, str(gpu["compute_capability"])),
-        settings={
-            **settings(
-                config,
-                next(filter(None, engine.collective_rpc(kernels.attention)), ""),
-                runner,
-                _switches(),
-            ),
-            "chunked_prefill": str(chunked_prefill),
-        }
+        settings=settings(config, attention, runner, _switches())
+        | {"chunked_prefill": str(chunked_prefill)}
         | threads,
         sampling=sampling,
-        attrs=attrs | threads,
+        attrs={
+            **of_workers(engine.collective_rpc(_arithmetic)),
+            "model_runner": runner,
+            "compiled_kernels": _compiled(engine),
+            **threads,
+        },
     )
+
+
+def _layers(engine: Any) -> dict[str, list[kernels.Layer]]:
+    """Return the kinds of every layer type, as the first worker that has any reports them."""
+    found: dict[str, list[kernels.Layer]] = {}
+    for layer in next(layers for layers in engine.collective_rpc(kernels.on_worker) if layers):
+        found.setdefault(layer.name, []).append(layer)
+    return found
+
+
+def _compiled(engine: Any) -> str:
+    """Return what compiling chose, in every worker; empty in eager mode, which compiles nothing."""
+    if engine.llm_engine.vllm_config.model_config.enforce_eager:
+        return ""
+    chosen = {kernels.summary(one) for one in engine.collective_rpc(kernels.compiled_kernels)}
+    return " | ".join(sorted(chosen))
 
 
 def _switches() -> dict[str, bool]:
