@@ -93,7 +93,7 @@ STREAMS: dict[str, tuple[str, dict[str, str]]] = {
 def test_a_report_is_made_whatever_it_is_printed_to(case: str, tmp_path: Path) -> None:
     line, variables = STREAMS[case]
     path = folder(tmp_path / "s", labels=["awq", "gptq"])
-    done = shell(line, "qdx.report", str(path), cwd=tmp_path, **variables)
+    done = shell(line, "qdx.report", str(path), "--print", "full", cwd=tmp_path, **variables)
     assert done.returncode == 0, done.stderr
     assert lines(done) == []
     whole(path, ["awq", "gptq"])

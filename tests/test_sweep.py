@@ -44,11 +44,13 @@ def test_a_sweep_from_another_folder_leaves_every_file(sweep: tuple[Path, str]) 
     assert not list(folder.rglob("*.part"))
 
 
-def test_the_printed_report_is_the_file_and_says_simulated(sweep: tuple[Path, str]) -> None:
+def test_the_answer_is_printed_on_one_screen_and_says_simulated(sweep: tuple[Path, str]) -> None:
     folder, printed = sweep
     report = (folder / "report.txt").read_text()
-    assert report.strip() in printed
     assert "SIMULATED KERNELS" in report.split("Environment")[0]
+    answer = printed[printed.rindex("4 configs of 2 formats") :]
+    assert "SIMULATED KERNELS" in answer and "yes in prefill, no in replay" in answer
+    assert f"Files in {folder}:" in answer and len(answer.splitlines()) <= 40 < len(report.splitlines())
 
 
 def test_kernels_of_one_checkpoint_are_nearer_than_formats(sweep: tuple[Path, str]) -> None:

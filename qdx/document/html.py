@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +37,11 @@ def environment() -> Environment:
         return Markup(svg)  # of `Figure`, which has escaped what is in it
 
     made = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=finalize
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=finalize,
+        keep_trailing_newline=True,
     )
     made.filters |= {"cell": cell, "drawing": drawing}
     return made
@@ -75,9 +82,67 @@ def _rendered(block: Block, drawn: Mapping[str, Own]) -> str:
     return table_of(block.as_table() if isinstance(block, Matrix) else block)
 
 
-def section_of(anchor: str, title: str, body: str) -> str:
-    """A landmark with its heading."""
-    return _macro("section", anchor, title, _markup(body))
+@dataclass(frozen=True)
+class Banner:
+    """What stands above everything else: a title, what is to be said of it, and a command that mends it."""
+
+    title: str
+    text: str = ""
+    rows: Sequence[str] = ()
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a page with a heading: where links lead, its title, and its HTML, made by this module."""
+
+    anchor: str
+    title: str
+    body: str
+
+
+def page(
+    name: str,
+    headline: str,
+    facts: Sequence[str],
+    banners: Sequence[Banner],
+    parts: Sequence[Part],
+    style: str,
+    script: str,
+) -> str:
+    """Write a page that needs nothing else, and whose browser refuses everything else.
+
+    Parameters
+    ----------
+    name, headline : str
+        Of the browser's tab, and the first sentence of the page.
+    facts : sequence of str
+        Further sentences.
+    banners : sequence of Banner
+    parts : sequence of Part
+    style, script : str
+        Of the program, put into the page as they are.
+    """
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # The browser itself refuses every request and every script but this one, whatever a text in it says.
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
+        f"script-src 'sha256-{digest}'"
+    )
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            policy=policy,
+            name=name,
+            headline=headline,
+            facts=facts,
+            banners=banners,
+            parts=[replace(part, body=_markup(part.body)) for part in parts],
+            style=_markup(style),
+            script=_markup(script),
+        )
+    )
 
 
 def table_of(table: Table, *, caption: bool = True) -> str:

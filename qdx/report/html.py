@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import xarray as xr
 from qdx.analysis.section import Section
 from qdx.analysis.view import View
 from qdx.document.format import plural
-from qdx.document.html import command, section_of, table_of
+from qdx.document.html import Banner, Part, command, page, table_of
 from qdx.document.svg import escape, palette_css
 from qdx.report import parts, tables
 from qdx.report.figures import Figures
@@ -59,71 +57,38 @@ def render(
             ("repeats", "Reproducibility check", parts.repeats(sections)),
             ("provenance", "Provenance", parts.provenance(view, facts.stated)),
         ]
-    found = [part for part in found if part[2]]
-    start = _head(facts) + _top(facts, view, sections, [*(part[:2] for part in found), LAST])
-    body = start + "".join(section_of(*part) for part in found)
-    end = section_of(*LAST, _commands(facts, view) + table_of(tables.files(facts, files)))
-    return f"{body}{end}</main>\n</div>\n<script>{_script()}</script>\n</body>\n</html>\n"
-
-
-def _script() -> str:
-    return (HERE / "page.js").read_text(encoding="utf-8")
-
-
-def _head(facts: Facts) -> str:
-    digest = base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode()
-    # The browser itself refuses every request and every script but this one, whatever a text in it says.
-    policy = (
-        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
-        f"script-src 'sha256-{digest}'"
-    )
-    style = palette_css() + (HERE / "page.css").read_text(encoding="utf-8")
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>qdx report: {escape(facts.directory.name)}</title>\n<style>\n{style}</style>\n</head>\n"
-    )
-
-
-def _top(
-    facts: Facts, view: View | None, sections: Sequence[Section], links: Sequence[tuple[str, str]]
-) -> str:
+    found.append((*LAST, _commands(facts, view) + table_of(tables.files(facts, files))))
     said = ["No run is finished: nothing was merged or analysed."]
     if view is not None:
         said = verdict(view, sections)
-    items = "".join(f'<li><a href="#{anchor}">{escape(title)}</a></li>' for anchor, title in links)
-    more = "".join(f"<li>{escape(s)}</li>" for s in said[1:])
-    return (
-        '<body>\n<a class="skip" href="#main">Skip to the results</a>\n'
-        f'<header><p class="brand">qdx report <span>{escape(facts.directory.name)}</span></p>'
-        '<button id="theme" type="button" hidden>Dark colours</button></header>\n'
-        f'<div class="frame">\n<nav aria-label="Sections"><ul>{items}</ul></nav>\n<main id="main">\n'
-        f"<h1>{escape(said[0])}</h1>\n{_banners(facts, view)}"
-        + (f'<ul class="facts">{more}</ul>\n' if more else "")
+    return page(
+        facts.directory.name,
+        said[0],
+        said[1:],
+        _banners(facts, view),
+        [Part(*part) for part in found if part[2]],
+        palette_css() + (HERE / "page.css").read_text(encoding="utf-8"),
+        (HERE / "page.js").read_text(encoding="utf-8"),
     )
 
 
-def _banners(facts: Facts, view: View | None) -> str:
+def _banners(facts: Facts, view: View | None) -> list[Banner]:
     found = []
     simulated = simulated_configs(view) if view is not None else []
     if simulated and view is not None:
         whose = "" if len(simulated) == len(view.configs) else f" ({', '.join(simulated)})"
-        found.append(f"<strong>SIMULATED KERNELS{escape(whose)}</strong>: {SIMULATED}")
+        found.append(Banner(f"SIMULATED KERNELS{whose}", SIMULATED))
     if facts.failed or facts.missing:
         done = len(facts.labels) - len(facts.failed) - len(facts.missing)
-        items = [f"failed: {label}: {error}" for label, error in facts.failed.items()]
-        items += [f"missing: {label}" for label in facts.missing]
-        rows = "".join(f"<li>{escape(i)}</li>" for i in items)
-        again = f"<p>Resume:</p>{command(resume_command(facts))}" if resume_command(facts) else ""
-        of = plural(len(facts.labels), "config")
-        found.append(f"<strong>INCOMPLETE</strong>: {done} of {of} finished<ul>{rows}</ul>{again}")
+        rows = [f"failed: {label}: {error}" for label, error in facts.failed.items()]
+        rows += [f"missing: {label}" for label in facts.missing]
+        finished = f"{done} of {plural(len(facts.labels), 'config')} finished"
+        found.append(Banner("INCOMPLETE", finished, rows, resume_command(facts)))
     problems = facts.problems()
     for kind in dict.fromkeys(what for what, _, _ in problems):
-        rows = "".join(f"<li>{escape(n)}: {escape(e)}</li>" for what, n, e in problems if what == kind)
-        found.append(f"<strong>{kind}</strong><ul>{rows}</ul>")
-    return "".join(f'<div class="banner">{text}</div>\n' for text in found)
+        rows = [f"{name}: {error}" for what, name, error in problems if what == kind]
+        found.append(Banner(kind, rows=rows))
+    return found
 
 
 def _commands(facts: Facts, view: View | None) -> str:

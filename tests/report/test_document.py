@@ -142,9 +142,13 @@ BLOCKS = [
 ]
 
 
+PART = html.Part("a", EVIL, "<p>own</p>")
+
+
 def test_nothing_that_a_block_holds_is_markup_of_a_page():
-    page = html.render(BLOCKS) + html.section_of("a", EVIL, "<p>own</p>") + html.command(EVIL)
-    assert "<b" not in page and "\x1b" not in page and "\x00" not in page and "<p>own</p>" in page
+    page = html.render(BLOCKS) + html.command(EVIL)
+    page += html.page(EVIL, EVIL, [EVIL], [html.Banner(EVIL, EVIL, [EVIL], EVIL)], [PART], "", "")
+    assert "<b " not in page and "\x1b" not in page and "\x00" not in page and "<p>own</p>" in page
     assert "&lt;b onclick=x&gt;&amp;�[31m" in page
     assert page.count("<table>") == page.count("</table>") == 4
 

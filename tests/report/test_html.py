@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import markupsafe
 import numpy as np
 import pytest
 import xarray as xr
@@ -17,7 +18,7 @@ from qdx.analysis import Section, classes, consistency, effects, noise_floor, pa
 from qdx.analysis.view import View
 from qdx.document import charts
 from qdx.document.markdown import fence
-from qdx.document.svg import CIVIDIS, Scale, colour, escape, number
+from qdx.document.svg import CIVIDIS, Scale, colour, number
 from qdx.errors import QdxError
 from qdx.report import build, figures, html
 from qdx.report.__main__ import main
@@ -281,7 +282,7 @@ def test_the_verdict_comes_first_then_simulated_and_what_failed(pages):
         )
     ]
     assert at == sorted(at)
-    assert escape(HOSTILE) in text and HOSTILE not in text
+    assert str(markupsafe.escape(HOSTILE)) in text and HOSTILE not in text
 
 
 def test_the_verdict_is_what_the_distances_say(finished):
@@ -344,9 +345,8 @@ def test_an_unknown_figure_costs_no_report_and_a_format_is_checked(finished, cap
     report = build(folder, formats=["html"], figures=["heatmap_l2_reply"], console=False)
     assert set(report.paths) == {"report.html", "summary.json", "sweep.nc"}
     assert "did you mean 'heatmap_l2_replay'" in report.failed["report.figures"]
-    assert "did you mean &#x27;heatmap_l2_replay&#x27;" in (folder / "report.html").read_text(
-        encoding="utf-8"
-    )
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "did you mean &#39;heatmap_l2_replay&#39;" in page
     assert main([str(folder), "--formats", "pdf"]) == 2
     assert "report.formats=pdf: not one of txt, html, md" in capsys.readouterr().err
 
