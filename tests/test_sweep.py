@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import qdx as package
+from tests import tiny
 from tests.sweeping import SMALL, checkpoints, environment, qdx
 
 CONFIGS = ["awq", "awq_marlin", "gptq", "gptq_marlin"]
@@ -143,8 +144,7 @@ def test_labels_name_every_swept_key_and_a_failed_job_is_named(
     broken.mkdir()
     for file in tiny_models["gptq"].iterdir():
         (broken / file.name).write_bytes(file.read_bytes())
-    weights = (broken / "model.safetensors").read_bytes()
-    (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    tiny.spoil(broken)
     paths = tiny_models | {"gptq": broken}
     done = qdx(
         "-m",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from qdx.models import awq, gptq
 from qdx.models.quantize import round_to_nearest
@@ -62,6 +62,14 @@ def build(folder: Path, seed: int = 1, twins: bool = False) -> dict[str, Path]:
         (path / "config.json").write_text(json.dumps(stated))
         save_file(_packed(state, name), path / "model.safetensors")
     return paths
+
+
+def spoil(folder: Path) -> None:
+    """Damage a checkpoint so that a job fails on it, which a look at its headers does not foresee."""
+    state = load_file(folder / "model.safetensors")
+    scales = {name: tensor.float() * 1.0001 for name, tensor in state.items() if name.endswith("scales")}
+    norm = {} if scales else {"model.norm.weight": state["model.norm.weight"] * torch.nan}
+    save_file(state | scales | norm, folder / "model.safetensors")
 
 
 def _packed(state: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:

@@ -68,9 +68,9 @@ def _layout(checkpoint: Checkpoint) -> tuple[Any, Any]:
     mapping = causal_lm.mapping()
     with causal_lm.one_line(checkpoint.source, "cannot read its config.json", REMEDY):
         config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
-    for one in (config, config.get_text_config()):
-        if hasattr(one, "quantization_config"):
-            del one.quantization_config
+        for one in (config, config.get_text_config()):
+            if hasattr(one, "quantization_config"):
+                del one.quantization_config
     if type(config) not in mapping:
         raise QdxError(
             f"{checkpoint.source}: transformers {version('transformers')} knows no causal LM of type "

@@ -22,6 +22,7 @@ import qdx as package
 from qdx.errors import QdxError
 from qdx.plugins import conf_dir
 from qdx.sweep.launchers import gpu, require
+from tests import tiny
 from tests.programs import lacking
 from tests.sweeping import SMALL, checkpoints, environment
 from tests.sweeping import qdx_anew as qdx
@@ -53,12 +54,11 @@ def quiet_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> dict[str, Path]:
-    """Checkpoints whose dense one cannot be loaded, so that its job fails."""
+    """Checkpoints whose dense one gives no numbers, so that its job fails."""
     broken = tmp_path_factory.mktemp("broken")
     for file in tiny_models["none"].iterdir():
         (broken / file.name).write_bytes(file.read_bytes())
-    weights = broken / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
+    tiny.spoil(broken)
     return tiny_models | {"none": broken}
 
 
