@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,44 +43,52 @@ def join_repeats(parts: Sequence[Path], target: Path, attrs: Mapping[str, Any]) 
     for path in parts:
         require(path, rows=False)
     sources = [checksums.load(path) for path in parts]
-    files = [netCDF4.Dataset(path) for path in parts]
-    try:
-        for file in files:
-            file.set_auto_maskandscale(False)
-            file.set_auto_chartostring(False)
+    with contextlib.ExitStack() as stack:
+        files = []
+        for path in parts:
+            files.append(stack.enter_context(netCDF4.Dataset(path)))
+            files[-1].set_auto_maskandscale(False)
+            files[-1].set_auto_chartostring(False)
         layers = [_layers(file["provenance"]) for file in files]
-        kernels = [{name: kernel for name, (kernel, _) in own.items()} for own in layers]
-        for repeat, observed in enumerate(kernels):
-            if observed != kernels[0]:
-                raise QdxError(
-                    f"repeat {repeat} loaded kernels {observed}, repeat 0 {kernels[0]}: not one config"
-                )
         stated = [{name: file.getncattr(name) for name in file.ncattrs()} for file in files]
+        _check_kernels(layers)
         _check_alike(stated)
-        whole_run: dict[str, int | str] = {
-            "repeat_processes": sum(int(own.get("repeat_processes", 1)) for own in stated)
-        }
-        if any(own.get("compiled_kernels") for own in stated):  # every start chooses anew
-            chosen = {str(own.get("compiled_kernels", "")) for own in stated}
-            whole_run["compiled_kernels"] = " | ".join(sorted(chosen))
-        if all("replay_exact" in own for own in stated):
-            whole_run["replay_exact"] = min(int(own["replay_exact"]) for own in stated)
         with writing.disk_errors(part):
             new_file.create(part)
         with writing.disk_errors(part), netCDF4.Dataset(part, "w", format="NETCDF4") as joined:
             _copy_attributes(files[0], joined)
-            writing.set_attributes(joined, {**attrs, **whole_run})
+            writing.set_attributes(joined, {**attrs, **_of_all(stated)})
             for name in files[0].groups:
                 if name != "provenance":
                     _join_group([file.groups[name] for file in files], joined.createGroup(name))
             whole = {name: joined.getncattr(name) for name in joined.ncattrs()}
             writing.put_provenance(joined, whole["label"], whole, layers[0])
-    finally:
-        for file in files:
-            file.close()
     with writing.disk_errors(part):
         checksums.store(part, _known(sources))
     part.replace(target)
+
+
+def _of_all(stated: Sequence[Mapping[str, Any]]) -> dict[str, int | str]:
+    """Return the attributes that no single part can state."""
+    joined: dict[str, int | str] = {
+        "repeat_processes": sum(int(own.get("repeat_processes", 1)) for own in stated)
+    }
+    if any(own.get("compiled_kernels") for own in stated):  # every start chooses anew
+        chosen = {str(own.get("compiled_kernels", "")) for own in stated}
+        joined["compiled_kernels"] = " | ".join(sorted(chosen))
+    if all("replay_exact" in own for own in stated):
+        joined["replay_exact"] = min(int(own["replay_exact"]) for own in stated)
+    return joined
+
+
+def _check_kernels(layers: Sequence[Mapping[str, tuple[str, str]]]) -> None:
+    """Refuse repeats whose engines loaded other kernels, although they were asked for the same."""
+    kernels = [{name: kernel for name, (kernel, _) in own.items()} for own in layers]
+    for repeat, observed in enumerate(kernels):
+        if observed != kernels[0]:
+            raise QdxError(
+                f"repeat {repeat} loaded kernels {observed}, repeat 0 {kernels[0]}: not one config"
+            )
 
 
 def _check_alike(stated: Sequence[Mapping[str, Any]]) -> None:

@@ -27,6 +27,8 @@ from qdx.statistics import Ints
 if TYPE_CHECKING:
     import xarray as xr
 
+    from qdx.dataset import RunReader
+
 
 def compute(
     directory: Path,
@@ -113,7 +115,7 @@ def measure(
 
     directory, target = Path(directory), Path(target)
     found, rows = Broken(broken), Damaged(damaged)
-    measures = []
+    measures: list[Measure] = []
     for name, call in metrics.items():
         with found.noting(name):
             measures.append(Measure.of(name, call))
@@ -129,13 +131,14 @@ def measure(
             stack.callback(reader.close)
         for phase in phases:
             rows.note_broken(readers, phase)
-            has_rows_C = [reader.phase(phase.name).has_rows for reader in readers]
-            has_hidden_C = [reader.phase(phase.name).has_hidden for reader in readers]
-            for each in measures:
-                with found.noting(each.name):
-                    _check_hidden(each, labels, has_hidden_C)
-            measures = [each for each in measures if each.name not in found]
-            pairs = pairs_of(phase, has_rows_C, has_hidden_C, measures)
+            # A metric that breaks in one phase is not tried in the next.
+            measures = _that_have_rows(phase, measures, labels, readers, found)
+            pairs = pairs_of(
+                phase,
+                [reader.phase(phase.name).has_rows for reader in readers],
+                [reader.phase(phase.name).has_hidden for reader in readers],
+                measures,
+            )
             for pair in pairs:
                 _measure_top(phase, pair, measures, found)
             limits = Limits(block_positions, memory_mib * 2**20, where)
@@ -144,9 +147,23 @@ def measure(
                 if progress is not None:
                     progress(done, total)
             for each in measures:
-                if each.name in found:
-                    continue
-                yield f"metrics/{each.name}/{phase.name}", dataset_of(phase, pairs, each)
+                if each.name not in found:
+                    yield f"metrics/{each.name}/{phase.name}", dataset_of(phase, pairs, each)
+
+
+def _that_have_rows(
+    phase: PhaseRows,
+    measures: Sequence[Measure],
+    labels: Sequence[str],
+    readers: Sequence[RunReader],
+    broken: Broken,
+) -> list[Measure]:
+    """Return the metrics that are not broken and find the hidden states that they ask for."""
+    has_hidden_C = [reader.phase(phase.name).has_hidden for reader in readers]
+    for each in measures:
+        with broken.noting(each.name):
+            _check_hidden(each, labels, has_hidden_C)
+    return [each for each in measures if each.name not in broken]
 
 
 def _check_hidden(measure: Measure, labels: Sequence[str], has_hidden_C: Sequence[bool]) -> None:

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from qdx.report.figures import Figures
     from qdx.report.state import Facts, Files
 
-DEFAULT_METRICS = ("l2", "kl", "js", "top1")
-DEFAULT_ANALYSES = ("noise_floor", "consistency", "effects", "classes", "pairs", "snr", "cost")
-DEFAULT_FORMATS = ("txt", "html")
 Nodes = Mapping[str, Mapping[str, Any]]
 
 
@@ -165,8 +162,8 @@ def _build(
             )
         return _write(facts, None, [], [], wanted, console)
     plugins.add_folders(plugin_folders)
-    measures = _callables("metric", metrics, "metrics", state, DEFAULT_METRICS)
-    steps = _callables("analysis", analyses, "analyses", state, DEFAULT_ANALYSES)
+    measures = _callables("metric", metrics, "metrics", state)
+    steps = _callables("analysis", analyses, "analyses", state)
     with contextlib.ExitStack() as stack:
         with disk_errors(target):
             part = stack.enter_context(new_file.replacing(target))
@@ -245,7 +242,7 @@ class _Wanted:
         from qdx.schema import Report as Options
 
         stored: Any = settings.get("report") if isinstance(settings.get("report"), Mapping) else {}
-        chosen = stored.get("formats", DEFAULT_FORMATS) if formats is None else formats
+        chosen = stored.get("formats", Options().formats) if formats is None else formats
         if not isinstance(chosen, list | tuple):
             raise QdxError(f"report.formats={chosen}: must be a list of formats")
         named = stored.get("figures", False) if figures is None else figures
@@ -257,17 +254,23 @@ class _Wanted:
         return cls(checked.formats, checked.figures, checked.memory, checked.print)
 
 
-def _callables(
-    kind: str, nodes: Nodes | None, key: str, state: Sweep, names: Sequence[str]
-) -> dict[str, Callable[..., Any]]:
+def _callables(kind: str, nodes: Nodes | None, key: str, state: Sweep) -> dict[str, Callable[..., Any]]:
     """Turn nodes into callables, before anything that takes time; those of the folder are data."""
     if nodes is not None:
         return {name: plugins.build(node) for name, node in nodes.items()}
     if (stored := state.settings.get(key)) is None:
-        return {name: plugins.find(kind, name) for name in names}
+        return {name: plugins.find(kind, name) for name in _chosen_by_default(kind)}
     from qdx.dataset import folder
 
     return plugins.from_file(kind, stored, state.directory / folder.PLAN)
+
+
+def _chosen_by_default(kind: str) -> list[str]:
+    """Return what ``conf/config.yaml`` chooses in a group, for a folder without ``sweep.json``."""
+    from omegaconf import OmegaConf
+
+    defaults: Any = OmegaConf.to_container(OmegaConf.load(plugins.conf_dir() / "config.yaml"), resolve=False)
+    return next(list(one[kind]) for one in defaults["defaults"] if isinstance(one, dict) and kind in one)
 
 
 def _measure(
