@@ -1,7 +1,8 @@
 """Does the README's excerpt stand in what a sweep printed? ``python scripts/readme_excerpt.py PRINTED``.
 
 PRINTED is a file of what the sweep, or ``python -m qdx.report OUTPUTS``, printed. Prints the excerpt's lines
-that are not found there, in the excerpt's order; nothing and status 0 when all are. Another processor may round other last digits, so this is for whoever renews the excerpt, no test.
+that are not found there, in the excerpt's order; nothing and status 0 when all are. Another processor may
+round other last digits, so this is for whoever renews the excerpt, no test.
 """
 
 from __future__ import annotations
