@@ -2,7 +2,7 @@
 
 PRINTED is a file of what the sweep, or ``python -m qdx.report OUTPUTS``, printed. Prints the excerpt's lines
 that are not found there, in the excerpt's order; nothing and status 0 when all are. Another processor may
-round other last digits, so this is for whoever renews the excerpt, and is not a test.
+round other last digits, so this is for whoever renews the excerpt, no test.
 """
 
 from __future__ import annotations
