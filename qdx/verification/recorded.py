@@ -79,7 +79,7 @@ class Recorded:
 
     @property
     def order_matters(self) -> bool:
-        """Whether engines cut off other tokens by the same parameters, and the records name none that is known.
+        """Whether engines cut off other tokens by these parameters, and the records name no known one.
 
         vLLM divides by the temperature first, and takes min-p, top-k and then top-p of what is left. Others
         divide last (llama.cpp), or take top-p of all tokens.

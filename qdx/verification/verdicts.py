@@ -369,8 +369,8 @@ def _only_not_uniform(evidence: Evidence, tested: Claim, record: Recorded) -> st
         return ""
     if record.order_matters:
         return (
-            "the tokens were not drawn from this config's rows in vLLM's order of temperature and truncation: "
-            "it is another model, or another engine, which has another order"
+            "the tokens were not drawn from this config's rows in vLLM's order of temperature and "
+            "truncation: it is another model, or another engine, which has another order"
         )
     example = ", ".join(f"{name}: …" for name in assumed)
     return (
