@@ -234,7 +234,7 @@ def _end(facts: Facts, view: View | None, files: Files) -> list[str]:
     if view is not None:
         why, command = next_command(facts, view.configs)
         if command:
-            return [*lines, *_wrapped(f"Next, on the verifier's machine: {why}")[:2], f"  {command}"]
+            return [*lines, *_wrapped(why)[:2], f"  {command}"]
     return lines
 
 
