@@ -33,6 +33,8 @@ from tests.protocol.world import (
 from tests.sweeping import qdx
 from tests.verification.world import FEW
 
+pytestmark = pytest.mark.slow
+
 NOT_MET, CONFIRMED = "obligation not met", "confirmed in s drawn rows"
 PAGE = Path(__file__).parents[2] / "docs" / "verification.md"
 
