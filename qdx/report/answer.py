@@ -23,7 +23,7 @@ from qdx.statistics import mean_of_references
 MOST_LINES = 40
 MOST_CONFIGS = 8  # in the matrix; of more, the nearest pairs are listed
 MOST_ROWS = 8  # of a table
-MOST_PROBLEMS, MOST_OF_PROBLEM = 5, 3  # lines of one of them
+MOST_PROBLEMS, MOST_OF_PROBLEM = 5, 4  # lines of one of them
 MOST_LEAD = 5  # lines
 SIMULATED = "SIMULATED KERNELS: models of them on a CPU, not the real ones; check the answer on the GPU."
 
