@@ -5,6 +5,10 @@ A sampler divides the logits by the temperature, and keeps the most probable tok
 probabilities reach ``top_p``. That is vLLM's order (``vllm/v1/sample``: min-p, then top-k, then top-p of what
 top-k left). So what is kept is always a head of the tokens in the order of (probability descending, id
 ascending), and five numbers of a row say everything about the token that was drawn.
+
+Other engines have another order: llama.cpp divides by the temperature last, transformers takes min-p last,
+and SGLang's top-p is of all tokens and not of what top-k left. All of them keep a head of the same order, so
+where a head may be longer or shorter for an honest producer, these count too (`drawn`).
 """
 
 from __future__ import annotations
@@ -79,7 +83,8 @@ def drawn(logits_PV: Tensor, targets_P: Tensor, sampler: Sampler, *, edge: float
         By which all of them were drawn.
     edge : float
         In nats of a logit: how far the producer's honest logits may lie from these. It moves the edge of
-        what is kept: a head is shorter or longer by the tokens that such a difference could move over it.
+        what is kept: a head is shorter or longer by the tokens that such a difference could move over it, or
+        another engine's order of temperature and truncation. 0: the rows and vLLM's order are exact.
 
     Returns
     -------
@@ -116,8 +121,15 @@ def _of_block(logits_PV: Tensor, targets_P: Tensor, sampler: Sampler, edge: floa
     if sampler.truncates:
         sorted_PV = log_PV.sort(dim=1, descending=True, stable=True).values
         total_PV = sorted_PV.exp().cumsum(1)
-        moved = 2 * edge / temperature  # both logits of a ratio may be off
-        count_P, least_P, most_P = (_head(sorted_PV, total_PV, sampler, by) for by in (0.0, -moved, moved))
+        count_P = _head(sorted_PV, total_PV, sampler, 0.0)
+        least_P, most_P = count_P, count_P
+        # At one temperature vLLM's order keeps the shortest head, and top-p of all tokens the longest.
+        for by in dict.fromkeys((temperature, 1.0)) if edge else ():
+            at_PV = sorted_PV * (temperature / by)
+            at_PV = at_PV - at_PV.logsumexp(1, keepdim=True)
+            sums_PV, moved = at_PV.exp().cumsum(1), 2 * edge / by  # both logits of a ratio may be off
+            least_P = torch.minimum(least_P, _head(at_PV, sums_PV, sampler, -moved))
+            most_P = torch.maximum(most_P, _head(at_PV, sums_PV, sampler, moved, of_all=True))
         kept_P, kept_least_P = (
             total_PV.gather(1, count_P1 - 1)[:, 0] for count_P1 in (count_P[:, None], least_P[:, None])
         )
@@ -140,8 +152,13 @@ def _of_block(logits_PV: Tensor, targets_P: Tensor, sampler: Sampler, edge: floa
     }
 
 
-def _head(sorted_PV: Tensor, total_PV: Tensor, sampler: Sampler, moved: float) -> Tensor:
-    """Number of tokens that are kept when every log-ratio is `moved` in favour of the less probable ones."""
+def _head(
+    sorted_PV: Tensor, total_PV: Tensor, sampler: Sampler, moved: float, *, of_all: bool = False
+) -> Tensor:
+    """Number of tokens that are kept when every log-ratio is `moved` in favour of the less probable ones.
+
+    `of_all` takes top-p of all tokens, not of those that min-p and top-k left.
+    """
     inside_PV = torch.ones_like(sorted_PV, dtype=torch.bool)
     if sampler.min_p > 0:
         inside_PV &= sorted_PV - sorted_PV[:, :1] + moved >= math.log(sampler.min_p)
@@ -155,8 +172,11 @@ def _head(sorted_PV: Tensor, total_PV: Tensor, sampler: Sampler, moved: float) -
         else:
             inside_PV[:, sampler.top_k :] = False
     if sampler.top_p < 1:
-        last_P1 = (inside_PV.sum(1, keepdim=True) - 1).clamp(min=0)
-        before_PV = (_before(sorted_PV, total_PV, moved) / total_PV.gather(1, last_P1)).clamp(0, 1)
+        before_PV = _before(sorted_PV, total_PV, moved)
+        if not of_all:
+            last_P1 = (inside_PV.sum(1, keepdim=True) - 1).clamp(min=0)
+            before_PV = before_PV / total_PV.gather(1, last_P1)
+        before_PV = before_PV.clamp(0, 1)
         odds_PV = before_PV.log() - torch.log1p(-before_PV.clamp(max=1 - 1e-16))
         inside_PV &= odds_PV - moved < math.log(sampler.top_p) - math.log1p(-sampler.top_p)
     return inside_PV.sum(1).clamp(min=1)

@@ -339,6 +339,7 @@ def transcript(
         "prompt_tokens": -1 if record.prompt_tokens is None else record.prompt_tokens,
         "completion_tokens": -1 if record.completion_tokens is None else record.completion_tokens,
         "cached": record.cached,
+        "end_open": ids.open(record, answer),
     }
     return Transcript(
         _who(record),
@@ -382,8 +383,10 @@ def labels(transcripts: Sequence[Transcript]) -> dict[tuple[str, str, str], str]
 def groups_of(transcripts: Sequence[Transcript]) -> NDArray[np.int64]:
     """Number the groups of answers that are not independent: one seed, or one cached answer.
 
-    Answers with the same seed share their noise. Answers with the same prompt and the same `SAME` tokens or
-    more may be one answer, given twice; those that have one id of the provider's, too, are.
+    Answers with the same seed share their noise. Of drawn answers to one prompt that state none, any may be
+    one answer given twice. Whether they are equal decides nothing: to count each different one once would
+    count the improbable ones too often. Greedy ones that have the same `SAME` tokens or more are one answer,
+    and so are those that have one id of the provider's.
     """
     parent = list(range(len(transcripts)))
 
@@ -396,9 +399,12 @@ def groups_of(transcripts: Sequence[Transcript]) -> NDArray[np.int64]:
     first: dict[tuple[Any, ...], int] = {}
     for i, one in enumerate(transcripts):
         keys: list[tuple[Any, ...]] = []
-        if one.stated["seed"] and one.stated["temperature"] != 0:
+        greedy = one.stated["temperature"] == 0
+        if one.stated["seed"] and not greedy:
             keys.append((one.who, "seed", one.stated["seed"]))
-        if len(one.answer.ids) >= SAME:
+        elif not greedy:
+            keys.append((one.who, "prompt", one.prompt.ids))
+        elif len(one.answer.ids) >= SAME:
             keys.append((one.who, one.prompt.ids, one.answer.ids))
         if one.stated["response_id"]:
             keys.append((one.who, one.stated["response_id"], one.prompt.ids, one.answer.ids))

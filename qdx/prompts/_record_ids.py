@@ -200,6 +200,23 @@ class Ids:
         special = (*self._tokenizer.all_special_ids, *record.sampling.stop_ids)
         return bool(ids) and ids[-1] in special
 
+    def open(self, record: Record, answer: Answer) -> bool:
+        """Whether a token was chosen after the last one of an answer, or may have been.
+
+        Many servers list no token that ends an answer. Who judges the others has to know that one is missing,
+        since it decided how many there are.
+        """
+        if answer.left_out or answer.how not in (GIVEN, BYTES):
+            return True
+        if record.finish_reason == "length" or self._ends(record, answer.ids):
+            return False
+        most = record.sampling.max_tokens
+        if not record.finish_reason and most is not None and len(answer.ids) == most:
+            return False
+        text = self._shown(record)
+        stops = record.sampling.stop if answer.how == GIVEN and text is not None else ()
+        return not any(self._stopped(answer.ids, text or "", stop) for stop in stops if stop)
+
     def _hold_number(self, record: Record, count: int, ends: bool) -> None:
         """Hold a number of tokens against the stated one, which may count a token that ends the answer."""
         stated = record.completion_tokens

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from scipy.special import logsumexp
 
-from qdx.statistics import Floats, Ints
+from qdx.statistics import Bools, Floats, Ints
 
 SHARE = 0.001  # of tokens that an honest producer may draw from the untruncated distribution
 MIXED = (1.0, 0.5, 0.2, 0.1, 0.05)  # shares of answers that may be false: an average over them
@@ -130,7 +130,14 @@ class Evidence:
 
 
 def against(
-    claim: Bound, others: Sequence[Drawn], groups: Sequence[int], alpha: float, share: float = SHARE
+    claim: Bound,
+    others: Sequence[Drawn],
+    groups: Sequence[int],
+    alpha: float,
+    share: float = SHARE,
+    *,
+    open_A: Bools | None = None,
+    lost: int = 0,
 ) -> Evidence:
     """Weigh answers in their order against a claim, by an average over alternatives.
 
@@ -142,6 +149,9 @@ def against(
     before they are multiplied with those of other groups, which an average of e-values allows. The order is
     that of each group's first answer. A group of several counts when all its answers are read.
 
+    A draw that is not shown has a factor of at least 0, so 0 is taken for it: an honest answer that ends in
+    a token nobody sees was selected by that token, and leaving the factor out would let E grow by itself.
+
     Parameters
     ----------
     claim : Bound
@@ -152,6 +162,10 @@ def against(
         Group of every answer; −1: it counts for nothing.
     alpha : float
     share : float
+    open_A : ndarray of bool, optional
+        Answers after whose last token here one more was drawn that is not shown. None: none.
+    lost : int
+        Further answers of which nothing is shown.
 
     Returns
     -------
@@ -169,7 +183,12 @@ def against(
     paths = np.stack([log_e(claim, other, share) for other in others])  # alternative, answer, token
     numbers = np.asarray(groups)
     shares = np.array(MIXED)[:, None, None]
+    unseen_A = np.zeros(len(lengths), bool) if open_A is None else open_A
+    with np.errstate(divide="ignore"):  # π = 1
+        nothing = np.log1p(-shares[..., 0])  # log of (1 − π) + π·0
     base, tokens, best = np.zeros((len(shares), len(others))), 0, (0.0, 0)
+    if lost:
+        base = base + lost * nothing
     crossed, ends = -1, list[float]()
     limit, count_of = -np.log(alpha), np.log(base.size)
     for group in dict.fromkeys(groups):
@@ -179,8 +198,10 @@ def against(
         if len(members) == 1:
             own = paths[:, members[0]][:, here[members[0]]]
         else:
-            own = logsumexp(paths[:, members, -1], axis=1, keepdims=True) - np.log(len(members))
-        ends.append(float(logsumexp(own[:, -1]) - np.log(len(others))))
+            last = np.where(unseen_A[members], -np.inf, paths[:, members, -1])
+            own = logsumexp(last, axis=1, keepdims=True) - np.log(len(members))
+        unseen = bool(unseen_A[members].all())
+        ends.append(-np.inf if unseen else float(logsumexp(own[:, -1]) - np.log(len(others))))
         with np.errstate(divide="ignore"):  # π = 1
             path = base[..., None] + np.logaddexp(np.log1p(-shares), np.log(shares) + own)
         mixed = logsumexp(path, axis=(0, 1)) - count_of
@@ -191,14 +212,14 @@ def against(
             best = (float(mixed[at]), tokens + int(seen[at]))
         if crossed < 0 and (mixed >= limit).any():
             crossed = tokens + int(seen[int(np.argmax(mixed >= limit))])
-        base, tokens = path[..., -1], tokens + count
+        base, tokens = base + nothing if unseen else path[..., -1], tokens + count
     by_other = logsumexp(base, axis=0)
     weights = np.exp(by_other - logsumexp(by_other))
-    false = _false_at_least(np.sort(ends), limit)
+    false = _false_at_least(np.sort(ends), limit, lost)
     return Evidence(best[0], best[1], crossed, float(np.exp(-best[0])), weights, false)
 
 
-def _false_at_least(log_e_G: Floats, limit: float) -> int:
+def _false_at_least(log_e_G: Floats, limit: float, lost: int = 0) -> int:
     """Lower bound of the false groups, by closed testing.
 
     That j are false means that the others are honest; it is rejected when even those with the smallest E
@@ -210,10 +231,13 @@ def _false_at_least(log_e_G: Floats, limit: float) -> int:
         E-value of every group, averaged over the alternatives, in rising order; nat.
     limit : float
         Log of what an e-value refutes at.
+    lost : int
+        Groups of which nothing is shown.
     """
     shares = np.array(MIXED)[:, None]
     with np.errstate(divide="ignore"):
         factors = np.logaddexp(np.log1p(-shares), np.log(shares) + log_e_G)
-    refutes = logsumexp(np.cumsum(factors, 1), axis=0) - np.log(len(MIXED)) >= limit
+        before = lost * np.log1p(-shares) if lost else 0.0
+    refutes = logsumexp(before + np.cumsum(factors, 1), axis=0) - np.log(len(MIXED)) >= limit
     # refutes[k − 1]: that the k smallest are all honest.
     return int(len(log_e_G) - np.argmax(refutes)) if refutes.any() else 0

@@ -36,6 +36,7 @@ from qdx.verification.sampled import (
     SMALLEST,
     UNIFORM,
     Alternatives,
+    Shown,
     evidence_against,
     rational,
     readable_e,
@@ -276,6 +277,13 @@ def judged_groups(data: Replays, d: int) -> list[int]:
     return [group if there else -1 for group, there in pairs]
 
 
+def shown_of(data: Replays, d: int) -> Shown:
+    """What is known of a producer's answers beside their tokens."""
+    record = data.records_D[d]
+    assert record is not None
+    return Shown(record.samplers_RP[:, 0], record.open_R, record.lost_answers)
+
+
 def weights_of(data: Replays) -> list[str]:
     """SHA-256 of every config's weights, as its record here states them."""
     return [record.get("weights_sha256", "") for record in data.record_C]
@@ -363,14 +371,14 @@ class _Against:
     def test(self, share: Fraction | None) -> Test:
         data, claim = self.data, Alternatives.of(weights_of(self.data), self.c)
         assert data.drawn is not None
-        found = evidence_against(data.drawn, judged_groups(data, self.d), self.d, claim, float(share or 0.05))
+        groups, shown = judged_groups(data, self.d), shown_of(data, self.d)
+        found = evidence_against(data.drawn, groups, self.d, claim, float(share or 0.05), shown)
         assert found is not None
         others = ", ".join(data.configs[v] for v in claim.others)
-        noise = (
-            f"the noise of kernels is that of {' and '.join(data.configs[v] for v in claim.family)}"
-            if len(claim.family) > 1
-            else f"{GROWTH:.3f} nat a token are allowed for the noise of kernels"
-        )
+        kernels = " and ".join(data.configs[v] for v in claim.family)
+        noise = f"{GROWTH:.3f} nat a token at temperature 1 are allowed for the noise of kernels"
+        if len(claim.family) > 1:
+            noise += f", beside the greatest probability that {kernels} give"
         null = (
             f"{others}, E = {readable_e(found.log_e)} at its greatest, after {plural(found.tokens, 'token')} "
             f"({noise})"
@@ -391,9 +399,11 @@ class _Uniform:
         data = self.data
         assert data.drawn is not None
         salt = f"{data.producers[self.d]} {data.configs[self.c]}"
-        p, tokens = uniform_p(data.drawn, judged_groups(data, self.d), self.d, self.c, salt)
+        groups, shown = judged_groups(data, self.d), shown_of(data, self.d)
+        p, tokens = uniform_p(data.drawn, groups, self.d, self.c, salt, shown)
         null = (
-            f"the uniform law, {plural(tokens, 'token')} ({UNIFORM:.3f} are allowed for the noise of kernels)"
+            f"the uniform law, {plural(tokens, 'token')} ({UNIFORM:.3f} at temperature 1 are allowed for the "
+            "noise of kernels)"
         )
         return Test("uniformity", p, SMALLEST, null, _units(data, self.d))
 

@@ -11,7 +11,8 @@ import xarray as xr
 
 from qdx.document.format import plural
 from qdx.errors import printable
-from qdx.statistics import Bools, Ints
+from qdx.records.decoding import sampler_of
+from qdx.statistics import Bools, Floats, Ints
 from qdx.verification.units import Span
 
 MOST_NOTES, LONGEST_NOTE = 60, 400  # lines of such a file, and characters of each, that are shown
@@ -45,6 +46,12 @@ class Recorded:
         Transcripts without a request beside them.
     answers_R : tuple of str
         Hash of each transcript's prompt and answer; "" where there is none.
+    open_R : array (reference,)
+        Transcripts after whose last token one more was chosen that is not among them, or may have been.
+    samplers_RP : array (reference, 4)
+        See `qdx.dataset.layout.Producer`; NaN where no token was drawn, or nobody knows how.
+    fingerprint : str
+        What the records call the server's build, such as ``vllm-0.32.0-523d7c03``.
     """
 
     assumed: str = ""
@@ -61,6 +68,27 @@ class Recorded:
     stated: bool = True
     alone: int = 0
     answers_R: tuple[str, ...] = ()
+    open_R: Bools = field(default_factory=lambda: np.zeros(0, bool))
+    samplers_RP: Floats = field(default_factory=lambda: np.zeros((0, 4)))
+    fingerprint: str = ""
+
+    @property
+    def lost_answers(self) -> int:
+        """Answers of which nothing is judged, at most: a line that cannot be read may be anybody's."""
+        return self.unreadable + self.left_out
+
+    @property
+    def order_matters(self) -> bool:
+        """Whether engines cut off other tokens by these parameters, and the records name no known one.
+
+        vLLM divides by the temperature first, and takes min-p, top-k and then top-p of what is left. Others
+        divide last (llama.cpp), or take top-p of all tokens.
+        """
+        if self.fingerprint.startswith("vllm-"):
+            return False
+        temperature, top_k, top_p, min_p = self.samplers_RP.T
+        cold, cut = temperature != 1, min_p > 0
+        return bool((((top_p < 1) & (cold | cut | (top_k > 0))) | (cut & cold)).any())
 
     @property
     def lost(self) -> str:
@@ -130,7 +158,18 @@ def record_of(tree: xr.DataTree, stored: xr.Dataset, label: str, references: lis
         stated=known and "tokens_left_out" in about and "prompt_differs" in about,
         alone=int((here & _flags(about, "prompt_alone")).sum()),
         answers_R=_answers(own, emitted.transpose("reference", "output_token").values),
+        open_R=here & (_flags(about, "end_open") if "end_open" in about else True),
+        samplers_RP=_samplers(about),
+        fingerprint=stated_text(stored, "fingerprint", label),
     )
+
+
+def _samplers(about: xr.Dataset) -> Floats:
+    found = np.full((about.sizes["reference"], 4), np.nan)
+    for r, text in enumerate(about["decoding"].values if "decoding" in about else ()):
+        if (one := sampler_of(str(text))) is not None:
+            found[r] = one
+    return found
 
 
 def _flags(about: xr.Dataset, name: str) -> Bools:

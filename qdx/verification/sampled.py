@@ -6,10 +6,14 @@ kernels; formats are 0.02 to 0.4 apart). Both tests allow for as much:
 
 - An e-value's expected growth a token under p′ is Σ p′·d/p_c = 1 + Σ d·(p′ − p_c)/p_c, at most
   1 + √(χ²(d‖p_c)·χ²(p′‖p_c)) by Cauchy and Schwarz, with χ²(p′‖p_c) about 2·KL and χ²(d‖p_c) of formats
-  under 1. `GROWTH` is taken off every token's logarithm, unless kernels that were replayed show the noise
-  themselves: then the greatest probability that any of them gives the token is the denominator.
+  under 1. `GROWTH` is taken off every token's logarithm. Where kernels of the claimed weights were replayed
+  beside the claimed one, the denominator is the greatest probability that any of them gives the token.
 - The law of u is off by at most the total variation between p′ and p_c on average, which Pinsker's inequality
   bounds by √(KL/2): `UNIFORM` is taken off the distance from the uniform law.
+
+Both grow with 1/temperature below 1: a difference δ of two logits is δ/temperature in the distribution, so
+its KL is at most the variance of δ/2 over temperature². An alternative with χ²(d‖p_c) above 1 can break the
+first bound where the noise leans toward it; noise that does not has no mean effect.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from fractions import Fraction
 import numpy as np
 from scipy import stats
 
-from qdx.statistics import Floats
+from qdx.statistics import Bools, Floats
 from qdx.verification.e_values import Drawn, Evidence, against
 from qdx.verification.uniforms import uniforms
 
@@ -32,6 +36,7 @@ GROWTH = math.sqrt(2 * KERNEL_KL)  # 0.032
 UNIFORM = math.sqrt(KERNEL_KL / 2)  # 0.016
 _DIGITS = 10**12  # p-values are rationals: rounded up to so many parts
 SMALLEST = Fraction(1, _DIGITS)
+LEAST_TEMPERATURE = 0.01  # as in `qdx.capture.sampled`, which needs torch
 
 
 @dataclass(frozen=True)
@@ -64,19 +69,51 @@ def of_configs(drawn: Drawn, d: int, v: int) -> Drawn:
 class Family:
     """Several kernels of one checkpoint as one claim: whichever of them it was, it gave no token more."""
 
-    def __init__(self, members: Sequence[Drawn]) -> None:
-        self._members = members
+    def __init__(self, members: Sequence[Drawn], growth_R: Floats | float = GROWTH) -> None:
+        self._members, self._growth = members, np.asarray(growth_R)[..., None]
         lacking = np.any([~np.isfinite(one.logprob) for one in members], axis=0)
         self.logprob = np.where(lacking, np.nan, members[0].logprob)
 
     def log_bound(self, share: float) -> Floats:
         """See `Drawn.log_bound`."""
+        # The allowance stays with several members: nothing says that they differ as an honest one may.
         most = np.max([one.log_bound(share) for one in self._members], axis=0)
-        return np.asarray(most + (GROWTH if len(self._members) == 1 else 0.0))
+        return np.asarray(most + self._growth)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is known of a producer's answers beside their tokens.
+
+    Attributes
+    ----------
+    temperature_R : ndarray
+        At which each was drawn; NaN where it was not, or nobody knows.
+    open_R : ndarray of bool
+        Whether a token was drawn after the last one here that is not among them, such as one that ends an
+        answer. It selects what is shown, so that nothing is left of the answer's evidence but its path.
+    lost : int
+        Answers that are not here at all.
+    """
+
+    temperature_R: Floats
+    open_R: Bools
+    lost: int = 0
+
+    @classmethod
+    def whole(cls, count: int, temperature: float = 1.0) -> Shown:
+        """So many answers of which everything is shown."""
+        return cls(np.full(count, temperature), np.zeros(count, bool))
+
+    @property
+    def noise_R(self) -> Floats:
+        """By how much a difference of logits grows in each answer's distribution, at least 1."""
+        known = np.where(np.isfinite(self.temperature_R), self.temperature_R, 1.0)
+        return np.asarray(1 / np.clip(known, LEAST_TEMPERATURE, 1.0))
 
 
 def evidence_against(
-    drawn: Drawn, groups: Sequence[int], d: int, claim: Alternatives, alpha: float
+    drawn: Drawn, groups: Sequence[int], d: int, claim: Alternatives, alpha: float, shown: Shown | None = None
 ) -> Evidence | None:
     """E-value of a producer's tokens against a claim; None where no other weights were replayed.
 
@@ -84,8 +121,22 @@ def evidence_against(
     """
     if not claim.others:
         return None
-    members = [of_configs(drawn, d, v) for v in claim.family]
-    return against(Family(members), [of_configs(drawn, d, v) for v in claim.others], groups, alpha)
+    return _against(drawn, groups, d, claim.family, claim.others, alpha, shown)
+
+
+def _against(
+    drawn: Drawn,
+    groups: Sequence[int],
+    d: int,
+    claim: Sequence[int],
+    others: Sequence[int],
+    alpha: float,
+    shown: Shown | None,
+) -> Evidence:
+    shown = shown or Shown.whole(len(groups))
+    family = Family([of_configs(drawn, d, v) for v in claim], GROWTH * shown.noise_R)
+    beside = [of_configs(drawn, d, v) for v in others]
+    return against(family, beside, groups, alpha, open_A=shown.open_R, lost=shown.lost)
 
 
 def log_likelihood(drawn: Drawn) -> Floats:
@@ -98,7 +149,13 @@ def log_likelihood(drawn: Drawn) -> Floats:
 
 
 def not_told_apart(
-    drawn: Drawn, groups: Sequence[int], d: int, c: int, weights_C: Sequence[str], alpha: float
+    drawn: Drawn,
+    groups: Sequence[int],
+    d: int,
+    c: int,
+    weights_C: Sequence[str],
+    alpha: float,
+    shown: Shown | None = None,
 ) -> list[int]:
     """Configs of other weights than c's that this producer's tokens would not refute beside c.
 
@@ -107,14 +164,15 @@ def not_told_apart(
     claim = Alternatives.of(weights_C, c)
     found = []
     for v in claim.others:
-        other = Family([of_configs(drawn, d, u) for u in Alternatives.of(weights_C, v).family])
-        beside = [of_configs(drawn, d, u) for u in claim.family]
-        if against(other, beside, groups, alpha).crossed < 0:
+        family = Alternatives.of(weights_C, v).family
+        if _against(drawn, groups, d, family, claim.family, alpha, shown).crossed < 0:
             found.append(v)
     return found
 
 
-def uniform_p(drawn: Drawn, groups: Sequence[int], d: int, c: int, salt: str) -> tuple[Fraction, int]:
+def uniform_p(
+    drawn: Drawn, groups: Sequence[int], d: int, c: int, salt: str, shown: Shown | None = None
+) -> tuple[Fraction, int]:
     """p of the claim that tokens were drawn from config c's rows, by their distance from the uniform law.
 
     One answer of each group counts, the first: answers with one seed share their noise.
@@ -128,6 +186,9 @@ def uniform_p(drawn: Drawn, groups: Sequence[int], d: int, c: int, salt: str) ->
     d, c : int
     salt : str
         What the seed of the transform is made of, beside the tokens' own numbers.
+    shown : Shown, optional
+        Without it, all is shown, at temperature 1. A draw that is not shown may have any u, and an answer
+        that is lost is taken for as long as the longest one here.
 
     Returns
     -------
@@ -144,9 +205,14 @@ def uniform_p(drawn: Drawn, groups: Sequence[int], d: int, c: int, salt: str) ->
     count = len(known)
     if not count:
         return Fraction(1), 0
+    shown = shown or Shown.whole(len(groups))
+    lengths = np.isfinite(u).sum(-1)
+    unseen = int((shown.open_R[first] & (lengths > 0)).sum()) + shown.lost * int(lengths.max())
+    noise = float((shown.noise_R[first] * lengths).sum()) / count
     steps = np.arange(count + 1) / count
     distance = max(float((steps[1:] - known).max()), float((known - steps[:-1]).max()))
-    p = float(stats.kstwo.sf(max(0.0, distance - UNIFORM), count)) if distance > UNIFORM else 1.0
+    distance -= UNIFORM * noise + unseen / (count + unseen)
+    p = float(stats.kstwo.sf(distance, count + unseen)) if distance > 0 else 1.0
     return rational(p), count
 
 

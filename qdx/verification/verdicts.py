@@ -18,6 +18,7 @@ from qdx.verification.evidence import (
     judged_groups,
     other_prompts,
     sampling_of,
+    shown_of,
     weights_of,
 )
 from qdx.verification.obligations import Obligations
@@ -297,6 +298,8 @@ def _of_records(evidence: Evidence, tested: Claim, d: int, c: int, record: Recor
         about += (
             f"; {plural(record.alone, 'answer')} without a request, so that they alone say what was asked"
         )
+    if drawn and (unseen := int(record.open_R.sum())):
+        about += f"; {plural(unseen, 'answer')} with a token after the last one that is listed"
     missing = int((data.emitted_DR[d] - data.tokens_DCR[d, c]).sum())
     refuted = tested.p_holm is not None and tested.p_holm <= evidence.alpha and not missing
     lost = f"; not judged: {record.lost}" if record.lost else ""
@@ -358,12 +361,17 @@ def _only_not_uniform(evidence: Evidence, tested: Claim, record: Recorded) -> st
     assumed. Between configs that makes no difference: the same truncation is assumed of all.
     """
     assumed = [name for name in SHAPING if name in record.assumed.split(", ")]
-    if not assumed or tested.p_holm is None or tested.p_holm > evidence.alpha:
+    if not (assumed or record.order_matters) or tested.p_holm is None or tested.p_holm > evidence.alpha:
         return ""
     drawn = tested.test("drawn tokens")
     asked = sum(claim is not None for claim in evidence.claims)
     if drawn is not None and drawn.p is not None and len(tested.tests) * asked * drawn.p <= evidence.alpha:
         return ""
+    if record.order_matters:
+        return (
+            "the tokens were not drawn from this config's rows in vLLM's order of temperature and "
+            "truncation: it is another model, or another engine, which has another order"
+        )
     example = ", ".join(f"{name}: …" for name in assumed)
     return (
         "the tokens were not drawn from this config's rows as was assumed: it is another model, or "
@@ -380,7 +388,8 @@ def _not_told_apart(evidence: Evidence, d: int, c: int) -> str:
     data = evidence.data
     assert data.drawn is not None
     groups, weights_C = judged_groups(data, d), weights_of(data)
-    found = not_told_apart(data.drawn, groups, d, c, weights_C, float(evidence.alpha))
+    shown = shown_of(data, d)
+    found = not_told_apart(data.drawn, groups, d, c, weights_C, float(evidence.alpha), shown)
     if not Alternatives.of(weights_C, c).others:
         return "anything: no config of other weights was replayed"
     return ", ".join(data.configs[v] for v in found)
