@@ -1,4 +1,4 @@
-"""What is not shown of drawn answers, and how else an honest engine draws: the level holds, and breaks without."""
+"""What is not shown of drawn answers, and how else an honest engine draws: the level, with and without."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALPHA = 0.05
 
 
 def told(p: np.ndarray, x: np.ndarray) -> Drawn:
-    """`Drawn` of tokens from one law at every place; −1: no token there. Its ids are in falling order of p."""
+    """`Drawn` of tokens from one law at every place; −1: no token. Its ids are in falling order of p."""
     before = np.concatenate([[0.0], np.cumsum(p)])[np.maximum(x, 0)]
     ones = np.ones(x.shape)
     logprob = np.where(x < 0, np.nan, np.log(p[np.maximum(x, 0)]))
@@ -144,8 +144,10 @@ def test_no_engine_gives_a_token_more_than_the_bound_whatever_its_order_of_trunc
 @pytest.mark.parametrize(
     ("sampler", "matters"),
     [
-        ((1.0, 0, 0.9, 0), False), ((0.7, 0, 1, 0), False), ((0.7, 20, 1, 0), False), ((1.0, 20, 1, 0.1), False),
-        ((0.7, 0, 0.9, 0), True), ((1.0, 20, 0.9, 0), True), ((1.0, 0, 0.9, 0.1), True), ((0.7, 0, 1, 0.1), True),
+        ((1.0, 0, 0.9, 0), False), ((0.7, 0, 1, 0), False), ((0.7, 20, 1, 0), False),
+        ((1.0, 20, 1, 0.1), False),
+        ((0.7, 0, 0.9, 0), True), ((1.0, 20, 0.9, 0), True), ((1.0, 0, 0.9, 0.1), True),
+        ((0.7, 0, 1, 0.1), True),
     ],
 )  # fmt: skip
 def test_whether_engines_draw_alike_is_known_from_the_parameters(sampler, matters):
