@@ -78,7 +78,7 @@ def _unknown_option(name: str, conf: Path) -> str:
 def _places(conf: Path) -> list[Path]:
     """Return the folders of config groups: qdx's, and the user's own (``--config-dir``)."""
     places, words = [conf], sys.argv[1:]
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         name, _, value = word.partition("=")
         if name in ("--config-dir", "-cd"):
             places.append(Path(value or following).absolute())

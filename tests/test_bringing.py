@@ -74,6 +74,7 @@ def longer_tokenizer(folders: dict[str, Path]) -> None:
         (longer_tokenizer, "has 600 rows in its embedding", "tokenizer is of another model"),
     ],
 )
+@pytest.mark.slow
 def test_one_line_and_exit_2_before_any_job(
     brought: dict[str, Path],
     tmp_path: Path,
@@ -91,6 +92,7 @@ def test_one_line_and_exit_2_before_any_job(
     assert not list(tmp_path.glob("out/*/run.nc*"))
 
 
+@pytest.mark.slow
 def test_a_template_with_a_clock_gives_all_jobs_and_a_resume_the_same_references(
     brought: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -113,6 +115,7 @@ def test_a_template_with_a_clock_gives_all_jobs_and_a_resume_the_same_references
     assert {path: path.stat().st_mtime_ns for path in first} == first  # nothing ran again
 
 
+@pytest.mark.slow
 def test_a_document_s_markers_stay_text(brought: dict[str, Path], tmp_path: Path) -> None:
     file = brought["none"] / "tokenizer.json"
     stated = json.loads(file.read_text())

@@ -90,6 +90,7 @@ STREAMS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("case", slow_but(["ascii", "no standard streams"], STREAMS))
+@pytest.mark.slow
 def test_a_report_is_made_whatever_it_is_printed_to(case: str, tmp_path: Path) -> None:
     line, variables = STREAMS[case]
     path = folder(tmp_path / "s", labels=["awq", "gptq"])
@@ -173,6 +174,7 @@ def test_no_bar_is_drawn_into_a_file_whatever_colours_are_asked_for(
     assert b"awq: running" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_folder_whose_name_is_not_text_is_refused_before_anything_runs(tmp_path: Path) -> None:
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/odd\xff"))
     odd.mkdir()
@@ -292,6 +294,7 @@ MOMENTS = {
 
 @pytest.mark.parametrize("what", slow_but(["gptq/run.nc"], ["gptq/run.nc", "awq/run.nc"]))
 @pytest.mark.parametrize("moment", slow_but(["measuring"], MOMENTS))
+@pytest.mark.slow
 def test_a_run_that_is_deleted_while_its_report_is_made_is_named(
     moment: str, what: str, tmp_path: Path
 ) -> None:
@@ -331,6 +334,7 @@ def fill(path: Path, left: int = 0) -> Path:
 
 
 @pytest.mark.parametrize("left", slow_but([40_960], [0, 40_960, 204_800]))
+@pytest.mark.slow
 def test_a_disk_that_is_full_when_the_report_is_made_is_named(left: int, small_disk: Path) -> None:
     path = folder(small_disk / "s")
     fill(small_disk, left)
@@ -443,6 +447,7 @@ def test_a_report_that_a_signal_ends_leaves_the_earlier_one(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", slow_but(["logsumexp"], ["top_logit", "logsumexp"]))
+@pytest.mark.slow
 def test_a_value_that_became_nan_is_blamed_on_its_row(name: str, tmp_path: Path) -> None:
     metrics = {key: {"_target_": f"qdx.metrics.{key}"} for key in ("l2", "margin", "top1")}
     path = folder(tmp_path / "s", metrics=metrics)

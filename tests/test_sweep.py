@@ -38,6 +38,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]
     return cwd / "s w" / "ö", done.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_from_another_folder_leaves_every_file(sweep: tuple[Path, str]) -> None:
     folder, _ = sweep
     for name in ("sweep.nc", "report.txt", "summary.json", *(f"{config}/run.nc" for config in CONFIGS)):

@@ -21,6 +21,8 @@ from qdx.verification.environment import record_differs
 from tests.hostile.making import Groups, rewritten
 from tests.sweeping import SMALL, checkpoints, qdx
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = ["awq", "awq_marlin", "gptq"]
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 FIVE = [*(a for a in SMALL if not a.startswith("prompts.references")), "prompts.references=5"]

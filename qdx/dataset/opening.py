@@ -150,7 +150,12 @@ def _tree(path: Path, groups: dict[str, xr.Dataset]) -> xr.DataTree:
             known = {phase: groups[f"/{phase}"] for phase in PHASES if f"/{phase}" in groups}
             for phase, dataset in open_rows(rows_at, known, groups["/"].attrs).items():
                 groups[f"/{phase}"] = dataset
-        tree = xr.DataTree.from_dict({name: _lazy_rows(dataset) for name, dataset in groups.items()})
+        tree = xr.DataTree.from_dict(
+            {
+                name: _lazy_rows(dataset) if name.strip("/") in PHASES else dataset
+                for name, dataset in groups.items()
+            }
+        )
     for name, dataset in groups.items():
         tree[name].set_close(dataset.close)  # from_dict forgets it, and an open file cannot be appended to
     return tree

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         except OSError:
             free = "its folder cannot be read"
         remedy = "free some, choose another hydra.sweep.dir or lower capture.prefill_positions"
-        if getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.EPERM):
+        refused = getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.EPERM)
+        if refused and not os.access(path.parent, os.W_OK):  # netCDF4 says EACCES of a full disk as well
             free, remedy = "its folder takes no files", "copy the folder to a place that can be written"
         raise UnwritableError(f"cannot write {path}: {error}; {free}: {remedy}") from error
 

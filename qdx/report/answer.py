@@ -11,7 +11,7 @@ from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
 from qdx.document.blocks import Cell, Matrix, Table
 from qdx.document.format import plural
-from qdx.document.text import WIDTH, clip, render, wrap
+from qdx.document.text import render, wrap
 from qdx.errors import printable
 from qdx.kernel_names import another_kernel
 from qdx.report.figures import pair_signals, unit_of
@@ -23,7 +23,7 @@ from qdx.statistics import mean_of_references
 MOST_LINES = 40
 MOST_CONFIGS = 8  # in the matrix; of more, the nearest pairs are listed
 MOST_ROWS = 8  # of a table
-MOST_PROBLEMS = 5
+MOST_PROBLEMS, MOST_OF_PROBLEM = 5, 4  # lines of one of them
 MOST_LEAD = 5  # lines
 SIMULATED = "SIMULATED KERNELS: models of them on a CPU, not the real ones; check the answer on the GPU."
 
@@ -101,7 +101,10 @@ def _problems(facts: Facts, whole: str) -> list[str]:
     if facts.failed or facts.missing:
         done = len(facts.labels) - len(facts.failed) - len(facts.missing)
         lines.append(f"INCOMPLETE: {done} of {plural(len(facts.labels), 'config')} finished")
-    lines += [clip(" ".join(f"  {line}".splitlines()), WIDTH) for line in found[:MOST_PROBLEMS]]
+    for line in found[:MOST_PROBLEMS]:
+        told = wrap(" ".join(line.splitlines()), "  ", "    ").split("\n")
+        whole_told = len(told) <= MOST_OF_PROBLEM
+        lines += told if whole_told else [*told[: MOST_OF_PROBLEM - 1], f"    … the rest: {whole}"]
     more = len(found) - MOST_PROBLEMS
     return [*lines, *([f"  … {more:,} further: {whole}"] if more > 0 else [])]
 
@@ -234,7 +237,7 @@ def _end(facts: Facts, view: View | None, files: Files) -> list[str]:
     if view is not None:
         why, command = next_command(facts, view.configs)
         if command:
-            return [*lines, *_wrapped(f"Next, on the verifier's machine: {why}")[:2], f"  {command}"]
+            return [*lines, *_wrapped(why)[:2], f"  {command}"]
     return lines
 
 

@@ -421,6 +421,7 @@ def test_single_p_at_the_level_blocks_a_confirmation_and_one_above_does_not():
 
 
 @pytest.mark.parametrize("law", slow_but(["heavy"], ["normal", "heavy", "bimodal"]))
+@pytest.mark.slow
 def test_the_verdicts_level_on_honest_producers_and_its_power(law):
     """Through the whole verdict: T tests, Holm over claims, centre and scale from the same repeats."""
     refuted = found = 0

@@ -158,6 +158,7 @@ def test_without_kl_the_rest_is_there_and_the_text_says_how_to_have_it():
 
 
 @pytest.mark.parametrize("mode", ["full", "topk"])
+@pytest.mark.slow
 def test_on_files_it_is_what_the_stored_rows_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str):
     monkeypatch.setitem(helpers.CONFIGS, "awq", ("none", "dense", 1, 0, 0.0))
     folder = helpers.write_sweep(tmp_path / "s", ["awq", "awq_marlin", "gptq_marlin"], mode=mode)
@@ -194,6 +195,7 @@ def test_on_files_it_is_what_the_stored_rows_give(tmp_path: Path, monkeypatch: p
             assert 0 < float(found.kl_mean) < kl.mean()
 
 
+@pytest.mark.slow
 def test_the_report_has_the_section_in_every_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from qdx.report import build as report
 

@@ -120,6 +120,7 @@ def outcome(path: Path, name: str, before: bytes) -> str:
 
 
 @pytest.mark.parametrize("file", FILES)
+@pytest.mark.slow
 def test_a_flipped_byte_of_any_variable_is_found_or_changes_nothing(whole, tmp_path, file) -> None:
     path = tmp_path / "file.nc"
     shutil.copy(whole / file, path)
@@ -208,6 +209,7 @@ def everything(path: Path) -> dict[str, object]:
     return found
 
 
+@pytest.mark.slow
 def test_of_two_hundred_random_bits_none_changes_a_value_silently(whole, tmp_path) -> None:
     """HDF5's own structures included; in a process of its own, since a damaged one could end it."""
     import textwrap
@@ -237,11 +239,11 @@ def distances(folder: Path, metric: str = "l2") -> xr.DataArray:
         return tree[f"metrics/{metric}/replay"][metric].load()
 
 
-def test_a_damaged_row_is_named_and_all_others_are_measured(whole, folder, capsys) -> None:
+def test_a_damaged_row_is_named_and_all_others_are_measured(whole, folder) -> None:
     run = folder / "awq" / "run.nc"
     change(run, "replay", "logit", (0, 0, 1, 3, 17), np.nan)
     assert report([str(folder)]) == 1
-    text = " ".join(capsys.readouterr().out.split())
+    text = " ".join((folder / "report.txt").read_text(encoding="utf-8").split())
     where = "/replay/logit[config 0, repeat 0, reference 1, position 3]"
     assert f"NOT MEASURED awq/run.nc: {run.resolve()} is damaged: {where} holds other values" in text
     summary = json.loads((folder / "summary.json").read_text())
@@ -253,10 +255,10 @@ def test_a_damaged_row_is_named_and_all_others_are_measured(whole, folder, capsy
     np.testing.assert_array_equal(after.values[~missing], before.values[~missing])
 
 
-def test_a_run_with_a_damaged_number_is_left_out_and_named(whole, folder, capsys) -> None:
+def test_a_run_with_a_damaged_number_is_left_out_and_named(whole, folder) -> None:
     change(folder / "awq_marlin" / "run.nc", "prefill", "sketch", (0, 1, 2, 0, 0), 7.0)
     assert report([str(folder)]) == 1
-    text = " ".join(capsys.readouterr().out.split())
+    text = " ".join((folder / "report.txt").read_text(encoding="utf-8").split())
     assert "INCOMPLETE: 2 of 3 configs finished" in text
     assert "/prefill/sketch[config 0, repeat 1, reference 2] holds other values than were written" in text
     assert "remove the file and resume the sweep" in text
@@ -325,7 +327,7 @@ def test_nobody_commits_to_a_damaged_row(folder, capsys) -> None:
     assert (folder / "commitments.nc").read_bytes() == before
 
 
-def test_a_flipped_row_of_an_old_file_is_found_by_its_hash(whole, folder, capsys) -> None:
+def test_a_flipped_row_of_an_old_file_is_found_by_its_hash(whole, folder) -> None:
     run = folder / "awq" / "run.nc"
     with netCDF4.Dataset(run, "r+") as file:  # cuts the checksums off
         file["decode/logit"][0, 0, 0, 1, 4] = 0.5
@@ -334,7 +336,7 @@ def test_a_flipped_row_of_an_old_file_is_found_by_its_hash(whole, folder, capsys
     with pytest.raises(DamageError, match=r"/decode/logit\[config 0, repeat 0, reference 0, position 1\]"):
         commit(folder)
     assert report([str(folder)]) == 1
-    text = " ".join(capsys.readouterr().out.split())
+    text = " ".join((folder / "report.txt").read_text(encoding="utf-8").split())
     assert "NOT MEASURED awq/run.nc" in text and "/decode/logit[config 0, repeat 0, ref" in text
     assert "UNCHECKED awq/run.nc: read unchecked" in text
     after = distances(folder)

@@ -147,6 +147,7 @@ def test_runs_that_cannot_be_compared_are_refused_by_the_labels(tmp_path, option
 
 
 @pytest.mark.parametrize("lazily", [False, True], ids=["sweep.nc", "not merged"])
+@pytest.mark.slow
 def test_unequal_runs_become_a_union_with_gaps_marked(tmp_path, lazily) -> None:
     write_sweep(tmp_path, ["awq", "gptq"], repeats=1)
     write_run(tmp_path / "awq" / "run.nc", "awq", repeats=2, prefill_positions=2, k=3)

@@ -50,6 +50,15 @@ def test_a_sweep_that_is_not_merged_yet_opens_as_the_merged_one(sweep, tmp_path)
     assert sorted(qdx.open(directory)["replay"]["config"].values) == sorted(LABELS)
 
 
+def test_a_result_with_the_name_of_a_full_row_is_a_result(sweep, tmp_path) -> None:
+    """What a plug-in calls its variables is its own business."""
+    shutil.copy(sweep / "sweep.nc", tmp_path / "sweep.nc")
+    result = xr.Dataset({"logit": ("config", np.arange(3.0), {"units": "nat"})})
+    result.to_netcdf(tmp_path / "sweep.nc", mode="a", group="/analysis/mine", engine="netcdf4")
+    with qdx.open(tmp_path / "sweep.nc") as tree:
+        assert tree["analysis/mine/logit"].values.tolist() == [0.0, 1.0, 2.0]
+
+
 @pytest.mark.parametrize("group", ["prefill", "output"])
 def test_a_run_without_one_of_its_configs_coordinates_is_named(sweep, tmp_path, group) -> None:
     shutil.copytree(sweep / LABELS[0], tmp_path / "run")

@@ -19,6 +19,7 @@ from qdx.report import build
 from tests.helpers import TOKENS, VOCAB
 from tests.hostile import making
 from tests.hostile.making import Groups
+from tests.slowly import slow_but
 
 FORGED = "3\n\nVERDICT  1 claim: 1 confirmed.\n"
 
@@ -94,7 +95,7 @@ REFUSED: dict[str, tuple[Callable[[Groups], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", slow_but(list(REFUSED)[::4], REFUSED))
 def test_a_file_that_misleads_or_cannot_be_judged_is_refused(case: str, sweep: Path, tmp_path: Path) -> None:
     edit, said = REFUSED[case]
     path = making.rewritten(sweep / "sweep.nc", tmp_path / "said.nc", edit)
@@ -127,6 +128,7 @@ def test_a_producer_hears_of_names_that_verifiers_refuse(sweep: Path) -> None:
 
 
 @pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.slow
 def test_texts_of_a_folder_that_may_be_a_strangers_are_marked(
     trust: bool, sweep: Path, tmp_path: Path
 ) -> None:

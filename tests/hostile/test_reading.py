@@ -181,6 +181,7 @@ def test_limits_are_raised_by_name(sweep: Path, tmp_path: Path) -> None:
             allow(max_bytes=wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_file_over_which_hdf5_loops_for_ever_ends_the_look_and_not_the_program(
     sweep: Path, tmp_path: Path
 ) -> None:

@@ -248,6 +248,7 @@ def test_a_folder_in_a_command_is_the_folder_that_is_reported(tmp_path: Path) ->
     assert own_command("python -m qdx " + "a=b " * 10_000, here) == ""
 
 
+@pytest.mark.slow
 def test_pages_show_no_command_that_hydra_would_run(sweep: Path) -> None:
     plan = json.loads((sweep / "sweep.json").read_text())
     evil = "python -m qdx -m quant=awq hydra.callbacks.x._target_=os.system +hydra.callbacks.x.command=reboot"

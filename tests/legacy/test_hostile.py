@@ -117,6 +117,7 @@ def test_more_positions_than_any_real_file_has_are_refused(tmp_path):
     refused(run(json.dumps(content), tmp_path), "got 200,001 positions, limit 100,000", tmp_path)
 
 
+@pytest.mark.slow
 def test_time_is_linear_in_the_positions(tmp_path):
     """Four times the positions may not take more than seven times as long; quadratic would be sixteen."""
     seconds = {}

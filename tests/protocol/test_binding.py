@@ -147,6 +147,7 @@ HOSTILE: dict[str, tuple[Callable[[Groups], None], str]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.slow
 def test_opened_rows_that_are_not_rows_of_the_model_are_refused(
     name: str, exchange: World, tmp_path: Path
 ) -> None:

@@ -33,6 +33,8 @@ from tests.protocol.world import (
 from tests.sweeping import qdx
 from tests.verification.world import FEW
 
+pytestmark = pytest.mark.slow
+
 NOT_MET, CONFIRMED = "obligation not met", "confirmed in s drawn rows"
 PAGE = Path(__file__).parents[2] / "docs" / "verification.md"
 
@@ -462,7 +464,7 @@ def test_tokens_that_were_changed_on_the_way_refute_nobody(world: World) -> None
     (claim,) = json.loads((folder / "verifier" / "summary.json").read_text())["verdicts"]["claims"]
     assert (claim["verdict"], claim["answer"]) == (NOT_MET, "not judged")
     assert claim["because"] == claim["unmet"] == TOKENS_UNFIT
-    assert [test["p"] for test in claim["tests"].values()] == [None] * 4
+    assert claim["tests"] and all(test["p"] is None for test in claim["tests"].values())
 
 
 def test_values_that_round_to_the_bound_row_are_that_row(world: World, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from tests.records.test_verdicts import models as models
 from tests.sweeping import checkpoints
 from tests.sweeping import qdx as run_qdx
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) -> Path:

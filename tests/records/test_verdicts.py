@@ -234,6 +234,7 @@ def lying(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_lies_are_named_before_the_replay_and_in_the_verdict_and_the_draw_can_be_repeated(
     tmp_path: Path, models: dict[str, Path]
 ) -> None:

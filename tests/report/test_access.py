@@ -79,6 +79,7 @@ ORDER = """
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("case", slow_but(["real"], ["real", "hostile", "sixteen"]))
+@pytest.mark.slow
 def test_text_in_drawings_is_read_by_poor_eyes(browser, pages, case: str, dark: bool) -> None:  # noqa: F811
     browser.open(pages[case], dark=dark)
     browser.value(OPEN_ALL)

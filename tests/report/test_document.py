@@ -194,6 +194,7 @@ def test_a_section_refuses_a_place_that_the_report_does_not_have():
         Section("a", "A", xr.Dataset(), place="top")
 
 
+@pytest.mark.slow
 def test_a_chart_of_the_example_is_an_image_with_its_table(tmp_path: Path):
     folder = write_sweep(tmp_path / "sweep", ["awq", "gptq"])
     nodes = {"ties": {"_target_": "qdx_plugins.ties.ties"}}
@@ -259,6 +260,7 @@ def differences(pages: dict[str, str]) -> tuple[list[tuple[str, str]], int]:
     return found, agreed
 
 
+@pytest.mark.slow
 def test_every_number_is_the_same_in_text_page_and_markdown(everything):
     found, agreed = differences(everything)
     assert found == [] and agreed > 400

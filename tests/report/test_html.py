@@ -29,6 +29,7 @@ from tests import synthetic
 from tests.helpers import write_sweep
 from tests.report.browser import Browser
 from tests.report.test_report import headings
+from tests.slowly import slow_but
 
 STEPS = (noise_floor, consistency, effects, classes, pairs, snr)
 HOSTILE = (
@@ -150,7 +151,7 @@ CONTRAST = """
 })()"""
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but(["nothing"], CASES))
 def test_the_page_fits_its_window_asks_for_nothing_and_reports_no_error(browser, pages, case):
     for dark in (False, True):
         browser.open(pages[case], width=400, dark=dark)

@@ -211,6 +211,7 @@ def test_deleted_runs_do_not_cost_the_report_of_them(folder):
 
 
 @pytest.mark.parametrize(("labels", "options"), [(["awq"], {"repeats": 1}), (["gptq", "awq"], {})], ids=str)
+@pytest.mark.slow
 def test_small_sweeps(tmp_path, labels, options):
     report = build(write_sweep(tmp_path / "s", labels, **options), console=False)
     assert headings(report.text) == SECTIONS
@@ -393,6 +394,7 @@ def test_a_verifiers_sweep_has_no_next_command(folder):
     assert next_command(facts, ["awq"]) == ("", "")
 
 
+@pytest.mark.slow
 def test_the_command_line_redoes_everything(folder):
     command = [sys.executable, "-m", "qdx.report", str(folder), "--print", "full"]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")

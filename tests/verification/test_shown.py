@@ -1,4 +1,4 @@
-"""What is not shown of drawn answers, and how else an honest engine draws: the level holds with both."""
+"""What is not shown of drawn answers, and how else an honest engine draws: the level, with and without."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALPHA = 0.05
 
 
 def told(p: np.ndarray, x: np.ndarray) -> Drawn:
-    """`Drawn` of tokens from one law, whose ids are in falling order of p; −1: no token there."""
+    """`Drawn` of tokens from one law at every place; −1: no token. Its ids are in falling order of p."""
     before = np.concatenate([[0.0], np.cumsum(p)])[np.maximum(x, 0)]
     ones = np.ones(x.shape)
     logprob = np.where(x < 0, np.nan, np.log(p[np.maximum(x, 0)]))
