@@ -147,6 +147,7 @@ def test_a_metric_may_be_a_plug_in_with_options_or_a_function(replay: xr.Dataset
 
 @pytest.mark.parametrize("chunks", [None, {"position": 2}])
 @pytest.mark.parametrize("case", BAD)
+@pytest.mark.slow
 def test_a_metric_is_held_to_its_contract_as_in_a_sweep(
     replay: xr.Dataset, case: str, chunks: dict[str, int] | None
 ) -> None:

@@ -171,6 +171,7 @@ def test_impossible_values_name_the_key_the_value_and_the_choices(overrides: lis
         (["prompts.path=/no/such.pdf"], "/no/such.pdf"),
     ],
 )
+@pytest.mark.slow
 def test_a_mistake_on_the_command_line_is_one_line_and_nothing_runs(
     tmp_path: Path, arguments: list[str], message: str
 ) -> None:

@@ -23,6 +23,7 @@ def test_a_fork_ends_and_prints_as_a_new_interpreter_does(argument: str, tmp_pat
     assert fork.stdout + fork.stderr
 
 
+@pytest.mark.slow
 def test_a_fork_has_its_own_folder_and_environment_and_ends_when_its_time_is_over(tmp_path: Path) -> None:
     (tmp_path / "here.py").write_text(
         "import os, pathlib, sys, time\n"

@@ -239,6 +239,7 @@ def distances(folder: Path, metric: str = "l2") -> xr.DataArray:
         return tree[f"metrics/{metric}/replay"][metric].load()
 
 
+@pytest.mark.slow
 def test_a_damaged_row_is_named_and_all_others_are_measured(whole, folder) -> None:
     run = folder / "awq" / "run.nc"
     change(run, "replay", "logit", (0, 0, 1, 3, 17), np.nan)
@@ -327,6 +328,7 @@ def test_nobody_commits_to_a_damaged_row(folder, capsys) -> None:
     assert (folder / "commitments.nc").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_flipped_row_of_an_old_file_is_found_by_its_hash(whole, folder) -> None:
     run = folder / "awq" / "run.nc"
     with netCDF4.Dataset(run, "r+") as file:  # cuts the checksums off
@@ -362,6 +364,7 @@ def test_transcripts_of_a_damaged_file_are_refused_before_a_model_runs(folder, f
 # Files without checksums -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_old_file_opens_and_is_said_to_be_unchecked(whole, folder, capsys) -> None:
     for path in folder.glob("*/run.nc"):
         uncheck(path)

@@ -13,6 +13,7 @@ from tests.helpers import write_run
 
 
 @pytest.mark.parametrize("options", [{}, {"portable": True}, {"mode": "topk"}], ids=str)
+@pytest.mark.slow
 def test_joined_repeats_are_the_run_of_one_process(tmp_path, options) -> None:
     write_run(tmp_path / "whole" / "run.nc", "awq", repeats=3, **options)
     parts = [tmp_path / f"{i}.nc" for i in range(3)]

@@ -45,6 +45,7 @@ def test_an_unwritable_folder_is_named(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "low", "high"), [("full", 0.6, 1.6), ("topk", 0.5, 2.5)])
+@pytest.mark.slow
 def test_estimate_is_near_what_a_run_writes(tmp_path, monkeypatch, mode, low, high) -> None:
     monkeypatch.setattr(size, "_FIXED", 150_000)  # of this small file most is fixed
     references = small_references(40)

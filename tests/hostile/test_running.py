@@ -82,6 +82,7 @@ def test_the_marks_are_made_when_a_module_is_imported(sweep: Path, tmp_path: Pat
     ),
     ids=" ".join,
 )
+@pytest.mark.slow
 def test_no_module_and_no_plugin_of_the_working_folder_is_imported(
     arguments: list[str], sweep: Path, tmp_path: Path
 ) -> None:

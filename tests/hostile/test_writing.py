@@ -109,6 +109,7 @@ def test_a_label_that_begins_a_line_of_the_report_is_refused(sweep: Path, tmp_pa
             build(folder, console=False, formats=["txt"])
 
 
+@pytest.mark.slow
 def test_a_link_that_stays_in_the_folder_is_replaced_and_not_followed(sweep: Path, tmp_path: Path) -> None:
     folder = copied(sweep, tmp_path / "s")
     kept = folder / "kept.txt"

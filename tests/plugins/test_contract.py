@@ -49,6 +49,7 @@ def test_what_a_metric_returns_is_checked_at_its_first_rows(case: str) -> None:
         Measure.of("bad", member).rehearse(vocab=50, k=5)
 
 
+@pytest.mark.slow
 def test_a_metric_that_breaks_its_contract_stops_the_sweep_before_the_first_run(
     write: Write, tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -18,6 +18,8 @@ from tests.protocol.world import DECODE, PREFILL, ROWS, World, read, run
 from tests.sweeping import qdx
 from tests.verification.world import FEW
 
+pytestmark = pytest.mark.slow
+
 QUANTS = "quant=awq,awq_marlin"
 
 

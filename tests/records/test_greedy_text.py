@@ -201,6 +201,7 @@ def test_answers_to_one_prompt_that_differ_hide_nothing() -> None:
 
 
 @pytest.mark.parametrize("twice", ["equal", "other"])
+@pytest.mark.slow
 def test_honest_answers_given_twice_are_refuted_no_more_often_than_the_level(twice: str) -> None:
     """The greatest score of several answers to a prompt would be greater by itself than a known one's."""
     known = calibration(0.1)

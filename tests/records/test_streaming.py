@@ -37,6 +37,7 @@ def peak(path: Path) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("kind", ["lines", "array", "events"])
+@pytest.mark.slow
 def test_twenty_times_as_many_answers_take_no_more_memory(kind: str, tmp_path: Path) -> None:
     value = json.loads((FILES / "vllm_chat_text.jsonl").read_text().splitlines()[0])
     pieces = json.loads((FILES / "vllm_chat_chunks.jsonl").read_text().splitlines()[0])["response"]

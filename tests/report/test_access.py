@@ -88,6 +88,7 @@ def test_text_in_drawings_is_read_by_poor_eyes(browser, pages, case: str, dark: 
 
 
 @pytest.mark.parametrize("case", slow_but(["real", "nothing"], ["real", "single", "sixteen", "nothing"]))
+@pytest.mark.slow
 def test_everything_has_a_name_and_the_keyboard_gets_everywhere(browser, pages, case: str) -> None:  # noqa: F811
     browser.open(pages[case], width=400)
     browser.value(OPEN_ALL)

@@ -25,6 +25,7 @@ def facts(labels: list[str], **given) -> Facts:
     return Facts(Path("/sweeps/one"), labels, given.pop("missing", []), given.pop("failed", {}), **given)
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_prints_its_answer_and_the_file_has_everything(tmp_path, capsys):
     folder = write_sweep(tmp_path / "sweep")
     report = build(folder)

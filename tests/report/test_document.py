@@ -267,6 +267,7 @@ def test_every_number_is_the_same_in_text_page_and_markdown(everything):
 
 
 @pytest.mark.parametrize("name", ["txt", "html", "md"])
+@pytest.mark.slow
 def test_a_number_that_one_of_the_three_writes_otherwise_is_found(everything, name):
     value = next(
         rows[1][-1] for title, rows in tables_of_markdown(everything["md"]) if title.startswith("Mean over")

@@ -152,6 +152,7 @@ CONTRAST = """
 
 
 @pytest.mark.parametrize("case", slow_but(["nothing"], CASES))
+@pytest.mark.slow
 def test_the_page_fits_its_window_asks_for_nothing_and_reports_no_error(browser, pages, case):
     for dark in (False, True):
         browser.open(pages[case], width=400, dark=dark)

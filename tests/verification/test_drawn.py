@@ -149,6 +149,7 @@ def world(answers: int, length: int, spread: float, seed: int) -> tuple[np.ndarr
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+@pytest.mark.slow
 def test_an_honest_claim_is_crossed_as_rarely_as_the_level_says_however_often_one_looks(sampler):
     alpha, crossed, worlds = 0.2, 0, 100
     for seed in range(worlds):
@@ -218,6 +219,7 @@ def test_a_hidden_share_of_false_answers_is_found_and_bounded(share, length):
     assert np.mean(bounds) > 0.15 * false, "the bound says something"
 
 
+@pytest.mark.slow
 def test_no_honest_answer_is_called_false_more_often_than_the_level_says():
     alpha, wrong, worlds = 0.2, 0, 150
     for seed in range(worlds):
@@ -293,6 +295,7 @@ def other_kernel(logits: np.ndarray, toward: np.ndarray | None, rng: np.random.G
 
 @pytest.mark.parametrize("on_purpose", [False, True])
 @pytest.mark.parametrize("sampler", [SAMPLERS[0], SAMPLERS[5]], ids=str)
+@pytest.mark.slow
 def test_an_honest_producer_with_another_kernel_is_refuted_as_rarely_as_the_level_says(sampler, on_purpose):
     """600 tokens a world, of a kernel as far away as any measured one, at worst toward another config."""
     worlds, alpha, by_e, by_u = 60, 0.1, 0, 0
@@ -308,6 +311,7 @@ def test_an_honest_producer_with_another_kernel_is_refuted_as_rarely_as_the_leve
     assert by_u <= stats.binom.ppf(0.9975, worlds, alpha)
 
 
+@pytest.mark.slow
 def test_without_the_allowance_a_kernel_toward_another_config_would_be_refuted_too_often():
     """So the test above could fail: 6,000 tokens, no allowance, one alternative that is the noise itself."""
     sampler, crossed = Sampler(), 0
