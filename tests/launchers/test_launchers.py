@@ -150,21 +150,32 @@ def test_each_of_two_jobs_at_once_gets_a_gpu_of_its_own(
     needs("joblib")
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "seen.py").write_text(
-        "import os, pathlib, qdx\n"
+        "import os, qdx\n"
         "from qdx.prompts import Pydoc\n"
+        "def see():\n"
+        "    with open('seen', 'a') as file:\n"
+        "        print(os.environ.get('CUDA_VISIBLE_DEVICES'), file=file)\n"
         "@qdx.register('prompts', 'seen')\n"
-        "class Seen:\n"
-        "    '''Write down which GPU this process may use.'''\n"
+        "class Prompts:\n"
+        "    '''Write down which GPUs the preparation may use: it makes the references for all jobs.'''\n"
         "    def __init__(self, references: int = 2, continuation_tokens: int = 5): pass\n"
         "    def load(self, tokenizer):\n"
-        "        with open('seen', 'a') as file:\n"
-        "            print(os.environ.get('CUDA_VISIBLE_DEVICES'), file=file)\n"
-        "        if ',' not in os.environ['CUDA_VISIBLE_DEVICES']:\n"
-        "            raise RuntimeError('seen')\n"
+        "        see()\n"
         "        return Pydoc(references=2, snippet_tokens=60, continuation_tokens=5).load(tokenizer)\n"
+        "@qdx.register('backend', 'seen')\n"
+        "class Backend:\n"
+        "    '''Write down which GPU a job may use.'''\n"
+        "    def __init__(self, checkpoint, quant, dtype, seed):\n"
+        "        see()\n"
+        "        raise RuntimeError('seen')\n"
+        "    def observe(self): pass\n"
+        "    def prefill(self, batch, recorder): pass\n"
+        "    def generate(self, batch, count, recorder): pass\n"
+        "    def replay(self, batch, forced, recorder): pass\n"
+        "    def reseed(self, seed): pass\n"
     )
     arguments = ["-m", "quant=awq,awq_marlin,gptq", "prompts=seen", "generate.tokens=5", "repeats=1"]
-    arguments += ["backend.threads=1", *checkpoints(paths), "hydra/launcher=joblib", "hydra/sweeper=gpus"]
+    arguments += ["backend=seen", *checkpoints(paths), "hydra/launcher=joblib", "hydra/sweeper=gpus"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     done = qdx(*arguments, "hydra.sweep.dir=out", cwd=tmp_path)
     ended = [line for line in done.stderr.splitlines() if line.startswith("qdx: failed: ")]
