@@ -187,3 +187,41 @@ def group_equal(equal_CC: Bools, repeats_C: Bools) -> list[list[int]]:
         else:
             home.append(config)
     return classes
+
+
+class Joined:
+    """Members that are joined in pairs, and the groups that these make.
+
+    Parameters
+    ----------
+    count : int
+        Of members, which are numbered from 0.
+
+    Examples
+    --------
+    >>> joined = Joined(4)
+    >>> joined.join(3, 1)
+    >>> joined.numbers.tolist()
+    [0, 1, 2, 1]
+    """
+
+    def __init__(self, count: int) -> None:
+        self._parent = list(range(count))
+
+    def join(self, i: int, j: int) -> None:
+        """Make one group of the groups of two members."""
+        a, b = sorted((self._root(i), self._root(j)))
+        self._parent[b] = a
+
+    @property
+    def numbers(self) -> Ints:
+        """Group of every member; groups are numbered from 0 by their first member."""
+        roots = [self._root(i) for i in range(len(self._parent))]
+        number = {r: n for n, r in enumerate(dict.fromkeys(roots))}
+        return np.array([number[r] for r in roots], np.int64)
+
+    def _root(self, i: int) -> int:
+        while self._parent[i] != i:
+            self._parent[i] = self._parent[self._parent[i]]
+            i = self._parent[i]
+        return i

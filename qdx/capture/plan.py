@@ -11,6 +11,7 @@ from qdx.dataset.layout import PHASES, Producer, ReferenceLike
 from qdx.errors import QdxError
 
 Plan = Mapping[str, Sequence[NDArray[np.int32]]]
+LEAST_TEMPERATURE = 0.01  # vLLM raises a smaller one to it (v1/worker/gpu/sample/gumbel.py)
 SKETCH_SEED = 0  # of the sketch's matrix; sketches of different seeds are not comparable
 
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qdx.capture.plan import LEAST_TEMPERATURE
 from qdx.errors import QdxError
 
 _BLOCK = 1 << 22  # float64 values that are sorted at once, 32 MiB
-LEAST_TEMPERATURE = 0.01  # vLLM raises a smaller one to it (v1/worker/gpu/sample/gumbel.py)
 # Nats by which an honest producer's logits may differ from the verifier's, where that moves an edge. Another
 # kernel of one checkpoint differs by 0.01 to 0.05 in float16.
 EDGE = 0.125

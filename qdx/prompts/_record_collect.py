@@ -23,6 +23,7 @@ from qdx.prompts._record_ids import Answer, Ids, LeftOut, Prompt
 from qdx.records import FieldError, Losses, Record, Unreadable, choose
 from qdx.records.decoding import NEUTRAL, Decoding
 from qdx.records.record import MOST_RANKS
+from qdx.statistics import Joined
 
 MOST = 2_000  # answers that are replayed without being asked for
 MOST_NAMED = 4  # answers of one reason that are named
@@ -388,14 +389,7 @@ def groups_of(transcripts: Sequence[Transcript]) -> NDArray[np.int64]:
     count the improbable ones too often. Greedy ones that have the same `SAME` tokens or more are one answer,
     and so are those that have one id of the provider's.
     """
-    parent = list(range(len(transcripts)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
+    joined = Joined(len(transcripts))
     first: dict[tuple[Any, ...], int] = {}
     for i, one in enumerate(transcripts):
         keys: list[tuple[Any, ...]] = []
@@ -409,10 +403,8 @@ def groups_of(transcripts: Sequence[Transcript]) -> NDArray[np.int64]:
         if one.stated["response_id"]:
             keys.append((one.who, one.stated["response_id"], one.prompt.ids, one.answer.ids))
         for key in keys:
-            a, b = sorted((root(first.setdefault(key, i)), root(i)))
-            parent[b] = a
-    number = {r: n for n, r in enumerate(dict.fromkeys(root(i) for i in range(len(parent))))}
-    return np.array([number[root(i)] for i in range(len(parent))], np.int64)
+            joined.join(first.setdefault(key, i), i)
+    return joined.numbers
 
 
 def prompt_differs(one: Transcript) -> bool:

@@ -46,7 +46,15 @@ MOST_WHO = 64  # providers and models of a file
 AS_JSON = ("other", "logit_bias", "restrictions", "stop")
 
 
-def write(request: Request, found: Collected, target: Path, *, tokenizer_sha256: str, vocab: int) -> None:
+def write(
+    request: Request,
+    found: Collected,
+    target: Path,
+    *,
+    record_sha256: str,
+    tokenizer_sha256: str,
+    vocab: int,
+) -> None:
     """Write the file of transcripts.
 
     Parameters
@@ -54,6 +62,8 @@ def write(request: Request, found: Collected, target: Path, *, tokenizer_sha256:
     request : Request
     found : Collected
     target : Path
+    record_sha256 : str
+        Of the file of records.
     tokenizer_sha256, vocab
         Of the model whose ids these are.
 
@@ -105,7 +115,7 @@ def write(request: Request, found: Collected, target: Path, *, tokenizer_sha256:
         "references_sha256": references_sha256(references),
         "record_reader": found.reader,
         "record_file": request.path.name,
-        "record_sha256": _digest(request.path),
+        "record_sha256": record_sha256,
         "draw_seed": str(request.draw_seed) if request.records else "",
         "duplicates": str(found.duplicates),
         "left_out_why": _why(found),
@@ -359,8 +369,3 @@ def _encoding(variable: xr.Variable) -> dict[str, Any]:
         "shuffle": True,
         **({"_FillValue": None} if variable.dtype.kind in "iu" else {}),
     }
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

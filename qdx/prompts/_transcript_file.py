@@ -573,20 +573,16 @@ class _Reader:
                 check_fact(str(values[c]), f"{key} of producer {name!r}", ascii_only=False)
             if coords["batch_size"] < least_batch:
                 raise QdxError(f"producer {name!r} states batch_size {coords['batch_size']}: it was changed")
-            found.append(Producer(name, tokens_CRT[c].astype(np.int32), coords, self._samplers(name, c)))
+            found.append(Producer(name, tokens_CRT[c].astype(np.int32), coords, self._samplers(c)))
         return found
 
-    def _samplers(self, name: str, config: int) -> NDArray[np.float64] | None:
+    def _samplers(self, config: int) -> NDArray[np.float64] | None:
         """How the transcripts of records were drawn, see `qdx.dataset.layout.Producer`."""
-        from qdx.records.decoding import sampler_of
+        from qdx.records.decoding import samplers_of
 
         if str(self._tree.attrs.get("kind")) != RECORDS:
             return None
-        texts = self._values("stated", "decoding", "config", "reference")[config]
-        found = np.full((len(texts), 4), np.nan)
-        for r, text in enumerate(texts):
-            if (one := sampler_of(str(text))) is not None:
-                found[r] = one
+        found = samplers_of(self._values("stated", "decoding", "config", "reference")[config])
         return None if np.isnan(found).all() else found
 
 

@@ -172,7 +172,8 @@ def convert(node: Any, checkpoint: Checkpoint) -> Path:
         raise QdxError(
             f"{target.parent} cannot be written ({error}): set QDX_CACHE to another folder"
         ) from error
-    write(request, found, target, tokenizer_sha256=tokenizer, vocab=models.vocab_size(checkpoint.path))
+    vocab = models.vocab_size(checkpoint.path)
+    write(request, found, target, record_sha256=digests[0], tokenizer_sha256=tokenizer, vocab=vocab)
     return target
 
 

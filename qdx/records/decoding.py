@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from qdx.dataset.arithmetic import canonical
 from qdx.records.record import Sampling
@@ -186,3 +189,9 @@ def sampler_of(statement: str) -> tuple[float, float, float, float] | None:
         and 0 <= min_p < 1
     )
     return (temperature, top_k, top_p, min_p) if good else None
+
+
+def samplers_of(statements: Iterable[object]) -> NDArray[np.float64]:
+    """Return `sampler_of` of every answer, (answer, 4); NaN where it is None."""
+    nothing = (math.nan,) * 4
+    return np.array([sampler_of(str(one)) or nothing for one in statements], np.float64).reshape(-1, 4)

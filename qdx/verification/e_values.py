@@ -101,7 +101,7 @@ class Bound(Protocol):
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Weighed:
     """What drawn tokens say against a claim.
 
     Attributes
@@ -138,7 +138,7 @@ def against(
     *,
     open_A: Bools | None = None,
     lost: int = 0,
-) -> Evidence:
+) -> Weighed:
     """Weigh answers in their order against a claim, by an average over alternatives.
 
     A provider may answer a part of the requests with another config. So E is a product over answers of
@@ -169,7 +169,7 @@ def against(
 
     Returns
     -------
-    Evidence
+    Weighed
 
     Raises
     ------
@@ -216,7 +216,7 @@ def against(
     by_other = logsumexp(base, axis=0)
     weights = np.exp(by_other - logsumexp(by_other))
     false = _false_at_least(np.sort(ends), limit, lost)
-    return Evidence(best[0], best[1], crossed, float(np.exp(-best[0])), weights, false)
+    return Weighed(best[0], best[1], crossed, float(np.exp(-best[0])), weights, false)
 
 
 def _false_at_least(log_e_G: Floats, limit: float, lost: int = 0) -> int:

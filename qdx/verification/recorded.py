@@ -11,7 +11,7 @@ import xarray as xr
 
 from qdx.document.format import plural
 from qdx.errors import printable
-from qdx.records.decoding import sampler_of
+from qdx.records.decoding import samplers_of
 from qdx.statistics import Bools, Floats, Ints
 from qdx.verification.units import Span
 
@@ -159,17 +159,9 @@ def record_of(tree: xr.DataTree, stored: xr.Dataset, label: str, references: lis
         alone=int((here & _flags(about, "prompt_alone")).sum()),
         answers_R=_answers(own, emitted.transpose("reference", "output_token").values),
         open_R=here & (_flags(about, "end_open") if "end_open" in about else True),
-        samplers_RP=_samplers(about),
+        samplers_RP=samplers_of(about["decoding"].values if "decoding" in about else [""] * len(here)),
         fingerprint=stated_text(stored, "fingerprint", label),
     )
-
-
-def _samplers(about: xr.Dataset) -> Floats:
-    found = np.full((about.sizes["reference"], 4), np.nan)
-    for r, text in enumerate(about["decoding"].values if "decoding" in about else ()):
-        if (one := sampler_of(str(text))) is not None:
-            found[r] = one
-    return found
 
 
 def _flags(about: xr.Dataset, name: str) -> Bools:

@@ -27,16 +27,16 @@ from fractions import Fraction
 import numpy as np
 from scipy import stats
 
+from qdx.capture.plan import LEAST_TEMPERATURE
 from qdx.statistics import Bools, Floats
-from qdx.verification.e_values import Drawn, Evidence, against
-from qdx.verification.uniforms import uniforms
+from qdx.verification.e_values import Drawn, Weighed, against
+from qdx.verification.uniforms import distance_from_uniform, uniforms
 
 KERNEL_KL = 5e-4
 GROWTH = math.sqrt(2 * KERNEL_KL)  # 0.032
 UNIFORM = math.sqrt(KERNEL_KL / 2)  # 0.016
 _DIGITS = 10**12  # p-values are rationals: rounded up to so many parts
 SMALLEST = Fraction(1, _DIGITS)
-LEAST_TEMPERATURE = 0.01  # as in `qdx.capture.sampled`, which needs torch
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Shown:
 
 def evidence_against(
     drawn: Drawn, groups: Sequence[int], d: int, claim: Alternatives, alpha: float, shown: Shown | None = None
-) -> Evidence | None:
+) -> Weighed | None:
     """E-value of a producer's tokens against a claim; None where no other weights were replayed.
 
     `alpha` is the level of its lower bound of false answers.
@@ -132,7 +132,7 @@ def _against(
     others: Sequence[int],
     alpha: float,
     shown: Shown | None,
-) -> Evidence:
+) -> Weighed:
     shown = shown or Shown.whole(len(groups))
     family = Family([of_configs(drawn, d, v) for v in claim], GROWTH * shown.noise_R)
     beside = [of_configs(drawn, d, v) for v in others]
@@ -201,17 +201,14 @@ def uniform_p(
     chosen = Drawn(**{one.name: getattr(own, one.name)[first] for one in fields(Drawn)})
     digest = hashlib.sha256(f"{salt} {c}".encode() + np.ascontiguousarray(chosen.logprob).tobytes()).digest()
     u = uniforms(chosen, int.from_bytes(digest[:8], "little"))
-    known = np.sort(u[np.isfinite(u)])
-    count = len(known)
+    count = int(np.isfinite(u).sum())
     if not count:
         return Fraction(1), 0
     shown = shown or Shown.whole(len(groups))
     lengths = np.isfinite(u).sum(-1)
     unseen = int((shown.open_R[first] & (lengths > 0)).sum()) + shown.lost * int(lengths.max())
     noise = float((shown.noise_R[first] * lengths).sum()) / count
-    steps = np.arange(count + 1) / count
-    distance = max(float((steps[1:] - known).max()), float((known - steps[:-1]).max()))
-    distance -= UNIFORM * noise + unseen / (count + unseen)
+    distance = distance_from_uniform(u)[0] - UNIFORM * noise - unseen / (count + unseen)
     p = float(stats.kstwo.sf(distance, count + unseen)) if distance > 0 else 1.0
     return rational(p), count
 

@@ -42,20 +42,20 @@ def uniforms(drawn: Drawn, seed: int, share: float = SHARE) -> Floats:
     return np.asarray(before + chance * ((1 - share) * of_kept + share * own))
 
 
-def distance_from_uniform(u_T: Floats) -> tuple[float, float]:
-    """Kolmogorov and Smirnov's distance of an answer's u from the uniform law, and its p-value.
+def distance_from_uniform(u: Floats) -> tuple[float, float]:
+    """Kolmogorov and Smirnov's distance of u from the uniform law, and its p-value.
 
     Parameters
     ----------
-    u_T : ndarray
-        (token,); NaN counts for nothing.
+    u : ndarray
+        Of any shape; NaN counts for nothing.
 
     Returns
     -------
     distance, p : float
         NaN, 1 without a token.
     """
-    known = u_T[np.isfinite(u_T)]
+    known = u[np.isfinite(u)]
     if not len(known):
         return float("nan"), 1.0
     result = stats.kstest(known, "uniform", method="auto")

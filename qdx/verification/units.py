@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from qdx.statistics import Floats, Ints
+from qdx.statistics import Floats, Ints, Joined
 
 Span = tuple[str, int, Ints]
 
@@ -54,27 +54,16 @@ def units_of(keys: Sequence[str], spans: Sequence[Span], batch_size: int, groups
     array (reference,)
         Units are numbered from 0 by their first reference.
     """
-    parent = list(range(len(keys)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    def join(i: int, j: int) -> None:
-        a, b = sorted((root(i), root(j)))
-        parent[b] = a
-
+    joined = Joined(len(keys))
     first: dict[str, int] = {}
     for i, key in enumerate(keys):
-        join(first.setdefault(key, i), i)
+        joined.join(first.setdefault(key, i), i)
         if i % max(1, batch_size):
-            join(i - 1, i)
+            joined.join(i - 1, i)
     first_of: dict[int, int] = {}
     for i, group in enumerate(groups):
         if group >= 0:
-            join(first_of.setdefault(group, i), i)
+            joined.join(first_of.setdefault(group, i), i)
     order = sorted((i for i, span in enumerate(spans) if span[0]), key=lambda i: spans[i][:2])
     open_ones: list[int] = []  # of the document, those that reach to the one at hand
     for i in order:
@@ -82,11 +71,9 @@ def units_of(keys: Sequence[str], spans: Sequence[Span], batch_size: int, groups
         open_ones = [o for o in open_ones if spans[o][0] == document and _end(spans[o]) > start]
         for other in open_ones:
             if _share(spans[other], spans[i]):
-                join(other, i)
+                joined.join(other, i)
         open_ones.append(i)
-    roots = [root(i) for i in range(len(keys))]
-    number = {r: n for n, r in enumerate(dict.fromkeys(roots))}
-    return np.array([number[r] for r in roots], np.int64)
+    return joined.numbers
 
 
 def _end(span: Span) -> int:

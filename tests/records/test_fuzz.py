@@ -94,6 +94,13 @@ def test_a_reader_survives_whatever_stands_in_a_field(name: str, tmp_path: Path)
         assert labels(taken.transcripts) and notes(Request(path, chosen), taken, {})
         if name.endswith("l"):
             target = tmp_path / "made.nc"
-            write(Request(path, chosen), taken, target, tokenizer_sha256="t" * 64, vocab=1200)
+            write(
+                Request(path, chosen),
+                taken,
+                target,
+                record_sha256="r" * 64,
+                tokenizer_sha256="t" * 64,
+                vocab=1200,
+            )
             assert read_transcripts(target).replayed == sum(len(one.answer.ids) for one in taken.transcripts)
     assert read, "a change elsewhere leaves most of them readable"

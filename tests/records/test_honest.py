@@ -390,7 +390,7 @@ def test_tables_are_as_large_as_what_they_hold_and_bounded(tmp_path: Path, ids: 
     path, target = tmp_path / "f.jsonl", tmp_path / "made.nc"
     found = collected(path, [long, *many], ids)
     assert len(found.transcripts) == 101, found.left_out
-    write(Request(path), found, target, tokenizer_sha256="t" * 64, vocab=VOCAB)
+    write(Request(path), found, target, record_sha256="r" * 64, tokenizer_sha256="t" * 64, vocab=VOCAB)
     import xarray as xr
 
     with xr.open_dataset(target, group="stated") as stated:
@@ -399,7 +399,7 @@ def test_tables_are_as_large_as_what_they_hold_and_bounded(tmp_path: Path, ids: 
         assert stated["top_logprob"].size < 0.1 * 101 * 400 * 8 * 5
     allow(max_bytes=200_000)
     with pytest.raises(QdxError, match=r"take [0-9,]+ bytes, limit 50,000: take fewer \(prompts.records"):
-        write(Request(path), found, target, tokenizer_sha256="t" * 64, vocab=VOCAB)
+        write(Request(path), found, target, record_sha256="r" * 64, tokenizer_sha256="t" * 64, vocab=VOCAB)
 
 
 def test_a_file_of_a_thousand_providers_is_refused(tmp_path: Path, ids: Ids) -> None:
@@ -409,4 +409,11 @@ def test_a_file_of_a_thousand_providers_is_refused(tmp_path: Path, ids: Ids) -> 
     path = tmp_path / "f.jsonl"
     found = collected(path, many, ids)
     with pytest.raises(QdxError, match=r"name 70 providers and models, limit 64"):
-        write(Request(path), found, tmp_path / "made.nc", tokenizer_sha256="t" * 64, vocab=VOCAB)
+        write(
+            Request(path),
+            found,
+            tmp_path / "made.nc",
+            record_sha256="r" * 64,
+            tokenizer_sha256="t" * 64,
+            vocab=VOCAB,
+        )

@@ -48,7 +48,14 @@ def recorded(folder: Path, values: Sequence[Any], ids: Ids, **options: Any) -> d
     """What the verdict is given of each provider of a file."""
     path = folder / "responses.jsonl"
     found = collected(path, values, ids, **options)
-    write(Request(path, **options), found, folder / "made.nc", tokenizer_sha256="t" * 64, vocab=VOCAB)
+    write(
+        Request(path, **options),
+        found,
+        folder / "made.nc",
+        record_sha256="r" * 64,
+        tokenizer_sha256="t" * 64,
+        vocab=VOCAB,
+    )
     with qdx.open(folder / "made.nc") as tree:
         stored = tree["provenance"].to_dataset()
         names = [str(name) for name in tree["references"]["reference"].values]
