@@ -25,6 +25,7 @@ from qdx.errors import QdxError
 from qdx.schema import CaptureSettings
 
 _EIGHT = 8  # rows that are derived and written together
+_ON_GPU = 64  # most such rows on a GPU, where it is starting kernels and waiting for them that takes time
 _Key = tuple[str, tuple[int, ...]]  # phase; repeat, producer where the phase has one, reference
 _Rows = tuple[NDArray[np.int32], Tensor, Tensor, Tensor]  # positions, logits, targets, what is kept in full
 
@@ -63,7 +64,7 @@ class Recorder:
     A context manager. A backend says what it runs with `begin`, hands over rows of logits with `rows` in any
     split and order of items, and calls `sync` after every batch: what was handed over before a `sync` is on
     disk then and survives ``kill -9``. Full rows wait in ``run.nc.rows`` until they are compressed at the
-    end. At most eight rows of an item are in memory, besides the derived numbers of the batch.
+    end. At most eight rows of an item are copied for it, besides the derived numbers of the batch.
 
     Parameters
     ----------
@@ -278,11 +279,14 @@ class Recorder:
             targets = torch.full((len(positions),), -1, dtype=torch.int64)
         targets_P = targets.to(logits_PV.device, torch.int64)
         pending = self._taken.pending.setdefault(item, [])
-        blocks = [slice(start, start + _EIGHT) for start in range(0, len(positions), _EIGHT)]
-        while blocks and not pending and blocks[0].stop <= len(positions):  # whole eights need no copy
-            block = blocks.pop(0)
+        # Whole eights need no copy; on a GPU several of them go together.
+        whole = 0 if pending else len(positions) - len(positions) % _EIGHT
+        together = _ON_GPU if logits_PV.is_cuda else _EIGHT
+        for start in range(0, whole, together):
+            block = slice(start, min(start + together, whole))
             self._write(key, positions[block], logits_PV[block], targets_P[block], wide_PW[block])
-        for block in blocks:
+        for start in range(whole, len(positions), _EIGHT):
+            block = slice(start, start + _EIGHT)
             rows, wide = logits_PV[block].clone(), wide_PW[block]
             wide = wide.clone() if self.wants_hidden else rows
             pending.append((positions[block], rows, targets_P[block].clone(), wide))
