@@ -105,7 +105,8 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
             print(f"prompts: {loaded[key].description}".replace("\n", "\n  "), flush=True)
         job = Job(cfg, experiment, checkpoint, loaded[key])
         check_lengths(job)
-        identity = identify(cfg, checkpoint, job.prompts)
+        files = models.hash_weights(checkpoint.path, models.remembered_weights(checkpoint.path))
+        identity = identify(cfg, checkpoint, job.prompts, files)
         alike[job.label] = {
             "tokenizer": tokenizer,
             "references": identity["references_sha256"],
