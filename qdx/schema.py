@@ -28,7 +28,12 @@ FORMAT_KERNELS: Mapping[str, tuple[str, ...]] = {
     # The engine chooses their kernels, which are observed; there is no numerical model of them.
     "w4a16": ("any",),
     "w8a16": ("any",),
+    "w8a8": ("any",),
+    "w4a8": ("any",),
     "fp8": ("any",),
+    "fp8_block": ("any",),
+    "nvfp4": ("any",),
+    "mxfp4": ("any",),
     "bitsandbytes": ("any",),
 }
 MODEL_RUNNERS = ("auto", "v1", "v2")
