@@ -339,7 +339,8 @@ def table(path: Path) -> Iterator[str]:
     yield ""
     yield "Rows equal in a second run (alone: prefill, decode; four together: prefill, decode), and the time of"
     yield f"one layer in microseconds, as a multiple of dense, for {', '.join(map(str, TIMED_ROWS))} rows"
-    yield f"{'config':15} {'kernel of the quantized layers':42} {'alone':>15} {'together':>15}   time / dense"
+    head = ("kernel of the quantized layers", "alone", "together")
+    yield f"{'config':15} {head[0]:42} {head[1]:>15} {head[2]:>15}   time / dense"
     for name, one in engines.stated.items():
         cells = [
             " ".join(
@@ -353,7 +354,7 @@ def table(path: Path) -> Iterator[str]:
         names = [name for name in engines.stated if name.startswith("moe:") == (kind == "moe")]
         if len(names) > 1:
             yield ""
-            yield f"{kind}: median l2 of the logits (from sketches), prefill above and decode below the diagonal;"
+            yield f"{kind}: median l2 of logits (from sketches), prefill above, decode below the diagonal;"
             yield "on the diagonal the distance of a second run's decode rows"
             yield f"{'':15} " + " ".join(f"{name.removeprefix('moe:')[:10]:>10}" for name in names)
             for i, one in enumerate(names):

@@ -162,7 +162,8 @@ def sweep(arguments: list[str], limit: float) -> dict[str, Any]:
     whole = time.monotonic() - started
     listener.join()
     if process.returncode:
-        raise SystemExit("the sweep failed: " + "\n".join(line for _, line in said[-30:]))
+        text = "\n".join(f"{at:7.1f} {line}" for at, line in said)
+        raise SystemExit(f"the sweep failed after {whole:.0f} s; what it said:\n{text}")
     served = [(round(born[one], 2), round(gone.get(one, whole), 2)) for one in born]
     return {"served": served, "whole_s": round(whole, 2), "said": said}
 

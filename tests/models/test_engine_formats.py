@@ -1,4 +1,4 @@
-"""Formats that engines alone run: what is written, read back by the format's own rules, is near the weight."""
+"""Formats that engines alone run: what is written, read back by their rules, is near the weight."""
 
 from __future__ import annotations
 
@@ -80,11 +80,7 @@ def test_a_layer_read_back_by_the_format_s_rules_is_the_weight(form: str, least:
     back = decoded(parts, form)
     error = (back - given.float()).square().mean().sqrt() / given.float().square().mean().sqrt()
     assert least < float(error) < most
-    assert bool((back[:, :128] == 0).all()) or form in (
-        "w4a16",
-        "w4a8",
-        "w8a16",
-    )  # these have no exact zero group
+    assert bool((back[:, :128] == 0).all())
     assert all(value.is_contiguous() for value in parts.values())
 
 
