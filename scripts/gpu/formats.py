@@ -337,7 +337,7 @@ def table(path: Path) -> Iterator[str]:
         f"{first['torch_version']}, {first['dtype']}, eager; {len(engines.stated)} engines"
     )
     yield ""
-    yield "Rows equal in a second run (alone: prefill, decode; four together: prefill, decode), and the time of"
+    yield "Rows equal in a second run (alone: prefill, decode; together: prefill, decode), and the time of"
     yield f"one layer in microseconds, as a multiple of dense, for {', '.join(map(str, TIMED_ROWS))} rows"
     head = ("kernel of the quantized layers", "alone", "together")
     yield f"{'config':15} {head[0]:42} {head[1]:>15} {head[2]:>15}   time / dense"

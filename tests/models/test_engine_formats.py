@@ -60,7 +60,7 @@ def decoded(parts: dict[str, Tensor], form: str) -> Tensor:
 
 
 # The root mean square error of rounding, by the format's step at a normal weight: 4 bits about 10 %, e4m3
-# about 2.5 %, 8-bit integers about 0.8 % of the weight's deviation. A layout that is read wrongly gives 100 %.
+# about 2.5 %, 8-bit integers about 0.8 % of the weight's deviation. A layout read wrongly gives 100 %.
 @pytest.mark.parametrize(
     ("form", "least", "most"),
     [

@@ -410,7 +410,8 @@ def hand_over(
 
 
 def _chosen(part: Seen, rows: NDArray[np.int64]) -> Seen:
-    index = torch.from_numpy(rows)
+    # One row of a batch's step is the usual case: a view, which costs neither a copy nor a wait.
+    index = slice(rows[0], rows[0] + 1) if len(rows) == 1 else _on(part.logits_PV, rows)
     hidden_PH = None if part.hidden_PH is None else part.hidden_PH[index]
     return Seen(part.items[rows], part.positions[rows], part.logits_PV[index], hidden_PH)
 
