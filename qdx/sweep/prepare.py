@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +27,7 @@ from qdx.prompts import KEPT, keep, kept, references_sha256, refusals, same_text
 from qdx.prompts.challenge import locate
 from qdx.schema import Experiment, validate
 from qdx.schema_verify import ChallengePrompts, TranscriptPrompts, Verify
-from qdx.sweep.job import NOT_MET
+from qdx.sweep.job import NOT_MET, NotMetError
 from qdx.verification import ledger
 
 if TYPE_CHECKING:
@@ -62,16 +61,6 @@ class Job:
     def vocab(self) -> int:
         """Logits in a row."""
         return models.vocab_size(self.checkpoint.path)
-
-
-class NotMetError(QdxError):
-    """What a verifier demands is known not to be met before anything runs; `lines` say what."""
-
-    def __init__(self, lines: Sequence[str]) -> None:
-        super().__init__(
-            f"{NOT_MET}: the files alone show it, so nothing was replayed: verify.go_on=true replays anyway"
-        )
-        self.lines = lines
 
 
 def prepare(configs: list[DictConfig], directory: Path) -> None:
