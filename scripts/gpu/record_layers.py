@@ -372,6 +372,8 @@ def record_cublas(out: Path) -> None:
     """Multiply as vLLM's unquantized layers do, and say which kernels ran."""
     from torch.profiler import ProfilerActivity, profile
 
+    from qdx.kernels import rotary as own
+
     found: dict[str, NDArray[Any]] = {}
     lines = [torch.cuda.get_device_name()]
     for shape in SHAPES:
@@ -395,6 +397,22 @@ def record_cublas(out: Path) -> None:
                 if bool((counted == counted[:1]).all()):
                     counted = counted[:1]
                 found[f"probe/{shape}/{rows}/{turn}"] = counted.cpu().numpy().astype(np.int32)
+    for base in (10_000.0, 100_000.0, 500_000.0, 1_000_000.0, 5_000_000.0):
+        for rotary in (64, 128):
+            exponent = torch.arange(0, rotary, 2, dtype=torch.float, device="cuda") / rotary
+            frequency = 1.0 / (base**exponent)
+            found[f"inverse_frequencies/{base:.0f}/{rotary}"] = frequency.cpu().numpy()
+            turned = torch.einsum(
+                "i,j -> ij", torch.arange(8192, dtype=torch.float, device="cuda"), frequency
+            )
+            angle = turned.cpu().numpy()
+            mine = np.arange(8192, dtype=np.float32)[:, None] * own.inverse_frequencies(base, rotary)[None]
+            counts = [
+                int((mine != angle).sum()),
+                int((own.cosf(angle) != turned.cos().cpu().numpy()).sum()),
+                int((own.sinf(angle) != turned.sin().cpu().numpy()).sum()),
+            ]
+            lines.append(f"rotary {base:.0f} {rotary}: angles, cosines, sines that differ {counts}")
     try:
         lines += compare_operations()
     except Exception:
