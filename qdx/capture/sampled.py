@@ -152,6 +152,11 @@ def _of_block(logits_PV: Tensor, targets_P: Tensor, sampler: Sampler, edge: floa
     }
 
 
+def head_counts(sorted_PV: Tensor, sampler: Sampler) -> Tensor:
+    """Return how many tokens truncation keeps of rows of log-probabilities in falling order, (position,)."""
+    return _head(sorted_PV, sorted_PV.exp().cumsum(1), sampler, 0.0)
+
+
 def _head(
     sorted_PV: Tensor, total_PV: Tensor, sampler: Sampler, moved: float, *, of_all: bool = False
 ) -> Tensor:
