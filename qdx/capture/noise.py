@@ -204,7 +204,8 @@ def twister_gumbel(
 ) -> Tensor:
     """Return the noise of vLLM's first runner on a CPU, (position, vocab).
 
-    The request's generator gives one number a token. A prompt that is read in several chunks draws a number for each of them, which nothing here knows of.
+    The request's generator gives one number a token. A prompt that is read in several chunks draws a number
+    for each of them, which nothing here knows of.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     numbers = list[int]()
