@@ -4,14 +4,6 @@ An engine that draws by the Gumbel trick emits the greatest of logit/temperature
 follows from seed, position and token id, whoever has the logits can say which token an honest engine would
 have emitted, and by how much another one falls short (`qdx.capture.seeded`).
 
-How the noise is made belongs to an engine's version and to its sampler, so it is looked up by a name that the
-verifier gives, and never guessed. Known are, each read in that version's source:
-
-- ``vllm-0.33.0-v2`` and ``vllm-0.32.0-v2``: vLLM's second model runner (``v1/worker/gpu/sample/gumbel.py``),
-  Murmur3 x86_32 over seed, position of the *input* token and token id, read as a uniform number of 32 bits.
-- ``vllm-cpu-0.32.0-v1``: the first runner on a CPU. The request's generator (Mersenne Twister) gives a number
-  a token, from which SplitMix64 makes the noise of every token id (``csrc/cpu/sampling_kernels.cpp``).
-
 The bits and the uniform numbers are equal to the engine's. The noise itself is computed in float64, of the
 same formula. An engine computes it in float32, whose logarithms are rounded otherwise on every card, so noise
 is compared with a tolerance (`tolerance`) and never said to be equal.
@@ -24,12 +16,11 @@ Maddison, Tarlow, Minka 2014 (the Gumbel trick); Appleby 2011 (Murmur3); Steele,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from qdx.errors import QdxError, nearest
+from qdx.capture.noise_names import require_known
 
 _LOW = 0xFFFFFFFF
 _GAMMA = 0x9E3779B97F4A7C15
@@ -37,69 +28,32 @@ _GAMMA = 0x9E3779B97F4A7C15
 # that replaces log1p is off by 6e-7 at 0.25, so the noise by 2e-6.
 _RELATIVE = 2.0**-20
 _MOST_NOISE = 32.0  # the greatest that 32 bits can make is 23
-LEAST_SEED, MOST_SEED = -(2**63), 2**63 - 1
 
 
-@dataclass(frozen=True)
-class Scheme:
-    """How an engine makes its noise.
+Make = Callable[[int, Tensor, int, int, torch.device], Tensor]
 
-    Attributes
+
+def noise_of(name: str) -> Make:
+    """Return how an engine makes its noise.
+
+    Parameters
     ----------
     name : str
-    engine : str
-        How the engine's fingerprint begins, such as ``vllm-0.33.0``.
-    make : callable
-        (seed, positions, prompt length, vocabulary, device) → (position, vocab) float64; a position is that
+        One of `qdx.capture.noise_names.ENGINES`.
+
+    Returns
+    -------
+    callable
+        (seed, positions, prompt length, vocabulary, device) → (position, vocab) float64. A position is that
         of the drawn token, counted from the start of the prompt.
-    """
-
-    name: str
-    engine: str
-    make: Callable[[int, Tensor, int, int, torch.device], Tensor]
-
-
-def scheme(name: str) -> Scheme:
-    """Return the scheme of that name.
 
     Raises
     ------
     QdxError
         When no such noise is known here.
-
-    Examples
-    --------
-    >>> scheme("vllm-0.33.0-v2").engine
-    'vllm-0.33.0'
     """
-    if name not in SCHEMES:
-        raise QdxError(
-            f"noise {name!r} is not known here: one of {', '.join(SCHEMES)}{nearest(name, list(SCHEMES))}; "
-            "of another engine or version the seed says nothing"
-        )
-    return SCHEMES[name]
-
-
-def check_engine(name: str, fingerprint: str) -> None:
-    """Refuse a scheme of another version than the records' fingerprint names.
-
-    Parameters
-    ----------
-    name : str
-    fingerprint : str
-        Such as ``vllm-0.33.0-tp2-523d7c03``; "": not stated, so that the verifier's word is all there is.
-
-    Raises
-    ------
-    QdxError
-    """
-    wanted = scheme(name).engine
-    if fingerprint and fingerprint != wanted and not fingerprint.startswith(f"{wanted}-"):
-        raise QdxError(
-            f"prompts.noise={name}: the records' fingerprint is {fingerprint[:60]!r}, another engine than "
-            f"{wanted}: leave prompts.noise out, or name the noise of that version (known: "
-            f"{', '.join(SCHEMES)})"
-        )
+    require_known(name)
+    return MAKERS[name]
 
 
 def tolerance(scaled: Tensor) -> Tensor:
@@ -217,11 +171,8 @@ def twister_gumbel(
     return torch.stack(rows) if rows else torch.empty(0, vocab, dtype=torch.float64, device=device)
 
 
-SCHEMES: Mapping[str, Scheme] = {
-    one.name: one
-    for one in (
-        Scheme("vllm-0.33.0-v2", "vllm-0.33.0", murmur_gumbel),
-        Scheme("vllm-0.32.0-v2", "vllm-0.32.0", murmur_gumbel),
-        Scheme("vllm-cpu-0.32.0-v1", "vllm-0.32.0", twister_gumbel),
-    )
+MAKERS: Mapping[str, Make] = {
+    "vllm-0.33.0-v2": murmur_gumbel,
+    "vllm-0.32.0-v2": murmur_gumbel,
+    "vllm-cpu-0.32.0-v1": twister_gumbel,
 }

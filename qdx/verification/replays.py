@@ -20,6 +20,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from qdx.capture.densities import Drawn
 from qdx.dataset.lacking import versions
 from qdx.dataset.layout import RECORDS
 from qdx.errors import QdxError
@@ -32,7 +33,6 @@ from qdx.verification.compare import (
     own_repeats,
     prefill,
 )
-from qdx.verification.e_values import Drawn
 from qdx.verification.environment import facts_of
 from qdx.verification.environment_class import class_of
 from qdx.verification.exact import Repeating, pooled, repeating
