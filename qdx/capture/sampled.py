@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -161,11 +161,13 @@ def _hypotheses_of_block(
     logits_PV: Tensor, targets_P: Tensor, sampler: Sampler, edge: float
 ) -> dict[str, Tensor]:
     rows = _Rows(logits_PV, targets_P)
-    other, most = [], []
+    other, most = list[Tensor](), list[Tensor]()
     for changes in ALTERNATIVES:
-        one = replace(
-            sampler,
-            **{name: int(value) if name == "top_k" else value for name, value in changes.items()},
+        one = Sampler(
+            changes.get("temperature", sampler.temperature),
+            int(changes.get("top_k", sampler.top_k)),
+            changes.get("top_p", sampler.top_p),
+            changes.get("min_p", sampler.min_p),
         )
         claim = len(most) < len(TEMPERATURES)
         values = rows.at(one, edge if claim else 0.0)

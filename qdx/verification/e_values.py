@@ -16,19 +16,19 @@ from typing import Protocol
 import numpy as np
 from scipy.special import logsumexp
 
-from qdx.capture.densities import SHARE, Drawn
+from qdx.capture.densities import SHARE
 from qdx.statistics import Bools, Floats
 
 MIXED = (1.0, 0.5, 0.2, 0.1, 0.05)  # shares of answers that may be false: an average over them
 
 
-def log_e(claim: Bound, other: Drawn, share: float = SHARE) -> Floats:
+def log_e(claim: Bound, other: Density, share: float = SHARE) -> Floats:
     """Logarithm of the e-value after every token of each answer, against one alternative.
 
     Parameters
     ----------
     claim : Bound
-    other : Drawn
+    other : Density
         Of one shape (…, token). A token that either lacks counts for nothing.
     share : float
         Of tokens that may come from the untruncated distribution.
@@ -51,6 +51,13 @@ class Bound(Protocol):
 
     def log_bound(self, share: float) -> Floats:
         """Log of at least the greatest probability that an honest producer gives the token, nat."""
+
+
+class Density(Protocol):
+    """An alternative: a distribution to draw from, that was fixed before the tokens were seen."""
+
+    def log_density(self, share: float) -> Floats:
+        """Log-probability of every token, nat; NaN where it has no row."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ class Weighed:
 
 def against(
     claim: Bound,
-    others: Sequence[Drawn],
+    others: Sequence[Density],
     groups: Sequence[int],
     alpha: float,
     share: float = SHARE,

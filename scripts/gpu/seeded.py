@@ -46,7 +46,7 @@ KINDS: tuple[tuple[int, dict[str, Any]], ...] = (
 )
 NEUTRAL = {
     "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
-    "frequency_penalty": 0.0, "n": 1,
+    "frequency_penalty": 0.0, "min_tokens": 0, "n": 1,
 }  # fmt: skip
 SEEDS = (0, 1, -5, 2**31 + 11, 2**40 + 3, 2**63 - 1, -(2**63), 281128)
 POSITIONS = (0, 1, 77, 4095, 100_000, 2**20 + 5, 3, 2_000_000)
@@ -79,18 +79,34 @@ def checkpoint(folder: Path, form: str) -> Path:
         state = load_file(target / "model.safetensors")
         state["lm_head.weight"] = state["lm_head.weight"] * SHARPER
         save_file(state, target / "model.safetensors", metadata={"format": "pt"})
+        _write_tokenizer(target)
         (target / "done").write_text("")
     return target
 
 
+def _write_tokenizer(folder: Path) -> None:
+    """Write a tokenizer all of whose tokens are ASCII, so that any answer is a text that spells its ids."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [chr(code) for code in range(33, 127)]
+    pairs = [(a, b) for a in letters[32:58] for b in letters[32:58]][: 256 - len(letters)]
+    names = [*letters, *("".join(pair) for pair in pairs)]
+    core = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=pairs))
+    core.add_special_tokens([AddedToken("<|end|>", special=True)])
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>").save_pretrained(folder)
+
+
 def requests() -> list[dict[str, Any]]:
-    """Return the requests: prompts of printable bytes, each with a seed of its own."""
+    """Return the requests: random prompts, each with a seed of its own."""
     found = []
     for count, sampling in KINDS:
         for _ in range(count):
             i = len(found)
             numbers = np.random.default_rng(1000 + i)
-            prompt = numbers.integers(32, 127, 12 + 5 * (i % 7))
+            prompt = numbers.integers(0, 256, 12 + 5 * (i % 7))
             found.append(
                 {
                     "model": "tiny",
