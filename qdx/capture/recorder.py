@@ -361,7 +361,7 @@ class Recorder:
         remedy = (
             "try model.dtype=bfloat16"
             if "bfloat16" in allowed
-            else f"kernel {kernel} takes no other dtype: use another checkpoint, or a kernel that takes bfloat16"
+            else f"kernel {kernel} takes no other dtype: use another checkpoint, or another quant"
         )
         return f"the checkpoint is broken or overflows float16: {remedy}"
 
