@@ -524,7 +524,7 @@ def _checked(schema: type, node: Any, key: str) -> Any:
     known = [f.name for f in fields(schema)]
     if not isinstance(node, DictConfig):
         examples = ", ".join(f"{key}.{name}=…" for name in known if name not in ("_target_", "name"))
-        raise QdxError(f"{key}={_shown(node)}: it holds keys of its own: set one of them, {examples}")
+        raise QdxError(f"{key}={_shown(node)}: it holds keys of its own: set one of them instead, {examples}")
     for name in map(str, node):
         if name not in known:
             full = f"{key}.{name}" if key else name

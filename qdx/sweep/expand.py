@@ -156,9 +156,11 @@ def check_names(chosen: Mapping[str, Any], labels: Sequence[str]) -> None:
             continue  # a plug-in's options may mean something else
         for metric in options.get("metrics") or []:
             if metric not in metrics:
+                known = metric in plugins.shipped("metric")  # kl is no misspelt l2
+                like = "" if known else nearest(str(metric), metrics)
                 raise QdxError(
                     f"analysis.{name}.metrics={metric}: not measured in this sweep, only "
-                    f"{', '.join(metrics)}{nearest(str(metric), metrics)}: add it to metric"
+                    f"{', '.join(metrics)}{like}: add it to metric"
                 )
         baseline = options.get("baseline")
         if baseline is not None and baseline not in labels:
