@@ -10,7 +10,7 @@ import xarray as xr
 from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
 from qdx.document.blocks import Cell, Matrix, Table
-from qdx.document.format import plural
+from qdx.document.format import plural, probability
 from qdx.document.text import render, wrap
 from qdx.errors import printable
 from qdx.kernel_names import another_kernel
@@ -202,7 +202,7 @@ def _claims(section: Section, room: int, whole: str) -> list[str]:
         holm = float(one["p_test_holm"])
         evidence = ""
         if names and np.isfinite(holm):
-            evidence = f" Tests: {', '.join(names)}; over all of them and all claims p = {holm:.2g}."
+            evidence = f" Tests: {', '.join(names)}; over all of them and all claims p = {probability(holm)}."
         why = f"{because[:1].upper()}{because[1:]}"
         text = f"{name}: {kind.upper()}{f' ({concerns})' if concerns else ''}. {why}.{evidence}"
         entries.append(wrap(text, "  ", "    ").split("\n"))

@@ -11,8 +11,8 @@ import xarray as xr
 from qdx.analysis.section import Section
 from qdx.errors import QdxError
 from qdx.statistics import Floats
-from qdx.verification import said
 from qdx.verification.binding import PHASES
+from qdx.verification.claim_blocks import claim_blocks
 from qdx.verification.environment import record_differs
 from qdx.verification.environment_class import compare
 from qdx.verification.evidence import Claim, sampling_of, weigh, weigh_pairs
@@ -111,8 +111,8 @@ def verify(
         "calibration_sets": len(known),
         "headline": headline([one.kind for one in decided]),
     }
-    text = said.claims(data, evidence, decided, result, at)
-    return Section("verify", "Claims", result, {"": text})
+    blocks = claim_blocks(data, evidence, decided, result, at)
+    return Section("verify", "Claims", result, blocks=blocks)
 
 
 def calibrating(data: Replays, calibration: Trees | Sequence[Trees] | None) -> list[Replays]:

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from qdx.document.format import plural
+from qdx.document.format import DASH, plural, probability
 from qdx.verification.binding import Drawn, share_text
 from qdx.verification.compare import Compared
 from qdx.verification.evidence import (
@@ -517,7 +517,7 @@ def _tests_text(tested: Claim) -> str:
 
 
 def _p(p: Fraction | None) -> str:
-    return "–" if p is None else f"{float(p):.2g}"
+    return DASH if p is None else probability(float(p))
 
 
 def _ranks(evidence: Evidence, d: int, before: str = "") -> str:

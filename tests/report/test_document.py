@@ -236,15 +236,15 @@ def tables_of_markdown(page: str) -> list[tuple[str, list[list[str]]]]:
     return tables
 
 
-def differences(pages: dict[str, str]) -> tuple[list[tuple[str, str]], int]:
-    """Where a table of the Markdown is not that of the page or of the text; and how many numbers agree."""
+def differences(pages: dict[str, str], first: str = FIRST) -> tuple[list[tuple[str, str]], int]:
+    """Where a table of the Markdown, from a heading on, is not the page's or the text's; how many agree."""
     on_page: dict[str, list[list[list[str]]]] = {}
     for title, rows in Tables(pages["html"]).tables:
         on_page.setdefault(" ".join(title.split()), []).append(rows)
-    in_text = NUMBER.findall(pages["txt"][pages["txt"].index(f"\n{FIRST}\n") :])
+    in_text = NUMBER.findall(pages["txt"][pages["txt"].index(f"\n{first}\n") :])
     at = agreed = 0
     found = []
-    for caption, rows in tables_of_markdown(pages["md"][pages["md"].index(f"## {FIRST}") :]):
+    for caption, rows in tables_of_markdown(pages["md"][pages["md"].index(f"## {first}") :]):
         if rows not in on_page.get(caption, []):
             found.append(("html", caption))
         for row in rows[1:]:
