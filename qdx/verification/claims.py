@@ -12,6 +12,7 @@ from qdx.analysis.section import Section
 from qdx.errors import QdxError
 from qdx.statistics import Floats
 from qdx.verification.binding import PHASES
+from qdx.verification.cases import Evidence
 from qdx.verification.claim_blocks import claim_blocks
 from qdx.verification.environment import record_differs
 from qdx.verification.environment_class import compare
@@ -24,7 +25,7 @@ from qdx.verification.p_values import level
 from qdx.verification.recorded import own_units
 from qdx.verification.replays import Replays
 from qdx.verification.sampled import log_likelihood as log_likelihood_of_drawn
-from qdx.verification.verdicts import Evidence, Verdict, decide, headline
+from qdx.verification.verdicts import Verdict, decide, headline
 
 Trees = tuple[xr.DataTree, xr.DataTree]
 ONE = {"units": "1"}
