@@ -546,7 +546,7 @@ def test_references_that_overlap_are_no_good_news_for_a_kernel_that_does_not_rep
 
 
 def test_only_the_common_path_is_compared_with_own_repeats():
-    from qdx.verification.replays import on_common_path
+    from qdx.verification.replayed_rows import on_common_path
 
     choices = np.array([[[1, 2, 3, 4], [1, 2, 9, 4], [1, 2, 3, 7]]])
     assert on_common_path(choices).tolist() == [[True, True, True, False]]
