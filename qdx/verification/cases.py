@@ -12,16 +12,8 @@ import numpy as np
 from qdx.document.format import DASH, plural, probability
 from qdx.verification.binding import Drawn, share_text
 from qdx.verification.compare import Compared
-from qdx.verification.evidence import (
-    Claim,
-    Test,
-    counts_needed,
-    judged_groups,
-    other_prompts,
-    sampling_of,
-    shown_of,
-    weights_of,
-)
+from qdx.verification.evidence import Claim, counts_needed, other_prompts, sampling_of
+from qdx.verification.listed_tests import Test, judged_groups, shown_of, weights_of
 from qdx.verification.obligations import Obligations
 from qdx.verification.recorded import Recorded, own_units
 from qdx.verification.replays import Replays

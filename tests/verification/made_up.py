@@ -17,8 +17,9 @@ from qdx.backends.sampling import PLAIN, greedy
 from qdx.verification.binding import Drawn
 from qdx.verification.cases import Evidence
 from qdx.verification.compare import Compared
-from qdx.verification.evidence import Claim, Test
+from qdx.verification.evidence import Claim
 from qdx.verification.exact import Repeating
+from qdx.verification.listed_tests import Test
 from qdx.verification.obligations import Obligations
 from qdx.verification.recorded import Recorded
 

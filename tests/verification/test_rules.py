@@ -14,7 +14,7 @@ import pytest
 from qdx.verification import cases, verdicts
 from qdx.verification.binding import Drawn
 from qdx.verification.cases import Evidence
-from qdx.verification.evidence import Test as Listed
+from qdx.verification.listed_tests import Test as Listed
 from qdx.verification.verdicts import BAD, KINDS, NOT_REPLAYED, RECORDS, ROWS, by_rule, decide
 from tests.verification.made_up import ALPHA, LEVELS, SAMPLED, Maker
 
