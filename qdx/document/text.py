@@ -100,9 +100,9 @@ def table(
 ) -> str:
     """Align columns: the first `left` to the left, the others to the right.
 
-    A last column of text is wrapped where a line would be wider than `width`; other cells of text are cut,
-    two different ones of a column differently. A number is never cut: columns of numbers that do not fit
-    stand below the others, beside the first column again.
+    A head of empty names is left out. A last column of text is wrapped where a line would be wider than
+    `width`; other cells of text are cut, two different ones of a column differently. A number is never cut:
+    columns of numbers that do not fit stand below the others, beside the first column again.
     """
     cells = [[str(c) for c in row] for row in [list(head), *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
@@ -129,7 +129,7 @@ def table(
         for i, column in enumerate(map(list, zip(*cells, strict=True)))
     ]
     lines = []
-    for row in zip(*columns, strict=True):
+    for row in [*zip(*columns, strict=True)][0 if any(head) else 1 :]:
         *first, last = row
         more = (textwrap.wrap(last, widths[-1], break_on_hyphens=False) or [""]) if wraps else [last]
         for i, part in enumerate(more):
