@@ -58,6 +58,7 @@ DECISIVE = (
 )
 # What a process knows when its engine has started; of repeats in processes of their own, only they do.
 OBSERVED = ("sampling", "model_runner", "compiled_kernels", "sm_count", "repeat_processes", *ARITHMETIC)
+READ, CACHED = "read", "cached"  # how this job came to the hashes of its weight files
 IN_ORDER = "in order, batch_size"  # batch i holds the references i·batch_size … (i + 1)·batch_size − 1
 
 
@@ -99,8 +100,11 @@ def run(
     experiment = validate(cfg)
     checkpoint = find_checkpoint(experiment)
     prompts = load_prompts(experiment, checkpoint, sweep)
-    files = models.hash_weights(checkpoint.path, hashed)
+    # A verdict rests on weights that its own job has read.
+    known = models.remembered_weights(checkpoint.path) if prompts.transcripts is None else {}
+    files = models.hash_weights(checkpoint.path, hashed or known)
     identity = identify(cfg, checkpoint, prompts, files)
+    identity["weights_hash"] = CACHED if known and not hashed else READ
     target = directory / RUN
     if folder.is_complete(target, str(identity["config_hash"])):
         folder.discard_unfinished(target)

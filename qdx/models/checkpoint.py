@@ -161,6 +161,8 @@ def format_of(config: dict[str, Any], path: Path) -> str:
         return "none"
     method = str(quantization.get("quant_method", "unstated"))
     found = _compressed(quantization) if method == "compressed-tensors" else method
+    if found == "fp8" and quantization.get("weight_block_size"):
+        found = "fp8_block"
     if found not in FORMATS:
         raise QdxError(
             f"checkpoint {path} is quantized by {found!r}, supported are {', '.join(FORMATS)}: use another "
@@ -170,15 +172,24 @@ def format_of(config: dict[str, Any], path: Path) -> str:
 
 
 def _compressed(quantization: dict[str, Any]) -> str:
-    """Name the scheme of a compressed-tensors checkpoint: w4a16, w8a16, fp8, or what else it is."""
+    """Name the scheme of a compressed-tensors checkpoint: one of `FORMATS`, or what else it is."""
     schemes = set()
     for group in (quantization.get("config_groups") or {}).values():
         weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
         kind, bits = str(weights.get("type", "int")), weights.get("num_bits")
-        if kind == "float" and bits == 8:
-            schemes.add("fp8")
-        else:
-            schemes.add(f"w{bits}a{inputs.get('num_bits', 16)}" + ("" if kind == "int" else f"-{kind}"))
+        match kind, bits, str(weights.get("strategy")), weights.get("group_size"):
+            case "float", 8, "block", _:
+                schemes.add("fp8_block")
+            case "float", 8, _, 32:  # powers of two for 32 values: mxfp8
+                schemes.add("mxfp8")
+            case "float", 8, _, _:
+                schemes.add("fp8")
+            case "float", 4, "tensor_group", 16:
+                schemes.add("nvfp4")
+            case "float", 4, "group", 32:
+                schemes.add("mxfp4")
+            case _:
+                schemes.add(f"w{bits}a{inputs.get('num_bits', 16)}" + ("" if kind == "int" else f"-{kind}"))
     return "+".join(sorted(schemes)) or "compressed-tensors"
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qdx import new_file, program
@@ -16,6 +16,16 @@ from qdx.errors import QdxError
 from qdx.process import FULL_ERROR, answer, interrupted, serve, spawn
 
 NOT_MET = "obligation not met"  # what preparing a sweep answers where nothing is to be replayed
+
+
+class NotMetError(QdxError):
+    """What a verifier demands is known not to be met before anything runs; `lines` say what."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__(
+            f"{NOT_MET}: the files alone show it, so nothing was replayed: verify.go_on=true replays anyway"
+        )
+        self.lines = lines
 
 
 def run(
@@ -88,10 +98,11 @@ def _serve() -> int:
 
     from qdx import experiment
     from qdx.progress import Progress
-    from qdx.sweep import prepare
 
     try:
         if request["do"] == "prepare":
+            from qdx.sweep import prepare  # with all that judges evidence, which a job has no use for
+
             configs = [OmegaConf.create(text) for text in request["configs"]]
             prepare.prepare(configs, Path(request["directory"]))
         elif request["do"] == "records":
@@ -104,7 +115,7 @@ def _serve() -> int:
                 sweep = Path(request["sweep"]) if "sweep" in request else None
                 stated = request["command_line"], progress, request.get("hashed"), sweep
                 progress.done(experiment.run(cfg, folder, *stated))
-    except prepare.NotMetError as error:
+    except NotMetError as error:
         print("\n".join(error.lines), flush=True)
         print(f"qdx: {error}", file=sys.stderr, flush=True)
         answer(NOT_MET)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +27,7 @@ from qdx.prompts import KEPT, keep, kept, references_sha256, refusals, same_text
 from qdx.prompts.challenge import locate
 from qdx.schema import Experiment, validate
 from qdx.schema_verify import ChallengePrompts, TranscriptPrompts, Verify
-from qdx.sweep.job import NOT_MET
+from qdx.sweep.job import NOT_MET, NotMetError
 from qdx.verification import ledger
 
 if TYPE_CHECKING:
@@ -64,16 +63,6 @@ class Job:
         return models.vocab_size(self.checkpoint.path)
 
 
-class NotMetError(QdxError):
-    """What a verifier demands is known not to be met before anything runs; `lines` say what."""
-
-    def __init__(self, lines: Sequence[str]) -> None:
-        super().__init__(
-            f"{NOT_MET}: the files alone show it, so nothing was replayed: verify.go_on=true replays anyway"
-        )
-        self.lines = lines
-
-
 def prepare(configs: list[DictConfig], directory: Path) -> None:
     """Have everything ready that the jobs of a sweep need, and say what they will run and write.
 
@@ -105,7 +94,8 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
             print(f"prompts: {loaded[key].description}".replace("\n", "\n  "), flush=True)
         job = Job(cfg, experiment, checkpoint, loaded[key])
         check_lengths(job)
-        identity = identify(cfg, checkpoint, job.prompts)
+        files = models.hash_weights(checkpoint.path, models.remembered_weights(checkpoint.path))
+        identity = identify(cfg, checkpoint, job.prompts, files)
         alike[job.label] = {
             "tokenizer": tokenizer,
             "references": identity["references_sha256"],

@@ -455,8 +455,9 @@ class RecordsCase(Case):
         """Say that tokens were not drawn as was assumed, where nothing else speaks against the claim; or "".
 
         Whoever truncates by default and does not say so draws honest tokens that are not uniform under what
-        was assumed. Between configs that makes little difference, since the same is assumed of all; an
-        alternative that is sharper than the claim can gain by it (`docs/verification.md`).
+        was assumed, that fit other parameters better, and that are not those of their seeds. Between configs
+        that makes little difference, since the same is assumed of all; an alternative that is sharper than
+        the claim can gain by it (`docs/verification.md`).
         """
         record, tested = self.stated, self.tested
         assumed = [name for name in SHAPING if name in record.assumed.split(", ")]

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import xarray as xr
 
+from qdx.capture.densities import SHARE
 from qdx.document.blocks import Block, Cell, Details, Table, Text
 from qdx.document.format import DASH, part, plural, probability
 from qdx.verification.calibration_size import calibration_total, fewest_false
 from qdx.verification.cases import Evidence
-from qdx.verification.e_values import SHARE
 from qdx.verification.evidence import Claim, counts_needed, sampling_of
 from qdx.verification.p_values import false_alarm_spread
 from qdx.verification.replays import Replays

@@ -20,16 +20,21 @@ from qdx.verification.evidence import Claim, sampling_of, weigh, weigh_pairs
 from qdx.verification.exchange import Exchange
 from qdx.verification.judge import best
 from qdx.verification.likelihood import log_likelihood, token_misfits
+from qdx.verification.listed_tests import parameters_of, weights_of
 from qdx.verification.obligations import Obligations, Stated, obligations
 from qdx.verification.p_values import level
 from qdx.verification.recorded import own_units
 from qdx.verification.replays import Replays
 from qdx.verification.sampled import log_likelihood as log_likelihood_of_drawn
+from qdx.verification.shares import PRIOR, posteriors
 from qdx.verification.verdicts import Verdict, decide, headline
 
 Trees = tuple[xr.DataTree, xr.DataTree]
 ONE = {"units": "1"}
-TESTS = ("decode rows", "prefill rows", "distances", "text", "drawn tokens", "uniformity")
+TESTS = (
+    "decode rows", "prefill rows", "distances", "text", "drawn tokens", "uniformity", "parameters",
+    "seeded tokens",
+)  # fmt: skip
 NOT_LISTED = "not listed"
 
 
@@ -106,7 +111,7 @@ def verify(
     p_DC = weigh_pairs(data, known)
     if not judged:
         p_DC = np.full_like(p_DC, np.nan)
-    result = _result(data, evidence, decided, claimed, likelihood_DCR, p_DC)
+    result = _result(data, evidence, decided, claimed, likelihood_DCR, p_DC, at)
     result.attrs = {
         "alpha": alpha,
         "calibration_sets": len(known),
@@ -232,6 +237,7 @@ def _result(
     claimed: Sequence[str],
     likelihood_DCR: Floats,
     p_DC: Floats,
+    at: Sequence[int],
 ) -> xr.Dataset:
     coords = {
         "producer": data.producers,
@@ -245,7 +251,7 @@ def _result(
     found = {
         **_of_tests(evidence),
         **_texts(data, evidence, decided, claimed, p_DC),
-        **_numbers(data, evidence, decided),
+        **_numbers(data, evidence, decided, at),
     }
     return result.assign(found)
 
@@ -265,7 +271,10 @@ def _of_references(data: Replays, likelihood_DCR: Floats) -> dict[str, Variable]
     }
     if data.drawn is not None:
         about = "log-probability of the drawn tokens under the config's rows and the stated sampling"
-        rows["drawn_log_likelihood"] = (log_likelihood_of_drawn(data.drawn), about)
+        of_drawn = log_likelihood_of_drawn(data.drawn)
+        rows["drawn_log_likelihood"] = (of_drawn, about)
+        about = f"probability that the config answered the request; prior: {PRIOR}"
+        rows["posterior"] = (posteriors(of_drawn, weights_of(data)), about)
     for phase in data.phases:
         name = "rows" if phase.phase == "decode" else phase.phase
         what = "decode rows" if phase.phase == "decode" else "content rows of prefill"
@@ -317,7 +326,9 @@ def _texts(
     }
 
 
-def _numbers(data: Replays, evidence: Evidence, decided: Sequence[Verdict]) -> dict[str, Variable]:
+def _numbers(
+    data: Replays, evidence: Evidence, decided: Sequence[Verdict], at: Sequence[int]
+) -> dict[str, Variable]:
     """What is counted of every claim, and its p."""
     p = [(claim.p, claim.p_holm) if claim else (None, None) for claim in evidence.claims]
     columns = {
@@ -330,6 +341,18 @@ def _numbers(data: Replays, evidence: Evidence, decided: Sequence[Verdict]) -> d
         ),
         "drawn_rows": ([one.rows for one in evidence.obligations_D], "rows that the verifier drew"),
     }
+    units_D = [own_units(*pair) for pair in zip(data.units_DR, data.there_DR, strict=True)]
+    columns["false_share_at_least"] = (
+        [one.false_at_least / max(1, units) for one, units in zip(decided, units_D, strict=True)],
+        "false_at_least, as a share of the units",
+    )
+    if data.other_DCRTA is not None:
+        bounds = [temperatures(evidence, d, c) for d, c in enumerate(at)]
+        about = (
+            "temperature that the drawn tokens fit under the claimed config, {} end (1 - alpha, each claim "
+        )
+        for i, end in enumerate(("low", "high")):
+            columns[f"temperature_{end}"] = ([one[i] for one in bounds], f"{about.format(end)}by itself)")
     for name in PHASES:
         pairs = zip(evidence.obligations_D, decided, strict=True)
         drawn = [_of_phase(one, name, verdict) for one, verdict in pairs]
@@ -340,6 +363,16 @@ def _numbers(data: Replays, evidence: Evidence, decided: Sequence[Verdict]) -> d
         name: ("producer", np.array(values), {**ONE, "long_name": about})
         for name, (values, about) in columns.items()
     }
+
+
+def temperatures(evidence: Evidence, d: int, c: int) -> tuple[float, float]:
+    """Ends of the confidence set of the temperature; NaN where the tokens say nothing of one."""
+    data = evidence.data
+    claim = evidence.claims[d]
+    if c < 0 or claim is None or claim.test("parameters") is None:
+        return float("nan"), float("nan")
+    found = parameters_of(data, d, c, float(evidence.alpha), interval=True)
+    return found.low, found.high
 
 
 def _listed(claim: Claim | None, name: str) -> tuple[float, str]:

@@ -20,10 +20,20 @@ from qdx.verification.known_transcripts import (
     floor_of,
     gap_p,
     pooled_test,
+    seeded_test,
     why_one_arithmetic,
     why_one_value,
 )
-from qdx.verification.listed_tests import Against, Fisher, ListedTest, Test, Uniform, Within, weights_of
+from qdx.verification.listed_tests import (
+    Against,
+    Fisher,
+    ListedTest,
+    Parameters,
+    Test,
+    Uniform,
+    Within,
+    weights_of,
+)
 from qdx.verification.p_values import bonferroni, holm, own_repeats_p
 from qdx.verification.profile import symmetric_scores
 from qdx.verification.recorded import Recorded
@@ -191,6 +201,13 @@ def _listed(
         else:
             unlisted["drawn tokens"] = "no config of other weights was replayed: add one to quant=…"
         tests.append(Uniform(data, d, c))
+        if data.other_DCRTA is not None:
+            tests.append(Parameters(data, d, c))
+        seeded = seeded_test(data, sets, d, c, start)
+        if isinstance(seeded, str):
+            unlisted["seeded tokens"] = seeded
+        else:
+            tests.append(seeded)
     return tests, unlisted
 
 

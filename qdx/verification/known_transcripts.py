@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -14,7 +14,7 @@ from qdx.verification.calibration_size import split
 from qdx.verification.environment import record_differs
 from qdx.verification.environment_class import MACHINE, TITLES, Match, compare
 from qdx.verification.likelihood import row_mean
-from qdx.verification.listed_tests import Pooled
+from qdx.verification.listed_tests import ListedTest, Pooled, Silent, explained
 from qdx.verification.p_values import pooled_p
 from qdx.verification.profile import fit_profile
 from qdx.verification.replays import Replays
@@ -106,7 +106,8 @@ def why_one_arithmetic(sets: Sequence[Calibrated]) -> str:
 def pooled_test(data: Replays, sets: Sequence[Calibrated], d: int, c: int, name: str) -> Pooled | None:
     judged_SU, null_SN = [], []
     for one in sets:
-        scores = _text_scores(data, one, d, c) if name == "text" else _profile_scores(data, one, d, c)
+        of = _profile_scores if name == "distances" else _text_scores if name == "text" else _seed_scores
+        scores = of(data, one, d, c)
         if scores is None:
             return None
         judged_R, null_R, kept = scores
@@ -159,15 +160,25 @@ def _usable(one: Calibrated) -> tuple[list[int], list[int]]:
 
 
 def _text_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | None:
-    """Scores of judged and known texts; nothing is fitted, and all known ones test."""
+    return _token_scores(data, one, d, c, Replays.text_scores)
+
+
+def _seed_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | None:
+    return _token_scores(data, one, d, c, Replays.seed_scores)
+
+
+def _token_scores(
+    data: Replays, one: Calibrated, d: int, c: int, score: Callable[..., Floats]
+) -> Scores | None:
+    """Scores of judged and known tokens; nothing is fitted, and all known ones test."""
     fit, test = _usable(one)
     known = one.data
-    producer = known.producers.index(one.label)
+    producer = _producer(one)
     # The judged texts may be shorter and then count for less, which refutes nobody; the known ones may not.
     most = int(min(known.emitted_DR[producer].max(initial=0), data.emitted_DR[d].max(initial=0)))
-    null_R = known.text_scores(most, whole=True)[producer, known.configs.index(one.label)]
+    null_R = score(known, most, whole=True)[producer, known.configs.index(one.label)]
     kept = sorted([*fit, *test])
-    judged_R = np.where(data.there_DR[d], data.text_scores(most)[d, c], np.nan)
+    judged_R = np.where(data.there_DR[d], score(data, most)[d, c], np.nan)
     return (judged_R, null_R, kept) if kept else None
 
 
@@ -210,6 +221,49 @@ def gap_p(data: Replays, one: Calibrated, d: int, c: int) -> Fraction | None:
     judged = gaps(np.stack([row_mean(data.energy_DCRT[d, data.configs.index(v)]) for v in labels]))
     null = gaps(np.stack([row_mean(known.energy_DCRT[producer, known.configs.index(v)]) for v in labels]))
     return pooled_p(judged, null[sorted([*fit, *test])])
+
+
+def _producer(one: Calibrated) -> int:
+    return one.data.producers.index(one.label)
+
+
+def seeded_test(data: Replays, sets: Sequence[Calibrated], d: int, c: int, start: str) -> ListedTest | str:
+    """The test of margins after the noise of the seeds; else why there is none."""
+    record = data.records_D[d]
+    assert record is not None
+    if not record.noise:
+        return "nobody says how the provider's engine makes noise of a seed (prompts.noise)"
+    if data.seeded_DCRT is None or not np.isfinite(data.seeded_DCRT[d, c][data.there_DR[d]]).any():
+        return "no answer states a seed"
+    sets = [one for one in sets if one.data.seeded_DCRT is not None and one.data.records_D[_producer(one)]]
+    if not sets:
+        return (
+            "no calibration: known answers that another kernel, setting or machine drew with seeds say by "
+            "how much an honest token falls short here (verify.calibration)"
+        )
+    if start:
+        return start
+    stated = {tuple(row) for row in record.samplers_RP[data.there_DR[d]].tolist()}
+    for one in sets:
+        other = one.data.records_D[_producer(one)]
+        assert other is not None
+        if {tuple(row) for row in other.samplers_RP[one.data.there_DR[_producer(one)]].tolist()} != stated:
+            return (
+                "known and judged answers were sampled otherwise, and kernels move more tokens at a low "
+                "temperature: give known answers of the same temperature, top-k, top-p and min-p"
+            )
+        known_RT = one.data.seeded_DCRT
+        assert known_RT is not None
+        if not (known_RT[_producer(one), one.data.configs.index(one.label)] > 0).any():
+            return (
+                "every known answer is the one that its seed draws here, so that nothing shows what another "
+                "kernel does: give known answers of another kernel, setting or machine"
+            )
+    made = pooled_test(data, sets, d, c, "seeded tokens")
+    if made is None:
+        return "the calibration has too few references that are not judged themselves"
+    right, chance, total = explained(data, d)
+    return made if right > chance else Silent(made, right, chance, total)
 
 
 def floor_of(data: Replays, d: int) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Protocol
 
 import numpy as np
 
+from qdx.capture.densities import ALTERNATIVES
 from qdx.document.format import plural
 from qdx.statistics import Floats
 from qdx.verification.p_values import (
@@ -18,6 +19,7 @@ from qdx.verification.p_values import (
     own_repeats_p,
     pooled_p,
 )
+from qdx.verification.parameters import Fit, Hypotheses, fit
 from qdx.verification.recorded import own_units
 from qdx.verification.replays import Replays
 from qdx.verification.sampled import (
@@ -25,8 +27,10 @@ from qdx.verification.sampled import (
     SMALLEST,
     UNIFORM,
     Alternatives,
+    Family,
     Shown,
     evidence_against,
+    of_configs,
     rational,
     readable_e,
     uniform_p,
@@ -40,7 +44,8 @@ class Test:
     Attributes
     ----------
     name : str
-        ``decode rows``, ``prefill rows``, ``distances``, ``text``, ``drawn tokens`` or ``uniformity``.
+        ``decode rows``, ``prefill rows``, ``distances``, ``text``, ``drawn tokens``, ``uniformity``,
+        ``parameters`` or ``seeded tokens``.
     p : Fraction or None
         None where the list has the test and its value could not be computed.
     least : Fraction
@@ -181,6 +186,98 @@ class Uniform:
             "noise of kernels)"
         )
         return Test("uniformity", p, SMALLEST, null, _units(data, self.d))
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """An e-value of drawn tokens against other sampling parameters than the stated ones."""
+
+    data: Replays
+    d: int
+    c: int
+
+    def test(self, share: Fraction | None) -> Test:
+        found = parameters_of(self.data, self.d, self.c, float(share or 0.05))
+        weighed = found.weighed
+        null = (
+            f"{len(ALTERNATIVES)} other settings of the parameters, E = {readable_e(weighed.log_e)} at its "
+            f"greatest, after {plural(weighed.tokens, 'token')}"
+        )
+        if weighed.crossed >= 0:
+            null += f" (most weight: {found.best})"
+        return Test("parameters", rational(weighed.p), SMALLEST, null, _units(self.data, self.d))
+
+
+def parameters_of(data: Replays, d: int, c: int, alpha: float, *, interval: bool = False) -> Fit:
+    """Hold a producer's drawn tokens against other sampling parameters, by one config's rows.
+
+    Parameters
+    ----------
+    data : Replays
+        With drawn tokens.
+    d, c : int
+    alpha : float
+    interval : bool
+        Whether the temperature is bounded too, where all answers state one.
+    """
+    assert data.drawn is not None and data.other_DCRTA is not None and data.most_DCRTK is not None
+    record, shown = data.records_D[d], shown_of(data, d)
+    assert record is not None
+    stated = record.samplers_RP[data.there_DR[d]]
+    stated = stated[np.isfinite(stated).all(-1)]
+    claim = Family(
+        [of_configs(data.drawn, d, v) for v in Alternatives.of(weights_of(data), c).family],
+        GROWTH * shown.noise_R,
+    )
+    return fit(
+        claim,
+        Hypotheses(data.other_DCRTA[d, c], data.most_DCRTK[d, c]),
+        judged_groups(data, d),
+        alpha,
+        shown,
+        truncates=bool(((stated[:, 1] > 0) | (stated[:, 2] < 1) | (stated[:, 3] > 0)).any()),
+        interval=interval and len(set(stated[:, 0].tolist())) == 1,
+    )
+
+
+def explained(data: Replays, d: int) -> tuple[int, float, int]:
+    """Count the tokens that the seeds draw here, under the config that has most of them.
+
+    Returns
+    -------
+    right : int
+    chance : float
+        As many would be right if the noise had nothing to do with the tokens: their probabilities, and four
+        standard deviations of their sum.
+    total : int
+    """
+    assert data.drawn is not None and data.seeded_DCRT is not None
+    found = []
+    for c in range(len(data.configs)):
+        margin_RT = data.seeded_DCRT[d, c][data.there_DR[d]]
+        here = np.isfinite(margin_RT)
+        p = np.exp(of_configs(data.drawn, d, c).log_density()[data.there_DR[d]][here])
+        chance = float(p.sum() + 4 * np.sqrt((p * (1 - p)).sum()))
+        found.append((int((margin_RT[here] == 0).sum()), chance, int(here.sum())))
+    return max(found, key=lambda one: one[0] - one[1])
+
+
+@dataclass(frozen=True)
+class Silent:
+    """A listed test without a value: the seeds have nothing to do with the tokens, under any config here."""
+
+    made: ListedTest
+    right: int
+    chance: float
+    total: int
+
+    def test(self, share: Fraction | None) -> Test:
+        null = (
+            f"nothing, since the seeds explain {self.right:,} of {plural(self.total, 'token')}, and up to "
+            f"{self.chance:,.0f} by chance: the noise is another engine's or version's than prompts.noise "
+            "says, or the seeds were not used"
+        )
+        return replace(self.made.test(share), p=None, null=null, false_at_least=0)
 
 
 def _units(data: Replays, d: int) -> int:
