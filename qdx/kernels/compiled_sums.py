@@ -80,12 +80,13 @@ def _powers(x: Any, least: int) -> Any:
 
 
 @cache
-def _kernel(
-    products: int, fraction_bits: int, least: int | None, result_bits: int, nearest: bool, least_factor: int
-) -> Callable[..., None]:
-    """Compile the sums of one rule, which takes a second or two, once a process."""
+def _bit_casts() -> tuple[Any, Any, Any, Any]:
+    """Return what reads a float's bits as an integer and an integer's as a float: 32 bits, then 64.
+
+    numba has no name for that inside compiled code; LLVM's bitcast costs nothing.
+    """
     from llvmlite import ir
-    from numba import njit, types
+    from numba import types
     from numba.extending import intrinsic
 
     def same_bits(source: Any, target: Any) -> Any:
@@ -98,8 +99,22 @@ def _kernel(
 
         return cast
 
-    to_int32, to_float32 = same_bits(types.float32, types.int32), same_bits(types.int32, types.float32)
-    to_int64, to_float64 = same_bits(types.float64, types.int64), same_bits(types.int64, types.float64)
+    return (
+        same_bits(types.float32, types.int32),
+        same_bits(types.int32, types.float32),
+        same_bits(types.float64, types.int64),
+        same_bits(types.int64, types.float64),
+    )
+
+
+@cache
+def _kernel(
+    products: int, fraction_bits: int, least: int | None, result_bits: int, nearest: bool, least_factor: int
+) -> Callable[..., None]:
+    """Compile the sums of one rule, which takes a second or two, once a process."""
+    from numba import njit
+
+    to_int32, to_float32, to_int64, to_float64 = _bit_casts()
     exponent, wide_exponent = np.int32(0x7F800000), np.int64(0x7FF << 52)
     one, up = np.int32(127 << 23), np.int32((127 + fraction_bits) << 23)
     down = 2.0**-fraction_bits
@@ -112,6 +127,7 @@ def _kernel(
     least_half = np.float32(2.0**-14)
     whole, least_power, infinite = 1.5 * 2.0 ** (52 - result_bits), 2.0**-14, np.float32(2.0**16)
 
+    # One loop nest on purpose: lanes are summed at once, and a block's accumulators stay in the cache.
     @njit(nogil=True, error_model="numpy")  # numba's own cache does not find what was made in a function
     def run(x: Any, x_power: Any, weight: Any, total: Any, beyond: Any, m: Any, n: Any) -> None:
         top_row, rows = m[0], m[1] - m[0]
