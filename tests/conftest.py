@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"browser", "ncdump"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.extra)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is there by now, imported modules and thousands of tests, out of every search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
