@@ -237,8 +237,8 @@ def run(
         else:
             print(f"{name}: error: {in_one_line(error)}", file=sys.stderr)
             status = 1 if of_disk(error) or not isinstance(error, QdxError) else 2
-    # The interpreter's last search for garbage would go through all objects of torch and transformers, a second
-    # for nothing: the files are closed, and the memory goes with the process.
+    # The interpreter's last search for garbage would go through all objects of torch and transformers, for a
+    # second and for nothing: the files are closed, and the memory goes with the process.
     gc.freeze()
     sys.exit(status if child else finish(status, name))
 

@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what is there by now, imported modules and thousands of tests, out of every search for garbage."""
+    """Leave what is there by now, modules and thousands of tests, out of every search for garbage."""
     gc.collect()
     gc.freeze()
 

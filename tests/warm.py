@@ -134,7 +134,7 @@ def serve() -> None:
         importlib.import_module(name)
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-    get_checkpoint_conversion_mapping("llama")  # a table of all architectures that transformers keeps once made
+    get_checkpoint_conversion_mapping("llama")  # makes a table of all architectures, which is kept
     # A fork that collects garbage, and each does when it ends, would look through a million objects of these
     # modules and so copy their pages: a second of a job that computes for one.
     gc.collect()
