@@ -44,6 +44,7 @@ _TYPEWRITER = {
 }  # fmt: skip
 # Control characters but tab and line ends, and what turns the direction of writing: each acts on a terminal.
 _ACTS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+_USUAL = gc.get_threshold()
 _COLOUR = re.compile(r"(\x1b\[[\d;]*[mA])")  # what the logs of libraries are coloured with; bars go up a line
 
 
@@ -218,6 +219,9 @@ def run(
     """
     full = bool(os.environ.get("HYDRA_FULL_ERROR")) if full is None else full
     prepare()
+    # While torch and transformers are imported, Python would go through all their objects again and again, a
+    # tenth of the time, and find no garbage. What dies young is found as usual.
+    gc.set_threshold(*_USUAL[:2], 1000)
     try:
         status = main() or 0
     except SystemExit as error:
@@ -241,6 +245,11 @@ def run(
     # second and for nothing: the files are closed, and the memory goes with the process.
     gc.freeze()
     sys.exit(status if child else finish(status, name))
+
+
+def collect_as_usual() -> None:
+    """Let Python search all objects for garbage as often as it does by default: everything is imported."""
+    gc.set_threshold(*_USUAL)
 
 
 def _interrupted(error: KeyboardInterrupt, name: str) -> int:
