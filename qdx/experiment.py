@@ -20,6 +20,7 @@ from qdx.dataset.join_repeats import join_repeats
 from qdx.errors import QdxError
 from qdx.flow import Flow
 from qdx.process import spawn
+from qdx.program import collect_as_usual
 from qdx.prompts import (
     KEPT,
     RECORDS,
@@ -130,6 +131,7 @@ def run(
     facts = backend.observe()
     backends.require(experiment.quant, facts)
     attrs |= arithmetic()
+    collect_as_usual()
     flow = Flow(backend, facts, experiment, prompts.references, progress)
     with open_recorder(target, experiment, facts, prompts, attrs) as recorder:
         if prompts.producers:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import gc
 import logging
 import os
 import re
@@ -42,6 +43,7 @@ _TYPEWRITER = {
     "√": "sqrt", "∞": "inf", "α": "a", "ε": "e", "σ": "s", "Σ": "S", "Δ": "D", "‖": "|", "│": "|", "─": "-",
     "═": "=", "█": "#", "▁": "_", "⌊": "[", "⌋": "]", "⌈": "[", "⌉": "]", "✓": "+", "✗": "x", "½": "1/2",
 }  # fmt: skip
+_USUAL = gc.get_threshold()
 _LINE_ENDS = re.compile(r"(\r?\n|\t)")  # what stays of control characters
 
 
@@ -256,6 +258,9 @@ def run(
     """
     full = bool(os.environ.get("HYDRA_FULL_ERROR")) if full is None else full
     prepare()
+    # While torch and transformers are imported, Python would go through all their objects again and again, a
+    # tenth of the time, and find no garbage. What dies young is found as usual.
+    gc.set_threshold(*_USUAL[:2], 1000)
     try:
         status = main() or 0
     except SystemExit as error:
@@ -275,7 +280,15 @@ def run(
         else:
             print(f"{name}: error: {in_one_line(error)}", file=sys.stderr)
             status = 1 if of_disk(error) or not isinstance(error, QdxError) else 2
+    # The interpreter's last search for garbage would go through all objects of torch and transformers, for a
+    # second and for nothing: the files are closed, and the memory goes with the process.
+    gc.freeze()
     sys.exit(status if child else finish(status, name))
+
+
+def collect_as_usual() -> None:
+    """Let Python search all objects for garbage as often as it does by default: everything is imported."""
+    gc.set_threshold(*_USUAL)
 
 
 def _interrupted(error: KeyboardInterrupt, name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import subprocess
@@ -30,6 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"browser", "ncdump"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.extra)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is there by now, modules and thousands of tests, out of every search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

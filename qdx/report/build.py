@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qdx import new_file, plugins
 from qdx.errors import QdxError
 from qdx.locking import locked
-from qdx.program import PLAIN
+from qdx.program import PLAIN, collect_as_usual
 from qdx.progress import Progress
 
 if TYPE_CHECKING:
@@ -288,6 +288,7 @@ def _measure(
     from qdx.distances import measure
     from qdx.verification import sections as verifier
 
+    collect_as_usual()
     problems = _Problems()
     dataset.merge(directory, part, damaged=problems.runs)
     with Progress("measuring distances", shown=console, every=None) as progress:
