@@ -165,10 +165,12 @@ def build(
     folders = finished(state)
     found = [asked_of(folder) for folder in folders.values()]
     paths = {}
-    if found:
+    any_answer = any(one.answered for one in found)
+    if any_answer:
         gather(folders, directory / ANSWERS)
         paths[ANSWERS] = directory / ANSWERS
-    said = blocks(found) if found else [Text("No server has answered yet.")]
+    said = blocks(found) if found else []
+    said += [] if any_answer else [Text("No server has answered yet.")]
     lead = _lead(found, facts)
     commands = [("Resume it (answers that are there are kept):", resume_command(facts))]
     commands = commands if facts.failed or facts.missing else []
@@ -191,7 +193,7 @@ def build(
         with disk_errors(path):
             new_file.write_text(path, pages[suffix]())
         paths[path.name] = path
-    summary = _summary(facts, found, time, paths, next_command(directory, found) if found else "")
+    summary = _summary(facts, found, time, paths, next_command(directory, found) if any_answer else "")
     with disk_errors(directory / "summary.json"):
         new_file.write_text(directory / "summary.json", dump(summary))
     paths["summary.json"] = directory / "summary.json"
