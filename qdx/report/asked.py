@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -42,16 +43,32 @@ def finished(state: Sweep) -> dict[str, Path]:
     }
 
 
-def gather(folders: Mapping[str, Path], target: Path) -> int:
+def providers(found: Sequence[Asked]) -> dict[str, str]:
+    """Return what each config's server is called as a producer: its host, where no other has it."""
+    hosts = {one.label: urlsplit(str(one.facts.get("base_url", ""))).netloc for one in found}
+    often = Counter(hosts.values())
+    return {label: host if host and often[host] == 1 else label for label, host in hosts.items()}
+
+
+def gather(folders: Mapping[str, Path], names: Mapping[str, str], target: Path) -> int:
     """Write the answers of all configs into one file, which a verifier replays; return its bytes.
+
+    Parameters
+    ----------
+    folders : Mapping
+        Of the configs, by label.
+    names : Mapping
+        See `providers`.
+    target : Path
 
     Raises
     ------
     QdxError
     """
     with disk_errors(target), new_file.replacing(target) as part, part.open("wb") as stream:
-        for folder in folders.values():
+        for label, folder in folders.items():
             for line in lines_of(folder / ANSWERS):
+                line["provider"] = names[label]
                 stream.write(json.dumps(line, ensure_ascii=True).encode() + b"\n")
     return target.stat().st_size
 
@@ -83,9 +100,12 @@ def blocks(found: Sequence[Asked]) -> list[Block]:
     )
     who = Table(
         "Whom",
-        ["config", "address", "model, as the answers state it"],
-        [[one.label, str(one.facts.get("base_url", "")), _names(one.models)] for one in found],
-        3,
+        ["config", "address", "model, as the answers state it", "as a producer"],
+        [
+            [one.label, str(one.facts.get("base_url", "")), _names(one.models), providers(found)[one.label]]
+            for one in found
+        ],
+        4,
     )
     return [Text(NOT_OBSERVED), who, table, _stated(found), *_remarks(found)]
 
@@ -167,7 +187,7 @@ def build(
     paths = {}
     any_answer = any(one.answered for one in found)
     if any_answer:
-        gather(folders, directory / ANSWERS)
+        gather(folders, providers(found), directory / ANSWERS)
         paths[ANSWERS] = directory / ANSWERS
     said = blocks(found) if found else []
     said += [] if any_answer else [Text("No server has answered yet.")]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,25 @@ pytest.importorskip("httpx")
 from tests.endpoints.server import recorded, send, serving
 from tests.sweeping import checkpoints, qdx
 
-PROMPTS = ["prompts.references=2", "prompts.snippet_tokens=60", "generate.tokens=12", "quant=none"]
+PROMPTS = ["prompts.references=2", "prompts.snippet_tokens=60", "generate.tokens=12"]
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "ask.md").read_text()
+
+
+def of_page(sentence: str) -> list[str]:
+    """Return the arguments of the page's command in which this stands."""
+    (block,) = [one for one in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) if sentence in one]
+    words = shlex.split(block.replace("\\\n", " "))
+    return [word for word in words[3:] if not word.startswith(("hydra.sweep.dir=", "backend.base_url="))]
 
 
 def ask(address: str, tiny: dict[str, Path], folder: Path, *more: str) -> Any:
+    """Run the how-to's command with a server of this machine, a small model and few prompts."""
+    of = "two.example.org" if "," in address else "api.example.org"
     return qdx(
-        "-m",
-        "backend=openai",
+        *of_page(of),
         f"backend.base_url={address}",
-        "backend.model=demo",
         *PROMPTS,
         *checkpoints(tiny),
         f"hydra.sweep.dir={folder}",
@@ -127,7 +139,9 @@ def test_what_cannot_be_asked_is_refused_before_anything(
     tmp_path: Path, tiny_models: dict[str, Path], overrides: list[str], said: str
 ) -> None:
     prompts = [] if "prompts=transcripts" in overrides else PROMPTS
-    ended = qdx("-m", *overrides, *prompts, *checkpoints(tiny_models), "hydra.sweep.dir=x", cwd=tmp_path)
+    ended = qdx(
+        "-m", *overrides, *prompts, "quant=none", *checkpoints(tiny_models), "hydra.sweep.dir=x", cwd=tmp_path
+    )
     assert ended.returncode == 2 and said in ended.stderr, ended.stderr
     assert "Traceback" not in ended.stderr and not (tmp_path / "x" / "none" / "responses.jsonl").exists()
 
