@@ -43,7 +43,7 @@ class Endpoint:
         Raises
         ------
         QdxError
-            When httpx is missing, or the key would travel readable.
+            When httpx2 is missing, or the key would travel readable.
         """
         needed()
         key_of(str(options["key"]), str(options["base_url"]), bool(options.get("insecure")))

@@ -270,7 +270,7 @@ class _SlowError(Exception):
 
 
 def needed() -> Any:
-    """Return httpx.
+    """Return httpx2, the client that the openai package uses.
 
     Raises
     ------
@@ -278,10 +278,10 @@ def needed() -> Any:
         Where it is not installed.
     """
     try:
-        import httpx
+        import httpx2
     except ImportError:
-        raise QdxError("backend=openai needs httpx, which is not installed: pip install 'qdx[api]'") from None
-    return httpx
+        raise QdxError("backend=openai needs httpx2, which is not installed: pip install 'qdx[api]'") from None
+    return httpx2
 
 
 def used_tokens(body: Mapping[str, Any]) -> int | None:

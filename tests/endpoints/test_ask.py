@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("httpx")
+pytest.importorskip("httpx2")
 
 from qdx.endpoints import ANSWERS, FACTS, Job, ask, asked_of
 from qdx.endpoints import client as client_module

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("httpx")
+pytest.importorskip("httpx2")
 
 from tests.endpoints.server import recorded, send, serving
 from tests.sweeping import checkpoints, qdx

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("vllm")
-pytest.importorskip("httpx")
+pytest.importorskip("httpx2")
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -44,7 +44,7 @@ def rounded(folder: Path, target: Path) -> Path:
     packed = load_file(folder / "awq" / "model.safetensors")
     for name in [key.removesuffix(".qweight") for key in packed if key.endswith(".qweight")]:
         parts = {kind: packed[f"{name}.{kind}"] for kind in ("qweight", "qzeros", "scales")}
-        stored[f"{name}.weight"] = awq.unpack(parts, 128).dequantize().to(torch.float16).contiguous()
+        stored[f"{name}.weight"] = awq.unpack(parts, 128).dequantize().T.contiguous()
     save_file(stored, target / "model.safetensors", metadata={"format": "pt"})
     return target
 
