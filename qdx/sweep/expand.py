@@ -39,6 +39,7 @@ import qdx.backends.auto  # noqa: F401 - registers the resolver that backend=aut
 from qdx import plugins
 from qdx.errors import QdxError, nearest
 from qdx.schema import validate
+from qdx.schema_endpoint import ENDPOINT
 
 DEFAULTS = {"metric": "l2", "analysis": "effects"}  # named in the message about an empty list
 
@@ -178,4 +179,6 @@ def _check_plugins(cfg: DictConfig) -> None:
         for name, node in plain[kind].items():
             plugins.check(kind, str(name), node)
     for kind in ("backend", "prompts"):
+        if plain[kind]["_target_"] == ENDPOINT:
+            continue  # it asks and runs no model, so it has no backend's methods; `validate` checks it
         plugins.check(kind, str(plain[kind]["name"]), plain[kind])
