@@ -365,7 +365,7 @@ def of_power(engines: Engines) -> Iterator[str]:
     for way in ("alone again", "by prefill", "under load"):
         yield ""
         yield (
-            f"Decode rows of a producer (alone) against a replay {way!r}: mean l2 a reference; right names of "
+            f"Decode rows of a producer, alone, against a replay {way!r}: l2 a reference, right names of "
             f"{REFERENCES}"
         )
         yield (
