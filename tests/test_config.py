@@ -136,7 +136,7 @@ def test_quick_and_seed_are_the_documented_sizes() -> None:
         ),
         (
             ["quant.format=gguf"],
-            "quant.format=gguf: not one of none, awq, gptq, w4a16, w8a16, w8a8, w4a8, fp8, fp8_block, nvfp4, mxfp4",
+            "quant.format=gguf: not one of none, awq, gptq, w4a16, w8a16, w8a8, w4a8, fp8, fp8_block, nvfp4",
         ),
         (["model=local"], "model.checkpoint.awq is empty and quant=awq needs it"),
         (["model.dtype=float8"], "model.dtype=float8: not one of float16, bfloat16, float32"),

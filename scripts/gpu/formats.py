@@ -373,7 +373,10 @@ def table(path: Path) -> Iterator[str]:
 
 def kernel(one: dict[str, Any]) -> str:
     """Return the kernels of an engine's quantized layers, as the engine calls their classes."""
-    layers = one["quantized"] or list(one["kernel_class"])
+    layers = one["quantized"]
+    if not layers:
+        own = one["kernel_class"].get("experts", "").rpartition("/")[2]
+        return f"dense + {own} (experts)" if own else "dense"
     classes = {one["kernel_class"][layer].rpartition("/")[2]: layer == "experts" for layer in sorted(layers)}
     return " + ".join(f"{name} (experts)" if experts else name for name, experts in classes.items())
 
