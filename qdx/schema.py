@@ -37,6 +37,7 @@ FORMAT_KERNELS: Mapping[str, tuple[str, ...]] = {
     "bitsandbytes": ("any",),
 }
 MODEL_RUNNERS = ("auto", "v1", "v2")
+REPLAYS = ("decode", "prefill")
 MODELLED_FORMATS = ("none", "awq", "gptq")
 # Activation dtypes that the GPU kernels take; what is not here takes all of `DTYPES`.
 KERNEL_DTYPES: Mapping[str, tuple[str, ...]] = {
@@ -191,6 +192,10 @@ class VllmOptions:
     trace_replay : bool, optional
         Replay by vLLM's own trace replay, which needs the second model runner. False: give the sampler rows
         that leave the forced token alone possible. None: the former where the engine has it.
+    replay : {"decode", "prefill"}
+        Whether the rows of a transcript come from decode steps, as the producer's did, or from one prefill
+        of prompt and transcript together: faster by about the number of tokens, and by other kernels, whose
+        rows are not the producer's bits.
     batch_invariant, marlin_atomic_add : bool, optional
         Set the variable, or take it out of the environment; None leaves it as the user has it.
     """
@@ -213,11 +218,13 @@ class VllmOptions:
     trace_replay: bool | None = _vllm(
         None, "model_config.enable_trace_replay", absent=False, argument=False
     )  # tried first, as only the engine knows whether it can
+    replay: str = _vllm("decode", argument=False)
     batch_invariant: bool | None = _vllm(None, variable="VLLM_BATCH_INVARIANT")
     marlin_atomic_add: bool | None = _vllm(None, variable="VLLM_MARLIN_USE_ATOMIC_ADD")
 
     def __post_init__(self) -> None:
         _one_of("backend.model_runner", self.model_runner, MODEL_RUNNERS)
+        _one_of("backend.replay", self.replay, REPLAYS)
         if self.max_model_len is not None:
             _at_least("backend.max_model_len", self.max_model_len, 2)
         for name in (

@@ -31,6 +31,7 @@ SETTINGS = {  # coordinates of an engine's settings that decide what it computes
     "backend_enforce_eager": "eager mode",
     "backend_chunked_prefill": "chunked prefill",
     "backend_max_num_batched_tokens": "step's token budget",
+    "backend_replay": "replay",
 }
 
 
@@ -245,6 +246,8 @@ def stated(rows: xr.Dataset, stored: xr.Dataset, name: str, label: str) -> str:
 def settings_of(of: Callable[[str], str]) -> tuple[str, ...]:
     """The values of `SETTINGS`; a step's budget decides only where it may cut a prefill.
 
+    A record of vLLM that does not say how it replayed is of a version that could do so by decode steps alone.
+
     Parameters
     ----------
     of : callable
@@ -253,6 +256,8 @@ def settings_of(of: Callable[[str], str]) -> tuple[str, ...]:
     values = {name: of(name) for name in SETTINGS}
     if values["backend_chunked_prefill"] != "True":
         values["backend_max_num_batched_tokens"] = ""
+    if not values["backend_replay"] and of("backend") == "vllm":
+        values["backend_replay"] = "decode"
     return tuple(values.values())
 
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,26 @@ def test_a_replay_of_other_tokens_records_those(engine: VllmBackend) -> None:
     for j in range(1, 6):  # the prefill of the same tokens runs other kernels, and computes nearly the same
         mine, other = rows.logits[0, 70 + j].float(), again[0, 70 + j].float()
         assert float((mine - other).norm() / other.norm()) < roundings(again[0, 70].dtype)
+
+
+def test_a_replay_by_one_prefill_has_the_rows_of_the_decode_steps_but_for_rounding(
+    engine: VllmBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forced = [list(range(30, 36)), list(range(50, 53))]
+    steps: Any = Rows(PROMPTS)
+    whole: Any = Rows(PROMPTS)
+    engine.replay(PROMPTS, forced, steps)
+    monkeypatch.setattr(engine, "_options", replace(engine._options, replay="prefill"))
+    engine.replay(PROMPTS, forced, whole)
+    assert whole.targets == steps.targets and len(whole.logits) == 5 + 2
+    for key, row in steps.logits.items():
+        mine, theirs = whole.logits[key].float(), row.float()
+        assert float((mine - theirs).norm() / theirs.norm()) < roundings(row.dtype)
+    other: Any = Rows(PROMPTS)  # another token before a row moves it by far more
+    engine.replay(PROMPTS, [[30, 99, 32, 33, 34, 35], forced[1]], other)
+    key = (0, len(PROMPTS[0]) + 2)
+    moved, row = other.logits[key].float(), steps.logits[key].float()
+    assert float((moved - row).norm() / row.norm()) > 5 * roundings(steps.logits[key].dtype)
 
 
 def test_a_prefill_alone_records_the_row_that_predicts_the_first_output(engine: VllmBackend) -> None:

@@ -588,7 +588,13 @@ def test_every_option_is_in_the_yaml_with_its_default_and_reaches_the_engine_in_
         ways["argument" if argument else "variable" if variable else "otherwise"].add(name)
         assert not (argument and variable)
     assert ways["variable"] == {"batch_invariant", "marlin_atomic_add"}
-    assert ways["otherwise"] == {"attention_backend", "chunked_prefill", "model_runner", "trace_replay"}
+    assert ways["otherwise"] == {
+        "attention_backend",
+        "chunked_prefill",
+        "model_runner",
+        "replay",
+        "trace_replay",
+    }
 
 
 def test_an_option_that_the_backend_does_not_have_is_refused_with_the_nearest_one() -> None:

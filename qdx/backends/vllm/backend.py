@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qdx.backends import Facts, sampling
@@ -16,6 +16,9 @@ from qdx.plugins import register
 from qdx.schema import VllmOptions
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from qdx.backends.vllm.kernel_choice import Request
     from qdx.backends.vllm.tap import Seen
     from qdx.capture import Recorder
@@ -68,7 +71,10 @@ class VllmBackend:
                 self._version,
                 checkpoint,
                 request.remedy,
-                chunked_prefill=self._options.chunked_prefill,
+                own={
+                    "chunked_prefill": str(self._options.chunked_prefill),
+                    "replay": self._options.replay,
+                },
                 sampling=sampling.stated_by(_parameters(count=2)),
             )
             require_runner(self._version, self._options.model_runner, self._facts.settings["model_runner"])
@@ -127,7 +133,14 @@ class VllmBackend:
         return generated
 
     def replay(self, batch: list[list[int]], forced: list[list[int]], recorder: Recorder) -> None:
-        """Step through the forced tokens, after a prefill of its own, and record the decode rows."""
+        """Step through the forced tokens, after a prefill of its own, and record the decode rows.
+
+        With ``replay=prefill`` there are no steps: the forced tokens are part of the prompt.
+        """
+        if self._options.replay == "prefill":
+            seen = self._prefilled(batch, forced, hidden=_wants_hidden(recorder))
+            self._hand_over(seen, batch, forced, recorder, prefill=False)
+            return
         count = max(len(ids) for ids in forced)
         generated, seen = self._run(batch, count, forced=forced, hidden=_wants_hidden(recorder))
         if generated != forced:
@@ -140,6 +153,20 @@ class VllmBackend:
 
         simulated.GENERATOR.manual_seed(seed)
 
+    def _prefilled(self, batch: list[list[int]], forced: list[list[int]], *, hidden: bool) -> list[Seen]:
+        """Compute the rows of forced tokens in one prefill of prompts and tokens together."""
+        import numpy as np
+
+        whole = [ids + tokens[:-1] for ids, tokens in zip(batch, forced, strict=True)]
+        # The row that predicts the last token is the one that the engine samples from; nobody asks for the
+        # first one here, which is prefill's in any case.
+        rows = [
+            np.arange(len(ids) + 1, len(all_ids), dtype=np.int32)
+            for ids, all_ids in zip(batch, whole, strict=True)
+        ]
+        _, seen = self._run(whole, 1, prompt_rows=rows, hidden=hidden)
+        return seen
+
     def _run(
         self,
         batch: list[list[int]],
@@ -147,17 +174,18 @@ class VllmBackend:
         *,
         forced: list[list[int]] | None = None,
         recorder: Recorder | None = None,
+        prompt_rows: Sequence[NDArray[np.int32]] | None = None,
         hidden: bool = False,
     ) -> tuple[list[list[int]], list[Seen]]:
-        """Generate once; `recorder` says which prompt rows are wanted, none without it."""
+        """Generate once; `recorder` or `prompt_rows` says which prompt rows are wanted, else none are."""
         import numpy as np
 
         from qdx.backends.vllm import tap
 
         self._check(batch, count)
-        prompt_rows = [np.empty(0, np.int32)] * len(batch)
+        kept = list(prompt_rows or [np.empty(0, np.int32)] * len(batch))
         if recorder is not None:
-            prompt_rows = [recorder.wanted(i)[recorder.wanted(i) < len(ids)] for i, ids in enumerate(batch)]
+            kept = [recorder.wanted(i)[recorder.wanted(i) < len(ids)] for i, ids in enumerate(batch)]
         parameters = [
             _parameters(
                 count if forced is None else len(forced[item]),
@@ -166,7 +194,7 @@ class VllmBackend:
             )
             for item in range(len(batch))
         ]
-        wanted = tap.Wanted(prompt_rows, None if self._trace else forced, hidden)
+        wanted = tap.Wanted(kept, None if self._trace else forced, hidden)
         with explained(f"vLLM {self._version}, while running"):
             self._engine.collective_rpc(tap.open_tap, args=(wanted,))
             prompts = [{"prompt_token_ids": ids} for ids in batch]
