@@ -38,6 +38,11 @@ FORMAT_KERNELS: Mapping[str, tuple[str, ...]] = {
 }
 MODEL_RUNNERS = ("auto", "v1", "v2")
 REPLAYS = ("decode", "prefill")
+# What backend=emulator knows of: cards of 132 SMs and compute capability 9.0, and what of vLLM runs on them.
+EMULATED_CARDS = ("h100", "h200")
+EMULATED_ENGINES = ("0.33.0",)
+EMULATED_ATTENTION = ("TRITON_ATTN",)
+EMULATED_KERNELS = ("dense", "marlin", "machete")
 MODELLED_FORMATS = ("none", "awq", "gptq")
 # Activation dtypes that the GPU kernels take; what is not here takes all of `DTYPES`.
 KERNEL_DTYPES: Mapping[str, tuple[str, ...]] = {
@@ -131,6 +136,53 @@ class TransformersBackend:
         if self.threads is not None:
             _at_least("backend.threads", self.threads, 1)
         _at_least("backend.sm_count", self.sm_count, 1)
+
+
+@dataclass
+class EmulatorOptions:
+    """Options of `qdx.backends.emulator.EmulatorBackend`.
+
+    Attributes
+    ----------
+    card : str
+        The GPU that is emulated.
+    engine : str
+        The version of vLLM that is emulated, eager.
+    attention_backend : str
+        Of that engine.
+    max_num_seqs, max_num_batched_tokens : int
+        As the emulated engine has them: the former decides whether short prompts' keys are cut into segments,
+        and more tokens than the latter would be cut into steps.
+    threads : int, optional
+        As many as there are cores when None; they move no bit.
+    approximate : bool
+        Go on by the CPU's sums where the card's are not known bit for bit.
+    """
+
+    card: str = "h100"
+    engine: str = "0.33.0"
+    attention_backend: str = "TRITON_ATTN"
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 16384
+    threads: int | None = None
+    approximate: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("backend.card", self.card, EMULATED_CARDS)
+        _one_of("backend.engine", self.engine, EMULATED_ENGINES)
+        _one_of("backend.attention_backend", self.attention_backend, EMULATED_ATTENTION)
+        for name in ("max_num_seqs", "max_num_batched_tokens"):
+            _at_least(f"backend.{name}", getattr(self, name), 1)
+        if self.threads is not None:
+            _at_least("backend.threads", self.threads, 1)
+
+
+@dataclass(kw_only=True)
+class EmulatorBackend(EmulatorOptions):
+    """The node of the config group: the options, and what every node has."""
+
+    _target_: str
+    name: str
 
 
 def _vllm(
@@ -434,6 +486,11 @@ class Experiment(Settings):
                 f"quant.kernel=any: backend=transformers models one kernel: choose quant.kernel="
                 f"{' or '.join(modelled)}, or backend=vllm on a GPU"
             )
+        if isinstance(self.backend, EmulatorBackend) and self.quant.kernel not in EMULATED_KERNELS:
+            raise QdxError(
+                f"quant.kernel={self.quant.kernel}: backend=emulator emulates vLLM {self.backend.engine} "
+                f"with {', '.join(EMULATED_KERNELS)}: choose one of them, or backend=transformers"
+            )
         allowed = KERNEL_DTYPES.get(self.quant.kernel, DTYPES)
         if self.model.dtype not in allowed:
             raise QdxError(
@@ -458,6 +515,7 @@ class Experiment(Settings):
 # A plug-in's own class is not here: its options are checked against its signature.
 BY_TARGET: Mapping[str, type] = {
     "qdx.backends.transformers.TransformersBackend": TransformersBackend,
+    "qdx.backends.emulator.EmulatorBackend": EmulatorBackend,
     "qdx.backends.vllm.VllmBackend": VllmBackend,
     "qdx.prompts.Pdf": FilePrompts,
     "qdx.prompts.Text": FilePrompts,

@@ -22,6 +22,7 @@ class TranscriptPrompts:
     assume: dict[str, float] | None = None
     harmless: list[str] | None = None
     date: str | None = None
+    noise: str | None = None
     max_bytes: int | None = None
     max_objects: int | None = None
     max_length: int | None = None

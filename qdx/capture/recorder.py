@@ -16,8 +16,10 @@ from torch import Tensor
 
 from qdx.capture.derive import derive, finite
 from qdx.capture.fingerprints import Sketcher
+from qdx.capture.noise import noise_of
 from qdx.capture.plan import SKETCH_SEED
-from qdx.capture.sampled import EDGE, Sampler, drawn
+from qdx.capture.sampled import EDGE, Sampler, drawn, hypotheses
+from qdx.capture.seeded import margins
 from qdx.capture.structure import Structure
 from qdx.dataset import checksums, encoding, layout, writing
 from qdx.dataset.journal import ATTRIBUTES, Journal
@@ -399,8 +401,8 @@ class Recorder:
             positions, logits_PV, targets_P = positions[order], logits_PV[index], targets_P[index]
             wide_PW = wide_PW[index]
         derived = derive(logits_PV, targets_P, k=self._run.k, sketcher=self._sketcher)
-        if phase == "replay" and self._run.producers and (sampler := self._sampler(*at[1:])):
-            derived |= drawn(logits_PV, targets_P, sampler, edge=EDGE)
+        if phase == "replay" and self._run.producers:
+            derived |= self._drawn(at[1], at[2], positions, logits_PV, targets_P)
         if self._run.producers and phase == "prefill" and positions[-1] == self._end(at[-1]):
             self._judge_first(at, logits_PV[-1])
             # Each producer has its own token there: see FIRST.
@@ -438,18 +440,47 @@ class Recorder:
         self, reference: int, ids_D: NDArray[np.int32], logits_V: Tensor
     ) -> dict[str, NDArray[Any]]:
         """What the row says of first tokens that were drawn from it, by producer."""
-        samplers = [self._sampler(d, reference) for d in range(len(self._run.producers))]
-        if not any(samplers):
+        if not any(self._sampler(d, reference) for d in range(len(self._run.producers))):
             return {}
+        sizes = self._run.sizes("prefill")
         found = {
-            f"first_{name}": np.full(len(ids_D), variable.fill, np.float64)
-            for name, variable in layout.DRAWN.items()
+            name: np.full(
+                (len(ids_D), *(sizes[dim] for dim in variable.dims[len(layout.ROW_DIMS) :])),
+                variable.fill,
+                np.float64,
+            )
+            for name, variable in layout.FIRST_DRAWN.items()
         }
-        for d, sampler in enumerate(samplers):
-            if sampler is not None and ids_D[d] >= 0:
-                target = torch.tensor([ids_D[d]], dtype=torch.int64, device=logits_V.device)
-                for name, value in drawn(logits_V[None], target, sampler, edge=EDGE).items():
-                    found[f"first_{name}"][d] = float(value[0])
+        at = np.array([self._end(reference)], np.int32)
+        for d in np.flatnonzero(ids_D >= 0):
+            target = torch.tensor([ids_D[d]], dtype=torch.int64, device=logits_V.device)
+            for name, value in self._drawn(int(d), reference, at, logits_V[None], target).items():
+                found[f"first_{name}"][d] = value[0].cpu().numpy()
+        return found
+
+    def _drawn(
+        self,
+        producer: int,
+        reference: int,
+        positions: NDArray[np.int32],
+        logits_PV: Tensor,
+        targets_P: Tensor,
+    ) -> dict[str, Tensor]:
+        """What rows say of the tokens that were drawn from them; nothing where nobody knows how."""
+        sampler = self._sampler(producer, reference)
+        if sampler is None:
+            return {}
+        who = self._run.producers[producer]
+        found = drawn(logits_PV, targets_P, sampler, edge=EDGE)
+        found |= hypotheses(logits_PV, targets_P, sampler, edge=EDGE)
+        seed = who.seeds[reference] if who.noise and who.seeds else None
+        if seed is None:
+            found["drawn_margin"] = torch.full_like(found["drawn_logprob"], torch.nan)
+            return found
+        noise_PV = noise_of(who.noise)(
+            seed, torch.from_numpy(positions), self._end(reference), self._run.vocab, logits_PV.device
+        )
+        found["drawn_margin"] = margins(logits_PV, targets_P, sampler, noise_PV)
         return found
 
     def _sampler(self, producer: int, reference: int) -> Sampler | None:

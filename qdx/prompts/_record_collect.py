@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qdx.capture.noise_names import require_known
 from qdx.errors import QdxError, nearest, printable
 from qdx.prompts._record_ids import Answer, Ids, LeftOut, Prompt
 from qdx.records import FieldError, Losses, Record, Unreadable, choose
@@ -47,8 +48,11 @@ class Request:
     harmless: Sequence[str] = ()
     date: str = ""
     draw_seed: int = 0
+    noise: str = ""
 
     def __post_init__(self) -> None:
+        if self.noise:
+            require_known(self.noise)
         for name, value in self.assume.items():
             if name not in ASSUMABLE:
                 raise QdxError(
@@ -327,6 +331,8 @@ def transcript(
     stated: dict[str, Any] = {name: getattr(sampling, name) for name in NUMBERS}
     stated |= {
         "seed": "" if sampling.seed is None else str(sampling.seed),
+        # vLLM (v1/engine/parallel_sampling.py) adds the choice's number.
+        "noise_seed": "" if sampling.seed in (None, -1) else str(int(sampling.seed) + record.choice),
         "logit_bias": _json(dict(sampling.logit_bias)) if sampling.logit_bias is not None else "",
         "restrictions": _json(dict(sampling.restrictions)) if sampling.restrictions else "",
         "stop": _json(list(sampling.stop)) if sampling.stop else "",

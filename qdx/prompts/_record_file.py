@@ -19,6 +19,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from qdx import new_file
+from qdx.capture.noise_names import check_engine
 from qdx.dataset import checksums
 from qdx.dataset.guarding import limits
 from qdx.dataset.layout import CONFIG_COORDS, RECORDS, SCHEMA_VERSION, reference_arrays
@@ -73,6 +74,9 @@ def write(
         When more answered than can be told apart, or the tables of ids would be too large.
     """
     transcripts = found.transcripts
+    if request.noise:
+        for print_ in dict.fromkeys(one.fingerprint for one in transcripts):
+            check_engine(request.noise, print_)
     names = labels(transcripts)
     if len(names) > MOST_WHO:
         raise QdxError(
@@ -119,6 +123,7 @@ def write(
         "draw_seed": str(request.draw_seed) if request.records else "",
         "duplicates": str(found.duplicates),
         "left_out_why": _why(found),
+        "noise": request.noise,
     }
     columns: dict[str, list[str]] = {name: [value] * shape[0] for name, value in facts.items()}
     columns["sampling"] = [decoding[label].statement for label in producers]
@@ -237,6 +242,7 @@ def _stated(transcripts: Sequence[Transcript], table: NDArray[np.int64]) -> dict
 ABOUT = {
     "top_k": "0 or -1: no limit",
     "seed": "empty: not stated",
+    "noise_seed": "of the noise of this answer: the request's seed + the choice's number; empty: none",
     "group": "answers of one group share a seed or are one cached answer; -1: no transcript",
     "prompt_tokens": "tokens of the prompt as the record states them; -1: not stated",
     "template_tokens": "tokens that the chat template makes of the request; -1: not known",

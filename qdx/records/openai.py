@@ -222,7 +222,7 @@ def answers(
         )
     left = _left(("", envelope), ("request.", request), ("response.", body))
     for number, choice in zip(numbers, choices, strict=True):
-        record = replace(common, identity=f"{identity}#{number}" if identity else "")
+        record = replace(common, identity=f"{identity}#{number}" if identity else "", choice=number % every)
         record = replace(record, cut=bool(choice.raw(CUT)))
         record = _with_prompt(record, prompts, number // every)
         record = _with_answer(record, choice, echo)

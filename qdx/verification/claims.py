@@ -15,7 +15,7 @@ from qdx.verification import said
 from qdx.verification.binding import PHASES
 from qdx.verification.environment import record_differs
 from qdx.verification.environment_class import compare
-from qdx.verification.evidence import Claim, sampling_of, weigh, weigh_pairs
+from qdx.verification.evidence import Claim, parameters_of, sampling_of, weigh, weigh_pairs, weights_of
 from qdx.verification.exchange import Exchange
 from qdx.verification.judge import best
 from qdx.verification.likelihood import log_likelihood, token_misfits
@@ -24,11 +24,15 @@ from qdx.verification.p_values import level
 from qdx.verification.recorded import own_units
 from qdx.verification.replays import Replays
 from qdx.verification.sampled import log_likelihood as log_likelihood_of_drawn
+from qdx.verification.shares import PRIOR, posteriors
 from qdx.verification.verdicts import Evidence, Verdict, decide, headline
 
 Trees = tuple[xr.DataTree, xr.DataTree]
 ONE = {"units": "1"}
-TESTS = ("decode rows", "prefill rows", "distances", "text", "drawn tokens", "uniformity")
+TESTS = (
+    "decode rows", "prefill rows", "distances", "text", "drawn tokens", "uniformity", "parameters",
+    "seeded tokens",
+)  # fmt: skip
 NOT_LISTED = "not listed"
 
 
@@ -105,7 +109,7 @@ def verify(
     p_DC = weigh_pairs(data, known)
     if not judged:
         p_DC = np.full_like(p_DC, np.nan)
-    result = _result(data, evidence, decided, claimed, likelihood_DCR, p_DC)
+    result = _result(data, evidence, decided, claimed, likelihood_DCR, p_DC, at)
     result.attrs = {
         "alpha": alpha,
         "calibration_sets": len(known),
@@ -231,6 +235,7 @@ def _result(
     claimed: Sequence[str],
     likelihood_DCR: Floats,
     p_DC: Floats,
+    at: Sequence[int],
 ) -> xr.Dataset:
     each, pair = ("producer", "config", "reference"), ("producer", "config")
     rows = {
@@ -243,7 +248,10 @@ def _result(
     }
     if data.drawn is not None:
         about = "log-probability of the drawn tokens under the config's rows and the stated sampling"
-        rows["drawn_log_likelihood"] = (log_likelihood_of_drawn(data.drawn), about)
+        of_drawn = log_likelihood_of_drawn(data.drawn)
+        rows["drawn_log_likelihood"] = (of_drawn, about)
+        about = f"probability that the config answered the request; prior: {PRIOR}"
+        rows["posterior"] = (posteriors(of_drawn, weights_of(data)), about)
     for phase in data.phases:
         name = "rows" if phase.phase == "decode" else phase.phase
         what = "decode rows" if phase.phase == "decode" else "content rows of prefill"
@@ -301,6 +309,18 @@ def _result(
         ),
         "drawn_rows": ([one.rows for one in evidence.obligations_D], "rows that the verifier drew"),
     }
+    units_D = [own_units(*pair) for pair in zip(data.units_DR, data.there_DR, strict=True)]
+    numbers["false_share_at_least"] = (
+        [one.false_at_least / max(1, units) for one, units in zip(decided, units_D, strict=True)],
+        "false_at_least, as a share of the units",
+    )
+    if data.other_DCRTA is not None:
+        bounds = [temperatures(evidence, d, c) for d, c in enumerate(at)]
+        about = (
+            "temperature that the drawn tokens fit under the claimed config, {} end (1 - alpha, each claim "
+        )
+        for i, end in enumerate(("low", "high")):
+            numbers[f"temperature_{end}"] = ([one[i] for one in bounds], f"{about.format(end)}by itself)")
     for name in PHASES:
         pairs = zip(evidence.obligations_D, decided, strict=True)
         drawn = [_of_phase(one, name, verdict) for one, verdict in pairs]
@@ -310,6 +330,16 @@ def _result(
     for name, (values, about) in numbers.items():
         result[name] = ("producer", np.array(values), {**ONE, "long_name": about})
     return result
+
+
+def temperatures(evidence: Evidence, d: int, c: int) -> tuple[float, float]:
+    """Ends of the confidence set of the temperature; NaN where the tokens say nothing of one."""
+    data = evidence.data
+    claim = evidence.claims[d]
+    if c < 0 or claim is None or claim.test("parameters") is None:
+        return float("nan"), float("nan")
+    found = parameters_of(data, d, c, float(evidence.alpha), interval=True)
+    return found.low, found.high
 
 
 def _listed(claim: Claim | None, name: str) -> tuple[float, str]:

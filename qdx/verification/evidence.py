@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Protocol
@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from qdx.backends.sampling import plain_greedy
+from qdx.capture.densities import ALTERNATIVES
 from qdx.document.format import plural
 from qdx.statistics import Floats, Ints
 from qdx.verification.compare import Compared
@@ -28,6 +29,7 @@ from qdx.verification.p_values import (
     pooled_p,
     split,
 )
+from qdx.verification.parameters import Fit, Hypotheses, fit
 from qdx.verification.profile import fit_profile, symmetric_scores
 from qdx.verification.recorded import Recorded, own_units
 from qdx.verification.replays import Replays
@@ -36,8 +38,10 @@ from qdx.verification.sampled import (
     SMALLEST,
     UNIFORM,
     Alternatives,
+    Family,
     Shown,
     evidence_against,
+    of_configs,
     rational,
     readable_e,
     uniform_p,
@@ -55,7 +59,8 @@ class Test:
     Attributes
     ----------
     name : str
-        ``decode rows``, ``prefill rows``, ``distances``, ``text``, ``drawn tokens`` or ``uniformity``.
+        ``decode rows``, ``prefill rows``, ``distances``, ``text``, ``drawn tokens``, ``uniformity``,
+        ``parameters`` or ``seeded tokens``.
     p : Fraction or None
         None where the list has the test and its value could not be computed.
     least : Fraction
@@ -263,6 +268,13 @@ def _listed(
         else:
             unlisted["drawn tokens"] = "no config of other weights was replayed: add one to quant=…"
         tests.append(_Uniform(data, d, c))
+        if data.other_DCRTA is not None:
+            tests.append(_Parameters(data, d, c))
+        seeded = _seeded_test(data, sets, d, c, start)
+        if isinstance(seeded, str):
+            unlisted["seeded tokens"] = seeded
+        else:
+            tests.append(seeded)
     return tests, unlisted
 
 
@@ -406,6 +418,141 @@ class _Uniform:
             "noise of kernels)"
         )
         return Test("uniformity", p, SMALLEST, null, _units(data, self.d))
+
+
+@dataclass(frozen=True)
+class _Parameters:
+    """An e-value of drawn tokens against other sampling parameters than the stated ones."""
+
+    data: Replays
+    d: int
+    c: int
+
+    def test(self, share: Fraction | None) -> Test:
+        found = parameters_of(self.data, self.d, self.c, float(share or 0.05))
+        weighed = found.weighed
+        null = (
+            f"{len(ALTERNATIVES)} other settings of the parameters, E = {readable_e(weighed.log_e)} at its "
+            f"greatest, after {plural(weighed.tokens, 'token')}"
+        )
+        if weighed.crossed >= 0:
+            null += f" (most weight: {found.best})"
+        return Test("parameters", rational(weighed.p), SMALLEST, null, _units(self.data, self.d))
+
+
+def parameters_of(data: Replays, d: int, c: int, alpha: float, *, interval: bool = False) -> Fit:
+    """Hold a producer's drawn tokens against other sampling parameters, by one config's rows.
+
+    Parameters
+    ----------
+    data : Replays
+        With drawn tokens.
+    d, c : int
+    alpha : float
+    interval : bool
+        Whether the temperature is bounded too, where all answers state one.
+    """
+    assert data.drawn is not None and data.other_DCRTA is not None and data.most_DCRTK is not None
+    record, shown = data.records_D[d], shown_of(data, d)
+    assert record is not None
+    stated = record.samplers_RP[data.there_DR[d]]
+    stated = stated[np.isfinite(stated).all(-1)]
+    claim = Family(
+        [of_configs(data.drawn, d, v) for v in Alternatives.of(weights_of(data), c).family],
+        GROWTH * shown.noise_R,
+    )
+    return fit(
+        claim,
+        Hypotheses(data.other_DCRTA[d, c], data.most_DCRTK[d, c]),
+        judged_groups(data, d),
+        alpha,
+        shown,
+        truncates=bool(((stated[:, 1] > 0) | (stated[:, 2] < 1) | (stated[:, 3] > 0)).any()),
+        interval=interval and len(set(stated[:, 0].tolist())) == 1,
+    )
+
+
+def _seeded_test(data: Replays, sets: Sequence[Calibrated], d: int, c: int, start: str) -> _Listed | str:
+    """The test of margins after the noise of the seeds; else why there is none."""
+    record = data.records_D[d]
+    assert record is not None
+    if not record.noise:
+        return "nobody says how the provider's engine makes noise of a seed (prompts.noise)"
+    if data.seeded_DCRT is None or not np.isfinite(data.seeded_DCRT[d, c][data.there_DR[d]]).any():
+        return "no answer states a seed"
+    sets = [one for one in sets if one.data.seeded_DCRT is not None and one.data.records_D[_producer(one)]]
+    if not sets:
+        return (
+            "no calibration: known answers that another kernel, setting or machine drew with seeds say by "
+            "how much an honest token falls short here (verify.calibration)"
+        )
+    if start:
+        return start
+    stated = {tuple(row) for row in record.samplers_RP[data.there_DR[d]].tolist()}
+    for one in sets:
+        other = one.data.records_D[_producer(one)]
+        assert other is not None
+        if {tuple(row) for row in other.samplers_RP[one.data.there_DR[_producer(one)]].tolist()} != stated:
+            return (
+                "known and judged answers were sampled otherwise, and kernels move more tokens at a low "
+                "temperature: give known answers of the same temperature, top-k, top-p and min-p"
+            )
+        known_RT = one.data.seeded_DCRT
+        assert known_RT is not None
+        if not (known_RT[_producer(one), one.data.configs.index(one.label)] > 0).any():
+            return (
+                "every known answer is the one that its seed draws here, so that nothing shows what another "
+                "kernel does: give known answers of another kernel, setting or machine"
+            )
+    made = _pooled(data, sets, d, c, "seeded tokens")
+    if made is None:
+        return "the calibration has too few references that are not judged themselves"
+    right, chance, total = explained(data, d)
+    return made if right > chance else _Silent(made, right, chance, total)
+
+
+def _producer(one: Calibrated) -> int:
+    return one.data.producers.index(one.label)
+
+
+def explained(data: Replays, d: int) -> tuple[int, float, int]:
+    """Count the tokens that the seeds draw here, under the config that has most of them.
+
+    Returns
+    -------
+    right : int
+    chance : float
+        As many would be right if the noise had nothing to do with the tokens: their probabilities, and four
+        standard deviations of their sum.
+    total : int
+    """
+    assert data.drawn is not None and data.seeded_DCRT is not None
+    found = []
+    for c in range(len(data.configs)):
+        margin_RT = data.seeded_DCRT[d, c][data.there_DR[d]]
+        here = np.isfinite(margin_RT)
+        p = np.exp(of_configs(data.drawn, d, c).log_density()[data.there_DR[d]][here])
+        chance = float(p.sum() + 4 * np.sqrt((p * (1 - p)).sum()))
+        found.append((int((margin_RT[here] == 0).sum()), chance, int(here.sum())))
+    return max(found, key=lambda one: one[0] - one[1])
+
+
+@dataclass(frozen=True)
+class _Silent:
+    """A listed test without a value: the seeds have nothing to do with the tokens, under any config here."""
+
+    made: _Listed
+    right: int
+    chance: float
+    total: int
+
+    def test(self, share: Fraction | None) -> Test:
+        null = (
+            f"nothing, since the seeds explain {self.right:,} of {plural(self.total, 'token')}, and up to "
+            f"{self.chance:,.0f} by chance: the noise is another engine's or version's than prompts.noise "
+            "says, or the seeds were not used"
+        )
+        return replace(self.made.test(share), p=None, null=null, false_at_least=0)
 
 
 def _units(data: Replays, d: int) -> int:
@@ -597,7 +744,8 @@ def _exact_text(data: Replays, d: int, c: int) -> _Listed | str:
 def _pooled(data: Replays, sets: Sequence[Calibrated], d: int, c: int, name: str) -> _Listed | None:
     judged_SU, null_SN = [], []
     for one in sets:
-        scores = _text_scores(data, one, d, c) if name == "text" else _profile_scores(data, one, d, c)
+        of = _profile_scores if name == "distances" else _text_scores if name == "text" else _seed_scores
+        scores = of(data, one, d, c)
         if scores is None:
             return None
         judged_R, null_R, kept = scores
@@ -650,15 +798,25 @@ def _usable(one: Calibrated) -> tuple[list[int], list[int]]:
 
 
 def _text_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | None:
-    """Scores of judged and known texts; nothing is fitted, and all known ones test."""
+    return _token_scores(data, one, d, c, Replays.text_scores)
+
+
+def _seed_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | None:
+    return _token_scores(data, one, d, c, Replays.seed_scores)
+
+
+def _token_scores(
+    data: Replays, one: Calibrated, d: int, c: int, score: Callable[..., Floats]
+) -> Scores | None:
+    """Scores of judged and known tokens; nothing is fitted, and all known ones test."""
     fit, test = _usable(one)
     known = one.data
-    producer = known.producers.index(one.label)
+    producer = _producer(one)
     # The judged texts may be shorter and then count for less, which refutes nobody; the known ones may not.
     most = int(min(known.emitted_DR[producer].max(initial=0), data.emitted_DR[d].max(initial=0)))
-    null_R = known.text_scores(most, whole=True)[producer, known.configs.index(one.label)]
+    null_R = score(known, most, whole=True)[producer, known.configs.index(one.label)]
     kept = sorted([*fit, *test])
-    judged_R = np.where(data.there_DR[d], data.text_scores(most)[d, c], np.nan)
+    judged_R = np.where(data.there_DR[d], score(data, most)[d, c], np.nan)
     return (judged_R, null_R, kept) if kept else None
 
 

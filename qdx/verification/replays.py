@@ -20,6 +20,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from qdx.capture.densities import Drawn
 from qdx.dataset.lacking import versions
 from qdx.dataset.layout import RECORDS
 from qdx.errors import QdxError
@@ -32,7 +33,6 @@ from qdx.verification.compare import (
     own_repeats,
     prefill,
 )
-from qdx.verification.e_values import Drawn
 from qdx.verification.environment import facts_of
 from qdx.verification.environment_class import class_of
 from qdx.verification.exact import Repeating, pooled, repeating
@@ -49,6 +49,7 @@ from qdx.verification.units import spans_of, units_of
 
 SHARED = {"tokenizer_sha256": "tokenizer", "vocab": "vocabulary size", "sketch_seed": "seed of the sketches"}
 REPLAY = ("producer", "config", "repeat", "reference", "position")
+MARGIN_MOST = 1.0  # nats that one drawn token counts for at most: one outlier is no pattern
 UNREAL = 1e250  # energy of a published row whose sketch is not finite: further off than any real one
 
 
@@ -112,6 +113,10 @@ class Replays:
         token comes first, and NaN stands where nothing was drawn. None where no record states sampling.
     groups_D : list of tuple of int
         Of each producer of records, the group of each transcript: one seed or one cached answer; −1: none.
+    seeded_DCRT : array (producer, config, reference, token), or None
+        Margin of a drawn token after the noise that its request's seed makes; NaN where it is not known.
+    other_DCRTA, most_DCRTK : array (producer, config, reference, token, …), or None
+        What other sampling parameters give drawn tokens, see `parameters.Hypotheses`.
     """
 
     producers: list[str]
@@ -143,6 +148,9 @@ class Replays:
     notes: list[str]
     drawn: Drawn | None = None
     groups_D: list[tuple[int, ...]] = field(default_factory=list)
+    seeded_DCRT: Floats | None = None
+    other_DCRTA: Floats | None = None
+    most_DCRTK: Floats | None = None
 
     @classmethod
     def of(cls, producer_tree: xr.DataTree, verifier_tree: xr.DataTree) -> Replays:
@@ -281,6 +289,24 @@ class Replays:
         known = (self.tokens_DCR == self.emitted_DR[:, None]) & (self.emitted_DR[:, None] >= least)
         return np.asarray(np.where(known, score, np.nan))
 
+    def seed_scores(self, most: int | None = None, *, whole: bool = False) -> Floats:
+        """Score drawn tokens by their margins after the noise of the seed, each cut off at `MARGIN_MOST`.
+
+        `most` and `whole` as in `text_scores`: a sum over fewer tokens is smaller by itself.
+
+        Returns
+        -------
+        array (producer, config, reference)
+            Nat; NaN where the noise of an answer is not known.
+        """
+        assert self.seeded_DCRT is not None
+        margin_DCRT = self.seeded_DCRT[..., :most]
+        counts_DCR = np.isfinite(self.seeded_DCRT).sum(-1)
+        least = most if whole and most is not None else 1
+        known = (counts_DCR == self.emitted_DR[:, None]) & (self.emitted_DR[:, None] >= least)
+        score = np.nansum(np.minimum(margin_DCRT, MARGIN_MOST), -1)
+        return np.asarray(np.where(known, score, np.nan))
+
     def text_members(self, d: int, c: int) -> Floats:
         """Score the producer's text beside this machine's own choices on it: (reference, member).
 
@@ -412,25 +438,31 @@ def _align(
         records_D=[record_of(tree, stored, label, references) if recorded else None for label in producers],
         notes=notes_of(tree) if recorded else [],
         schema_D=[versions(tree).get(label, 0) for label in producers],
-        drawn=_drawn(verifier, replay, producers, references) if recorded else None,
         groups_D=shared,
+        **(_drawn(verifier, replay, producers, references) if recorded else {}),
     )
 
 
 def _drawn(
     verifier: xr.DataTree, replay: xr.Dataset, producers: list[str], references: list[str]
-) -> Drawn | None:
-    """What the first repeat's rows say of drawn tokens; the first token's are prefill's."""
+) -> dict[str, Any]:
+    """What the first repeat's rows say of drawn tokens, see `Replays`; the first token's are prefill's."""
     if "drawn_logprob" not in replay or "prefill" not in verifier.children:
-        return None
+        return {}
     here = verifier["prefill"].to_dataset().sel(reference=references, producer=producers).isel(repeat=0)
     order = ("producer", "config", "reference")
-    columns = []
-    for one in fields(Drawn):
-        later = replay[f"drawn_{one.name}"].isel(repeat=0).transpose(*order, "position").values
-        first = here[f"first_drawn_{one.name}"].transpose(*order).values
-        columns.append(np.concatenate([first[..., None], later], -1))
-    return Drawn(*columns)
+
+    def column(name: str, *more: str) -> NDArray[Any]:
+        later = replay[f"drawn_{name}"].isel(repeat=0).transpose(*order, "position", *more).values
+        first = here[f"first_drawn_{name}"].transpose(*order, *more).values
+        return np.concatenate([np.expand_dims(first, 3), later], 3)
+
+    found: dict[str, Any] = {"drawn": Drawn(*(column(one.name) for one in fields(Drawn)))}
+    if "drawn_margin" in replay:  # a sweep of an earlier version has none of these
+        found["seeded_DCRT"] = column("margin")
+        found["other_DCRTA"] = column("other", "alternative")
+        found["most_DCRTK"] = column("most", "temperature")
+    return found
 
 
 def _equal(found: tuple[xr.DataArray, xr.DataArray] | None, both_DCRT: Bools) -> Bools:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from qdx.capture.densities import SHARE
 from qdx.document.format import DASH, plural
 from qdx.document.text import table, wrap
-from qdx.verification.e_values import SHARE
 from qdx.verification.evidence import Claim, counts_needed, sampling_of
 from qdx.verification.p_values import calibration_total, false_alarm_spread, fewest_false
 from qdx.verification.replays import Replays

@@ -27,9 +27,10 @@ from fractions import Fraction
 import numpy as np
 from scipy import stats
 
+from qdx.capture.densities import Drawn
 from qdx.capture.plan import LEAST_TEMPERATURE
 from qdx.statistics import Bools, Floats
-from qdx.verification.e_values import Drawn, Weighed, against
+from qdx.verification.e_values import Weighed, against
 from qdx.verification.uniforms import distance_from_uniform, uniforms
 
 KERNEL_KL = 5e-4

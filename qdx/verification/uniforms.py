@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
+from qdx.capture.densities import SHARE, Drawn
 from qdx.statistics import Floats
-from qdx.verification.e_values import SHARE, Drawn
 
 
 def uniforms(drawn: Drawn, seed: int, share: float = SHARE) -> Floats:

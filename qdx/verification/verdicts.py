@@ -11,6 +11,8 @@ import numpy as np
 from qdx.document.format import plural
 from qdx.verification.binding import Drawn, share_text
 from qdx.verification.compare import Compared
+from qdx.verification.environment import DEMANDED
+from qdx.verification.environment_class import compare
 from qdx.verification.evidence import (
     Claim,
     Test,
@@ -31,6 +33,7 @@ KINDS: Mapping[str, str] = {
     "confirmed in prefill": "every prefill row is bit-equal; decode, which does not repeat, passed its tests",
     "confirmed in s drawn rows": "every row that the verifier drew of each phase, fixed before, is bit-equal",
     "not refuted": "the claim is plausible, and others may be",
+    "kernel confirmed": "rows and text are those of the claimed kernel, under another setting",
     "undecided": "no test could have refuted the claim, or too little was published",
     "obligation not met": "the record is not what the verifier demanded",
     "other config": "rows or record are those of another config than the claimed one",
@@ -100,8 +103,8 @@ def exit_status(kinds: Sequence[str]) -> int:
     --------
     >>> exit_status(["confirmed", "not refuted"]), exit_status(["confirmed", "undecided"])
     (0, 4)
-    >>> exit_status(["undecided", "refuted"])
-    3
+    >>> exit_status(["confirmed", "kernel confirmed"]), exit_status(["undecided", "refuted"])
+    (4, 3)
     """
     if any(kind in BAD for kind in kinds):
         return 3
@@ -227,6 +230,14 @@ def _decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
         why = f"its own record states other {evidence.other_DC[d][c]}; {rows}"
         return Verdict("other config", "record", why, tested.false_at_least)
     others = [v for v in range(len(data.configs)) if v != c and fits[v]]
+    if not fits[c] and (other_setting := _other_setting(data, d, c, others)) and greedy:
+        v, differs = other_setting
+        every = "every drawn row" if drawn else "every row"
+        why = (
+            f"{every} is bit-equal to that of {data.configs[v]}, the same weights and kernel under other "
+            f"{', '.join(differs)} than {data.configs[c]}; {_greedy_text(data, d, v)}"
+        )
+        return Verdict("kernel confirmed", "kernel", why)
     if not fits[c] and others:
         names = " and ".join(data.configs[v] for v in others)
         every = "every drawn row" if drawn else "every row"
@@ -271,6 +282,22 @@ def _decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
     if noisy:
         return Verdict("not refuted", ", ".join(test.name for test in noisy), about)
     return Verdict("undecided", "evidence", f"{about}{_remedy(evidence, tested, d)}")
+
+
+def _other_setting(
+    data: Replays, d: int, c: int, others: Sequence[int]
+) -> tuple[int, tuple[str, ...]] | None:
+    """Return which of some configs is the claimed one under another setting, and the settings that differ.
+
+    It has the claimed weights, data type and kernel, all stated, and the text of the record fits its rows.
+    """
+    claimed = data.record_C[c]
+    for v in others:
+        same = all(claimed.get(name) and data.record_C[v].get(name) == claimed[name] for name in DEMANDED)
+        differs = compare(data.class_C[v], data.class_C[c]).differs
+        if same and differs and not any(text_misfits(data, d, v)):
+            return v, differs
+    return None
 
 
 def _of_records(evidence: Evidence, tested: Claim, d: int, c: int, record: Recorded) -> Verdict:
@@ -358,8 +385,9 @@ def _only_not_uniform(evidence: Evidence, tested: Claim, record: Recorded) -> st
     """Say that tokens were not drawn as was assumed, where nothing else speaks against the claim; or "".
 
     Whoever truncates by default and does not say so draws honest tokens that are not uniform under what was
-    assumed. Between configs that makes little difference, since the same is assumed of all; an alternative
-    that is sharper than the claim can gain by it (`docs/verification.md`).
+    assumed, that fit other parameters better, and that are not those of their seeds. Between configs that
+    makes little difference, since the same is assumed of all; an alternative that is sharper than the claim
+    can gain by it (`docs/verification.md`).
     """
     assumed = [name for name in SHAPING if name in record.assumed.split(", ")]
     if not (assumed or record.order_matters) or tested.p_holm is None or tested.p_holm > evidence.alpha:

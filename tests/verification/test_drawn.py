@@ -11,7 +11,8 @@ from scipy import stats
 
 from qdx.capture.sampled import Sampler, drawn
 from qdx.errors import QdxError
-from qdx.verification.e_values import Drawn, against, log_e
+from qdx.capture.densities import Drawn
+from qdx.verification.e_values import against, log_e
 from qdx.verification.sampled import (
     KERNEL_KL,
     Alternatives,
