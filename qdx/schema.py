@@ -36,6 +36,27 @@ FORMAT_KERNELS: Mapping[str, tuple[str, ...]] = {
     "mxfp4": ("any",),
     "bitsandbytes": ("any",),
 }
+# What marketplaces call the weights of a provider (OpenRouter's names), and the configs that it may mean: the
+# name of a format says nothing of the kernel. fp6 has no format here; fp16, bf16 and fp32 are model.dtype's.
+CLAIMED_QUANTS: Mapping[str, tuple[str, ...]] = {
+    "int4": (
+        "awq",
+        "awq_marlin",
+        "awq_machete",
+        "gptq",
+        "gptq_marlin",
+        "gptq_machete",
+        "w4a16",
+        "w4a8",
+    ),
+    "int8": ("w8a16", "w8a8", "bitsandbytes"),
+    "fp4": ("nvfp4", "mxfp4", "bitsandbytes"),
+    "fp8": ("fp8", "fp8_block"),
+    "fp16": ("none",),
+    "bf16": ("none",),
+    "fp32": ("none",),
+}
+CLAIMED_DTYPES: Mapping[str, str] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 MODEL_RUNNERS = ("auto", "v1", "v2")
 REPLAYS = ("decode", "prefill")
 # What backend=emulator knows of: cards of 132 SMs and compute capability 9.0, and what of vLLM runs on them.

@@ -17,7 +17,7 @@ from qdx import compose as compose_sweep
 from qdx.commands import quoted
 from qdx.errors import QdxError
 from qdx.plugins import conf_dir
-from qdx.schema import Experiment, validate
+from qdx.schema import CLAIMED_DTYPES, CLAIMED_QUANTS, DTYPES, Experiment, validate
 from qdx.sweep import callback
 from qdx.sweep.launchers import parallel, require
 from tests.sweeping import environment, qdx
@@ -96,6 +96,14 @@ def test_quant_files_state_their_format_and_kernel() -> None:
         "gptq_machete": ("gptq", "machete"),
         **{name: (name, "any") for name in ENGINE_ONLY},
     }
+
+
+def test_what_a_provider_calls_its_weights_maps_to_configs_that_exist() -> None:
+    assert set(CLAIMED_DTYPES.values()) <= set(DTYPES) and set(CLAIMED_DTYPES) <= set(CLAIMED_QUANTS)
+    known = {name for group, name in OPTIONS if group == "quant"}
+    assert {name for quants in CLAIMED_QUANTS.values() for name in quants} <= known
+    # every config that is quantized is what some provider may mean
+    assert known - {name for quants in CLAIMED_QUANTS.values() for name in quants} == set()
 
 
 @pytest.mark.parametrize("form", ENGINE_ONLY)
