@@ -49,6 +49,7 @@ for batch, forced in task["calls"]:
 """
 
 
+WHOLE = "its file is whole"
 READY = """
 import sys, time
 from qdx.models import hash_weights, resolve
@@ -140,7 +141,7 @@ def children(of: int) -> dict[int, str]:
     return found
 
 
-def sweep(arguments: list[str], limit: float) -> dict[str, Any]:
+def sweep(arguments: list[str], folder: Path, quants: list[str], limit: float) -> dict[str, Any]:
     """Run a sweep, and note when its child processes begin and end and when it says what."""
     started = time.monotonic()
     process = subprocess.Popen(
@@ -158,6 +159,7 @@ def sweep(arguments: list[str], limit: float) -> dict[str, Any]:
 
     listener = threading.Thread(target=listen)
     listener.start()
+    whole_files: set[str] = set()
     born: dict[int, float] = {}
     gone: dict[int, float] = {}
     while process.poll() is None:
@@ -165,6 +167,10 @@ def sweep(arguments: list[str], limit: float) -> dict[str, Any]:
         alive = children(process.pid)
         for one in alive:
             born.setdefault(one, now)
+        for quant in quants:
+            if quant not in whole_files and (folder / quant / "run.nc").exists():
+                whole_files.add(quant)
+                said.append((round(now, 2), f"{quant}: {WHOLE}"))
         for one in born:
             if one not in alive:
                 gone.setdefault(one, now)
@@ -204,7 +210,12 @@ def table(found: dict[str, Any]) -> Iterator[str]:
 def parts(said: list[tuple[float, str]], label: str, begun: float, ended: float) -> str:
     """Say how long a job took until each line that it printed."""
     lines = [(at, line) for at, line in said if line.startswith(f"{label}: ") and begun <= at <= ended + 0.1]
-    marks = [("until loading", "loading the model"), ("loading", "running"), ("running", "replaying its own")]
+    marks = [
+        ("until loading", "loading the model"),
+        ("loading", "running"),
+        ("running", "replaying its own"),
+        ("finishing its file", WHOLE),
+    ]
     at = begun
     found = []
     for name, mark in marks:
@@ -213,7 +224,7 @@ def parts(said: list[tuple[float, str]], label: str, begun: float, ended: float)
             continue
         found.append(f"{name} {reached - at:.1f}")
         at = reached
-    return ", ".join([*found, f"the rest {ended - at:.1f}"])
+    return ", ".join([*found, f"ending the process {ended - at:.1f}"])
 
 
 def main() -> None:
@@ -278,7 +289,7 @@ def measure(chosen: argparse.Namespace, deadline: float) -> None:
             f"hydra.sweep.dir={folder / 'sweep'}",
             *chosen.overrides,
         ]
-        found["sweep"] = sweep(swept, deadline - time.monotonic())
+        found["sweep"] = sweep(swept, folder / "sweep", quants, deadline - time.monotonic())
         found["unfinished"] = found["sweep"].pop("unfinished")
         save(chosen.out, found)
         for quant in quants[1:] or quants:
