@@ -269,6 +269,10 @@ class VllmOptions:
         Whether the rows of a transcript come from decode steps, as the producer's did, or from one prefill
         of prompt and transcript together: faster by about the number of tokens, and by other kernels, whose
         rows are not the producer's bits.
+    companions : str
+        Who else shares every batch: the prompt tokens of other requests, joined by ``+``, and at which place
+        among them the references come, 0 (before them) where it is not said: ``500+90+233@1``. They are
+        random tokens, generate as long as the references do, and are not recorded.
     batch_invariant, marlin_atomic_add : bool, optional
         Set the variable, or take it out of the environment; None leaves it as the user has it.
     """
@@ -292,12 +296,24 @@ class VllmOptions:
         None, "model_config.enable_trace_replay", absent=False, argument=False
     )  # tried first, as only the engine knows whether it can
     replay: str = _vllm("decode", argument=False)
+    companions: str = _vllm("", argument=False)
     batch_invariant: bool | None = _vllm(None, variable="VLLM_BATCH_INVARIANT")
     marlin_atomic_add: bool | None = _vllm(None, variable="VLLM_MARLIN_USE_ATOMIC_ADD")
 
     def __post_init__(self) -> None:
         _one_of("backend.model_runner", self.model_runner, MODEL_RUNNERS)
         _one_of("backend.replay", self.replay, REPLAYS)
+        if self.companions and not re.fullmatch(r"[1-9]\d*(\+[1-9]\d*)*(@\d+)?", self.companions):
+            raise QdxError(
+                f"backend.companions={self.companions}: must be the prompt tokens of other requests, joined "
+                "by +, and where the references come among them, such as 500+90+233@1"
+            )
+        lengths, place = self.company
+        if place > len(lengths):
+            raise QdxError(
+                f"backend.companions={self.companions}: place {place} among {len(lengths)} others, at most "
+                f"{len(lengths)}"
+            )
         if self.max_model_len is not None:
             _at_least("backend.max_model_len", self.max_model_len, 2)
         for name in (
@@ -313,6 +329,12 @@ class VllmOptions:
             raise QdxError(
                 f"backend.gpu_memory_utilization={self.gpu_memory_utilization}: must be above 0, at most 1"
             )
+
+    @property
+    def company(self) -> tuple[tuple[int, ...], int]:
+        """The prompt tokens of each companion, and the place of the references among them."""
+        lengths, _, place = self.companions.partition("@")
+        return tuple(int(length) for length in lengths.split("+") if length), int(place or 0)
 
 
 @dataclass(kw_only=True)

@@ -74,6 +74,7 @@ class VllmBackend:
                 own={
                     "chunked_prefill": str(self._options.chunked_prefill),
                     "replay": self._options.replay,
+                    "companions": self._options.companions or "none",
                 },
                 sampling=sampling.stated_by(_parameters(count=2)),
             )
@@ -182,25 +183,40 @@ class VllmBackend:
 
         from qdx.backends.vllm import tap
 
-        self._check(batch, count)
+        company = self._companions()
+        self._check([*batch, *company], count)
         kept = list(prompt_rows or [np.empty(0, np.int32)] * len(batch))
         if recorder is not None:
             kept = [recorder.wanted(i)[recorder.wanted(i) < len(ids)] for i, ids in enumerate(batch)]
+        tokens = [[] if forced is None else forced[item] for item in range(len(batch))]
         parameters = [
-            _parameters(
-                count if forced is None else len(forced[item]),
-                {tap.ITEM: item},
-                trace=forced[item] if forced is not None and self._trace else None,
-            )
-            for item in range(len(batch))
+            _parameters(len(ids) or count, {tap.ITEM: item}, trace=ids if ids and self._trace else None)
+            for item, ids in enumerate([*tokens, *([] for _ in company)])
         ]
-        wanted = tap.Wanted(kept, None if self._trace else forced, hidden)
+        nothing = [np.empty(0, np.int32)] * len(company)
+        pinned = None if forced is None or self._trace else [*forced, *([] for _ in company)]
+        wanted = tap.Wanted([*kept, *nothing], pinned, hidden)
+        # The engine takes requests in this order; items from len(batch) on are the companions.
+        place = self._options.company[1]
+        first = list(range(len(batch), len(batch) + place))
+        order = [*first, *range(len(batch)), *range(len(batch) + place, len(batch) + len(company))]
+        prompts = [{"prompt_token_ids": ids} for ids in (*batch, *company)]
         with explained(f"vLLM {self._version}, while running"):
             self._engine.collective_rpc(tap.open_tap, args=(wanted,))
-            prompts = [{"prompt_token_ids": ids} for ids in batch]
-            outputs = self._engine.generate(prompts, parameters, use_tqdm=False)
+            outputs = self._engine.generate(
+                [prompts[i] for i in order], [parameters[i] for i in order], use_tqdm=False
+            )
             seen = tap.joined(self._engine.collective_rpc(tap.drain))
-        return [list(output.outputs[0].token_ids) for output in outputs], seen
+        return [list(outputs[order.index(item)].outputs[0].token_ids) for item in range(len(batch))], seen
+
+    def _companions(self) -> list[list[int]]:
+        """Return the prompts of those who share every batch: the same random tokens in every process."""
+        import numpy as np
+
+        numbers = np.random.default_rng(0)
+        return [
+            numbers.integers(0, self._facts.vocab, length).tolist() for length in self._options.company[0]
+        ]
 
     def _hand_over(
         self,
