@@ -29,7 +29,6 @@ from qdx.schema import Experiment, validate
 from qdx.schema_endpoint import OpenaiBackend
 from qdx.schema_verify import ChallengePrompts, TranscriptPrompts, Verify
 from qdx.sweep.job import NOT_MET, NotMetError
-from qdx.verification import ledger
 
 if TYPE_CHECKING:
     from qdx.models import Checkpoint
@@ -228,7 +227,7 @@ def keep_for_the_report(transcripts: Transcripts, asked: Verify, directory: Path
         For a claim of somebody who is no producer, a calibration that is no verifier's sweep, a demand that
         means nothing, or opened rows without their challenge.
     """
-    from qdx.verification import obligations
+    from qdx.verification import ledger, obligations
     from qdx.verification.sections import CHALLENGE, adopt_calibration, adopt_challenge
 
     names = [producer.name for producer in transcripts.producers]
