@@ -280,7 +280,8 @@ def needed() -> Any:
     try:
         import httpx2
     except ImportError:
-        raise QdxError("backend=openai needs httpx2, which is not installed: pip install 'qdx[api]'") from None
+        said = "backend=openai needs httpx2, which is not installed: pip install 'qdx[api]'"
+        raise QdxError(said) from None
     return httpx2
 
 

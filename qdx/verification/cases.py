@@ -303,8 +303,8 @@ class RowsCase(Case):
         v, differs = self.other_setting
         every = "every drawn row" if self.drawn else "every row"
         return (
-            f"{every} is bit-equal to that of {self.data.configs[v]}, the same weights and kernel under other "
-            f"{', '.join(differs)} than {self.label}; {self.greedy_text(v)}"
+            f"{every} is bit-equal to that of {self.data.configs[v]}, the same weights and kernel under "
+            f"other {', '.join(differs)} than {self.label}; {self.greedy_text(v)}"
         )
 
     @property

@@ -26,7 +26,6 @@ import pytest
 pytest.importorskip("vllm")
 pytest.importorskip("httpx2")
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from qdx.models import awq
