@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -45,9 +46,14 @@ def finished(state: Sweep) -> dict[str, Path]:
 
 def providers(found: Sequence[Asked]) -> dict[str, str]:
     """Return what each config's server is called as a producer: its host, where no other has it."""
-    hosts = {one.label: urlsplit(str(one.facts.get("base_url", ""))).netloc for one in found}
+    hosts = {one.label: _host(str(one.facts.get("base_url", ""))) for one in found}
     often = Counter(hosts.values())
     return {label: host if host and often[host] == 1 else label for label, host in hosts.items()}
+
+
+def _host(base_url: str) -> str:
+    """Return host and port of an address, with characters that a command line takes as a key."""
+    return re.sub(r"[^\w.-]", "_", urlsplit(base_url).netloc)
 
 
 def gather(folders: Mapping[str, Path], names: Mapping[str, str], target: Path) -> int:

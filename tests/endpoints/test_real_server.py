@@ -149,8 +149,8 @@ def test_what_five_providers_run_is_told_from_their_answers(tmp_path: Path) -> N
                 *checkpoints(models), "hydra.sweep.dir=asked", cwd=tmp_path,
             )  # fmt: skip
     assert asked.returncode == 0, asked.stderr
-    names = {who: f"{address.split('/')[2]}+demo" for who, address in addresses.items()}
-    claims = ",".join(f"'{name}':none" for name in names.values())
+    names = {who: f"{address.split('/')[2].replace(':', '_')}+demo" for who, address in addresses.items()}
+    claims = ",".join(f"{name}: none" for name in names.values())
     judged = qdx_anew(
         "-m", "prompts=transcripts", "prompts.path=asked", "quant=none,awq", "repeats=1",
         f"verify.claims={{{claims}}}", "metric=[l2]", *checkpoints(models),
