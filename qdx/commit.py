@@ -278,15 +278,18 @@ def hash_weights_anew(stored: xr.Dataset) -> None:
     """
     import json
 
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     read: dict[str, dict[str, str]] = {}
     for label in [str(label) for label in stored["config"].values]:
         own = stored.sel(config=label)
         if "weights_hash" not in own or str(own["weights_hash"].values) != CACHED:
             continue
+        cfg = OmegaConf.create(str(own["config_yaml"].values))
         try:
-            checkpoint = find_checkpoint(validate(OmegaConf.create(str(own["config_yaml"].values))))
+            if not isinstance(cfg, DictConfig):
+                raise QdxError(f"its config is {type(cfg).__name__}, not a mapping")
+            checkpoint = find_checkpoint(validate(cfg))
         except QdxError as error:
             raise QdxError(
                 f"config {label}: the hashes of its weights were taken from the cache and are made anew "

@@ -24,6 +24,7 @@ from qdx.prompts._record_ids import Answer, Ids, LeftOut, Prompt
 from qdx.records import FieldError, Losses, Record, Unreadable, choose
 from qdx.records.decoding import NEUTRAL, Decoding
 from qdx.records.record import MOST_RANKS
+from qdx.schema import CLAIMED_DTYPES, CLAIMED_QUANTS, FORMAT_KERNELS
 from qdx.statistics import Joined
 
 MOST = 2_000  # answers that are replayed without being asked for
@@ -419,6 +420,18 @@ def prompt_differs(one: Transcript) -> bool:
     return bool(stated >= 0 and stated != len(one.prompt.ids))
 
 
+def _claimed(name: str) -> str:
+    """Say which configs a provider's name of a format may mean; "" where it states none."""
+    if name in ("", "unknown") or (name in FORMAT_KERNELS and name not in CLAIMED_QUANTS):
+        return ""
+    quants = CLAIMED_QUANTS.get(name.lower())
+    if quants is None:
+        return "names no format that is known here"
+    dtype = CLAIMED_DTYPES.get(name.lower())
+    what = f"is quant=none model.dtype={dtype}" if dtype else f"may be quant={','.join(quants)}"
+    return f"{what}: the claim is about all of them, so replay those that its weights exist in"
+
+
 def notes(request: Request, found: Collected, decoding: Mapping[str, Decoding]) -> list[str]:
     """Say what a reader has to know before he reads a verdict, the most important first."""
     lines, transcripts = [], found.transcripts
@@ -443,6 +456,10 @@ def notes(request: Request, found: Collected, decoding: Mapping[str, Decoding]) 
             f"PROMPT: the provider's prompt has {len(first.prompt.ids)} tokens by its own ids, {made_of} "
             f"({len(other)} of {len(own)} answers, first {first.stated['where']}); these are not judged"
         )
+    for provider, _, claimed in dict.fromkeys(one.who for one in transcripts):
+        if said := _claimed(claimed):
+            who, name = (" ".join(printable(text).split()) for text in (provider, claimed))
+            lines.append(f"FORMAT: {who or 'the provider'} states {name}, which {said}")
     if alone := sum(one.prompt.alone for one in own):
         lines.append(
             f"{alone} of {total} answers have no request beside them: that these prompts were asked is "

@@ -12,6 +12,8 @@ import numpy as np
 from qdx.document.format import DASH, plural, probability
 from qdx.verification.binding import Drawn, share_text
 from qdx.verification.compare import Compared
+from qdx.verification.environment import DEMANDED
+from qdx.verification.environment_class import compare
 from qdx.verification.evidence import Claim, counts_needed, other_prompts, sampling_of
 from qdx.verification.listed_tests import Test, judged_groups, shown_of, weights_of
 from qdx.verification.obligations import Obligations
@@ -276,6 +278,34 @@ class RowsCase(Case):
     @property
     def _others(self) -> list[str]:
         return [v for i, v in enumerate(self.data.configs) if i != self.c and self.fits_C[i]]
+
+    @cached_property
+    def other_setting(self) -> tuple[int, tuple[str, ...]] | None:
+        """Which of those is the claimed config under another setting, and the settings that differ.
+
+        It has the claimed weights, data type and kernel, all stated, and the text of the record fits its
+        rows.
+        """
+        claimed = self.data.record_C[self.c]
+        for v in (i for i, fits in enumerate(self.fits_C) if fits and i != self.c):
+            same = all(
+                claimed.get(name) and self.data.record_C[v].get(name) == claimed[name] for name in DEMANDED
+            )
+            differs = compare(self.data.class_C[v], self.data.class_C[self.c]).differs
+            if same and differs and not any(text_misfits(self.data, self.d, v)):
+                return v, differs
+        return None
+
+    @property
+    def of_other_setting(self) -> str:
+        """Say so."""
+        assert self.other_setting is not None
+        v, differs = self.other_setting
+        every = "every drawn row" if self.drawn else "every row"
+        return (
+            f"{every} is bit-equal to that of {self.data.configs[v]}, the same weights and kernel under "
+            f"other {', '.join(differs)} than {self.label}; {self.greedy_text(v)}"
+        )
 
     @property
     def other_record(self) -> str:

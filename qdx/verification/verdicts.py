@@ -15,6 +15,7 @@ KINDS: Mapping[str, str] = {
     "confirmed in prefill": "every prefill row is bit-equal; decode, which does not repeat, passed its tests",
     "confirmed in s drawn rows": "every row that the verifier drew of each phase, fixed before, is bit-equal",
     "not refuted": "the claim is plausible, and others may be",
+    "kernel confirmed": "rows and text are those of the claimed kernel, under another setting",
     "undecided": "no test could have refuted the claim, or too little was published",
     "obligation not met": "the record is not what the verifier demanded",
     "other config": "rows or record are those of another config than the claimed one",
@@ -274,6 +275,14 @@ ROWS: tuple[Rule[RowsCase], ...] = (
         _of_tests,
     ),
     Rule(
+        "every row is the claimed kernel's under another setting",
+        lambda case: not case.fits and case.greedy and case.other_setting,
+        "kernel confirmed",
+        "kernel",
+        lambda case: case.of_other_setting,
+        "weights and kernel are the claimed ones; the batch or another setting is not what was said",
+    ),
+    Rule(
         "every row is another config's",
         lambda case: not case.fits and case.fitting_others,
         "other config",
@@ -379,8 +388,8 @@ def exit_status(kinds: Sequence[str]) -> int:
     --------
     >>> exit_status(["confirmed", "not refuted"]), exit_status(["confirmed", "undecided"])
     (0, 4)
-    >>> exit_status(["undecided", "refuted"])
-    3
+    >>> exit_status(["confirmed", "kernel confirmed"]), exit_status(["undecided", "refuted"])
+    (4, 3)
     """
     if any(kind in BAD for kind in kinds):
         return 3

@@ -340,7 +340,7 @@ def table(path: Path) -> Iterator[str]:
     yield "Rows equal in a second run (alone: prefill, decode; together: prefill, decode), and the time of"
     yield f"one layer in microseconds, as a multiple of dense, for {', '.join(map(str, TIMED_ROWS))} rows"
     head = ("kernel of the quantized layers", "alone", "together")
-    yield f"{'config':15} {head[0]:42} {head[1]:>15} {head[2]:>15}   time / dense"
+    yield f"{'config':15} {head[0]:58} {head[1]:>15} {head[2]:>15}   time / dense"
     for name, one in engines.stated.items():
         cells = [
             " ".join(
@@ -349,7 +349,7 @@ def table(path: Path) -> Iterator[str]:
             )
             for call in range(len(CALLS))
         ]
-        yield f"{name:15} {kernel(one):42} {cells[0]:>15} {cells[1]:>15}   {times(engines, name)}"
+        yield f"{name:15} {kernel(one):58} {cells[0]:>15} {cells[1]:>15}   {times(engines, name)}"
     for kind in ("dense", "moe"):
         names = [name for name in engines.stated if name.startswith("moe:") == (kind == "moe")]
         if len(names) > 1:
@@ -373,9 +373,13 @@ def table(path: Path) -> Iterator[str]:
 
 def kernel(one: dict[str, Any]) -> str:
     """Return the kernels of an engine's quantized layers, as the engine calls their classes."""
-    layers = one["quantized"] or list(one["kernel_class"])
+    layers = one["quantized"]
+    if not layers:
+        own = one["kernel_class"].get("experts", "").rpartition("/")[2]
+        return f"dense + {own} (experts)" if own else "dense"
     classes = {one["kernel_class"][layer].rpartition("/")[2]: layer == "experts" for layer in sorted(layers)}
-    return " + ".join(f"{name} (experts)" if experts else name for name, experts in classes.items())
+    names = (f"{name} (experts)" if experts else name for name, experts in classes.items())
+    return " + ".join(names)
 
 
 def times(engines: Engines, name: str) -> str:

@@ -5,13 +5,13 @@ a job, with the same arguments, environment and tokens and no row kept; then a s
 time of a job is its process's wall time minus the bare script's. Before the first job and after the last are
 the sweep's start to its first job's start and its last job's end to its end.
 
-    own_time.py OUT [--quants awq_marlin,gptq_marlin] [--tokens 256] [--new 32] [--references 4] [--repeats 3]
+    own_time.py OUT [--quants awq_marlin,awq_machete] [--tokens 256] [--new 32] [--references 4] [--repeats 3]
                 [--model synthetic:…] [--seconds 500] [key=value …]
 
-The first bare start warms up (files in memory, Triton's kernels compiled) and is printed apart. Further
-``key=value`` go to the sweep and, as far as they are the backend's, to the bare scripts, too. OUT gets
-own_time.json, from which ``own_time.py --table OUT/own_time.json`` prints the table again. It runs on a CPU,
-too (``--dtype bfloat16`` and ``--quants none`` with a small model).
+The first job warms up (files in memory, Triton's kernels compiled), so of several configs the first one has
+no bare script. Further ``key=value`` go to the sweep and, as far as they are the backend's, to the bare
+scripts, too. OUT gets own_time.json, from which ``own_time.py --table OUT/own_time.json`` prints the table
+again. It runs on a CPU, too (``--dtype bfloat16`` and ``--quants none`` with a small model).
 """
 
 from __future__ import annotations
@@ -46,6 +46,16 @@ for batch, forced in task["calls"]:
         for ids in forced
     ]
     llm.generate(prompts, parameters, use_tqdm=False)
+"""
+
+
+WHOLE = "its file is whole"
+READY = """
+import sys, time
+from qdx.models import hash_weights, resolve
+path = resolve(sys.argv[1], format=sys.argv[2], progress=False).path
+time.sleep(2.1)  # a file that was just written is not remembered
+hash_weights(path)
 """
 
 
@@ -93,19 +103,22 @@ def calls(prompts: list[list[int]], continuation: list[list[int]], new: int, rep
     return each * repeats + [[[prompts[0]], [continuation[0]]]]
 
 
-def bare(task: dict[str, Any], folder: Path, limit: float) -> float:
-    """Run the bare script once; return the seconds of its process."""
+def bare(task: dict[str, Any], folder: Path, limit: float) -> float | None:
+    """Run the bare script once; return the seconds of its process, None where they are over the limit."""
     script, request = folder / "bare.py", folder / "task.json"
     script.write_text(BARE)
     request.write_text(json.dumps(task))
     started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, str(script), str(request)],
-        env={**os.environ, **task["environment"]},
-        capture_output=True,
-        text=True,
-        timeout=limit,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, str(script), str(request)],
+            env={**os.environ, **task["environment"]},
+            capture_output=True,
+            text=True,
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired:
+        return None
     took = time.monotonic() - started
     if done.returncode:
         raise SystemExit(f"the bare script failed: {done.stderr[-2000:]}")
@@ -128,7 +141,7 @@ def children(of: int) -> dict[int, str]:
     return found
 
 
-def sweep(arguments: list[str], limit: float) -> dict[str, Any]:
+def sweep(arguments: list[str], folder: Path, quants: list[str], limit: float) -> dict[str, Any]:
     """Run a sweep, and note when its child processes begin and end and when it says what."""
     started = time.monotonic()
     process = subprocess.Popen(
@@ -146,6 +159,7 @@ def sweep(arguments: list[str], limit: float) -> dict[str, Any]:
 
     listener = threading.Thread(target=listen)
     listener.start()
+    whole_files: set[str] = set()
     born: dict[int, float] = {}
     gone: dict[int, float] = {}
     while process.poll() is None:
@@ -153,6 +167,10 @@ def sweep(arguments: list[str], limit: float) -> dict[str, Any]:
         alive = children(process.pid)
         for one in alive:
             born.setdefault(one, now)
+        for quant in quants:
+            if quant not in whole_files and (folder / quant / "run.nc").exists():
+                whole_files.add(quant)
+                said.append((round(now, 2), f"{quant}: {WHOLE}"))
         for one in born:
             if one not in alive:
                 gone.setdefault(one, now)
@@ -161,38 +179,43 @@ def sweep(arguments: list[str], limit: float) -> dict[str, Any]:
         time.sleep(0.02)
     whole = time.monotonic() - started
     listener.join()
-    if process.returncode:
-        text = "\n".join(f"{at:7.1f} {line}" for at, line in said)
-        raise SystemExit(f"the sweep failed after {whole:.0f} s; what it said:\n{text}")
     served = [(round(born[one], 2), round(gone.get(one, whole), 2)) for one in born]
-    return {"served": served, "whole_s": round(whole, 2), "said": said}
+    unfinished = process.returncode != 0
+    return {"served": served, "whole_s": round(whole, 2), "said": said, "unfinished": unfinished}
 
 
 def table(found: dict[str, Any]) -> Iterator[str]:
     """Return the printed lines."""
     yield found["head"]
+    said, whole = found["sweep"]["said"], found["sweep"]["whole_s"]
     prepared, *jobs = found["sweep"]["served"]
-    yield f"first start of the engine (warms up): {found['warm_up_s']:.1f} s"
-    for (begun, ended), quant in zip(jobs, found["quants"], strict=True):
-        wall, alone = ended - begun, min(found["bare_s"][quant])
-        times = ", ".join(f"{seconds:.1f}" for seconds in found["bare_s"][quant])
-        yield (
-            f"{quant:13} job {wall:6.1f} s   bare script {times} s   own time {wall - alone:5.1f} s   "
-            f"(parts: {parts(found['sweep']['said'], quant, begun, ended)})"
-        )
+    for (begun, ended), quant in zip(jobs, found["quants"], strict=False):
+        wall, times = ended - begun, found["bare_s"].get(quant, [])
+        own = "not measured: it warms up"
+        if times:
+            own = (
+                f"bare script {', '.join(f'{s:.1f}' for s in times)} s   own time {wall - min(times):5.1f} s"
+            )
+        yield f"{quant:13} job {wall:6.1f} s   {own}   ({parts(said, quant, begun, ended)})"
     gaps = [later[0] - earlier[1] for earlier, later in itertools.pairwise(jobs)]
-    yield (
-        f"before the first job {jobs[0][0]:.1f} s (of which preparing {prepared[1] - prepared[0]:.1f}), "
-        f"between jobs {', '.join(f'{gap:.1f}' for gap in gaps) or '-'} s, "
-        f"after the last {found['sweep']['whole_s'] - jobs[-1][1]:.1f} s, "
-        f"whole sweep {found['sweep']['whole_s']:.1f} s"
-    )
+    if jobs:
+        yield (
+            f"before the first job {jobs[0][0]:.1f} s (of which preparing {prepared[1] - prepared[0]:.1f}), "
+            f"between jobs {', '.join(f'{gap:.1f}' for gap in gaps) or '-'} s, "
+            f"after the last {whole - jobs[-1][1]:.1f} s, whole sweep {whole:.1f} s"
+        )
+    yield from (f"  {at:6.1f} s {line}" for at, line in said if found.get("unfinished"))
 
 
 def parts(said: list[tuple[float, str]], label: str, begun: float, ended: float) -> str:
     """Say how long a job took until each line that it printed."""
     lines = [(at, line) for at, line in said if line.startswith(f"{label}: ") and begun <= at <= ended + 0.1]
-    marks = [("until loading", "loading the model"), ("loading", "running"), ("running", "replaying its own")]
+    marks = [
+        ("until loading", "loading the model"),
+        ("loading", "running"),
+        ("running", "replaying its own"),
+        ("finishing its file", WHOLE),
+    ]
     at = begun
     found = []
     for name, mark in marks:
@@ -201,7 +224,7 @@ def parts(said: list[tuple[float, str]], label: str, begun: float, ended: float)
             continue
         found.append(f"{name} {reached - at:.1f}")
         at = reached
-    return ", ".join([*found, f"the rest {ended - at:.1f}"])
+    return ", ".join([*found, f"ending the process {ended - at:.1f}"])
 
 
 def main() -> None:
@@ -213,7 +236,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="key=value for the sweep")
     parser.add_argument("--table", type=Path, help="print what an earlier run measured")
     parser.add_argument("--model", default=QWEN3_8B)
-    parser.add_argument("--quants", default="awq_marlin,gptq_marlin")
+    parser.add_argument("--quants", default="awq_marlin,awq_machete")
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--new", type=int, default=32)
@@ -230,28 +253,28 @@ def main() -> None:
         checkpoint, quant, options, into = chosen.plan
         plan(checkpoint, quant, chosen.dtype, json.loads(options), Path(into))
         return
-    deadline = time.monotonic() + chosen.seconds
+    measure(chosen, time.monotonic() + chosen.seconds)
+
+
+def measure(chosen: argparse.Namespace, deadline: float) -> None:
+    """Run the sweep and the bare scripts; what is known is written after each of them."""
     quants = chosen.quants.split(",")
-    options = dict(
-        part.removeprefix("backend.").split("=", 1)
-        for part in chosen.overrides
-        if part.startswith("backend.")
-    )
+    own = [part.removeprefix("backend.").split("=", 1) for part in chosen.overrides if part[:8] == "backend."]
     options = {
         name: json.loads(value) if value[:1].isdigit() or value in ("true", "false", "null") else value
-        for name, value in options.items()
+        for name, value in own
     }
+    for form in sorted({QUANTS[quant][0] for quant in quants}):
+        subprocess.run([sys.executable, "-c", READY, chosen.model, form], check=True)
+    found: dict[str, Any] = {
+        "head": f"{chosen.model}, {chosen.references} x ({chosen.tokens} + {chosen.new}) tokens, "
+        f"{chosen.repeats} repeats, one by one; weights hashed before",
+        "quants": quants,
+        "bare_s": {},
+    }
+    chosen.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tasks = {}
-        for quant in quants:
-            file = folder / f"{quant}.json"
-            command = [sys.executable, __file__, "--dtype", chosen.dtype]
-            # as one argument each: JSON may begin with a brace, a model's name with anything
-            subprocess.run(
-                [*command, "--plan", chosen.model, quant, json.dumps(options), str(file)], check=True
-            )
-            tasks[quant] = json.loads(file.read_text())
         swept = [
             "model=synthetic",
             f"model.checkpoint.none='{chosen.model}'",
@@ -266,29 +289,39 @@ def main() -> None:
             f"hydra.sweep.dir={folder / 'sweep'}",
             *chosen.overrides,
         ]
-        import numpy as np
-
-        drawn = np.random.default_rng(0)
-        # About a sweep's prompts: a template's few tokens come to its snippets.
-        prompts = drawn.integers(0, 256, (chosen.references, chosen.tokens + 40)).tolist()
-        forced = drawn.integers(0, 256, (chosen.references, chosen.new)).tolist()
-        for task in tasks.values():
-            task["calls"] = calls(prompts, forced, chosen.new, chosen.repeats)
-            task["traces"] = bool(task["engine"].get("enable_trace_replay"))
-        found: dict[str, Any] = {
-            "head": f"{chosen.model}, {chosen.references} x ({chosen.tokens} + {chosen.new}) tokens, "
-            f"{chosen.repeats} repeats, one by one",
-            "quants": quants,
-            "warm_up_s": bare(tasks[quants[0]], folder, deadline - time.monotonic()),
-        }
-        found["bare_s"] = {
-            quant: [bare(task, folder, deadline - time.monotonic()) for _ in range(chosen.rounds)]
-            for quant, task in tasks.items()
-        }
-        found["sweep"] = sweep(swept, deadline - time.monotonic())
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    (chosen.out / "own_time.json").write_text(json.dumps(found, indent=1) + "\n")
+        found["sweep"] = sweep(swept, folder / "sweep", quants, deadline - time.monotonic())
+        found["unfinished"] = found["sweep"].pop("unfinished")
+        save(chosen.out, found)
+        for quant in quants[1:] or quants:
+            task = planned(chosen, quant, options, folder)
+            for _ in range(chosen.rounds):
+                left = deadline - time.monotonic()
+                if left > 0 and (took := bare(task, folder, left)) is not None:
+                    found["bare_s"].setdefault(quant, []).append(took)
+                    save(chosen.out, found)
     print("\n".join(table(found)))
+
+
+def save(out: Path, found: dict[str, Any]) -> None:
+    """Write what is known."""
+    (out / "own_time.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def planned(chosen: argparse.Namespace, quant: str, options: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return what the bare script of a config is to do."""
+    import numpy as np
+
+    file = folder / f"{quant}.json"
+    command = [sys.executable, __file__, "--dtype", chosen.dtype]
+    subprocess.run([*command, "--plan", chosen.model, quant, json.dumps(options), str(file)], check=True)
+    task: dict[str, Any] = json.loads(file.read_text())
+    drawn = np.random.default_rng(0)
+    # About a sweep's prompts: a template's few tokens come to its snippets.
+    prompts = drawn.integers(0, 256, (chosen.references, chosen.tokens + 40)).tolist()
+    forced = drawn.integers(0, 256, (chosen.references, chosen.new)).tolist()
+    task["calls"] = calls(prompts, forced, chosen.new, chosen.repeats)
+    task["traces"] = bool(task["engine"].get("enable_trace_replay"))
+    return task
 
 
 if __name__ == "__main__":
