@@ -126,6 +126,12 @@ class Maker:
             samplers_RP=samplers,
         )
 
+    def record_here(self, config: int) -> dict[str, str]:
+        """What a config states here; often it is the first one under another setting."""
+        other = self.coin() and config > 0
+        facts = {"weights_sha256": f"w{config if other else 0}", "dtype": "half", "observed_kernel": "k"}
+        return {name: "" if self.bad() and self.bad() else value for name, value in facts.items()}
+
     def evidence(self) -> tuple[Evidence, int, str]:
         """Evidence about the first producer, the config that it claims (−1: none), and its label."""
         rng, producers, configs, references = self.rng, 2, int(self.rng.integers(1, 4)), 3
@@ -177,6 +183,8 @@ class Maker:
             ties_DCR=np.zeros(shape, int),
             tokens_DCR=self.fewer(whole) if self.bad() else whole.copy(),
             misfit_DCRT=misfit,
+            record_C=[self.record_here(one) for one in range(configs)],
+            class_C=[{"batch_size": self.one("12")} for _ in labels],
             class_D=[{"batch_size": self.one(["1", "2", ""])}, {}],
             units_DR=np.array([[0, 0, 1] if self.bad() else [0, 1, 2], [0, 1, 2]]),
             there_DR=np.ones((producers, references), bool),

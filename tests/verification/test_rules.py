@@ -125,6 +125,15 @@ def test_no_evidence_with_anything_against_it_is_ever_confirmed(made: Made) -> N
             assert not evidence.other_DC[0][c], "a record of another config is never good news"
         if found.kind == "refuted":
             assert (greedy and data.misfit_DCRT[0, c].any()) or demanded.misread or adjusted_low(evidence)
+        if found.kind == "kernel confirmed":
+            same = [
+                v
+                for v in range(len(data.configs))
+                if v != c and data.record_C[v] == data.record_C[c] and data.class_C[v] != data.class_C[c]
+            ]
+            assert record is None and greedy and all(data.record_C[c].values()) and not demanded.unmet
+            assert any(all_drawn_rows(evidence, v) or all_rows(evidence, v) for v in same)
+            assert not evidence.other_DC[0][c] or claim != "awq", "its own record is stronger"
         if found.kind == "other config":
             others = [v for v in range(len(data.configs)) if v != c]
             rows = any(all_drawn_rows(evidence, v) or all_rows(evidence, v) for v in others)
@@ -133,7 +142,7 @@ def test_no_evidence_with_anything_against_it_is_ever_confirmed(made: Made) -> N
             assert found.kind == "obligation not met", "an edited file is evidence for nothing"
         if record is not None:
             assert not found.kind.startswith("confirmed")
-    assert min(seen[kind] for kind in KINDS if kind != "confirmed in prefill") > 100, seen
+    assert min(seen[kind] for kind in KINDS if "prefill" not in kind and "kernel" not in kind) > 100, seen
 
 
 def honest(drawn: bool = False, recorded: bool = False) -> Evidence:
