@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +15,12 @@ from qdx import plan
 from qdx.verification import calibration_size as size
 from qdx.verification import p_values as pv
 from qdx.verification.evidence import FEWEST_PROCESSES
+from tests.sweeping import qdx
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command."""
-    return subprocess.run(
-        [sys.executable, "-m", "qdx.plan", *arguments], capture_output=True, text=True, check=False
-    )
+    return qdx(*arguments, cwd=Path.cwd(), module="qdx.plan")
 
 
 def section(text: str, name: str) -> str:
