@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from qdx.commands import NO_PLUGINS
+from qdx.commands import NO_PLUGINS, flags_first
 from qdx.errors import QdxError
 from qdx.plugins import conf_dir, leave_out, load
 from qdx.process import FULL_ERROR
@@ -38,6 +38,7 @@ def _sweep() -> int:
     if NO_PLUGINS in sys.argv[1:]:  # Hydra knows no such flag
         sys.argv = [argument for argument in sys.argv if argument != NO_PLUGINS]
         leave_out()
+    sys.argv[1:] = flags_first(sys.argv[1:])
     try:
         load()
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()

@@ -105,7 +105,7 @@ def check_label(label: str) -> None:
             f"label={label[:20]}…: has {size} bytes, at most {LONGEST_LABEL}: it names a folder, give a "
             "shorter one"
         )
-    if label.casefold() in (*new_file.FILES, "challenge.json", "hydra.yaml") or label.startswith("."):
+    if label.strip().casefold() in new_file.TAKEN or label.startswith("."):
         raise QdxError(
             f"label={label}: a file of the sweep's folder has that name, or it is hidden: give another label"
         )

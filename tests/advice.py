@@ -93,7 +93,7 @@ def follow(overrides: Overrides, message: str, values: Mapping[str, str]) -> Ite
         yield drop(overrides, key)
     if "leave label out" in message:
         yield drop(overrides, "label")
-    if found := re.search(r"write ('[^']+'|[\w.]+=\S+?)(?=$|[ ,;:])", message):
+    if found := re.search(r"write ('[^'…]+'|[\w.]+=[^\s…]+?)(?=$|[ ,;:])", message):
         written = shlex.split(found[1])[0]
         if written.endswith("=[a,b]"):
             written = next(f"{k}=[{v}]" for k, _, v in (o.partition("=") for o in overrides) if k == key)

@@ -55,7 +55,6 @@ MORE: dict[str, Overrides] = {
     "a key that there is already, with a plus": ["+label=mine"],
     "an option of a metric without any": ["metric.l2.k=1"],
     "an option of an analysis of another type": ["analysis.effects.template=3"],
-    "an option below its limit": ["metric=[topk_overlap]", "metric.topk_overlap.k=0"],
     "the same quant twice": ["quant=awq,gptq,awq"],
     "a name of an option alone, followed by a space": ["quant=awq,", "gptq"],
     "a kernel's name for a quant": ["quant=marlin"],
