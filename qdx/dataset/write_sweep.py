@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,21 +92,31 @@ def append(path: Path, group: str, dataset: xr.Dataset) -> None:
     QdxError
         When the group is there already, or the disk is full.
     """
+    append_all(path, {group: dataset})
+
+
+def append_all(path: Path, groups: Mapping[str, xr.Dataset]) -> None:
+    """Add several groups to a file; its checksums, which are of the whole file, are made once.
+
+    Takes and raises what `append` does, the groups by name.
+    """
     import dask
     import netCDF4
 
-    group = group.strip("/")
+    named = {group.strip("/"): dataset for group, dataset in groups.items()}
     with disk_errors(path), netCDF4.Dataset(path) as file:
-        try:
-            present = bool(file[group].variables)
-        except (IndexError, KeyError):
-            present = False
-    if present:
-        raise QdxError(f"{path} has a group {group} already: merge again to replace it")
-    plain = _plain(dataset)
+        for group in named:
+            try:
+                present = bool(file[group].variables)
+            except (IndexError, KeyError):
+                present = False
+            if present:
+                raise QdxError(f"{path} has a group {group} already: merge again to replace it")
     before = checksums.load(path)  # writing cuts them off
     with disk_errors(path), dask.config.set(scheduler="synchronous"):  # netCDF writes one at a time anyway
-        plain.to_netcdf(path, mode="a", group=group, engine="netcdf4", encoding=_encoding(plain))
+        for group, dataset in named.items():
+            plain = _plain(dataset)
+            plain.to_netcdf(path, mode="a", group=group, engine="netcdf4", encoding=_encoding(plain))
         if before is not None:
             checksums.store(path, known=before.sums)
 

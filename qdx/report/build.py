@@ -317,8 +317,7 @@ def _measure(
                 broken[name] = _said(error)
     finally:
         tree.close()
-    for section in sections:
-        dataset.append(part, f"analysis/{section.name}", section.result)
+    dataset.append_all(part, {f"analysis/{section.name}": section.result for section in sections})
     return sections, problems
 
 
