@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qdx import new_file
 from qdx.errors import QdxError, nearest
+from qdx.schema_endpoint import ENDPOINT, OpenaiBackend
 from qdx.schema_verify import ChallengePrompts, TranscriptPrompts, Verify
 
 FORMAT_KERNELS: Mapping[str, tuple[str, ...]] = {
@@ -540,6 +541,13 @@ class Experiment(Settings):
                 f"model.dtype={self.model.dtype}: kernel {self.quant.kernel} of quant={self.quant.name} "
                 f"takes {' or '.join(allowed)}: set model.dtype to that or choose another quant"
             )
+        if isinstance(self.backend, OpenaiBackend) and isinstance(
+            self.prompts, TranscriptPrompts | ChallengePrompts
+        ):
+            raise QdxError(
+                f"backend=openai asks for new answers, and prompts={self.prompts.name} gives none: "
+                "choose another prompts=…, or replay transcripts with backend=transformers or vllm"
+            )
         for name in ("claims", "calibration", "challenge", "require", "go_on"):
             if getattr(self.verify, name) and not isinstance(self.prompts, TranscriptPrompts):
                 raise QdxError(f"verify.{name} judges transcripts: add prompts=transcripts")
@@ -557,6 +565,7 @@ class Experiment(Settings):
 
 # A plug-in's own class is not here: its options are checked against its signature.
 BY_TARGET: Mapping[str, type] = {
+    ENDPOINT: OpenaiBackend,
     "qdx.backends.transformers.TransformersBackend": TransformersBackend,
     "qdx.backends.emulator.EmulatorBackend": EmulatorBackend,
     "qdx.backends.vllm.VllmBackend": VllmBackend,
@@ -574,7 +583,7 @@ def _checked(schema: type, node: Any, key: str) -> Any:
     known = [f.name for f in fields(schema)]
     if not isinstance(node, DictConfig):
         examples = ", ".join(f"{key}.{name}=…" for name in known if name not in ("_target_", "name"))
-        raise QdxError(f"{key}={_shown(node)}: it holds keys of its own: set one of them, {examples}")
+        raise QdxError(f"{key}={_shown(node)}: it holds keys of its own: set one of them instead, {examples}")
     for name in map(str, node):
         if name not in known:
             full = f"{key}.{name}" if key else name

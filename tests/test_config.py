@@ -69,6 +69,8 @@ def test_every_yaml_composes_and_passes_the_schema(group: str, option: str) -> N
         extra = ["prompts.path=/challenge.json"]
     if (group, option) == ("prompts", "transcripts"):
         extra = ["prompts.path=/sweep.nc"]
+    if (group, option) == ("backend", "emulator"):
+        extra = ["quant=awq_marlin"]
     value = f"[{option}]" if group in ("metric", "analysis") else option
     experiment = composed(f"{group}={value}", *extra)
     assert experiment.label == experiment.quant.name

@@ -24,7 +24,7 @@ from qdx.capture.structure import Structure
 from qdx.dataset import checksums, encoding, layout, writing
 from qdx.dataset.journal import ATTRIBUTES, Journal
 from qdx.errors import QdxError
-from qdx.schema import CaptureSettings
+from qdx.schema import DTYPES, KERNEL_DTYPES, CaptureSettings
 
 _EIGHT = 8  # rows that are derived and written together
 _ON_GPU = 64  # most such rows on a GPU, where it is starting kernels and waiting for them that takes time
@@ -358,6 +358,19 @@ class Recorder:
         middle = () if producer is None else (producer,)
         return phase, (repeat, *middle, references[item])
 
+    def _overflow(self) -> str:
+        """What makes a logit overflow in this dtype, and what may help with this kernel."""
+        if self._dtype != torch.float16:
+            return "the checkpoint is broken: download it again, or use another one"
+        kernel = str(self._run.coords["requested_kernel"])
+        allowed = KERNEL_DTYPES.get(kernel, DTYPES)
+        remedy = (
+            "try model.dtype=bfloat16"
+            if "bfloat16" in allowed
+            else f"kernel {kernel} takes no other dtype: use another checkpoint, or another quant"
+        )
+        return f"the checkpoint is broken or overflows float16: {remedy}"
+
     def _said(self, key: _Key) -> str:
         _, (repeat, *producer, reference) = key
         of = f", transcript of {self._run.producers[producer[0]].name}" if producer else ""
@@ -393,7 +406,7 @@ class Recorder:
             position = positions[int((~finite_P).nonzero()[0])]
             raise QdxError(
                 f"{self._run.label}: {phase}, {self._said(key)}, position {position}: "
-                "a logit is NaN or infinite; the checkpoint is broken or overflows: try model.dtype=bfloat16"
+                f"a logit is NaN or infinite; {self._overflow()}"
             )
         order = np.argsort(positions)
         if (np.diff(order) != 1).any():

@@ -2,9 +2,9 @@
 
 vLLM makes it on the card, in float32, and rounds it to 16 bits once
 (``vllm/model_executor/layers/rotary_embedding/base.py``). CUDA's ``cosf`` and ``sinf`` are libdevice's, read
-in the machine code of CUDA 13: the angle less a multiple of π/2, by three fused operations, and a polynomial.
-``powf`` is taken to be correctly rounded, which holds for the frequencies that were compared on a card
-(``scripts/gpu/record_layers.py``); a card was not asked for others.
+in the code of CUDA 13: the angle less a multiple of π/2, by three fused operations, and a polynomial. Its
+``powf`` takes a logarithm to base 2 in two parts. ``scripts/gpu/record_layers.py`` compared all three on a
+card: frequencies for five bases, and every angle up to position 8191.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qdx.errors import QdxError
-from qdx.kernels.elementary import Float32s, fma
+from qdx.kernels.elementary import Float32s, fma, rcp_approx_ftz
 
 _BEYOND = np.float32(105615)  # larger angles are reduced by another method
 _TWO_OVER_PI = np.array([0x3F22F983], np.uint32).view(np.float32)[0]
@@ -62,11 +62,65 @@ def sinf(x: Float32s) -> Float32s:
     return _circular(x, 0)
 
 
+def _constants(*words: int) -> list[np.float32]:
+    return list(np.array(words, np.uint32).view(np.float32))
+
+
+def powf(base: float, exponent: Float32s) -> Float32s:
+    """Return base^exponent as CUDA 13's ``powf`` does, for a positive base.
+
+    Raises
+    ------
+    QdxError
+        Where the result would leave float32's normal numbers.
+    """
+    y = np.asarray(exponent, np.float32)
+    bits = int(np.float32(base).view(np.int32))
+    scale = (bits - 0x3F3504F3) >> 23 << 23
+    mantissa = np.array(bits - scale, np.int32).view(np.float32)
+    zero = np.zeros(1, np.float32)
+    whole = zero + np.float32(scale) * np.float32(2.0**-23)
+    # the logarithm of the mantissa: a polynomial of q = 2 (m - 1) / (m + 1), and what rounding q lost
+    less, double = zero + (mantissa - np.float32(1)), zero + 2 * (mantissa - np.float32(1))
+    inverse = rcp_approx_ftz(zero + (mantissa + np.float32(1)))
+    q = inverse * double
+    square = q * q
+    first, *others = _constants(0x3A2C32E4, 0x3B52E7DB, 0x3C93BB73, 0x3DF6384F)
+    series = zero + first
+    for constant in others:
+        series = fma(series, square, constant)
+    series = series * square
+    log2_e, rest_of_log2_e = _constants(0x3FB8AA3B, 0x32A55E34)
+    high = fma(q, log2_e, whole)
+    lost = inverse * fma(-q, less, 2 * (less - q))
+    low = fma(q, log2_e, whole - high)
+    low = fma(lost, log2_e, low)
+    low = fma(q, rest_of_log2_e, low)
+    low = fma(series * np.float32(3), lost, low)
+    low = fma(series, q, low)
+    log = high + low
+    low = low - (log - high)
+    # 2 to the power of both parts times the exponent
+    product = log * y
+    rest = fma(np.broadcast_to(low, y.shape), y, fma(np.broadcast_to(log, y.shape), y, -product))
+    if not (np.abs(product) < 126).all():
+        raise QdxError(f"a card's power of {base} is known where it is a normal number alone")
+    nearest = np.rint(product)
+    fraction = (product - nearest) + rest
+    first, *others = _constants(
+        0x391FCB8E, 0x3AAF85ED, 0x3C1D9856, 0x3D6357BB, 0x3E75FDEC, 0x3F317218, 0x3F800000
+    )
+    power = np.full_like(y, first)
+    for constant in others:
+        power = fma(power, fraction, constant)
+    result = np.ldexp(power, nearest.astype(np.int32))
+    return np.where(y == 0, np.float32(1), result).astype(np.float32)
+
+
 def inverse_frequencies(base: float, rotary: int) -> Float32s:
     """Return 1 / base^(2 i / rotary), float32, i from 0 to rotary / 2 - 1."""
     exponent = np.arange(0, rotary, 2, dtype=np.float32) / np.float32(rotary)
-    power = np.power(np.float64(np.float32(base)), exponent.astype(np.float64)).astype(np.float32)
-    return np.asarray(np.float32(1) / power, np.float32)
+    return np.asarray(np.float32(1) / powf(base, exponent), np.float32)
 
 
 def table(base: float, rotary: int, positions: NDArray[np.int64], dtype: torch.dtype) -> Tensor:

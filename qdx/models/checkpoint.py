@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdx.errors import QdxError
+from qdx.errors import QdxError, printable
 from qdx.models import synthetic
 from qdx.models.cache import cache_folder
 from qdx.models.stated import quantization_of, read_object
@@ -214,14 +215,32 @@ def _hub(name: str) -> tuple[Path, str]:
             f"model {name!r}: no such folder, and a hub id needs huggingface_hub: pip install 'qdx[cpu]'"
         ) from error
     try:
-        path = Path(snapshot_download(name, allow_patterns=HUB_PATTERNS))
+        path = Path(snapshot_download(name, allow_patterns=HUB_PATTERNS, tqdm_class=_bars()))
     except Exception as error:  # its errors come from several libraries, and every one means the same here
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise QdxError(
             f"model {name!r}: no such folder, and not to be had from the model hub ({said}): give a local "
-            "checkpoint folder, or choose model=smollm2, which needs only a package index"
+            "checkpoint folder, or choose model=smollm2 without model.checkpoint: a package index has it"
         ) from error
     return path, path.name
+
+
+def _bars() -> type[Any]:
+    """Return the hub's progress bars, drawn past the guard of standard error: they name the hub's files."""
+    from huggingface_hub import utils
+
+    hubs: Any = utils  # its bars are not typed
+
+    class Bars(hubs.tqdm):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            options.setdefault("file", getattr(sys.stderr, "unfiltered", sys.stderr))
+            options["desc"] = printable(str(options.get("desc") or ""))
+            super().__init__(*arguments, **options)
+
+        def set_description(self, desc: str | None = None, refresh: bool | None = True) -> None:
+            super().set_description(printable(desc or ""), refresh)
+
+    return Bars
 
 
 def _stated_quantizer(config: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdx.dataset.layout import RECORDS
+from qdx.endpoints.answers import ANSWERS
 from qdx.errors import QdxError, printable
 from qdx.prompts._reference import Ids, Reference, references_sha256
 
@@ -136,6 +137,8 @@ def locate(path: object) -> Path:
         )
     found = Path(to_absolute_path(str(Path(path).expanduser())))
     if found.is_dir():
+        if (found / ANSWERS).is_file() and not (found / "sweep.nc").is_file():
+            return found / ANSWERS
         if not (found / "sweep.nc").is_file():
             raise QdxError(f"{found} holds no sweep.nc: make it with python -m qdx.report {found}")
         return found / "sweep.nc"

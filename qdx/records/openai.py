@@ -220,6 +220,8 @@ def answers(
         common = replace(
             common, prompt_tokens=only, completion_tokens=None, reasoning_tokens=None, shared=shared
         )
+    if envelope is not None and (asked := envelope.text("provider")):
+        common = replace(common, provider=asked)  # whoever asked says whom
     left = _left(("", envelope), ("request.", request), ("response.", body))
     for number, choice in zip(numbers, choices, strict=True):
         record = replace(common, identity=f"{identity}#{number}" if identity else "", choice=number % every)

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from qdx import new_file, program
 from qdx.dataset.folder import STATUS
@@ -87,6 +88,22 @@ def _convert(request: Mapping[str, str]) -> None:
     new_file.write_text(Path(request["into"]), json.dumps(said))
 
 
+def _prepare(request: Mapping[str, Any]) -> int:
+    """Prepare a sweep; what the files alone show unmet is said, and is status 4."""
+    from omegaconf import OmegaConf
+
+    from qdx.sweep import prepare  # with all that judges evidence, which a job has no use for
+
+    try:
+        prepare.prepare([OmegaConf.create(text) for text in request["configs"]], Path(request["directory"]))
+    except NotMetError as error:
+        print("\n".join(error.lines), flush=True)
+        print(f"qdx: {error}", file=sys.stderr, flush=True)
+        answer(NOT_MET)
+        return 4
+    return 0
+
+
 def main() -> None:
     """Serve the request on standard input: ``run`` a job, ``prepare`` a sweep, or read its ``records``."""
     program.run(_serve, full=bool(os.environ.get(FULL_ERROR)), child=True)
@@ -101,11 +118,8 @@ def _serve() -> int:
 
     try:
         if request["do"] == "prepare":
-            from qdx.sweep import prepare  # with all that judges evidence, which a job has no use for
-
-            configs = [OmegaConf.create(text) for text in request["configs"]]
-            prepare.prepare(configs, Path(request["directory"]))
-        elif request["do"] == "records":
+            return _prepare(request)
+        if request["do"] == "records":
             _convert(request)
         else:
             cfg = OmegaConf.create(request["config"])
@@ -115,11 +129,6 @@ def _serve() -> int:
                 sweep = Path(request["sweep"]) if "sweep" in request else None
                 stated = request["command_line"], progress, request.get("hashed"), sweep
                 progress.done(experiment.run(cfg, folder, *stated))
-    except NotMetError as error:
-        print("\n".join(error.lines), flush=True)
-        print(f"qdx: {error}", file=sys.stderr, flush=True)
-        answer(NOT_MET)
-        return 4
     except KeyboardInterrupt as error:  # the parent says it
         return error.status if isinstance(error, program.Ended) else 130
     except Exception as error:

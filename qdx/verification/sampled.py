@@ -25,7 +25,7 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 
 import numpy as np
-from scipy import stats
+import scipy  # its `stats` is imported where it is used, which takes a second
 
 from qdx.capture.densities import Drawn
 from qdx.capture.plan import LEAST_TEMPERATURE
@@ -210,7 +210,7 @@ def uniform_p(
     unseen = int((shown.open_R[first] & (lengths > 0)).sum()) + shown.lost * int(lengths.max())
     noise = float((shown.noise_R[first] * lengths).sum()) / count
     distance = distance_from_uniform(u)[0] - UNIFORM * noise - unseen / (count + unseen)
-    p = float(stats.kstwo.sf(distance, count + unseen)) if distance > 0 else 1.0
+    p = float(scipy.stats.kstwo.sf(distance, count + unseen)) if distance > 0 else 1.0
     return rational(p), count
 
 

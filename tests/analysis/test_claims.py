@@ -18,7 +18,7 @@ from qdx.verification import verify
 from qdx.verification.environment_class import class_of, compare
 from qdx.verification.units import greatest_of_units, units_of
 from qdx.verification.verdicts import BAD, GOOD, KINDS, exit_status
-from tests.analysis.replaying import FACTS, trees
+from tests.analysis.replaying import FACTS, lines, trees
 from tests.slowly import slow_but
 
 NOISE = {"awq": 0.0, "marlin": 0.05, "gptq": 1.5}
@@ -64,7 +64,7 @@ def test_honest_claims_stand_and_kernels_that_do_not_repeat_are_confirmed_in_pre
     section = verify(producers, verifier)
     assert section.result["verdict"].values.tolist() == ["confirmed", *["confirmed in prefill"] * 2]
     assert section.result.attrs["headline"] == "3 claims: 1 confirmed, 2 confirmed in prefill"
-    assert max(map(len, section.text[""].splitlines())) <= 110
+    assert max(map(len, lines(section))) <= 110
     assert (section.result["p_test_holm"] > 0.05).all()
 
 
@@ -605,7 +605,7 @@ def test_references_that_overlap_are_no_good_news_for_a_kernel_that_does_not_rep
 
 
 def test_only_the_common_path_is_compared_with_own_repeats():
-    from qdx.verification.replays import on_common_path
+    from qdx.verification.replayed_rows import on_common_path
 
     choices = np.array([[[1, 2, 3, 4], [1, 2, 9, 4], [1, 2, 3, 7]]])
     assert on_common_path(choices).tolist() == [[True, True, True, False]]

@@ -153,10 +153,10 @@ class Llama:
     ) -> None:
         self.shape = shape
         self._most_sequences, self._exactly = most_sequences, exactly
-        self._embedding = dense["model.embed_tokens.weight"]
-        head = self._embedding if shape.tied else dense["lm_head.weight"]
-        self._norm = dense["model.norm.weight"]
-        self._norms = [
+        self.embedding = dense["model.embed_tokens.weight"]
+        head = self.embedding if shape.tied else dense["lm_head.weight"]
+        self.norm = dense["model.norm.weight"]
+        self.norms = [
             tuple(
                 dense[f"model.layers.{layer}.{name}.weight"]
                 for name in ("input_layernorm", "post_attention_layernorm")
@@ -199,7 +199,7 @@ class Llama:
             [np.arange(first, first + n) for first, n in zip(cache.lengths, counts, strict=True)]
         )
         cos_sin_TR = rotary.table(shape.theta, HEAD, positions, torch.float16)
-        hidden_TH = self._embedding[torch.tensor([one for line in tokens for one in line])]
+        hidden_TH = self.embedding[torch.tensor([one for line in tokens for one in line])]
         listen("embed_tokens", hidden_TH)
         residual_TH: Tensor | None = None
         for layer in range(shape.layers):
@@ -208,7 +208,7 @@ class Llama:
                 listen(f"{layer}.{name}", value)
                 return value
 
-            before, after = self._norms[layer]
+            before, after = self.norms[layer]
             hidden_TH, residual_TH = self._normalized(hidden_TH, residual_TH, before)
             heard("input_layernorm", hidden_TH)
             qkv_TN = heard("self_attn.qkv_proj", self._multiply(layer, "self_attn.qkv_proj", hidden_TH))
@@ -220,7 +220,7 @@ class Llama:
             both_TN = heard("mlp.gate_up_proj", self._multiply(layer, "mlp.gate_up_proj", hidden_TH))
             active_TN = heard("mlp.act_fn", operations.silu_and_mul(both_TN))
             hidden_TH = heard("mlp.down_proj", self._multiply(layer, "mlp.down_proj", active_TN))
-        hidden_TH, _ = self._normalized(hidden_TH, residual_TH, self._norm)
+        hidden_TH, _ = self._normalized(hidden_TH, residual_TH, self.norm)
         listen("norm", hidden_TH)
         cache.lengths = [first + n for first, n in zip(cache.lengths, counts, strict=True)]
         return hidden_TH
