@@ -37,6 +37,14 @@ TABLES: dict[str, tuple[str, Callable[[Path], Iterable[str]]]] = {
     "h100_vllm_0_33_0/runners.txt": ("runners/rows.nc", lambda p: script("scripts/gpu/runners.py").table(p)),
     "h100_vllm_0_33_0/capture_graphs_v2.txt": ("capture_graphs_v2.json", capture),
     "h200_vllm_0_33_0/capture_graphs_v2.txt": ("capture_graphs_v2.json", capture),
+    **{
+        f"h200_vllm_0_33_0/{name}.txt": (
+            f"{name}.json",
+            lambda p: script("scripts/gpu/own_time.py").table(json.loads(p.read_text())),
+        )
+        for name in ("own_time", "own_time_three_repeats")
+    },
+    "h200_vllm_0_33_0/settings.txt": ("settings.nc", lambda p: script("scripts/gpu/settings.py").table(p)),
     "h200_vllm_0_33_0/formats.txt": ("formats.nc", lambda p: script("scripts/gpu/formats.py").table(p)),
 }
 

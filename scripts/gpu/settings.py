@@ -259,9 +259,20 @@ def merge(out: Path, failed: dict[str, str]) -> None:
         {name: ("row", np.concatenate(columns[name]).astype(kind)) for name, kind in COLUMNS.items()},
         attrs={"engines": json.dumps(stated), "failed": json.dumps(failed), "ways": json.dumps(WAYS)},
     )
-    data["sketch"] = (("row", "component"), np.concatenate(columns["sketch"]).astype(np.float32))
+    sketches = np.concatenate(columns["sketch"]).astype(np.float32)
+    sketches[~_measured(data, [one["name"] for one in stated])] = np.nan
+    data["sketch"] = (("row", "component"), sketches)
     packed = {"zlib": True, "complevel": 9, "shuffle": True}
     data.to_netcdf(out / "settings.nc", encoding={str(name): packed for name in data.data_vars})
+
+
+def _measured(data: Any, names: list[str]) -> np.ndarray:
+    """Return of which rows the table needs distances: of all alone, and of other ways in eager mode."""
+    way, eager = data["way"].values, np.array([name.endswith("@eager") for name in names])
+    compared = np.isin(way, [WAYS.index(name) for name in ("alone again", "by prefill", "under load")])
+    decode_of_eager = eager[data["engine"].values] & (data["prefill"].values == 0)
+    measured: np.ndarray = (way == WAYS.index("alone")) | (compared & decode_of_eager)
+    return measured
 
 
 Rows = dict[tuple[int, int], tuple[int, Any]]  # (reference, position) → hash, sketch

@@ -118,6 +118,8 @@ def test_every_kernel_of_the_schema_but_dense_and_any_says_what_it_needs(
         ("AWQMarlinLinearMethod", "MacheteLinearKernel", "machete"),
         ("AutoGPTQLinearMethod", "ExllamaLinearKernel", "exllama"),
         ("GPTQMarlinLinearMethod", "MarlinLinearKernel", "marlin"),
+        ("UnquantizedFusedMoEMethod", "TritonExperts", "dense"),
+        ("AutoAWQMoEMethod", "MarlinExperts", "marlin"),
         ("SomethingNew", "", "SomethingNew"),
         ("GPTQMarlinLinearMethod", "SomethingNewKernel", "SomethingNewKernel"),
     ],
@@ -171,6 +173,35 @@ def test_the_kernel_of_a_compressed_tensors_layer_is_its_schemes() -> None:
     assert [layer.kernel_class for layer in on_worker(worker)] == [
         "CompressedTensorsLinearMethod/CompressedTensorsW8A8Fp8",
         "CompressedTensorsLinearMethod/MarlinLinearKernel",
+    ]
+
+
+@pytest.mark.parametrize("place", ["kernel", "fp8_linear", "linear_kernel", "ocp_mx_linear"])
+def test_the_kernel_is_found_where_a_method_or_its_scheme_keeps_it(place: str) -> None:
+    model = torch.nn.Module()
+    kernel = type("CutlassFP8ScaledMMLinearKernel", (), {})()
+    model.up_proj, model.down_proj = (LinearBase(_method("Fp8LinearMethod")) for _ in range(2))
+    setattr(model.up_proj.quant_method, place, kernel)
+    model.down_proj.scheme = _method("CompressedTensorsW8A8Fp8")
+    setattr(model.down_proj.scheme, place, kernel)
+    worker = SimpleNamespace(model_runner=SimpleNamespace(get_model=lambda: model))
+    assert {layer.kernel for layer in on_worker(worker)} == {"CutlassFP8ScaledMMLinearKernel"}
+
+
+def test_the_experts_of_a_mixture_are_a_layer_type_of_their_own() -> None:
+    class RoutedExperts(torch.nn.Module): ...
+
+    model = torch.nn.Module()
+    model.experts, model.others = RoutedExperts(), RoutedExperts()
+    called = type("MarlinExperts", (), {})()
+    model.experts.quant_method = _method("AutoAWQMoEMethod")
+    model.experts.quant_method.moe_kernel = SimpleNamespace(impl=SimpleNamespace(fused_experts=called))
+    model.others.quant_method = _method("Fp8MoEMethod")
+    model.others.quant_method.experts_cls = type("TritonExperts", (), {})  # not built yet
+    worker = SimpleNamespace(model_runner=SimpleNamespace(get_model=lambda: model))
+    assert on_worker(worker) == [
+        Layer("experts", "AutoAWQMoEMethod", "MarlinExperts"),
+        Layer("experts", "Fp8MoEMethod", "TritonExperts"),
     ]
 
 

@@ -72,6 +72,8 @@ def normalized(method: str, kernel: str) -> str:
     """
     if model := simulated.normalized(kernel):
         return model
+    if method in UNQUANTIZED:  # whichever code multiplies dense weights
+        return BY_METHOD[method]
     return BY_KERNEL.get(kernel, kernel) if kernel else BY_METHOD.get(method, method)
 
 
