@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ MOST_SEQUENCES = 8
 Counts = dict[str, list[int]]  # operation → equal, all
 
 
+@cache
+def embedding() -> Tensor:
+    """Return the embedding, which is the head, too, of every format."""
+    return small_model.halves("embedding", 1023, -13, SHAPE.vocab, SHAPE.hidden)
+
+
 def llama(form: str, kernel: str, attention: str = "TRITON_ATTN") -> Llama:
     """Build the recorded model."""
     weights: dict[str, Any] = {}
@@ -49,7 +56,7 @@ def llama(form: str, kernel: str, attention: str = "TRITON_ATTN") -> Llama:
             whole = one.dequantize().t().contiguous() if form == "none" else one
             weights[f"model.layers.{layer}.{short}"] = whole
     dense = {
-        "model.embed_tokens.weight": small_model.halves("embedding", 1023, -13, SHAPE.vocab, SHAPE.hidden),
+        "model.embed_tokens.weight": embedding(),
         "model.norm.weight": small_model.norm_weight("norm"),
     }
     for layer in range(SHAPE.layers):
