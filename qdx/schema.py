@@ -63,7 +63,7 @@ REPLAYS = ("decode", "prefill")
 # What backend=emulator knows of: cards of 132 SMs and compute capability 9.0, and what of vLLM runs on them.
 EMULATED_CARDS = ("h100", "h200")
 EMULATED_ENGINES = ("0.33.0",)
-EMULATED_ATTENTION = ("TRITON_ATTN",)
+EMULATED_ATTENTION = ("FLASH_ATTN", "TRITON_ATTN")
 EMULATED_KERNELS = ("dense", "marlin", "machete")
 MODELLED_FORMATS = ("none", "awq", "gptq")
 # Activation dtypes that the GPU kernels take; what is not here takes all of `DTYPES`.
@@ -183,7 +183,7 @@ class EmulatorOptions:
 
     card: str = "h100"
     engine: str = "0.33.0"
-    attention_backend: str = "TRITON_ATTN"
+    attention_backend: str = "FLASH_ATTN"
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 16384
     threads: int | None = None

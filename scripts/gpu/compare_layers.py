@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qdx.backends.emulator.llama import HEAD, Cache, Llama, Shape
-from qdx.kernels import operations, rotary, triton_attention
+from qdx.kernels import flash_attention, operations, rotary, triton_attention
 
 SHAPE = Shape(
     layers=small_model.LAYERS,
@@ -40,7 +41,13 @@ MOST_SEQUENCES = 8
 Counts = dict[str, list[int]]  # operation → equal, all
 
 
-def llama(form: str, kernel: str) -> Llama:
+@cache
+def embedding() -> Tensor:
+    """Return the embedding, which is the head, too, of every format."""
+    return small_model.halves("embedding", 1023, -13, SHAPE.vocab, SHAPE.hidden)
+
+
+def llama(form: str, kernel: str, attention: str = "TRITON_ATTN") -> Llama:
     """Build the recorded model."""
     weights: dict[str, Any] = {}
     for layer in range(SHAPE.layers):
@@ -49,13 +56,21 @@ def llama(form: str, kernel: str) -> Llama:
             whole = one.dequantize().t().contiguous() if form == "none" else one
             weights[f"model.layers.{layer}.{short}"] = whole
     dense = {
-        "model.embed_tokens.weight": small_model.halves("embedding", 1023, -13, SHAPE.vocab, SHAPE.hidden),
+        "model.embed_tokens.weight": embedding(),
         "model.norm.weight": small_model.norm_weight("norm"),
     }
     for layer in range(SHAPE.layers):
         for norm in ("input_layernorm", "post_attention_layernorm"):
             dense[f"model.layers.{layer}.{norm}.weight"] = small_model.norm_weight(f"{layer}.{norm}")
-    return Llama(SHAPE, weights, dense, kernel or "dense", sm_count=132, most_sequences=MOST_SEQUENCES)
+    return Llama(
+        SHAPE,
+        weights,
+        dense,
+        kernel or "dense",
+        sm_count=132,
+        most_sequences=MOST_SEQUENCES,
+        attention_backend=attention,
+    )
 
 
 def steps_of(file: Mapping[str, NDArray[Any]], config: str, case: str) -> list[dict[str, NDArray[Any]]]:
@@ -75,7 +90,9 @@ def equal(own: Tensor, card: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(mine == card.view(np.int16))
 
 
-def by_operation(model: Llama, steps: list[dict[str, NDArray[Any]]], counts: Counts) -> None:
+def by_operation(
+    model: Llama, steps: list[dict[str, NDArray[Any]]], counts: Counts, attention: str = "TRITON_ATTN"
+) -> None:
     """Give each operation the card's inputs and count its outputs."""
 
     def half(name: str) -> Tensor:
@@ -133,14 +150,8 @@ def by_operation(model: Llama, steps: list[dict[str, NDArray[Any]]], counts: Cou
                 for item, part in enumerate(new.split(queries)):
                     line[item] = torch.cat((line[item], part))
             batch = triton_attention.Batch(queries, MOST_SEQUENCES)
-            own = triton_attention.attention(
-                half(f"{prefix}rotary_emb.q").view(len(positions), -1, HEAD),
-                cache.keys[layer],
-                cache.values[layer],
-                batch,
-                HEAD**-0.5,
-            )
-            kind = "segments" if batch.in_segments(SHAPE.heads, SHAPE.kv_heads) else "whole"
+            turned_q = half(f"{prefix}rotary_emb.q").view(len(positions), -1, HEAD)
+            own, kind = attend(attention, turned_q, cache.keys[layer], cache.values[layer], batch)
             count(f"attention, {kind}", own.flatten(1), f"{prefix}attn")
             multiply("self_attn.o_proj", f"{prefix}attn")
             out, added = operations.fused_add_rms_norm(
@@ -159,7 +170,21 @@ def by_operation(model: Llama, steps: list[dict[str, NDArray[Any]]], counts: Cou
             previous = f"{layer}.mlp.down_proj"
         out, _ = operations.fused_add_rms_norm(half(previous), half(residual), model.norm, SHAPE.epsilon)
         count("fused_add_rms_norm", out, "norm")
-        count("output head", model.head(half("head_input")), "logits")
+        if "logits" in step:
+            count("output head", model.head(half("head_input")), "logits")
+
+
+def attend(
+    attention: str, q: Tensor, keys: list[Tensor], values: list[Tensor], batch: triton_attention.Batch
+) -> tuple[Tensor, str]:
+    """Return what an attention backend gives, and which of its kernels."""
+    if attention == "FLASH_ATTN":
+        block = flash_attention.keys_at_once(max(batch.queries), SHAPE.heads // SHAPE.kv_heads)
+        return flash_attention.attention(
+            q, keys, values, batch.queries, HEAD**-0.5
+        ), f"FlashAttention, {block}"
+    kind = "segments" if batch.in_segments(SHAPE.heads, SHAPE.kv_heads) else "whole"
+    return triton_attention.attention(q, keys, values, batch, HEAD**-0.5), f"Triton, {kind}"
 
 
 def by_itself(model: Llama, steps: list[dict[str, NDArray[Any]]]) -> tuple[int, int, str]:
@@ -203,12 +228,12 @@ def main() -> None:
                 if chosen and name not in chosen:
                     continue
                 config = record_layers.CONFIGS[name]
-                model = llama(config["form"], config["kernel"])
+                model = llama(config["form"], config["kernel"], config["attention"])
                 counts: Counts = {}
                 for case in record_layers.CASES:
                     steps = steps_of(file, name, case)
                     if steps and "logits" in steps[0]:
-                        by_operation(model, steps, counts)
+                        by_operation(model, steps, counts, config["attention"])
                 print(name)
                 for operation, (good, total) in counts.items():
                     print(f"  {operation:32} {good:9} of {total:9} outputs equal", flush=True)

@@ -3,9 +3,10 @@
     python scripts/gpu/record_lg2.py OUT.npz
 
 Needs a GPU and cupy; takes seconds. FlashAttention's log-sum-exp is made by it, which weighs the parts of a
-sequence that were attended to apart. ``error`` holds, for each of the 2^23 numbers m from 1 to 2, by how many
-2^-26 the result differs from log2 m, rounded to a whole number; ``bits`` the results themselves near 1. What
-is printed says how results for m · 2^e follow from those for m.
+sequence that were attended to apart. ``units`` holds, for each of the 2^23 numbers m from 1 to 2, by how many
+units in the last place the result differs from log2 m rounded to float32, at most 32,767; ``near_one`` and
+``below_one`` the words of results where that is not enough. What is printed says how results for m · 2^e
+follow from those for m.
 """
 
 from __future__ import annotations
@@ -53,13 +54,17 @@ def main() -> None:
             f"{int((card != toward).sum())} rounded toward zero"
         )
     half = lg2(m * np.float32(0.5))
+
+    def units(card: np.ndarray, value: np.ndarray) -> np.ndarray:
+        apart = card.view(np.int32).astype(np.int64) - value.astype(np.float32).view(np.int32)
+        return np.clip(apart, -32768, 32767).astype(np.int16)
+
     np.savez_compressed(
         Path(sys.argv[1]),
-        error=error.astype(np.int16),
-        near_one=base.view(np.uint32)[: 1 << 16],
-        below_one=half.view(np.uint32)[-(1 << 16) :],
-        half_error=np.rint((half - (exact - 1)) * 2.0**26).astype(np.int16),
-        base=base.view(np.uint32),
+        units=units(base, exact),
+        half_units=units(half, exact - 1),
+        near_one=base.view(np.uint32)[: 1 << 17],
+        below_one=half.view(np.uint32)[-(1 << 17) :],
     )
 
 

@@ -26,9 +26,14 @@ def emulator(paths: dict[str, Path], name: str, **options: object) -> EmulatorBa
     return EmulatorBackend(checkpoint=checkpoint, quant=quant, dtype="float16", threads=1, **options)
 
 
-@pytest.mark.parametrize("name", ["none", "awq_marlin", "gptq_machete"])
-def test_rows_are_near_the_transformers_backends(tiny_models: dict[str, Path], name: str) -> None:
-    own, other = emulator(tiny_models, name), backend(tiny_models, name)
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [("none", "FLASH_ATTN"), ("awq_marlin", "TRITON_ATTN"), ("gptq_machete", "FLASH_ATTN")],
+)
+def test_rows_are_near_the_transformers_backends(
+    tiny_models: dict[str, Path], name: str, attention: str
+) -> None:
+    own, other = emulator(tiny_models, name, attention_backend=attention), backend(tiny_models, name)
     for engine in (own, other):
         facts = engine.observe()
         require(QUANTS[name], facts)
@@ -66,7 +71,7 @@ def test_the_card_and_the_engine_are_stated(tiny_models: dict[str, Path]) -> Non
     facts = emulator(tiny_models, "awq_marlin", card="h200").observe()
     assert facts.observed_kernel == "model:marlin" and facts.gpu == "" and facts.compute_capability == ""
     assert facts.attrs == {"emulated_card": "h200", "emulated_engine": "vllm 0.33.0"}
-    assert facts.settings["attention_backend"] == "TRITON_ATTN" and facts.sm_count == 132
+    assert facts.settings["attention_backend"] == "FLASH_ATTN" and facts.sm_count == 132
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,7 @@ class EmulatorBackend:
             quant.kernel,
             sm_count=SM_COUNT,
             most_sequences=self._options.max_num_seqs,
+            attention_backend=self._options.attention_backend,
             exactly=not self._options.approximate,
         )
         self._quant = quant

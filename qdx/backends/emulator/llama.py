@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from qdx.errors import QdxError
-from qdx.kernels import KernelModel, QuantizedWeight, make, operations, rotary, triton_attention
+from qdx.kernels import (
+    KernelModel,
+    QuantizedWeight,
+    flash_attention,
+    make,
+    operations,
+    rotary,
+    triton_attention,
+)
 
 HEAD = 64
 MERGED = {
@@ -136,6 +144,8 @@ class Llama:
         Of the card.
     most_sequences : int
         The engine's ``max_num_seqs``.
+    attention_backend : str
+        ``TRITON_ATTN`` or ``FLASH_ATTN`` (FlashAttention 3).
     exactly : bool
         Refuse sums that are not known bit for bit; else they are the CPU's.
     """
@@ -149,10 +159,12 @@ class Llama:
         *,
         sm_count: int,
         most_sequences: int,
+        attention_backend: str = "TRITON_ATTN",
         exactly: bool = True,
     ) -> None:
         self.shape = shape
         self._most_sequences, self._exactly = most_sequences, exactly
+        self._flash = attention_backend == "FLASH_ATTN"
         self.embedding = dense["model.embed_tokens.weight"]
         head = self.embedding if shape.tied else dense["lm_head.weight"]
         self.norm = dense["model.norm.weight"]
@@ -261,7 +273,13 @@ class Llama:
         for line, new_THD in ((cache.keys[layer], k_THD), (cache.values[layer], v_THD)):
             for item, part in enumerate(new_THD.split(batch.queries)):
                 line[item] = torch.cat((line[item], part))
-        out_THD = triton_attention.attention(q_THD, cache.keys[layer], cache.values[layer], batch, HEAD**-0.5)
+        keys, values = cache.keys[layer], cache.values[layer]
+        if self._flash:
+            out_THD = flash_attention.attention(
+                q_THD, keys, values, batch.queries, HEAD**-0.5, exactly=self._exactly
+            )
+        else:
+            out_THD = triton_attention.attention(q_THD, keys, values, batch, HEAD**-0.5)
         return heard("self_attn.attn", out_THD.flatten(1))
 
 
