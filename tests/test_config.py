@@ -69,6 +69,8 @@ def test_every_yaml_composes_and_passes_the_schema(group: str, option: str) -> N
         extra = ["prompts.path=/challenge.json"]
     if (group, option) == ("prompts", "transcripts"):
         extra = ["prompts.path=/sweep.nc"]
+    if (group, option) == ("backend", "openai"):
+        extra = ["backend.base_url=http://127.0.0.1:1/v1", "backend.model=demo"]
     if (group, option) == ("backend", "emulator"):
         extra = ["quant=awq_marlin"]
     value = f"[{option}]" if group in ("metric", "analysis") else option
