@@ -262,8 +262,8 @@ def positions(
         "field": "at",
         "type": "quantitative",
         "title": "position (token index)",
-        "scale": {"zero": False, "nice": False, "padding": 4},
-        "axis": {"grid": False, "format": ",d", "tickMinStep": 1, "labelOverlap": "greedy", "tickCount": 6},
+        "scale": {"zero": False, "nice": False, "padding": 6},
+        "axis": _whole_numbers(position.tolist(), ",d"),
     }
     y = _quantity(scale, f"{with_bracket(what, unit)}{scale.word}")
     layers: list[Spec] = _band(position, noise_P, gaps, scale, y) if peak > 0 else []
@@ -357,13 +357,15 @@ def _band(position: Ints, noise_P: Floats | None, gaps: Ints, scale: Scale, y: S
 def _lines(points: list[Spec], names: Sequence[str], y: Spec, tooltip: list[Spec]) -> list[Spec]:
     """Lines that are told apart by colour and dash, with the point that is nearest to the pointer."""
     domain = list(names)
-    told: Spec = {"field": "line", "type": "nominal", "legend": None}
-    stroke = {**told, "scale": {"domain": domain, "range": list(PALETTE[: len(domain)])}}
-    dash = {**told, "scale": {"domain": domain, "range": list(DASHES[: len(domain)])}}
+    told: Spec = {"field": "line", "type": "nominal"}
     longest = max(map(len, domain), default=0)
     columns = 4 if longest <= 8 else 2 if longest <= SHORTEST else 1
     legend = {"title": None, "symbolType": "stroke", "symbolSize": 300, "labelLimit": 220, "columns": columns}
-    shared = {"y": {**y, "field": "value"}}
+    told |= {"legend": legend}
+    stroke = {**told, "scale": {"domain": domain, "range": list(PALETTE[: len(domain)])}}
+    dash = {**told, "scale": {"domain": domain, "range": list(DASHES[: len(domain)])}}
+    shared = {"y": {**y, "field": "value"}, "stroke": stroke}
+    circle: Spec = {"type": "point", "shape": "circle", "filled": False, "opacity": 1, "clip": True}
     # Without Shift the wheel scrolls the page and a finger moves it.
     zoom: Spec = {
         "name": "zoom",
@@ -387,22 +389,17 @@ def _lines(points: list[Spec], names: Sequence[str], y: Spec, tooltip: list[Spec
                 {
                     "params": [zoom],
                     "mark": {"type": "line", "strokeWidth": 1.7, "clip": True},
-                    "encoding": {
-                        "stroke": {**stroke, "legend": legend},
-                        "strokeDash": {**dash, "legend": legend},
-                    },
+                    "encoding": {"strokeDash": dash},
                 },
                 {
                     "transform": [{"filter": "datum.dot === 1"}],
-                    "mark": {"type": "circle", "size": 16, "opacity": 1, "clip": True},
-                    "encoding": {"fill": stroke},
+                    "mark": {**circle, "size": 4, "strokeWidth": 3},
                 },
                 {
                     "params": [near],
                     "transform": [{"filter": "isValid(datum.value)"}, {"calculate": SAID, "as": "said"}],
-                    "mark": {"type": "circle", "size": 70, "clip": True},
+                    "mark": {**circle, "size": 60, "strokeWidth": 2.5},
                     "encoding": {
-                        "fill": stroke,
                         "opacity": {"condition": {"param": "near", "empty": False, "value": 1}, "value": 0},
                         "tooltip": tooltip,
                     },
@@ -535,7 +532,7 @@ def signal_and_noise(
     kinds = ["noise of the pair", "distance"]
     drawing: Spec = {
         "width": WIDTH,
-        "height": {"step": 40},
+        "height": 40 * max(len(pairs), 1),
         "encoding": {"y": y},
         "layer": [
             {
@@ -653,11 +650,11 @@ def strips(
         "type": "quantitative",
         "title": "output token",
         "scale": {"domain": [0, max(length, 1)], "nice": False},
-        "axis": {"grid": False, "format": "d", "tickMinStep": 1, "tickCount": 8},
+        "axis": _whole_numbers([0, length], "d"),
     }
     drawing: Spec = {
         "width": WIDTH,
-        "height": {"step": 26},
+        "height": 26 * max(count, 1),
         "encoding": {
             "y": {
                 "field": "row",
@@ -763,7 +760,7 @@ def bars(
     }
     drawing: Spec = {
         "width": WIDTH,
-        "height": {"step": 26},
+        "height": 26 * max(len(data), 1),
         "data": {"values": data},
         "encoding": {
             "y": {
@@ -841,6 +838,13 @@ def _short(value: float) -> float:
 def _plain_axis(**more: Any) -> Spec:
     """Labels without a line, ticks or a title."""
     return {"title": None, "domain": False, "ticks": False, "grid": False, **more}
+
+
+def _whole_numbers(values: Sequence[int], form: str) -> Spec:
+    """An axis of counts: every one has a tick where they are few."""
+    low, high = (min(values), max(values)) if len(values) else (0, 1)
+    few: Spec = {"values": list(range(low, high + 1))} if high - low <= 8 else {"tickCount": 6}
+    return {"grid": False, "format": form, "labelOverlap": "greedy", **few}
 
 
 def _quantity(scale: Scale, title: str) -> Spec:

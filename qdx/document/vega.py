@@ -43,6 +43,7 @@ TICK = f"{_EDGES} ? replace(format(datum.value, '.2~e'), 'e+', 'e') : format(dat
 # The same with all its digits, as a table has it.
 SAID = TICK.replace("~", "")
 MOST_TICKS = 6
+MARGIN = 1.25  # factor by which a logarithmic axis goes on beyond its values
 CLEAR = 0.32  # share of a legend that a label at its end needs free beside it
 APART = 0.22  # share of a legend between two labels
 
@@ -57,7 +58,7 @@ def theme(dark: bool) -> Spec:
         "font": FONT,
         "aria": False,  # the page says in words what a chart shows, and has its table
         "axis": {**words, **sizes, "gridColor": grid, "domainColor": soft, "tickColor": soft},
-        "legend": {**words, **sizes, "orient": "bottom"},
+        "legend": {**words, **sizes, "orient": "bottom", "offset": 8},
         "title": {"color": text, "subtitleColor": soft, "font": FONT, "anchor": "start"},
         "view": {"stroke": None},
         "text": {"color": text, "font": FONT, "fontSize": 12},
@@ -91,6 +92,8 @@ class Scale:
         if self.high <= self.low:  # one value alone
             self.low, self.high = (0.0, self.high or 1.0) if self.high >= 0 else (self.low, 0.0)
             self.log = False
+        if self.log and not tight:  # so that no dot is cut at the edge
+            self.low, self.high = self.low / MARGIN, self.high * MARGIN
 
     @property
     def word(self) -> str:
