@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from qdx.document.blocks import Chart, Table
-from qdx.document.format import DASH, NOT_MEASURED
+from qdx.document.format import DASH, NOT_MEASURED, plural
 from qdx.document.format import number as cell_number
 from qdx.document.labels import cut_all
 from qdx.document.text import letters
@@ -203,6 +203,7 @@ def positions(
     what: str,
     unit: str = "",
     note: str = "",
+    line: str = "reference",
     noise_P: Floats | None = None,
     domain: Floats | None = None,
     phase: str = "",
@@ -223,6 +224,8 @@ def positions(
         Name of the metric, on the axis.
     unit : str
         ``nat``, or nothing.
+    line : str
+        What a line stands for.
     noise_P : array (position,), optional
         Upper end of the band; None where nothing was repeated.
     domain : array, optional
@@ -267,13 +270,11 @@ def positions(
     }
     y = _quantity(scale, f"{with_bracket(what, unit)}{scale.word}")
     layers: list[Spec] = _band(position, noise_P, gaps, scale, y) if peak > 0 else []
-    layers += _lines(
-        points, names, y, _tooltip(at="position", line="reference", said=with_bracket(what, unit))
-    )
+    layers += _lines(points, names, y, _tooltip(at="position", line=line, said=with_bracket(what, unit)))
     drawing: Spec = {"width": WIDTH, "height": HEIGHT, "encoding": {"x": x}, "layer": layers}
     means = [f"each point is the mean of up to {bins} rows"] if bins > 1 else []
     if len(references) > len(shown):
-        means.append(f"drawn: the first {len(shown)} of {len(references)} references")
+        means.append(f"drawn: the first {len(shown)} of {plural(len(references), line)}")
     # Where there is no band to see, the note says why.
     floor = "noise floor 0: repeats are bit-equal" if peak == 0 else f"noise floor {NOT_MEASURED}"
     said = "; ".join([*([note] if note else []), *means, *([] if peak > 0 else [floor])])

@@ -59,6 +59,7 @@
         tooltip: { disableDefaultStyle: true },
       });
       drawn.set(box, view);
+      box.style.minHeight = "";
       box.dataset.drawn = night ? "dark" : "light";
     } catch (error) {
       box.textContent = `This chart cannot be drawn: ${error.message}`;
