@@ -8,7 +8,6 @@ def ties(tree, below: float = 0.1):
     share = (gap < below).where(tree["replay/captured"]).mean(["repeat", "reference", "position"])
     share.attrs = {"units": "1", "long_name": f"share of rows with a gap under {below} nat"}
     labels = [str(label) for label in share["config"].values]
-    chart = qdx.charts.bars(
-        "ties", f"Gap under {below} nat", labels, share.values, what="share", phase="replay"
-    )
+    title = f"Gap under {below} nat"
+    chart = qdx.charts.bars("ties", title, labels, share.values, what="share", phase="replay")
     return qdx.analysis.Section("ties", "Nearly tied rows", share.to_dataset(name="share"), blocks=[chart])
