@@ -179,9 +179,7 @@ def test_strangers_labels_in_a_page_stay_text_that_the_pointer_reads(browser, tm
     assert browser.errors == [] and browser.requests == [(tmp_path / "page.html").as_uri()]
 
 
-def test_a_page_evaluates_nothing_as_code_and_a_chart_of_somebody_else_loads_nothing(
-    browser, tmp_path
-) -> None:  # noqa: F811
+def test_a_page_runs_no_code_and_loads_no_data_of_a_chart(browser, tmp_path: Path) -> None:  # noqa: F811
     path = tmp_path / "page.html"
     away: vega.Spec = {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
