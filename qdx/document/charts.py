@@ -41,7 +41,7 @@ MOST_POINTS = 96  # of a line
 MOST_LINES = len(DASHES)
 DOTTED = 40  # points of a line that are drawn as dots too
 BRANCHES = (PALETTE[5], *PALETTE[:4], *PALETTE[6:], PALETTE[4])  # grey: what most configs say
-DARK_UNTIL = 0.53  # share of cividis up to which white is read better on it than black
+DARK_UNTIL = 0.47  # share of Vega's cividis up to which white is read better on it than black
 
 
 def number(value: float) -> str:
