@@ -748,7 +748,12 @@ def bars(
     low, high = min([0.0, *finite]), max([0.0, *finite])
     called = cut_all(list(labels), LONGEST)
     data = [
-        {"row": row, "config": label, "value": value if np.isfinite(value) else None, "end": max(value, 0.0)}
+        {
+            "row": row,
+            "config": label,
+            "value": value if np.isfinite(value) else None,
+            "end": max(value, 0.0) if np.isfinite(value) else 0.0,
+        }
         | {"text": cell_number(value), "said": with_unit(value, unit)}
         for row, label, value in zip(called, labels, numbers, strict=True)
     ]

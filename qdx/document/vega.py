@@ -282,7 +282,9 @@ def svg(spec: Mapping[str, Any]) -> str:
     convert = _vl_convert()
     try:
         # It may read nothing: neither an address nor a file.
-        drawn = convert.vegalite_to_svg(json.dumps(spec), config=theme(dark=False), allowed_base_urls=[])
+        drawn = convert.vegalite_to_svg(
+            json.dumps(_plain(spec)), config=theme(dark=False), allowed_base_urls=[]
+        )
     except ValueError as error:
         lines = [line for line in str(error).splitlines() if not line.lstrip().startswith("at ")]
         raise QdxError(f"Vega-Lite refuses a chart: {' '.join(lines)}") from error
