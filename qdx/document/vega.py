@@ -56,9 +56,11 @@ def theme(dark: bool) -> Spec:
     return {
         "background": "#14181d" if dark else "#ffffff",
         "font": FONT,
-        "aria": False,  # the page says in words what a chart shows, and has its table
-        "axis": {**words, **sizes, "gridColor": grid, "domainColor": soft, "tickColor": soft},
-        "legend": {**words, **sizes, "orient": "bottom", "offset": 8},
+        # The page says in words what a chart shows, and has its table: its parts are not read out.
+        "aria": False,
+        "mark": {"aria": False},
+        "axis": {"aria": False, **words, **sizes, "gridColor": grid, "domainColor": soft, "tickColor": soft},
+        "legend": {"aria": False, **words, **sizes, "orient": "bottom", "offset": 8},
         "title": {"color": text, "subtitleColor": soft, "font": FONT, "anchor": "start"},
         "view": {"stroke": None},
         "text": {"color": text, "font": FONT, "fontSize": 12},

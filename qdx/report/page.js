@@ -48,7 +48,10 @@
     }
     const night = dark();
     try {
-      const view = await vegaEmbed(box, spec, {
+      // Vega names the element that it draws into; what the box says to a screen reader stays.
+      const place = box.firstElementChild || box.appendChild(document.createElement("div"));
+      place.ariaHidden = "true";
+      const view = await vegaEmbed(place, spec, {
         mode: "vega-lite",
         ast: true, // the page forbids eval: expressions are interpreted
         actions: false,
