@@ -14,9 +14,9 @@ from qdx.document.format import plural, probability
 from qdx.document.text import render, wrap
 from qdx.errors import printable
 from qdx.kernel_names import another_kernel
-from qdx.report.figures import pair_signals, unit_of
 from qdx.report.front import verdict
 from qdx.report.state import Facts, Files, next_command, resume_command, size
+from qdx.report.sweep_charts import pair_signals, unit_of
 from qdx.report.text import simulated_configs
 from qdx.statistics import mean_of_references
 

@@ -232,13 +232,21 @@ def test_a_section_refuses_a_place_that_the_report_does_not_have():
 
 
 @pytest.mark.slow
-def test_a_chart_of_the_example_is_an_image_with_its_table(tmp_path: Path):
+def test_a_chart_of_the_example_looks_as_the_shipped_ones_do_with_its_table(tmp_path: Path):
     folder = write_sweep(tmp_path / "sweep", ["awq", "gptq"])
     nodes = {"ties": {"_target_": "qdx_plugins.ties.ties"}}
     done = build(folder, analyses=nodes, formats=["txt", "html", "md"], figures=True, console=False)
     assert not done.failed and (folder / "figures/ties_ties.svg").exists()
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert 'src="data:image/svg+xml' in page and of_page(page, "Gap under")[1][0] == "awq"
+    own = re.search("<figure><figcaption><strong>Gap under.*?</figure>", page, re.S)
+    shipped = re.search("<figure><figcaption><strong>l2, replay: all.*?</figure>", page, re.S)
+    assert own and shipped
+    outline = [
+        [part for part in re.findall("<[a-z]+", figure[0]) if part != "<span"][:7]
+        for figure in (own, shipped)
+    ]
+    assert outline[0] == outline[1] and "<details" in outline[0] and 'class="chart" role="img"' in own[0]
+    assert of_page(page, "Gap under")[1][0] == "awq"
     assert (
         of_markdown((folder / "report.md").read_text(encoding="utf-8"), "Gap under")[1:]
         == of_text(done.text, "Gap under")[1:]

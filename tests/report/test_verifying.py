@@ -12,8 +12,8 @@ import xarray as xr
 
 from qdx.analysis.section import Section
 from qdx.document.blocks import Block, Details, Matrix, Table
+from qdx.document.charts import number
 from qdx.document.format import NOT_MEASURED
-from qdx.document.svg import number
 from qdx.report import html, markdown, text
 from qdx.report.figures import Figures
 from qdx.report.parts import verification
@@ -83,6 +83,7 @@ def test_a_distance_that_nobody_measured_says_so(judged):
 
 def test_every_section_has_a_part_and_names_are_only_text(judged):
     drawn = Figures(verifying=figures.figures(list(judged.values())))
+    drawn.drawn = {chart.name: chart.drawing for chart in drawn.verifying}
     found = verification(list(judged.values()), drawn)
     assert [anchor for anchor, _, _ in found] == [
         "verify",
@@ -92,7 +93,7 @@ def test_every_section_has_a_part_and_names_are_only_text(judged):
     ]
     page = "".join(body for _, _, body in found)
     assert "g<b>ptq" not in page and "g&lt;b&gt;ptq" in page
-    assert page.count("<svg") == len(drawn.verifying)
+    assert page.count('class="chart"') == len(drawn.verifying)
 
 
 def test_tables_hold_verdicts_and_counts(judged):
