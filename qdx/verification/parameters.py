@@ -171,7 +171,7 @@ def confidence_set(log_e_SK: Floats, alpha: float, *, every: bool) -> tuple[floa
     """
     limit = -math.log(alpha)
     beta_K = 1 / np.array(TEMPERATURES)
-    fits_K = np.where(beta_K <= 1, *log_e_SK) < limit
+    fits_K = np.where(beta_K <= 1, log_e_SK[0], log_e_SK[1]) < limit
     found = [np.array(TEMPERATURES)[fits_K]]
     if every:
         for log_e_K, side in zip(log_e_SK, (beta_K <= 1, beta_K >= 1), strict=True):

@@ -14,6 +14,7 @@ from qdx.verification.evidence import Claim, counts_needed, sampling_of
 from qdx.verification.p_values import calibration_total, false_alarm_spread, fewest_false
 from qdx.verification.replays import Replays
 from qdx.verification.sampled import KERNEL_KL
+from qdx.verification.shares import PRIOR, likeliest
 from qdx.verification.verdicts import Evidence, Verdict
 
 SHOWN = 40
@@ -48,7 +49,15 @@ def claims(
         lines.append(wrap(f"{name}: {verdict.kind.upper()} ({verdict.concerns}). {why}.", "  ", "    "))
     if data.notes:
         lines += ["", *(wrap(line, "  ", "    ") for line in data.notes if line not in first)]
-    lines += ["", *_listed(data, evidence), "", *_repeats(data), "", *_assumed(data, evidence)]
+    lines += [
+        "",
+        *_answered(data, result),
+        *_listed(data, evidence),
+        "",
+        *_repeats(data),
+        "",
+        *_assumed(data, evidence),
+    ]
     lines += ["", _summary(data, evidence, result, at)]
     return "\n".join([*lines, *_references(data, result, at)])
 
@@ -64,6 +73,30 @@ def _listed(data: Replays, evidence: Evidence) -> list[str]:
     for text, producers in seen.items():
         lines.append(wrap(f"Tests of {', '.join(producers)}: {text}.", "  ", "    "))
     return lines
+
+
+def _answered(data: Replays, result: xr.Dataset) -> list[str]:
+    """Which config most probably gave each answer whose tokens were drawn."""
+    if "posterior" not in result:
+        return []
+    lines = []
+    for d, producer in enumerate(data.producers):
+        posterior_CR = result["posterior"].values[d][:, data.there_DR[d]]
+        if not np.isfinite(posterior_CR).any():
+            continue
+        counts = zip(data.configs, likeliest(posterior_CR), strict=True)
+        each = ", ".join(f"{config} {count}" for config, count in counts)
+        share = float(result["false_share_at_least"].values[d])
+        lines.append(
+            wrap(
+                f"Answers of {producer} by the config that most probably gave them: {each} (prior: {PRIOR}; "
+                "rows taken as exact, without an error rate). Share of independent answers that are false, at least: "
+                f"{share:.0%}.",
+                "  ",
+                "    ",
+            )
+        )
+    return [*lines, ""] if lines else []
 
 
 def _binding(evidence: Evidence) -> str:
@@ -151,7 +184,9 @@ def _of_drawn(data: Replays) -> list[str]:
         "the greatest E so far (Ville), whenever one stops. Uniformity: the randomized probability "
         "integral transform of one answer of each seed, Kolmogorov and Smirnov. Both allow an honest "
         f"producer's kernel to be {KERNEL_KL:g} nat a token from the verifier's, and {SHARE:.1%} of the "
-        "tokens to be drawn without truncation."
+        "tokens to be drawn without truncation. Parameters: the same E, by the claimed config's own rows "
+        "under other temperatures and truncations. Seeded tokens: by how much each falls short of the one "
+        "that its seed draws here, against known answers."
     ]
 
 
@@ -193,7 +228,9 @@ def _lacking(data: Replays, evidence: Evidence) -> list[str]:
 def _summary(data: Replays, evidence: Evidence, result: xr.Dataset, at: Sequence[int]) -> str:
     rows = []
     # Nobody has rows of records whose tokens were drawn.
-    tests = ("distances", "text") if data.drawn is None else ("text", "drawn tokens", "uniformity")
+    tests = (
+        ("distances", "text") if data.drawn is None else ("text", "drawn tokens", "uniformity", "parameters")
+    )
     for d, producer in enumerate(data.producers):
         c, claim = at[d], evidence.claims[d]
         verdict = str(result["verdict"].values[d])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import numpy as np
@@ -22,6 +22,7 @@ from qdx.verification.evidence import (
     weights_of,
 )
 from qdx.verification.obligations import Obligations
+from qdx.verification.parameters import Fit
 from qdx.verification.recorded import Recorded, own_units
 from qdx.verification.replays import Replays
 from qdx.verification.sampled import Alternatives, not_told_apart
@@ -82,6 +83,8 @@ class Evidence:
         What of a producer's own record is not the config's, such as its weights.
     obligations_D : list of Obligations
         What the verifier demanded of each producer.
+    fits_D : list of Fit or None
+        Which sampling parameters each producer's drawn tokens fit, by the claimed config's rows.
     """
 
     data: Replays
@@ -91,6 +94,7 @@ class Evidence:
     likeliest_DC: np.ndarray
     other_DC: list[list[str]]
     obligations_D: list[Obligations]
+    fits_D: list[Fit | None] = field(default_factory=list)
 
 
 def exit_status(kinds: Sequence[str]) -> int:
@@ -300,6 +304,8 @@ def _of_records(evidence: Evidence, tested: Claim, d: int, c: int, record: Recor
         )
     if drawn and (unseen := int(record.open_R.sum())):
         about += f"; {plural(unseen, 'answer')} with a token after the last one that is listed"
+    if evidence.fits_D and (found := evidence.fits_D[d]) is not None:
+        about += f"; {_temperature(found, evidence, d)}"
     missing = int((data.emitted_DR[d] - data.tokens_DCR[d, c]).sum())
     refuted = tested.p_holm is not None and tested.p_holm <= evidence.alpha and not missing
     lost = f"; not judged: {record.lost}" if record.lost else ""
@@ -341,6 +347,24 @@ def _of_drawn(evidence: Evidence, tested: Claim, d: int, c: int, said: str, othe
     if alike := _not_told_apart(evidence, d, c):
         return Verdict("undecided", "evidence", f"so few tokens would not refute {alike} beside it; {said}")
     return Verdict("not refuted", "drawn tokens", said)
+
+
+def _temperature(found: Fit, evidence: Evidence, d: int) -> str:
+    """Say which temperatures drawn tokens fit, and whether the stated one is among them."""
+    record, there_R = evidence.data.records_D[d], evidence.data.there_DR[d]
+    assert record is not None
+    stated = {t for t in record.samplers_RP[there_R, 0].tolist() if np.isfinite(t)}
+    if len(stated) > 1:
+        return "several temperatures are stated, so that none is bounded"
+    (own,) = stated
+    where = "" if found.every else " of those that were tried"
+    level = f"{1 - float(evidence.alpha):.0%}".replace("%", " %")
+    if not np.isfinite(found.low):
+        return f"no temperature{where} fits ({level}), {own:g} is stated"
+    ends = f"{found.low:.2g} to {found.high:.2g}" if np.isfinite(found.high) else f"at least {found.low:.2g}"
+    if found.low <= own <= found.high:
+        return f"temperature {ends}{where} fits ({level}), {own:g} is stated"
+    return f"the temperature is {ends}{where} ({level}), not {own:g} as stated"
 
 
 def _said(tested: Claim, about: str) -> str:

@@ -86,7 +86,7 @@ def test_another_format_is_refuted_by_three_hundred_tokens_and_a_part_of_it_is_c
 
 
 def of(
-    pair, margin_RT: np.ndarray, rows: np.ndarray, ids: np.ndarray, first: int, **facts: object
+    pair: Trees, margin_RT: np.ndarray, rows: np.ndarray, ids: np.ndarray, first: int, **facts: object
 ) -> Replays:
     """Records with drawn tokens, as a verifier's replay has them."""
     data, count = Replays.of(*pair), len(margin_RT)
