@@ -90,8 +90,8 @@ def _answered(data: Replays, result: xr.Dataset) -> list[str]:
         lines.append(
             wrap(
                 f"Answers of {producer} by the config that most probably gave them: {each} (prior: {PRIOR}; "
-                "rows taken as exact, without an error rate). Share of independent answers that are false, at least: "
-                f"{share:.0%}.",
+                "rows taken as exact, without an error rate). Share of independent answers that are false, "
+                f"at least: {share:.0%}.",
                 "  ",
                 "    ",
             )
