@@ -304,6 +304,8 @@ def _of_records(evidence: Evidence, tested: Claim, d: int, c: int, record: Recor
         )
     if drawn and (unseen := int(record.open_R.sum())):
         about += f"; {plural(unseen, 'answer')} with a token after the last one that is listed"
+    if drawn and (explained := _seeds(data, d)):
+        about += f"; {explained}"
     if evidence.fits_D and (found := evidence.fits_D[d]) is not None:
         about += f"; {_temperature(found, evidence, d)}"
     missing = int((data.emitted_DR[d] - data.tokens_DCR[d, c]).sum())
@@ -347,6 +349,17 @@ def _of_drawn(evidence: Evidence, tested: Claim, d: int, c: int, said: str, othe
     if alike := _not_told_apart(evidence, d, c):
         return Verdict("undecided", "evidence", f"so few tokens would not refute {alike} beside it; {said}")
     return Verdict("not refuted", "drawn tokens", said)
+
+
+def _seeds(data: Replays, d: int) -> str:
+    """Say how many tokens the seeds draw from each config's rows; "" where no noise is known."""
+    if data.seeded_DCRT is None:
+        return ""
+    margin_CRT = data.seeded_DCRT[d][:, data.there_DR[d]]
+    known = int(np.isfinite(margin_CRT[0]).sum())
+    counts = (margin_CRT == 0).sum((1, 2)).tolist()
+    each = ", ".join(f"{config} {count:,}" for config, count in zip(data.configs, counts, strict=True))
+    return f"the seeds draw, of {plural(known, 'token')}, {each}" if known else ""
 
 
 def _temperature(found: Fit, evidence: Evidence, d: int) -> str:
