@@ -27,17 +27,18 @@ def hypotheses_of(logits: np.ndarray, tokens: np.ndarray, sampler: Sampler) -> H
 
 
 def fitted(
-    rows: np.ndarray, tokens: np.ndarray, stated: Sampler, alpha: float, groups: list[int] | None = None
+    rows: np.ndarray, tokens: np.ndarray, stated: Sampler, alpha: float, *, interval: bool = True
 ) -> Fit:
     shown = Shown.whole(len(tokens), stated.temperature)
     claim = Family([of(rows, tokens, stated, EDGE)], GROWTH * shown.noise_R)
     return fit(
         claim,
         hypotheses_of(rows, tokens, stated),
-        groups or list(range(len(tokens))),
+        list(range(len(tokens))),
         alpha,
         shown,
         truncates=stated.truncates,
+        interval=interval,
     )
 
 
@@ -106,24 +107,26 @@ def test_what_was_truncated_less_than_stated_is_found() -> None:
     assert found.weighed.p < 1e-3 and found.best == "no truncation" and not found.every
 
 
-@pytest.mark.parametrize("noise", ["chance", "sharper"])
 @pytest.mark.parametrize(
-    "stated", [Sampler(), Sampler(0.7), Sampler(1.0, 0, 0.9), Sampler(0.6, 20, 0.95)], ids=str
-)
+    ("stated", "noise"),
+    [(Sampler(), "chance"), (Sampler(), "sharper"), (Sampler(0.7), "sharper"), (Sampler(1.0, 0, 0.9), "chance"),
+     (Sampler(0.6, 20, 0.95), "sharper")],
+    ids=str,
+)  # fmt: skip
 @pytest.mark.slow
 def test_stated_parameters_are_refuted_as_rarely_as_the_level_says(stated: Sampler, noise: str) -> None:
     alpha, worlds = 0.1, 40
     refuted = sum(
-        fitted(*world(100 + seed, 4, 100, stated, noise), stated, alpha).weighed.p <= alpha
+        fitted(*world(100 + seed, 4, 100, stated, noise), stated, alpha, interval=False).weighed.p <= alpha
         for seed in range(worlds)
     )
     assert refuted <= stats.binom.ppf(0.9975, worlds, alpha)
 
 
-@pytest.mark.parametrize("true", [0.45, 0.7, 0.87, 1.0, 1.4])
+@pytest.mark.parametrize("true", [0.45, 0.87, 1.0, 1.4])
 @pytest.mark.slow
 def test_the_temperature_is_in_its_set_also_between_the_listed_ones(true: float) -> None:
-    alpha, worlds, missed, lengths = 0.2, 30, 0, []
+    alpha, worlds, missed, lengths = 0.2, 24, 0, []
     for seed in range(worlds):
         noise = "chance" if seed % 2 else "sharper"
         found = fitted(*world(300 + seed, 6, 100, Sampler(true), noise), STATED, alpha)
