@@ -1,7 +1,7 @@
 """What vLLM 0.33.0's second model runner drew on a GPU, by the noise that is computed here.
 
-`tests/records/seeded/README.md` says how the file was recorded: the engine's own kernels were called with chosen
-seeds and positions, and its sampler's input and output were kept.
+`tests/records/seeded/README.md` says how the file was recorded: the engine's own kernels were called with
+chosen seeds and positions, and its sampler's input and output were kept.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def test_flat_rows_give_the_tokens_that_the_engines_kernel_drew(recorded: Any) -
 
 
 def test_every_token_of_the_engine_is_the_one_that_its_row_and_its_seed_make(recorded: Any) -> None:
-    """With and without truncation: margins are 0 by the engine's rows, and not by another position's noise."""
+    """With and without truncation: margins are 0, and they are not by another position's noise."""
     rows = torch.from_numpy(recorded["row"])
     samplers = dict(zip(recorded["answer_seed"].tolist(), recorded["answer_sampler"].tolist(), strict=True))
     right, shifted = [], []

@@ -91,6 +91,8 @@ def test_sampled_answers_of_vllm_are_told_from_another_format_in_a_hundred_token
     assert false["p_test_holm"].item() < 1e-6 < 0.5 < honest["p_test_holm"].item()
     likelihood = honest["drawn_log_likelihood"].sum("reference").values[0]
     assert likelihood[0] > likelihood[1] + 50
+    share = false["false_share_at_least"].item()
+    assert share == false["false_at_least"].item() / false["units"].item()
     posterior = honest["posterior"].isel(producer=0).transpose("config", "reference").values
     assert np.allclose(posterior.sum(0), 1) and (posterior[0] > 0.5).sum() >= 6
     assert "seeded tokens" not in honest["because"].item(), "no known answers are given"
@@ -125,5 +127,8 @@ def test_another_temperature_than_stated_is_found_without_an_alternative(
     found = judge(tmp_path / "s", "none")
     assert found["verdict"].item() == "refuted" and found["concerns"].item() in ("uniformity", "parameters")
     assert "not 0.3 as stated" in found["because"].item()
+    (claim,) = json.loads((tmp_path / "s" / "summary.json").read_text())["verdicts"]["claims"]
+    assert claim["temperature_low"] == found["temperature_low"].item()
+    assert claim["tests"]["parameters"]["p"] < 1e-6 and claim["false_share_at_least"] == 0
     assert 0.4 < found["temperature_low"].item() < 1.0 < found["temperature_high"].item()
     assert "no config of other weights was replayed" in str(found["test_null"].values)

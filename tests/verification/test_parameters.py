@@ -109,8 +109,8 @@ def test_what_was_truncated_less_than_stated_is_found() -> None:
 
 @pytest.mark.parametrize(
     ("stated", "noise"),
-    [(Sampler(), "chance"), (Sampler(), "sharper"), (Sampler(0.7), "sharper"), (Sampler(1.0, 0, 0.9), "chance"),
-     (Sampler(0.6, 20, 0.95), "sharper")],
+    [(Sampler(), "chance"), (Sampler(), "sharper"), (Sampler(0.7), "sharper"),
+     (Sampler(1.0, 0, 0.9), "chance"), (Sampler(0.6, 20, 0.95), "sharper")],
     ids=str,
 )  # fmt: skip
 @pytest.mark.slow
