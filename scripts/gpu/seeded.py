@@ -1,6 +1,6 @@
 """What vLLM 0.33's second model runner draws with a seed: its noise, its rows and its answers.
 
-    python scripts/gpu/seeded.py record OUT
+    python scripts/gpu/seeded.py record OUT [engine] [none] [awq]
     python scripts/gpu/seeded.py table OUT
 
 ``record`` takes about three minutes on one GPU, with qdx and vLLM 0.33.0 importable. It makes a tiny
@@ -122,8 +122,8 @@ def requests() -> list[dict[str, Any]]:
     return found
 
 
-def record(out: Path) -> int:
-    """Run the three processes and say how each ended."""
+def record(out: Path, only: tuple[str, ...]) -> int:
+    """Run the three processes, or those that are named, and say how each ended."""
     out.mkdir(parents=True, exist_ok=True)
     begun = time.time()
     folder = Path(os.environ.get("SEEDED_WORK", "/tmp/qdx-seeded"))
@@ -137,7 +137,8 @@ def record(out: Path) -> int:
         **{form: ["serve", str(folder / form), str(out / f"{form}.jsonl"), form] for form in FORMATS},
     }
     running = {}
-    for name, arguments in jobs.items():
+    for name in only or tuple(jobs):
+        arguments = jobs[name]
         with (out / f"{name}.log").open("wb") as log:
             running[name] = subprocess.Popen(
                 [sys.executable, __file__, *arguments],
@@ -389,7 +390,7 @@ def serve(path: Path, out: Path, form: str) -> None:
         "--no-enable-prefix-caching", "--enforce-eager",
         *os.environ.get("SEEDED_OPTIONS", GPU_OPTIONS).split(),
     ]  # fmt: skip
-    server = subprocess.Popen(command)
+    server = subprocess.Popen(command, env=_with_orjson(out.parent))
     base = f"http://127.0.0.1:{port}"
     try:
         for _ in range(400):
@@ -416,6 +417,31 @@ def serve(path: Path, out: Path, form: str) -> None:
         server.wait(60)
 
 
+def _with_orjson(folder: Path) -> dict[str, str]:
+    """Return an environment in which the server finds orjson: where there is none, json under that name."""
+    import importlib.util
+
+    if importlib.util.find_spec("orjson") is not None:
+        return dict(os.environ)
+    place = folder / "shim"
+    place.mkdir(exist_ok=True)
+    (place / "orjson.py").write_text(ORJSON)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(place)])}
+
+
+ORJSON = """
+import json
+from json import JSONDecodeError
+
+OPT_NON_STR_KEYS = OPT_SERIALIZE_NUMPY = 0
+
+
+def dumps(value, default=None, option=None):
+    return json.dumps(value, default=default, ensure_ascii=False).encode()
+
+
+loads = json.loads
+"""
 GPU_OPTIONS = "--dtype float16 --gpu-memory-utilization 0.15 --kv-cache-memory-bytes 200000000"
 
 
@@ -489,7 +515,7 @@ def main() -> None:
     given = parser.parse_args()
     paths = [Path(one) for one in given.arguments]
     if given.command == "record":
-        sys.exit(record(paths[0]))
+        sys.exit(record(paths[0], tuple(given.arguments[1:])))
     elif given.command == "table":
         print("\n".join(table(paths[0])))
     elif given.command == "make":
