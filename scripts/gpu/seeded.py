@@ -388,7 +388,7 @@ def serve(path: Path, out: Path, form: str) -> None:
     asked = requests()
     try:
         answers, how = _of_server(path, out, form, asked), "by vLLM's server"
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         print(f"{error}: the engine answers in this process", flush=True)
         answers, how = _of_engine_alone(path, asked), "by vLLM's engine, in the types of its server"
     lines = [
@@ -411,7 +411,7 @@ def _of_server(path: Path, out: Path, form: str, asked: list[dict[str, Any]]) ->
     server = subprocess.Popen(command, env=_with_orjson(out.parent))
     base = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(400):
+        for _ in range(200):
             if server.poll() is not None:
                 raise RuntimeError(f"the server ended with exit status {server.returncode}")
             try:
@@ -420,7 +420,7 @@ def _of_server(path: Path, out: Path, form: str, asked: list[dict[str, Any]]) ->
             except OSError:
                 time.sleep(1)
         else:
-            raise RuntimeError("the server did not start in 400 s")
+            raise RuntimeError("the server did not start in 200 s")
         print(f"vLLM {version}", flush=True)
         with ThreadPoolExecutor(4) as pool:
             return list(pool.map(lambda one: _post(f"{base}/v1/completions", one), asked))
