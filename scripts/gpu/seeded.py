@@ -411,7 +411,8 @@ def _of_server(path: Path, out: Path, form: str, asked: list[dict[str, Any]]) ->
     server = subprocess.Popen(command, env=_with_orjson(out.parent))
     base = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(200):
+        seconds = int(os.environ.get("SEEDED_SECONDS", "200"))
+        for _ in range(seconds):
             if server.poll() is not None:
                 raise RuntimeError(f"the server ended with exit status {server.returncode}")
             try:
@@ -420,13 +421,16 @@ def _of_server(path: Path, out: Path, form: str, asked: list[dict[str, Any]]) ->
             except OSError:
                 time.sleep(1)
         else:
-            raise RuntimeError("the server did not start in 200 s")
+            raise RuntimeError(f"the server did not start in {seconds} s")
         print(f"vLLM {version}", flush=True)
         with ThreadPoolExecutor(4) as pool:
             return list(pool.map(lambda one: _post(f"{base}/v1/completions", one), asked))
     finally:
         server.terminate()
-        server.wait(60)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
 
 
 def _of_engine_alone(path: Path, asked: list[dict[str, Any]]) -> list[str]:
