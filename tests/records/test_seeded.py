@@ -54,11 +54,11 @@ def replay(folder: Path, name: str, paths: dict[str, Path], *more: str) -> None:
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
-    """Judged: 8 answers of each server, in one file. Known: 14 answers to other prompts."""
+    """Judged: 8 answers of each server, in one file. Known: 12 answers to other prompts."""
     folder = tmp_path_factory.mktemp("seeded")
     made = script()
     paths = {form: made.checkpoint(folder / "checkpoints", form) for form in ("none", "awq")}
-    known = lines(HERE / "vllm_cpu_0_32_0.jsonl", 12, 14, "none")
+    known = lines(HERE / "vllm_cpu_0_32_0.jsonl", 12, 12, "none")
     judged = [
         *lines(HERE / "vllm_cpu_0_32_0.jsonl", 0, 8, "honest"),
         *lines(HERE / "vllm_cpu_0_32_0_rounded.jsonl", 0, 8, "false"),
