@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -158,16 +159,14 @@ def twister_gumbel(
 ) -> Tensor:
     """Return the noise of vLLM's first runner on a CPU, (position, vocab).
 
-    The request's generator gives one number a token. A prompt that is read in several chunks draws a number
-    for each of them, which nothing here knows of.
+    The request's generator gives one number a token, as torch 2.13 draws it, the version that this vLLM asks
+    for: of each two words of Mersenne Twister the second, without its highest bit. A prompt that is read in
+    several chunks draws a number for each of them, which nothing here knows of.
     """
-    generator = torch.Generator("cpu").manual_seed(seed)
-    numbers = list[int]()
-    rows = []
-    for at in positions_P.tolist():
-        while len(numbers) <= at - prompt_length:
-            numbers.append(int(torch.randint(0, 2**31, (1,), generator=generator)))
-        rows.append(split_mix_gumbel(numbers[at - prompt_length], vocab, device))
+    index = [int(at) - prompt_length for at in positions_P]
+    words = np.random.RandomState(seed & _LOW)
+    numbers = words.randint(0, 2**32, 2 * max(index, default=-1) + 2, dtype=np.uint32)[1::2] & 0x7FFFFFFF
+    rows = [split_mix_gumbel(int(numbers[i]), vocab, device) for i in index]
     return torch.stack(rows) if rows else torch.empty(0, vocab, dtype=torch.float64, device=device)
 
 

@@ -403,6 +403,8 @@ def groups_of(transcripts: Sequence[Transcript]) -> NDArray[np.int64]:
         greedy = one.stated["temperature"] == 0
         if one.stated["seed"] and not greedy:
             keys.append((one.who, "seed", one.stated["seed"]))
+            # The second answer to one seed has the noise of the first answer to the next.
+            keys.append((one.who, "seed", one.stated.get("noise_seed") or one.stated["seed"]))
         elif not greedy:
             keys.append((one.who, "prompt", one.prompt.ids))
         elif len(one.answer.ids) >= SAME:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 
@@ -17,6 +17,7 @@ from qdx.verification.environment_class import compare
 from qdx.verification.evidence import Claim, counts_needed, other_prompts, sampling_of
 from qdx.verification.listed_tests import Test, judged_groups, shown_of, weights_of
 from qdx.verification.obligations import Obligations
+from qdx.verification.parameters import Fit
 from qdx.verification.recorded import Recorded, own_units
 from qdx.verification.replays import Replays
 from qdx.verification.sampled import Alternatives, not_told_apart
@@ -43,6 +44,8 @@ class Evidence:
         What of a producer's own record is not the config's, such as its weights.
     obligations_D : list of Obligations
         What the verifier demanded of each producer.
+    fits_D : list of Fit or None
+        Which sampling parameters each producer's drawn tokens fit, by the claimed config's rows.
     """
 
     data: Replays
@@ -52,6 +55,7 @@ class Evidence:
     likeliest_DC: np.ndarray
     other_DC: list[list[str]]
     obligations_D: list[Obligations]
+    fits_D: list[Fit | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -464,7 +468,41 @@ class RecordsCase(Case):
             said.append(f"{alone} without a request, so that they alone say what was asked")
         if self.drawn and (unseen := int(record.open_R.sum())):
             said.append(f"{plural(unseen, 'answer')} with a token after the last one that is listed")
+        said += [part for part in (self.seeds, self.temperature) if part]
         return "; ".join(said)
+
+    @property
+    def seeds(self) -> str:
+        """Say how many tokens the seeds draw from each config's rows; "" where no noise is known."""
+        if not self.drawn or self.data.seeded_DCRT is None:
+            return ""
+        margin_CRT = self.data.seeded_DCRT[self.d][:, self.data.there_DR[self.d]]
+        known = int(np.isfinite(margin_CRT[0]).sum())
+        counts = (margin_CRT == 0).sum((1, 2)).tolist()
+        pairs = zip(self.data.configs, counts, strict=True)
+        each = ", ".join(f"{config} {count:,}" for config, count in pairs)
+        return f"the seeds draw, of {plural(known, 'token')}, {each}" if known else ""
+
+    @property
+    def temperature(self) -> str:
+        """Say which temperatures drawn tokens fit, and whether the stated one is among them."""
+        found = self.evidence.fits_D[self.d] if self.evidence.fits_D else None
+        if found is None:
+            return ""
+        there_R = self.data.there_DR[self.d]
+        stated = {t for t in self.stated.samplers_RP[there_R, 0].tolist() if np.isfinite(t)}
+        if len(stated) > 1:
+            return "several temperatures are stated, so that none is bounded"
+        (own,) = stated
+        where = "" if found.every else " of those that were tried"
+        level = f"{1 - float(self.evidence.alpha):.0%}".replace("%", " %")
+        if not np.isfinite(found.low):
+            return f"no temperature{where} fits ({level}), {own:g} is stated"
+        low, high = f"{found.low:.2g}", f"{found.high:.2g}"
+        ends = f"{low} to {high}" if np.isfinite(found.high) else f"at least {low}"
+        if found.low <= own <= found.high:
+            return f"temperature {ends}{where} fits ({level}), {own:g} is stated"
+        return f"the temperature is {ends}{where} ({level}), not {own:g} as stated"
 
     @property
     def lost(self) -> str:

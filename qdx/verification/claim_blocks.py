@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import xarray as xr
 
 from qdx.capture.densities import SHARE
@@ -15,6 +16,7 @@ from qdx.verification.evidence import Claim, counts_needed, sampling_of
 from qdx.verification.p_values import false_alarm_spread
 from qdx.verification.replays import Replays
 from qdx.verification.sampled import KERNEL_KL
+from qdx.verification.shares import PRIOR, likeliest
 from qdx.verification.verdicts import Verdict
 
 SHOWN = 40  # claims and references that are listed
@@ -49,6 +51,8 @@ def claim_blocks(
     ]
     if notes:
         blocks.append(Details("About the records", [Text("\n".join(notes))]))
+    if answered := _answered(data, result):
+        blocks.append(Text("\n".join(answered)))
     if tests := _listed(data, evidence):
         blocks.append(Details("Tests that the files allow", [Text("\n".join(tests))]))
     blocks += [
@@ -83,6 +87,26 @@ def _listed(data: Replays, evidence: Evidence) -> list[str]:
             left = "; ".join(f"{name}: {why}" for name, why in claim.unlisted.items())
             seen.setdefault(f"{listed}{f'. Not listed: {left}' if left else ''}", []).append(producer)
     return [f"Tests of {', '.join(producers)}: {text}." for text, producers in seen.items()]
+
+
+def _answered(data: Replays, result: xr.Dataset) -> list[str]:
+    """Which config most probably gave each answer whose tokens were drawn."""
+    if "posterior" not in result:
+        return []
+    lines = []
+    for d, producer in enumerate(data.producers):
+        posterior_CR = result["posterior"].values[d][:, data.there_DR[d]]
+        if not np.isfinite(posterior_CR).any():
+            continue
+        counts = zip(data.configs, likeliest(posterior_CR), strict=True)
+        each = ", ".join(f"{config} {count}" for config, count in counts)
+        share = float(result["false_share_at_least"].values[d])
+        lines.append(
+            f"Answers of {producer} by the config that most probably gave them: {each} (prior: {PRIOR}; "
+            "rows taken as exact, without an error rate). Share of independent answers that are false, "
+            f"at least: {share:.0%}."
+        )
+    return lines
 
 
 def _binding(evidence: Evidence) -> str:
@@ -173,7 +197,9 @@ def _of_drawn(data: Replays) -> list[str]:
         "the greatest E so far (Ville), whenever one stops. Uniformity: the randomized probability "
         "integral transform of one answer of each seed, Kolmogorov and Smirnov. Both allow an honest "
         f"producer's kernel to be {KERNEL_KL:g} nat a token from the verifier's, and {SHARE:.1%} of the "
-        "tokens to be drawn without truncation."
+        "tokens to be drawn without truncation. Parameters: the same E, by the claimed config's own rows "
+        "under other temperatures and truncations. Seeded tokens: by how much each falls short of the one "
+        "that its seed draws here, against known answers."
     ]
 
 
@@ -215,7 +241,9 @@ def _lacking(data: Replays, evidence: Evidence) -> list[str]:
 def _summary(data: Replays, evidence: Evidence, result: xr.Dataset, at: Sequence[int]) -> Table:
     """A row a claim: its verdict, its rows and tokens, and its tests."""
     # Nobody has rows of records whose tokens were drawn.
-    tests = ("distances", "text") if data.drawn is None else ("text", "drawn tokens", "uniformity")
+    tests = (
+        ("distances", "text") if data.drawn is None else ("text", "drawn tokens", "uniformity", "parameters")
+    )
     rows: list[list[Cell]] = []
     for d, (c, claim) in enumerate(zip(at, evidence.claims, strict=True)):
         row: list[Cell] = [_name(result, d), str(result["verdict"].values[d])]

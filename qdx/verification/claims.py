@@ -23,6 +23,7 @@ from qdx.verification.likelihood import log_likelihood, token_misfits
 from qdx.verification.listed_tests import parameters_of, weights_of
 from qdx.verification.obligations import Obligations, Stated, obligations
 from qdx.verification.p_values import level
+from qdx.verification.parameters import Fit
 from qdx.verification.recorded import own_units
 from qdx.verification.replays import Replays
 from qdx.verification.sampled import log_likelihood as log_likelihood_of_drawn
@@ -78,6 +79,8 @@ def verify(
         ``verdict`` (one of `verdicts.KINDS`), ``concerns``, ``because``, ``p_test`` (T · min p of the listed
         tests), ``p_test_holm``, ``false_at_least``, ``units``, ``plain_greedy``, ``answer``, ``unmet`` (what
         was demanded and not met), ``drawn_rows`` (rows that the verifier drew, 0 without a challenge),
+        ``false_share_at_least``, and of drawn tokens ``temperature_low`` and ``temperature_high`` (ends of
+        the temperatures that fit) and over (producer, config, reference) ``posterior``;
         ``drawn_prefill`` and ``drawn_decode``, ``false_share_prefill`` and ``false_share_decode`` (bounds
         that drawn rows confirm, else NaN).
         Attribute ``headline``: all verdicts in a sentence.
@@ -106,12 +109,13 @@ def verify(
         np.stack([(likeliest == c).sum(-1) for c in range(len(data.configs))], -1),
         _others(data),
         demanded,
+        [_fit(data, tested[d], d, c, alpha) for d, c in enumerate(at)],
     )
     decided = [decide(evidence, d, c, claimed[d]) for d, c in enumerate(at)]
     p_DC = weigh_pairs(data, known)
     if not judged:
         p_DC = np.full_like(p_DC, np.nan)
-    result = _result(data, evidence, decided, claimed, likelihood_DCR, p_DC, at)
+    result = _result(data, evidence, decided, claimed, likelihood_DCR, p_DC)
     result.attrs = {
         "alpha": alpha,
         "calibration_sets": len(known),
@@ -237,7 +241,6 @@ def _result(
     claimed: Sequence[str],
     likelihood_DCR: Floats,
     p_DC: Floats,
-    at: Sequence[int],
 ) -> xr.Dataset:
     coords = {
         "producer": data.producers,
@@ -251,7 +254,7 @@ def _result(
     found = {
         **_of_tests(evidence),
         **_texts(data, evidence, decided, claimed, p_DC),
-        **_numbers(data, evidence, decided, at),
+        **_numbers(data, evidence, decided),
     }
     return result.assign(found)
 
@@ -326,9 +329,7 @@ def _texts(
     }
 
 
-def _numbers(
-    data: Replays, evidence: Evidence, decided: Sequence[Verdict], at: Sequence[int]
-) -> dict[str, Variable]:
+def _numbers(data: Replays, evidence: Evidence, decided: Sequence[Verdict]) -> dict[str, Variable]:
     """What is counted of every claim, and its p."""
     p = [(claim.p, claim.p_holm) if claim else (None, None) for claim in evidence.claims]
     columns = {
@@ -347,7 +348,8 @@ def _numbers(
         "false_at_least, as a share of the units",
     )
     if data.other_DCRTA is not None:
-        bounds = [temperatures(evidence, d, c) for d, c in enumerate(at)]
+        nothing = (float("nan"), float("nan"))
+        bounds = [nothing if one is None else (one.low, one.high) for one in evidence.fits_D]
         about = (
             "temperature that the drawn tokens fit under the claimed config, {} end (1 - alpha, each claim "
         )
@@ -365,14 +367,11 @@ def _numbers(
     }
 
 
-def temperatures(evidence: Evidence, d: int, c: int) -> tuple[float, float]:
-    """Ends of the confidence set of the temperature; NaN where the tokens say nothing of one."""
-    data = evidence.data
-    claim = evidence.claims[d]
-    if c < 0 or claim is None or claim.test("parameters") is None:
-        return float("nan"), float("nan")
-    found = parameters_of(data, d, c, float(evidence.alpha), interval=True)
-    return found.low, found.high
+def _fit(data: Replays, claim: Claim | None, d: int, c: int, alpha: float) -> Fit | None:
+    """Which sampling parameters a producer's tokens fit; None where none of them was drawn."""
+    if claim is None or claim.test("parameters") is None:
+        return None
+    return parameters_of(data, d, c, alpha, interval=True)
 
 
 def _listed(claim: Claim | None, name: str) -> tuple[float, str]:

@@ -6,11 +6,12 @@ other configs. In the same way each temperature of the list is a claim, and thos
 confidence set: whatever the true temperature is, it is left out with probability alpha at most (Robbins 1970;
 Howard, Ramdas, McAuliffe, Sekhon 2021).
 
-Without truncation log p(token) is concave in β = 1/temperature, since logsumexp is convex, and it stays so
-through sums, averages and maxima of E. So log E is convex in β where the allowance for kernels is linear in
-it, which it is on either side of temperature 1. What E is between two temperatures of the list is then at
-least what the lines through its neighbours say, and the set is an interval of *all* temperatures. With
-truncation it is a set of the listed temperatures alone.
+Without truncation log p(token) is concave in β = 1/temperature, since logsumexp is convex, and stays so
+through sums, averages and maxima of E. So log E is convex in β where the allowance for kernels is constant or
+linear in β. It is the greater of the two: constant above temperature 1, linear below. Hence E is computed
+with each, everywhere, and each counts on its own side of 1. What E is between two temperatures of the list is
+then at least what the lines through its neighbours say, and the set is an interval of *all* temperatures.
+With truncation it is a set of the listed temperatures alone.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qdx.capture.densities import ALTERNATIVES, TEMPERATURES, described
-from qdx.capture.plan import LEAST_TEMPERATURE
-from qdx.statistics import Bools, Floats
+from qdx.statistics import Floats
 from qdx.verification.e_values import Bound, Weighed, against
 from qdx.verification.sampled import GROWTH, Shown
 
@@ -130,34 +130,33 @@ def fit(
     best = described(ALTERNATIVES[int(np.argmax(weighed.weights))])
     low = high = math.nan
     if interval:
-        log_e_K = np.array(
-            [
-                against(
-                    _Most(tokens.most_RTK[..., k], GROWTH / min(1.0, temperature)),
-                    others[: len(TEMPERATURES)],
-                    groups,
-                    alpha,
-                    open_A=shown.open_R,
-                    lost=shown.lost,
-                ).log_e
-                for k, temperature in enumerate(TEMPERATURES)
-            ]
-        )
-        low, high = confidence_set(log_e_K, alpha, every=not truncates)
+        allowed_SK = np.array([np.ones(len(TEMPERATURES)), 1 / np.array(TEMPERATURES)]) * GROWTH
+        log_e_SK = np.zeros(allowed_SK.shape)
+        for s, k in np.ndindex(*allowed_SK.shape):
+            log_e_SK[s, k] = against(
+                _Most(tokens.most_RTK[..., k], float(allowed_SK[s, k])),
+                others[: len(TEMPERATURES)],
+                groups,
+                alpha,
+                open_A=shown.open_R,
+                lost=shown.lost,
+            ).log_e
+        low, high = confidence_set(log_e_SK, alpha, every=not truncates)
     return Fit(weighed, best, low, high, not truncates)
 
 
-def confidence_set(log_e_K: Floats, alpha: float, *, every: bool) -> tuple[float, float]:
+def confidence_set(log_e_SK: Floats, alpha: float, *, every: bool) -> tuple[float, float]:
     """Return the ends of the temperatures that are not refuted.
 
     Parameters
     ----------
-    log_e_K : ndarray
-        Log of the e-value against each of `TEMPERATURES`, nat.
+    log_e_SK : ndarray
+        Log of the e-value against each of `TEMPERATURES`, nat: with the allowance that counts from
+        temperature 1 upwards, then with the one that counts from 1 downwards.
     alpha : float
     every : bool
-        Whether temperatures between the listed ones count too, by the convexity of log E in 1/temperature on
-        either side of 1. Otherwise the ends are listed temperatures.
+        Whether temperatures between the listed ones count too, by the convexity of log E in 1/temperature.
+        Otherwise the ends are listed temperatures.
 
     Returns
     -------
@@ -166,26 +165,24 @@ def confidence_set(log_e_K: Floats, alpha: float, *, every: bool) -> tuple[float
 
     Examples
     --------
-    >>> e = [40.0] * 6 + [9.0, 0.0, 0.0, 2.0] + [30.0] * 6
-    >>> confidence_set(np.array(e), 0.05, every=False)
+    >>> e = np.array([40.0] * 6 + [9.0, 0.0, 0.0, 2.0] + [30.0] * 6)
+    >>> confidence_set(np.array([e, e]), 0.05, every=False)
     (0.8, 1.0)
     """
     limit = -math.log(alpha)
-    fits = log_e_K < limit
-    if not every:
-        kept = [t for t, good in zip(TEMPERATURES, fits, strict=True) if good]
-        return _ends(min(kept), max(kept), fits) if kept else (math.nan, math.nan)
-    beta_K = 1 / np.maximum(np.array(TEMPERATURES), LEAST_TEMPERATURE)
-    one = TEMPERATURES.index(1.0)
-    found = [1 / beta_K[fits]]
-    for side in (slice(0, one + 1), slice(one, len(TEMPERATURES))):
-        found.append(1 / _between(beta_K[side][::-1], log_e_K[side][::-1], limit))
+    beta_K = 1 / np.array(TEMPERATURES)
+    fits_K = np.where(beta_K <= 1, log_e_SK[0], log_e_SK[1]) < limit
+    found = [np.array(TEMPERATURES)[fits_K]]
+    if every:
+        for log_e_K, side in zip(log_e_SK, (beta_K <= 1, beta_K >= 1), strict=True):
+            between = _between(beta_K[::-1], log_e_K[::-1], limit)
+            ends = beta_K[side]
+            found.append(1 / between[(between >= ends.min()) & (between <= ends.max())])
     kept_N = np.concatenate(found)
-    return _ends(float(kept_N.min()), float(kept_N.max()), fits) if len(kept_N) else (math.nan, math.nan)
-
-
-def _ends(low: float, high: float, fits: Bools) -> tuple[float, float]:
-    return 0.0 if fits[0] else low, math.inf if fits[-1] else high
+    if not len(kept_N):
+        return math.nan, math.nan
+    low, high = float(kept_N.min()), float(kept_N.max())
+    return 0.0 if fits_K[0] else low, math.inf if fits_K[-1] else high
 
 
 def _between(x_N: Floats, y_N: Floats, limit: float) -> Floats:

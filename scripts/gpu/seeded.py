@@ -1,6 +1,6 @@
 """What vLLM 0.33's second model runner draws with a seed: its noise, its rows and its answers.
 
-    python scripts/gpu/seeded.py record OUT
+    python scripts/gpu/seeded.py record OUT [engine] [none] [awq]
     python scripts/gpu/seeded.py table OUT
 
 ``record`` takes about three minutes on one GPU, with qdx and vLLM 0.33.0 importable. It makes a tiny
@@ -122,8 +122,8 @@ def requests() -> list[dict[str, Any]]:
     return found
 
 
-def record(out: Path) -> int:
-    """Run the three processes and say how each ended."""
+def record(out: Path, only: tuple[str, ...]) -> int:
+    """Run the three processes, or those that are named, and say how each ended."""
     out.mkdir(parents=True, exist_ok=True)
     begun = time.time()
     folder = Path(os.environ.get("SEEDED_WORK", "/tmp/qdx-seeded"))
@@ -137,7 +137,8 @@ def record(out: Path) -> int:
         **{form: ["serve", str(folder / form), str(out / f"{form}.jsonl"), form] for form in FORMATS},
     }
     running = {}
-    for name, arguments in jobs.items():
+    for name in only or tuple(jobs):
+        arguments = jobs[name]
         with (out / f"{name}.log").open("wb") as log:
             running[name] = subprocess.Popen(
                 [sys.executable, __file__, *arguments],
@@ -380,7 +381,25 @@ def store(bits_ptr, uniform_ptr, noise_ptr, seed_ptr, position_ptr, id_ptr, coun
 
 
 def serve(path: Path, out: Path, form: str) -> None:
-    """Serve a checkpoint by vLLM's own server, and keep requests and responses as they are sent."""
+    """Keep the requests, and the responses of vLLM's own server as they are sent.
+
+    Where the server does not start, the engine answers in this process, in the server's own types.
+    """
+    asked = requests()
+    try:
+        answers, how = _of_server(path, out, form, asked), "by vLLM's server"
+    except (RuntimeError, OSError) as error:
+        print(f"{error}: the engine answers in this process", flush=True)
+        answers, how = _of_engine_alone(path, asked), "by vLLM's engine, in the types of its server"
+    lines = [
+        json.dumps({"request": one, "response": json.loads(answer)})
+        for one, answer in zip(asked, answers, strict=True)
+    ]
+    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    out.with_suffix(".how.txt").write_text(f"{len(lines)} answers, {how}\n")
+
+
+def _of_server(path: Path, out: Path, form: str, asked: list[dict[str, Any]]) -> list[str]:
     port = 18000 + FORMATS.index(form)
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(path),
@@ -389,10 +408,11 @@ def serve(path: Path, out: Path, form: str) -> None:
         "--no-enable-prefix-caching", "--enforce-eager",
         *os.environ.get("SEEDED_OPTIONS", GPU_OPTIONS).split(),
     ]  # fmt: skip
-    server = subprocess.Popen(command)
+    server = subprocess.Popen(command, env=_with_orjson(out.parent))
     base = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(400):
+        seconds = int(os.environ.get("SEEDED_SECONDS", "200"))
+        for _ in range(seconds):
             if server.poll() is not None:
                 raise RuntimeError(f"the server ended with exit status {server.returncode}")
             try:
@@ -401,21 +421,79 @@ def serve(path: Path, out: Path, form: str) -> None:
             except OSError:
                 time.sleep(1)
         else:
-            raise RuntimeError("the server did not start in 400 s")
-        asked = requests()
+            raise RuntimeError(f"the server did not start in {seconds} s")
+        print(f"vLLM {version}", flush=True)
         with ThreadPoolExecutor(4) as pool:
-            answers = list(pool.map(lambda one: _post(f"{base}/v1/completions", one), asked))
-        lines = [
-            json.dumps({"request": one, "response": json.loads(answer)})
-            for one, answer in zip(asked, answers, strict=True)
-        ]
-        out.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        print(f"served by vLLM {version}, {len(lines)} answers", flush=True)
+            return list(pool.map(lambda one: _post(f"{base}/v1/completions", one), asked))
     finally:
         server.terminate()
-        server.wait(60)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
 
 
+def _of_engine_alone(path: Path, asked: list[dict[str, Any]]) -> list[str]:
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    from vllm import LLM, SamplingParams
+    from vllm.entrypoints.openai.completion.protocol import CompletionResponse, CompletionResponseChoice
+    from vllm.entrypoints.serve.engine.protocol import UsageInfo
+    from vllm.entrypoints.serve.utils.fingerprint import build_system_fingerprint
+
+    model = LLM(
+        model=str(path), dtype="float16", enforce_eager=True, max_model_len=256, max_num_seqs=8,
+        gpu_memory_utilization=0.15, kv_cache_memory_bytes=200_000_000, enable_prefix_caching=False,
+        generation_config="vllm",
+    )  # fmt: skip
+    names = ("n", "temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "ignore_eos", "min_tokens")
+    parameters = [SamplingParams(**{name: one[name] for name in names}) for one in asked]
+    prompts: list[Any] = [{"prompt_token_ids": one["prompt"]} for one in asked]
+    found = []
+    for one in model.generate(prompts, parameters, use_tqdm=False):
+        choices = [
+            CompletionResponseChoice(
+                index=each.index, text=each.text, finish_reason=each.finish_reason,
+                stop_reason=each.stop_reason, token_ids=list(each.token_ids),
+                prompt_token_ids=list(one.prompt_token_ids),
+            )
+            for each in one.outputs
+        ]  # fmt: skip
+        read, made = len(one.prompt_token_ids), sum(len(each.token_ids) for each in one.outputs)
+        response = CompletionResponse(
+            model="tiny",
+            choices=choices,
+            system_fingerprint=build_system_fingerprint(model.llm_engine.vllm_config),
+            usage=UsageInfo(prompt_tokens=read, completion_tokens=made, total_tokens=read + made),
+        )
+        found.append(response.model_dump_json())
+    return found
+
+
+def _with_orjson(folder: Path) -> dict[str, str]:
+    """Return an environment in which the server finds orjson: where there is none, json under that name."""
+    import importlib.util
+
+    if importlib.util.find_spec("orjson") is not None:
+        return dict(os.environ)
+    place = folder / "shim"
+    place.mkdir(exist_ok=True)
+    (place / "orjson.py").write_text(ORJSON)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(place)])}
+
+
+ORJSON = """
+import json
+from json import JSONDecodeError
+
+OPT_NON_STR_KEYS = OPT_SERIALIZE_NUMPY = 0
+
+
+def dumps(value, default=None, option=None):
+    return json.dumps(value, default=default, ensure_ascii=False).encode()
+
+
+loads = json.loads
+"""
 GPU_OPTIONS = "--dtype float16 --gpu-memory-utilization 0.15 --kv-cache-memory-bytes 200000000"
 
 
@@ -489,7 +567,7 @@ def main() -> None:
     given = parser.parse_args()
     paths = [Path(one) for one in given.arguments]
     if given.command == "record":
-        sys.exit(record(paths[0]))
+        sys.exit(record(paths[0], tuple(given.arguments[1:])))
     elif given.command == "table":
         print("\n".join(table(paths[0])))
     elif given.command == "make":

@@ -173,6 +173,9 @@ def test_answers_to_one_prompt_are_one_group_whether_or_not_they_are_equal():
     assert groups_of(drawn_ones).tolist() == [0, 0, 0, 1]
     seeded = [answer(1, long, "7"), answer(1, long, "8"), answer(2, short, "7")]
     assert groups_of(seeded).tolist() == [0, 1, 0]
+    second = answer(2, long, "7")
+    second.stated["noise_seed"] = "8"
+    assert groups_of([answer(1, long, "7"), second, answer(3, long, "8")]).tolist() == [0, 0, 0]
     greedy = [answer(1, long, "7", 0.0), answer(1, long, "8", 0.0), answer(1, short, "7", 0.0)]
     assert groups_of(greedy).tolist() == [0, 0, 1]
 
