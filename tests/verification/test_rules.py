@@ -223,7 +223,15 @@ def the_rows_are_anothers(evidence: Evidence) -> None:
         assert rows is not None
         rows.equal_DCR[0, 1] = rows.compared_DCR[0, 1] = rows.compared_DCR[0, 0]
         rows.content_DCR[0, 1] = rows.content_equal_DCR[0, 1] = rows.expected_DCR[0, 1]
+    evidence.data.record_C[1]["weights_sha256"] = "of another checkpoint"
     a_row_differs(evidence)
+
+
+def only_the_setting_is_another(evidence: Evidence) -> None:
+    data = evidence.data
+    data.record_C[0] = {"weights_sha256": "w", "dtype": "half", "observed_kernel": "k"}
+    data.record_C[1] = dict(data.record_C[0])
+    data.class_C[:2] = [{"batch_size": "1"}, {"batch_size": "2"}]
 
 
 def the_record_is_anothers(evidence: Evidence) -> Evidence:
@@ -270,6 +278,9 @@ no_test = with_claim(tests=[], p_holm=None, p=None, unlisted={"text": "no calibr
         ((the_record_is_anothers, a_row_differs), "other config", "record"),
         ((the_rows_are_anothers,), "other config", "rows"),
         ((the_rows_are_anothers, the_record_is_anothers), "other config", "record"),
+        ((the_rows_are_anothers, only_the_setting_is_another), "kernel confirmed", "kernel"),
+        ((the_rows_are_anothers, only_the_setting_is_another, a_token_misfits), "refuted", "text"),
+        ((the_rows_are_anothers, only_the_setting_is_another, unmet), "obligation not met", "obligations"),
         ((the_rows_are_anothers, refuted), "other config", "rows"),
         ((the_rows_are_anothers, a_token_misfits), "refuted", "text"),
         ((refuted,), "refuted", "text"),
