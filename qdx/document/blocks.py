@@ -67,19 +67,22 @@ class Table:
 
 @dataclass(frozen=True)
 class Matrix:
-    """One value for every two labels; rows and columns have the same ones.
+    """One value for every two labels; rows and columns have the same ones, unless `columns` are given.
 
     Attributes
     ----------
     caption : str
         What a cell shows, with units.
     labels : sequence of str
+        Of the rows.
     cells : sequence of sequence of str or number
-        As of `Table`. The diagonal is not shown: a config has no distance to itself.
+        As of `Table`. Without `columns` the diagonal is not shown: a config has no distance to itself.
     note : str
         What stands below.
     phase : str
         As of `Text`.
+    columns : sequence of str
+        What the columns are, where they are not what the rows are, such as who replayed what others made.
     """
 
     caption: str
@@ -87,14 +90,24 @@ class Matrix:
     cells: Sequence[Sequence[Cell]] | np.ndarray
     note: str = ""
     phase: str = ""
+    columns: Sequence[str] = ()
+
+    @property
+    def heads(self) -> Sequence[str]:
+        """The names of the columns."""
+        return self.columns or self.labels
+
+    def shown(self) -> list[list[Cell]]:
+        """The cells as they are shown, row by row."""
+        return [
+            [DIAGONAL if a == b and not self.columns else value for b, value in enumerate(row)]
+            for a, row in enumerate(self.cells)
+        ]
 
     def as_table(self) -> Table:
         """The matrix with its labels as a column and as heads."""
-        rows = [
-            [name, *(DIAGONAL if a == b else value for b, value in enumerate(row))]
-            for a, (name, row) in enumerate(zip(self.labels, self.cells, strict=True))
-        ]
-        return Table(self.caption, ["", *self.labels], rows, 1, self.note, self.phase)
+        rows = [[name, *row] for name, row in zip(self.labels, self.shown(), strict=True)]
+        return Table(self.caption, ["", *self.heads], rows, 1, self.note, self.phase)
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-
-import xarray as xr
+from collections.abc import Mapping, Sequence
 
 from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
-from qdx.document.blocks import Block, Table
+from qdx.document.blocks import Block
 from qdx.document.charts import MOST_LINES
 from qdx.document.format import plural
-from qdx.document.html import grid, more, preformatted, render, table_of
+from qdx.document.html import grid, more, render, table_of
 from qdx.document.plain import escape
 from qdx.report import tables
 from qdx.report.figures import Figures
@@ -23,6 +21,7 @@ DRAWN: Mapping[str, tuple[str, ...]] = {
     "crossing": ("crossing_",),
     "attribution": ("roc_", "rows_", "tokens_"),
 }
+VERIFIED = ("verify", "environment_validation", "crossing", "attribution")  # the verdict first
 MOST_TEXTS = 8  # references whose texts are shown
 HOW_DISTANCES = (
     "Row: p; column: q. Content rows only: the snippet’s and those after the template. A brighter cell is a "
@@ -207,22 +206,13 @@ def others(view: View, sections: Sequence[Section], figures: Figures) -> list[tu
 
 def verification(sections: Sequence[Section], figures: Figures) -> list[tuple[str, str, str]]:
     """What a verifier's sweep says of its transcripts: anchor, title and body of each part."""
-    made: dict[str, Callable[[xr.Dataset], list[Table]]] = {
-        "verify": lambda result: [tables.claims(result)],
-        "environment_validation": tables.validation,
-        "crossing": tables.crossing,
-        "attribution": tables.attribution,
-    }
-    by_name = {s.name: s for s in sections}
+    by_name = {section.name: section for section in sections}
     found = []
-    for name, make in made.items():
+    for name in VERIFIED:
         if name in by_name:
             section = by_name[name]
-            body = "".join(table_of(t) for t in make(section.result))
-            body += grid(
-                [f for f in figures.verifying if f.name.startswith(DRAWN.get(name, ()))], figures.drawn
-            )
-            found.append((name, section.title, body + more("In full", preformatted(section.text[""]))))
+            shown = [f for f in figures.verifying if f.name.startswith(DRAWN.get(name, ()))]
+            found.append((name, section.title, grid(shown, figures.drawn) + render(section.content)))
     return found
 
 

@@ -151,7 +151,8 @@ def class_of(tree: xr.DataTree, rows: xr.Dataset, label: str) -> dict[str, str]:
 def _runner(of: Callable[[str], str]) -> str:
     """Return the model runner, or that either of both gives these rows."""
     runner = of("model_runner")
-    alike = of("backend_version").partition("+")[0] in RUNNERS_ALIKE and of("batch_size") == "1"
+    alone = of("batch_size") == "1" and of("backend_companions") in ("", "none")
+    alike = of("backend_version").partition("+")[0] in RUNNERS_ALIKE and alone
     return BOTH_RUNNERS if alike and runner in ("v1", "v2") else runner
 
 

@@ -52,6 +52,8 @@ class Recorded:
         See `qdx.dataset.layout.Producer`; NaN where no token was drawn, or nobody knows how.
     fingerprint : str
         What the records call the server's build, such as ``vllm-0.32.0-523d7c03``.
+    noise : str
+        How its engine makes noise of a seed, as the verifier says; see `qdx.capture.noise_names`.
     """
 
     assumed: str = ""
@@ -71,6 +73,7 @@ class Recorded:
     open_R: Bools = field(default_factory=lambda: np.zeros(0, bool))
     samplers_RP: Floats = field(default_factory=lambda: np.zeros((0, 4)))
     fingerprint: str = ""
+    noise: str = ""
 
     @property
     def lost_answers(self) -> int:
@@ -84,7 +87,7 @@ class Recorded:
         vLLM divides by the temperature first, and takes min-p, top-k and then top-p of what is left. Others
         divide last (llama.cpp), or take top-p of all tokens.
         """
-        if self.fingerprint.startswith("vllm-"):
+        if self.fingerprint.startswith("vllm-") or self.noise.startswith("vllm-"):
             return False
         temperature, top_k, top_p, min_p = self.samplers_RP.T
         cold, cut = temperature != 1, min_p > 0
@@ -161,6 +164,7 @@ def record_of(tree: xr.DataTree, stored: xr.Dataset, label: str, references: lis
         open_R=here & (_flags(about, "end_open") if "end_open" in about else True),
         samplers_RP=samplers_of(about["decoding"].values if "decoding" in about else [""] * len(here)),
         fingerprint=stated_text(stored, "fingerprint", label),
+        noise=stated_text(stored, "noise", label),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import fields
 from types import ModuleType, SimpleNamespace
@@ -588,7 +589,26 @@ def test_every_option_is_in_the_yaml_with_its_default_and_reaches_the_engine_in_
         ways["argument" if argument else "variable" if variable else "otherwise"].add(name)
         assert not (argument and variable)
     assert ways["variable"] == {"batch_invariant", "marlin_atomic_add"}
-    assert ways["otherwise"] == {"attention_backend", "chunked_prefill", "model_runner", "trace_replay"}
+    assert ways["otherwise"] == {
+        "attention_backend",
+        "chunked_prefill",
+        "companions",
+        "model_runner",
+        "replay",
+        "trace_replay",
+    }
+
+
+@pytest.mark.parametrize("said", ["500,90", "0", "5+", "+5", "5@", "5@2", "5@-1", "x", "5 + 6"])
+def test_companions_that_mean_nothing_are_refused(said: str) -> None:
+    with pytest.raises(QdxError, match=re.escape(f"backend.companions={said}: ")):
+        VllmOptions(companions=said)
+
+
+def test_companions_are_lengths_and_the_place_of_the_references_among_them() -> None:
+    assert VllmOptions().company == ((), 0)
+    assert VllmOptions(companions="500").company == ((500,), 0)
+    assert VllmOptions(companions="500+90+233@3").company == ((500, 90, 233), 3)
 
 
 def test_an_option_that_the_backend_does_not_have_is_refused_with_the_nearest_one() -> None:

@@ -10,11 +10,12 @@ import pytest
 import torch
 from scipy import stats
 
+from qdx.capture.densities import Drawn
 from qdx.capture.sampled import Sampler, drawn
 from qdx.prompts._record_collect import groups_of
 from qdx.prompts._record_ids import BYTES, GIVEN, TEXT, Answer, Ids
 from qdx.records.record import Record, Sampling
-from qdx.verification.e_values import Drawn, against
+from qdx.verification.e_values import against
 from qdx.verification.recorded import Recorded
 from qdx.verification.sampled import Alternatives, Shown, evidence_against, not_told_apart, uniform_p
 
