@@ -253,7 +253,7 @@ def _markdown(
 def _html(
     facts: Facts, lead: Sequence[str], said: Sequence[Block], commands: Sequence[tuple[str, str]]
 ) -> str:
-    from qdx.document.svg import escape, palette_css
+    from qdx.document.plain import escape
 
     shown = "".join(f"<p>{escape(why)}</p>{html.command(one)}" for why, one in commands if one)
     return html.page(
@@ -262,7 +262,7 @@ def _html(
         lead[1:],
         [],
         [html.Part("servers", "Servers", html.render(said)), html.Part("next", "Commands", shown)],
-        palette_css() + (HERE / "page.css").read_text(encoding="utf-8"),
+        (HERE / "page.css").read_text(encoding="utf-8"),
         (HERE / "page.js").read_text(encoding="utf-8"),
     )
 
