@@ -211,10 +211,8 @@ def verification(sections: Sequence[Section], figures: Figures) -> list[tuple[st
     for name in VERIFIED:
         if name in by_name:
             section = by_name[name]
-            drawn = grid(
-                [f for f in figures.verifying if f.name.startswith(DRAWN.get(name, ()))], figures.drawn
-            )
-            found.append((name, section.title, drawn + render(section.content)))
+            shown = [f for f in figures.verifying if f.name.startswith(DRAWN.get(name, ()))]
+            found.append((name, section.title, grid(shown, figures.drawn) + render(section.content)))
     return found
 
 
