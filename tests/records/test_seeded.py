@@ -46,7 +46,7 @@ def lines(path: Path, first: int, count: int, model: str) -> list[str]:
 def replay(folder: Path, name: str, paths: dict[str, Path], *more: str) -> None:
     done = run_qdx(
         "-m", "prompts=transcripts", f"prompts.path={name}.jsonl", f"prompts.noise={NOISE}", "repeats=3",
-        "batch_size=4", "backend.threads=1", "report.formats=[txt]", f"hydra.sweep.dir={name}",
+        "backend.threads=1", "report.formats=[txt]", f"hydra.sweep.dir={name}",
         *checkpoints(paths), *more, cwd=folder,
     )  # fmt: skip
     assert done.returncode in (3, 4), done.stdout + done.stderr
