@@ -128,7 +128,7 @@ def class_of(tree: xr.DataTree, rows: xr.Dataset, label: str) -> dict[str, str]:
     facts = {"gpu or cpu": "" if recorded else "GPU" if on_gpu else "CPU"}
     if of("simulated").lower() in ("true", "1"):
         names += OF_A_MODEL
-    if of("batch_size") not in ("", "1"):
+    if of("batch_size") not in (*_ABSENT, "1"):  # 0: records of other programs do not say
         names += COMPANIONS
     facts |= {name: of(name) for name in names}
     facts["kernel_environment"] = _deciding(facts["kernel_environment"])

