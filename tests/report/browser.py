@@ -116,17 +116,20 @@ class Browser:
             time.sleep(0.05)
 
     def draw(self) -> int:
-        """Wait until every chart that is not folded away is drawn; return how many are.
+        """Scroll to every chart that is not folded away until all are drawn; return how many are.
 
-        A chart is drawn when it comes near the window, so the window is made as high as the page.
+        A chart is drawn when it comes near the window. The window is made as high as the page, which grows
+        with what is drawn in it.
         """
         width, height = self.value("[innerWidth, document.documentElement.scrollHeight]")
         dark = self.value("matchMedia('(prefers-color-scheme: dark)').matches")
         self.resize(width, dark, height=min(height + 1000, 60000))
-        waiting = (
-            "[...document.querySelectorAll('.chart')].some(c => c.checkVisibility() && !c.dataset.drawn)"
+        missing = (
+            "(() => { const left = [...document.querySelectorAll('.chart')].find(c => c.checkVisibility() && "
+            "!c.dataset.drawn); left?.scrollIntoView(); return !left; })()"
         )
-        self.until(f"!{waiting}")
+        self.until(missing)
+        self.value("scrollTo(0, 0)")
         self.resize(width, dark)
         assert self.value("document.querySelectorAll('.chart[data-drawn=failed]').length") == 0
         return self.value("document.querySelectorAll('.chart[data-drawn] svg').length")
