@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from qdx.errors import QdxError
 
@@ -73,6 +74,31 @@ def create(path: Path) -> None:
     """
     path.unlink(missing_ok=True)
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o666))
+
+
+@contextlib.contextmanager
+def rewritten(path: Path) -> Iterator[IO[bytes]]:
+    """Give a stream whose content takes the name `path` when the block is left; see `replacing`.
+
+    Raises
+    ------
+    OSError
+    """
+    with replacing(path) as part, part.open("wb") as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def appended(path: Path) -> Iterator[IO[bytes]]:
+    """Give a stream that writes behind the end of a file; what is a link is not followed.
+
+    Raises
+    ------
+    OSError
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_FOLLOW
+    with os.fdopen(os.open(path, flags, 0o666), "ab") as stream:
+        yield stream
 
 
 def write_text(path: Path, text: str, *, errors: str = "strict") -> None:

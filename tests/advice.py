@@ -133,11 +133,11 @@ def follow(overrides: Overrides, message: str, values: Mapping[str, str]) -> Ite
         for choice in names(found[1]):
             chosen = f"[{choice}]" if re.search(rf"^{re.escape(key)}=\[\]", message) else choice
             yield replaced(chosen)
-    if found := re.search(r"at (?:least|most) (\d[\d,.]*)", message):
-        yield put(overrides, f"{key}={found[1].replace(',', '')}")
     if found := re.search(r"(?:lower|raise) ([\w.]+) to (?:at most )?(\d[\d,]*)", message):
         yield put(overrides, f"{found[1]}={found[2].replace(',', '')}")
-    elif found := re.search(r": (?:lower|choose a divisor or change) ([\w.]+)$", message):
+    elif found := re.search(r"at (?:least|most) (\d[\d,.]*)", message):
+        yield put(overrides, f"{key}={found[1].replace(',', '')}")
+    if found := re.search(r": (?:lower|choose a divisor or change) ([\w.]+)$", message):
         yield put(overrides, f"{found[1]}={values.get(found[1], '2')}")
     if "choose a divisor" in message:
         yield put(overrides, f"{key}=1")

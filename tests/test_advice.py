@@ -207,6 +207,7 @@ def test_a_package_that_a_message_asks_for_is_the_one_that_was_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The AES file of a PDF: without the package the message names it, with it the file is read."""
+    pytest.importorskip("reportlab")  # of the extra dev
     from pypdf import PdfWriter
     from reportlab.pdfgen.canvas import Canvas
 

@@ -271,3 +271,9 @@ def test_a_configs_hash_material_is_plain_yaml() -> None:
     assert OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True)) == OmegaConf.create(
         OmegaConf.to_container(cfg, resolve=True)
     )
+
+
+def test_a_server_is_not_asked_for_transcripts_that_are_there() -> None:
+    server = ["backend=openai", "backend.base_url=http://127.0.0.1:1/v1", "backend.model=demo"]
+    with pytest.raises(QdxError, match="asks for new answers"):
+        composed(*server, "prompts=transcripts", "prompts.path=/sweep.nc")

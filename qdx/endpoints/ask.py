@@ -153,8 +153,7 @@ def ask(job: Job, folder: Path, progress: Progress) -> str:
         _write(folder, facts, budget, "running", run.manner)
         if open_ones:
             progress.start(f"asking {urlsplit(backend.base_url).netloc}", len(wanted))
-            new_file.create(path) if not path.exists() else None
-            with path.open("ab") as stream:
+            with new_file.appended(path) as stream:
                 run.all(open_ones, stream)
         end = "complete"
     except SpentError as error:
@@ -298,7 +297,7 @@ def _kept(path: Path) -> set[str]:
     if not path.is_file():
         return set()
     names = set()
-    with new_file.replacing(path) as part, part.open("wb") as stream:
+    with new_file.rewritten(path) as stream:
         for line in lines_of(path):
             if isinstance(line.get("response"), dict) and line["custom_id"] not in names:
                 names.add(str(line["custom_id"]))

@@ -71,7 +71,7 @@ def gather(folders: Mapping[str, Path], names: Mapping[str, str], target: Path) 
     ------
     QdxError
     """
-    with disk_errors(target), new_file.replacing(target) as part, part.open("wb") as stream:
+    with disk_errors(target), new_file.rewritten(target) as stream:
         for label, folder in folders.items():
             for line in lines_of(folder / ANSWERS):
                 line["provider"] = names[label]

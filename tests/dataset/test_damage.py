@@ -398,7 +398,7 @@ def test_every_file_that_qdx_writes_is_checked_and_opens_without_a_warning(folde
 def test_a_group_that_is_added_is_checked_with_the_others(folder) -> None:
     path = folder / "sweep.nc"
     own = xr.Dataset({"x": ("y", [1.0, 2.0])}, attrs={"title": "own"})
-    append_all(path, {"analysis/own": own, "analysis/other": own})
+    append_all(path, {"analysis/own": own, "analysis/other": own}.items())
     assert find(path) is None
     change(path, "analysis/own", "x", 1, 3.0)
     named = r"sweep\.nc is damaged: /analysis/own/x holds other values"

@@ -262,6 +262,7 @@ ELSEWHERE = {
     "challenge.py": "within new_file.replacing",
     "verification/ledger.py": "within new_file.replacing",
     "prompts/_record_file.py": "within new_file.replacing",
+    "report/runtime.py": "a new temporary file in the cache, renamed",
     "backends/": "a scratch file of the engine's",
 }
 MEANS = (

@@ -189,6 +189,7 @@ class Maker:
             units_DR=np.array([[0, 0, 1] if self.bad() else [0, 1, 2], [0, 1, 2]]),
             there_DR=np.ones((producers, references), bool),
             drawn=drawn_tokens if recorded and self.coin() | self.coin() else None,
+            seeded_DCRT=None,
             alike="marlin" if self.bad() else "",
         )
         names = TESTS_OF_RECORDS if recorded else TESTS_OF_ROWS
