@@ -274,7 +274,6 @@ class State:
         if not path.exists():
             self.seed = secrets.token_hex(16)
             head = {"kind": "watch", "version": 1, "seed": self.seed, "about": about}
-            new_file.create(path)
             self._append(head)
             return
         lines = self._lines()
@@ -305,8 +304,7 @@ class State:
         data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
-            with self.path.open("r+b") as stream:
-                stream.truncate(len(whole))
+            os.truncate(self.path, len(whole))
         found = []
         for number, line in enumerate(whole.splitlines(), 1):
             try:
@@ -331,7 +329,7 @@ class State:
         return self.targets[name]
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        with self.path.open("ab") as stream:
+        with new_file.appended(self.path) as stream:
             stream.write(json.dumps(line).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())

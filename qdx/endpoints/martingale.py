@@ -17,15 +17,15 @@ from qdx.statistics import Floats
 
 LATE = 0.25  # exponent of the weights of change points: how much a late one costs, about 4·c^1.25
 SHARP, WIDE, EVEN = 0.45, 0.45, 0.1  # of a bet: on the k/t smallest p, on the 2k/t smallest, on nothing
-CAP = 50.0  # of one feature's deviation, so that none hides the others
 
 
 class Gambler:
-    """The capital of a gambler who bets that everything has changed after some round, and does not know which.
+    """The capital of a gambler who bets that everything has changed after a round, and does not know which.
 
-    When k of t rounds are after a change that shows, their scores are the greatest, and the last one's p-value
-    is uniform below k/t. For every round c a part of the capital, (c + 1)^−a − (c + 2)^−a with a = `LATE`, is
-    bet on that from c on. Each part is a martingale while the p-values are uniform, and so is their sum.
+    When k of t rounds are after a change that shows, their scores are the greatest, and the last one's
+    p-value is uniform below k/t. For every round c a part of the capital, (c + 1)^−a − (c + 2)^−a with
+    a = `LATE`, is bet on that from c on. Each part is a martingale while the p-values are uniform, and so is
+    their sum.
 
     Attributes
     ----------
@@ -67,13 +67,14 @@ def strangeness(feature_TF: Floats, floor_F: Floats) -> Floats:
     Returns
     -------
     array (round,)
-        Root mean square over features of the deviation in units of their median deviation. It does not
-        depend on the order of the rounds, which makes the p-values uniform.
+        Mean over features of ln(1 + deviation in units of their median deviation); the logarithm keeps one
+        wild feature from hiding the others. It does not depend on the order of the rounds, which makes the
+        p-values uniform.
     """
     centre_F = np.median(feature_TF, 0)
     away_TF = np.abs(feature_TF - centre_F)
     spread_F = np.maximum(np.median(away_TF, 0), floor_F)
-    return np.asarray(np.sqrt((np.minimum(away_TF / spread_F, CAP) ** 2).mean(1)))
+    return np.asarray(np.log1p(away_TF / spread_F).mean(1))
 
 
 def conformal_p(score_T: Floats, u: float) -> float:
