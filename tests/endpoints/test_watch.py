@@ -124,6 +124,14 @@ def config(folder: Path, address: str, **more: Any) -> Path:
     return path
 
 
+def test_the_how_to_s_configuration_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "watch.md").read_text()
+    path = tmp_path / "watch.yaml"
+    path.write_text(page.partition("<<'END'\n")[2].partition("END\n")[0])
+    found = command.Watch.read(path)
+    assert list(found.targets) == ["one", "two"] and found.limit == 200 and len(found.prompts) == 2
+
+
 def noisy(changes_at: int) -> Callable[[Any, int, Any], bool]:
     """A server whose log-probabilities jitter, and that gives other answers from a request on."""
 
