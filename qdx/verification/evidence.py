@@ -17,6 +17,7 @@ from qdx.verification.compare import Compared
 from qdx.verification.environment import record_differs
 from qdx.verification.environment_class import MACHINE, TITLES, Match, compare
 from qdx.verification.likelihood import row_mean
+from qdx.verification.listed import Comparable, compared
 from qdx.verification.p_values import (
     bonferroni,
     false_share,
@@ -96,6 +97,10 @@ class Claim:
         Whether another config is nearer, beside the claimed one, than known transcripts of it show.
     p_holm : Fraction or None
         The same adjusted over all claims.
+    config : int
+        That was tested: of several that a provider may mean, the one that fits best.
+    meant : tuple of int
+        All of these.
     """
 
     tests: list[Test]
@@ -104,10 +109,12 @@ class Claim:
     p: Fraction | None
     behind: bool = False
     p_holm: Fraction | None = None
+    config: int = -1
+    meant: tuple[int, ...] = ()
 
     @property
     def false_at_least(self) -> int:
-        """Lower bound of the units that are false, of the test that finds most."""
+        """Lower bound of the units that are false of this config, of the test that finds most."""
         return max((test.false_at_least for test in self.tests), default=0)
 
     def test(self, name: str) -> Test | None:
@@ -128,12 +135,24 @@ class Calibrated:
         The producer's class against that of these transcripts.
     dropped : list of int
         References of this set that are judged too, or share a unit with one: they count for nothing here.
+    records : Comparable or str
+        Of a claim about records, energies of both sides that are made alike, or why there are none; "" of a
+        claim about a file that qdx recorded, whose sketches are compared.
     """
 
     data: Replays
     label: str
     made: Match
     dropped: list[int] = field(default_factory=list)
+    records: Comparable | str = ""
+
+    def energies(self, data: Replays) -> tuple[Replays, Replays]:
+        """The judged transcripts and these, with energies that can be compared."""
+        return (
+            (self.records.judged, self.records.known)
+            if isinstance(self.records, Comparable)
+            else (data, self.data)
+        )
 
     @property
     def machine(self) -> str:
@@ -173,18 +192,21 @@ def why_no_rows(data: Replays, rows: Compared, match: Match, c: int) -> str:
 def weigh(
     data: Replays,
     known: Sequence[Replays],
-    at: Sequence[int],
+    at: Sequence[Sequence[int]],
     alpha: Fraction,
 ) -> list[Claim | None]:
     """Test every claim.
+
+    A provider that names a format may mean several configs. It is refuted where each of them is: the one with
+    the greatest p stands for the claim, and one that no test can refute has the greatest there is.
 
     Parameters
     ----------
     data : Replays
     known : sequence of Replays
         Calibration: transcripts whose labels are known to be right.
-    at : sequence of int
-        The claimed config of every producer; −1: it was not replayed.
+    at : sequence of sequence of int
+        The configs that every producer may claim to be; none: nothing was replayed of it.
     alpha : Fraction
 
     Returns
@@ -192,9 +214,15 @@ def weigh(
     list of Claim or None
         Of every producer; None where the claimed config was not replayed.
     """
-    asked = sum(c >= 0 for c in at)
+    asked = sum(len(meant) > 0 for meant in at)
     starts = [_start_check(data, c) for c in range(len(data.configs))]
-    found = [_claim(data, known, d, c, alpha, asked, starts[c]) if c >= 0 else None for d, c in enumerate(at)]
+    found: list[Claim | None] = []
+    for d, meant in enumerate(at):
+        each = [
+            replace(_claim(data, known, d, c, alpha, asked, starts[c]), config=c, meant=tuple(meant))
+            for c in meant
+        ]
+        found.append(max(each, key=lambda one: 2 if one.p is None else one.p, default=None))
     listed = [claim for claim in found if claim is not None and claim.tests]
     adjusted = dict(zip(map(id, listed), holm([claim.p for claim in listed]), strict=True))
     return [claim and replace(claim, p_holm=adjusted.get(id(claim))) for claim in found]
@@ -424,6 +452,13 @@ def _rows_test(data: Replays, rows: Compared, d: int, c: int, name: str) -> _Lis
 
 
 def _why_no_distances(data: Replays, d: int, c: int) -> str:
+    if (record := data.records_D[d]) is not None:
+        if not any(answer and not other for answer, other in _judged(record)):
+            return other_prompts(record)
+        if sampling_of(data, d) is None:
+            return _not_stated(record)
+        lists = data.listed is not None and data.listed.digits_D[d] >= 0
+        return "" if lists or sampling_of(data, d) else "the record lists no log-probabilities of its tokens"
     if not np.isfinite(data.energy_DCRT[d, c]).any():
         return "the producer published no sketches"
     if not data.decode.covered_DC[d, c] and not data.decode.missing:
@@ -437,13 +472,17 @@ def _why_no_text(greedy: bool | None, record: Recorded | None) -> str:
     if greedy:
         return ""
     if greedy is None:
-        if record is not None and record.asked:
-            return (
-                f"the record does not state {record.asked}, which 'prompts.assume={{…}}' can say (of a field "
-                "of the request that changes no token 'prompts.harmless=[…]')"
-            )
-        return "the record does not state how its tokens were chosen"
+        return _not_stated(record)
     return "the record states another decoding than plain greedy, which other tests judge"
+
+
+def _not_stated(record: Recorded | None) -> str:
+    if record is not None and record.asked:
+        return (
+            f"the record does not state {record.asked}, which 'prompts.assume={{…}}' can say (of a field "
+            "of the request that changes no token 'prompts.harmless=[…]')"
+        )
+    return "the record does not state how its tokens were chosen"
 
 
 def _judged(record: Recorded) -> list[tuple[str, bool]]:
@@ -501,7 +540,8 @@ def _calibrated(data: Replays, known: Sequence[Replays], d: int, c: int) -> list
             continue  # known transcripts of other weights or kernels under the same label
         judged = set(data.reference_keys)
         dropped = [i for i, key in enumerate(one.reference_keys) if key in judged]
-        found.append(Calibrated(one, label, made, dropped))
+        records = compared(data, one, d) if data.records_D[d] is not None else ""
+        found.append(Calibrated(one, label, made, dropped, records))
     return found
 
 
@@ -515,6 +555,10 @@ def _noisy_test(
         recorded = data.records_D[d] is not None
         if one_value := _of_one_arithmetic(sets) if recorded else _of_one_value(sets):
             return one_value
+        if name == "distances" and (
+            why := next((one.records for one in sets if isinstance(one.records, str)), "")
+        ):
+            return why
         made = _pooled(data, sets, d, c, name)
         if made is not None:
             return made
@@ -522,7 +566,8 @@ def _noisy_test(
     if not match.same and data.records_D[d] is not None:
         return (
             "no calibration, and the provider states nothing of its machine: known transcripts of another "
-            "kernel, setting or machine say how many tokens of an honest one are not greedy here"
+            "kernel, setting or machine say how many tokens of an honest one are not greedy here, and how "
+            "far its log-probabilities are"
         )
     if not match.same:
         return f"no calibration, and the environment classes are not shown to be one ({match.why})"
@@ -576,6 +621,10 @@ def _of_one_arithmetic(sets: Sequence[Calibrated]) -> str:
         rows = one.data.decode
         if rows.compared_DCR[d, c].any() and not rows.all_equal_DC[d, c]:
             return ""
+        if one.data.listed is not None and not rows.compared_DCR[d, c].any():
+            equal_CR, listed_R = one.data.listed.equal_DCR(d)
+            if (equal_CR[c] < listed_R).any() or (one.data.margin_DCRT[d, c] > 0).any():
+                return ""
     return (
         "the provider states nothing of its machine, and the calibration holds no transcript of another "
         "kernel, setting or machine than the replay's (verify.calibration)"
@@ -616,6 +665,10 @@ def _pooled(data: Replays, sets: Sequence[Calibrated], d: int, c: int, name: str
         null_SN.append(null_U)
     count = min(len(null) for null in null_SN)
     null = f"{plural(count, 'known transcript')} of it made on {'; '.join(one.machine for one in sets)}"
+    if name == "distances" and isinstance(alike := sets[0].records, Comparable):
+        null = f"{alike.what}, first {plural(alike.tokens, 'token')}, against {null}"
+        if alike.shorter:
+            null += f"; {plural(alike.shorter, 'answer')} with fewer tokens not counted"
     unstated = sorted({title for one in sets for title in one.made.unstated})
     if unstated:
         null += (
@@ -663,7 +716,7 @@ def _text_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | Non
 
 
 def _profile_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | None:
-    known = one.data
+    data, known = one.energies(data)
     fit, test = _usable(one)
     if not test:
         return None
@@ -676,6 +729,7 @@ def _profile_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | 
     if profile is None:
         return None
     judged_VR = np.stack([row_mean(data.energy_DCRT[d, data.configs.index(v)]) for v in labels])
+    judged_VR[:, ~data.there_DR[d]] = np.nan
     return profile.score(judged_VR), profile.score(energy_VN), test
 
 
@@ -684,7 +738,7 @@ def _gap_p(data: Replays, one: Calibrated, d: int, c: int) -> Fraction | None:
 
     Of a transcript it is the greatest x_c − x_v over the other configs v: a likelihood ratio.
     """
-    known, (fit, test) = one.data, _usable(one)
+    (data, known), (fit, test) = one.energies(data), _usable(one)
     labels = [label for label in data.configs if label in known.configs]
     claim, producer = labels.index(one.label), known.producers.index(one.label)
     if len(labels) < 2 or not test:
@@ -699,6 +753,7 @@ def _gap_p(data: Replays, one: Calibrated, d: int, c: int) -> Fraction | None:
         return np.asarray(np.where(energy_VR[claim] <= least, np.minimum(gap_R, 0.0), gap_R))
 
     judged = gaps(np.stack([row_mean(data.energy_DCRT[d, data.configs.index(v)]) for v in labels]))
+    judged[~data.there_DR[d]] = np.nan
     null = gaps(np.stack([row_mean(known.energy_DCRT[producer, known.configs.index(v)]) for v in labels]))
     return pooled_p(judged, null[sorted([*fit, *test])])
 

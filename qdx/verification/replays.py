@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from qdx.analysis.view import stated
 from qdx.dataset.lacking import versions
 from qdx.dataset.layout import RECORDS
 from qdx.errors import QdxError
@@ -37,6 +38,7 @@ from qdx.verification.environment import facts_of
 from qdx.verification.environment_class import class_of
 from qdx.verification.exact import Repeating, pooled, repeating
 from qdx.verification.likelihood import Calibration, energy, row_mean, ulp_floor
+from qdx.verification.listed import Listed, first_ones
 from qdx.verification.recorded import (
     Recorded,
     notes_of,
@@ -112,6 +114,10 @@ class Replays:
         token comes first, and NaN stands where nothing was drawn. None where no record states sampling.
     groups_D : list of tuple of int
         Of each producer of records, the group of each transcript: one seed or one cached answer; −1: none.
+    listed : Listed or None
+        Log-probabilities that the producers list of each token, and the rows' here. None where none are read.
+    formats_C : list of str
+        Weight format of each config here; "" where the file does not state it.
     """
 
     producers: list[str]
@@ -143,9 +149,11 @@ class Replays:
     notes: list[str]
     drawn: Drawn | None = None
     groups_D: list[tuple[int, ...]] = field(default_factory=list)
+    listed: Listed | None = None
+    formats_C: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, producer_tree: xr.DataTree, verifier_tree: xr.DataTree) -> Replays:
+    def of(cls, producer_tree: xr.DataTree, verifier_tree: xr.DataTree, *, lists: bool = False) -> Replays:
         """Read both trees and align producers, references and positions.
 
         Parameters
@@ -154,6 +162,9 @@ class Replays:
             The producers' sweep: ``/decode``, first repeat, are the rows behind each transcript.
         verifier_tree : xarray.DataTree
             The verifier's sweep of ``prompts=transcripts``: ``/replay`` with a dimension ``producer``.
+        lists : bool
+            Whether the greatest log-probabilities of each token are read: beside records of other programs,
+            which always have theirs read.
 
         Raises
         ------
@@ -198,7 +209,12 @@ class Replays:
         kept = [name for name in (*names, "commitment") if name in own]
         mine = own[kept].drop_vars("region", errors="ignore").sel(config=producers, reference=references)
         mine = mine.reindex(position=replay["position"].values, fill_value=_FILL)
-        return _align(producer_tree, verifier_tree, mine, replay, producers, references)
+        found = _align(producer_tree, verifier_tree, mine, replay, producers, references)
+        if not (recorded or lists):
+            return found
+        emitted = _transcripts(producer_tree, producers, references)
+        alike = (producer_tree, verifier_tree, producers, found.configs, references, emitted)
+        return replace(found, listed=Listed.of(*alike, recorded=recorded))
 
     @property
     def there_DR(self) -> Bools:
@@ -272,7 +288,8 @@ class Replays:
         -------
         array (producer, config, reference)
         """
-        margin_DCRT = self.margin_DCRT[..., :most]
+        # Tokens of references of unequal lengths stand at positions of their own.
+        margin_DCRT = first_ones(self.margin_DCRT)[..., :most]
         wrong = np.nansum((margin_DCRT > 0).astype(float), -1)
         mean_DCR = row_mean(margin_DCRT)
         margin = np.where(np.isfinite(mean_DCR), mean_DCR, 0.0)
@@ -414,6 +431,7 @@ def _align(
         schema_D=[versions(tree).get(label, 0) for label in producers],
         drawn=_drawn(verifier, replay, producers, references) if recorded else None,
         groups_D=shared,
+        formats_C=[stated(replay, shown, "format", label) for label in configs],
     )
 
 

@@ -21,6 +21,7 @@ from qdx.verification.evidence import (
     shown_of,
     weights_of,
 )
+from qdx.verification.listed import TOKENS
 from qdx.verification.obligations import Obligations
 from qdx.verification.recorded import Recorded, own_units
 from qdx.verification.replays import Replays
@@ -280,7 +281,7 @@ def _of_records(evidence: Evidence, tested: Claim, d: int, c: int, record: Recor
     here. A record that leaves open how its tokens were chosen is neither.
     """
     data, greedy = evidence.data, sampling_of(evidence.data, d)
-    judged_as = f"judged as {data.configs[c]}, as verify.claims says"
+    judged_as = _judged_as(data, tested, c)
     drawn = _drawn_tokens(data, d, c) if greedy is False else 0
     if not greedy and not drawn and not record.other_prompts:
         why = tested.unlisted.get("text", "")
@@ -328,7 +329,19 @@ def _of_records(evidence: Evidence, tested: Claim, d: int, c: int, record: Recor
     if _answers_differ(data, d, record):
         why = "several answers to one prompt differ, so that a false one may stand behind an honest one"
         return Verdict("undecided", "units", f"{why}; {said}")
-    return Verdict("not refuted", "text", said) if strong else Verdict("undecided", "evidence", said)
+    names = ", ".join(dict.fromkeys(map(_part, strong)))
+    return Verdict("not refuted", names, said) if strong else Verdict("undecided", "evidence", said)
+
+
+def _judged_as(data: Replays, tested: Claim, c: int) -> str:
+    """Say which configs a claim may mean, where a format names several."""
+    if len(tested.meant) < 2:
+        return f"judged as {data.configs[c]}, as verify.claims says"
+    names = ", ".join(data.configs[v] for v in tested.meant)
+    return (
+        f"judged as any of {names}, which verify.claims may mean: {data.configs[c]} fits best and stands "
+        "here (not covered: any other kernel, setting or card)"
+    )
 
 
 def _of_drawn(evidence: Evidence, tested: Claim, d: int, c: int, said: str, others: int) -> Verdict:
@@ -341,6 +354,11 @@ def _of_drawn(evidence: Evidence, tested: Claim, d: int, c: int, said: str, othe
     if alike := _not_told_apart(evidence, d, c):
         return Verdict("undecided", "evidence", f"so few tokens would not refute {alike} beside it; {said}")
     return Verdict("not refuted", "drawn tokens", said)
+
+
+def _part(test: Test) -> str:
+    """The part of a claim that a test is about: distances of greedy tokens are about the text."""
+    return "text" if test.name == "distances" and test.null.startswith(TOKENS) else test.name
 
 
 def _said(tested: Claim, about: str) -> str:
@@ -364,9 +382,9 @@ def _only_not_uniform(evidence: Evidence, tested: Claim, record: Recorded) -> st
     assumed = [name for name in SHAPING if name in record.assumed.split(", ")]
     if not (assumed or record.order_matters) or tested.p_holm is None or tested.p_holm > evidence.alpha:
         return ""
-    drawn = tested.test("drawn tokens")
     asked = sum(claim is not None for claim in evidence.claims)
-    if drawn is not None and drawn.p is not None and len(tested.tests) * asked * drawn.p <= evidence.alpha:
+    others = [test.p for test in tested.tests if test.name != "uniformity" and test.p is not None]
+    if others and len(tested.tests) * asked * min(others) <= evidence.alpha:
         return ""
     if record.order_matters:
         return (
@@ -405,7 +423,7 @@ def _refuted(evidence: Evidence, tested: Claim, d: int, c: int, rows: str) -> Ve
     share = tested.false_at_least
     if share:
         why += f"; at least {share} of {plural(most.judged, 'independent transcript')} false"
-    return Verdict("refuted", best.name, f"{why}{_ranks(evidence, d, '; ')}", share)
+    return Verdict("refuted", _part(best), f"{why}{_ranks(evidence, d, '; ')}", share)
 
 
 def _can_refute(evidence: Evidence, tested: Claim, test: Test) -> bool:
