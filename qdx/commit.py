@@ -10,8 +10,8 @@ Of a sweep that ran a verifier's challenge (``prompts=challenge``) it writes ``c
 binds every row, token and fact, and shows none. Its SHA-256, the root, can be sent or published at once; the
 rows that the verifier draws then are opened with ``python -m qdx.open_rows``.
 
-Of a verifier's sweep ``--verdict`` writes ``verdict.json``: its verdicts as hashes and numbers, without prompts,
-answers, token ids, sentences, and the names of machines, users, files and folders.
+Of a verifier's sweep ``--verdict`` writes ``verdict.json``: its verdicts as hashes and numbers, without
+prompts, answers, token ids, sentences, and the names of machines, users, files and folders.
 """
 
 from __future__ import annotations

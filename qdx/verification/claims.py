@@ -130,11 +130,11 @@ def calibrating(data: Replays, calibration: Trees | Sequence[Trees] | None) -> l
     """
     if calibration is None:
         return []
-    pairs = [calibration] if isinstance(calibration[0], xr.DataTree) else list(calibration)
+    pairs: list[Any] = [calibration] if isinstance(calibration[0], xr.DataTree) else list(calibration)
     found = []
     recorded = any(one is not None for one in data.records_D)
-    for pair in pairs:
-        known = _as_known(Replays.of(*pair, lists=recorded), pair[1])
+    for own, here in pairs:
+        known = _as_known(Replays.of(own, here, lists=recorded), here)
         if known.components != data.components:
             raise QdxError(
                 f"calibration has sketches of {known.components} components, the judged {data.components}: "

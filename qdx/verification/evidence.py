@@ -540,8 +540,8 @@ def _calibrated(data: Replays, known: Sequence[Replays], d: int, c: int) -> list
             continue  # known transcripts of other weights or kernels under the same label
         judged = set(data.reference_keys)
         dropped = [i for i, key in enumerate(one.reference_keys) if key in judged]
-        records = compared(data, one, d) if data.records_D[d] is not None else ""
-        found.append(Calibrated(one, label, made, dropped, records))
+        alike = compared(data, one, d) if data.records_D[d] is not None else ""
+        found.append(Calibrated(one, label, made, dropped, alike))
     return found
 
 

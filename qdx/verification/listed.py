@@ -315,10 +315,11 @@ def _lists(data: Replays, d: int, rank: int, digits: int) -> Energies:
 def margins(data: Replays, d: int) -> Energies:
     """Squared margins of a producer's tokens, the first tokens first."""
     margin_CRT = first_ones(data.margin_DCRT[d])
-    floor_RT = np.full(margin_CRT.shape[1:], np.finfo(np.float32).tiny)
+    least = float(np.finfo(np.float32).tiny)
+    floor_RT = np.full((margin_CRT.shape[1], margin_CRT.shape[2]), least, np.float64)
     if data.listed is not None:
-        count = min(data.listed.floor_DCRT.shape[-1], floor_RT.shape[-1])
-        floor_RT[:, :count] = np.nan_to_num(data.listed.floor_DCRT[d].min(0)[:, :count], nan=floor_RT[0, 0])
+        count = min(data.listed.floor_DCRT.shape[-1], margin_CRT.shape[2])
+        floor_RT[:, :count] = np.nan_to_num(data.listed.floor_DCRT[d].min(0)[:, :count], nan=least)
     return margin_CRT**2, floor_RT
 
 

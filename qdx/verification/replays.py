@@ -209,12 +209,12 @@ class Replays:
         kept = [name for name in (*names, "commitment") if name in own]
         mine = own[kept].drop_vars("region", errors="ignore").sel(config=producers, reference=references)
         mine = mine.reindex(position=replay["position"].values, fill_value=_FILL)
-        found = _align(producer_tree, verifier_tree, mine, replay, producers, references)
+        aligned = _align(producer_tree, verifier_tree, mine, replay, producers, references)
         if not (recorded or lists):
-            return found
+            return aligned
         emitted = _transcripts(producer_tree, producers, references)
-        alike = (producer_tree, verifier_tree, producers, found.configs, references, emitted)
-        return replace(found, listed=Listed.of(*alike, recorded=recorded))
+        alike = (producer_tree, verifier_tree, producers, aligned.configs, references, emitted)
+        return replace(aligned, listed=Listed.of(*alike, recorded=recorded))
 
     @property
     def there_DR(self) -> Bools:
