@@ -182,9 +182,9 @@ class Places:
     """What a pair's rows say at every place: P places, R draws at each, `who` a producer.
 
     `drawn[who]` are the tokens that it drew, as `Drawn` by the claim's rows and by the false config's,
-    (place, draw); `seeded[who]` margins of tokens drawn with a known noise, (place, seed); `greedy[who]` margins of
-    the greatest, (place, 1); `energy[who]` by kind of evidence, (config, place); `rank[who]` log-ranks of the
-    drawn tokens by the claim's rows and `token[who]` their ids.
+    (place, draw); `seeded[who]` margins of tokens drawn with a known noise, (place, seed); `greedy[who]`
+    margins of the greatest, (place, 1); `energy[who]` by kind of evidence, (config, place); `rank[who]`
+    log-ranks of the drawn tokens by the claim's rows and `token[who]` their ids.
     """
 
     drawn: dict[str, list[Drawn]]
@@ -600,17 +600,19 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=64, help="tokens drawn at each place, to draw from")
     parser.add_argument("--most", type=int, default=4096, help="tokens of a record, at most")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pairs", default="1,2,3,4,5,6", help="columns of the table, numbered from 1")
     options = parser.parse_args()
-    capture(
-        options.folder, quick=options.quick, answers=options.answers, tokens=options.tokens, say=_to_stderr
-    )
+    pairs = [PAIRS[int(n) - 1] for n in options.pairs.split(",")]
+    used = {label for pair in pairs for label in (pair.claim, pair.honest, pair.false, pair.calibration)}
+    sizes = {"answers": options.answers, "tokens": options.tokens}
+    capture(options.folder, quick=options.quick, **sizes, say=_to_stderr, used=used | {"none"})
     rows, grid = Rows(options.folder), [n for n in GRID if n <= options.most]
     survive = surviving(options.folder, options.quick)
     columns, levels, holds, equal = [], [], [], []
     start = time.monotonic()
-    every = places(rows, PAIRS, options.draws, 2, options.seed)
+    every = places(rows, pairs, options.draws, 2, options.seed)
     _to_stderr(f"rows: {time.monotonic() - start:.0f} s")
-    for pair, found in zip(PAIRS, every, strict=True):
+    for pair, found in zip(pairs, every, strict=True):
         start = time.monotonic()
         results, held = evaluate(found, pair, options.redraws, options.seed, grid, survive)
         columns.append({name: str(results[name]) if name in results else "no alternative" for name in ORDER})
@@ -622,7 +624,9 @@ def main() -> None:
         equal.append(found.equal)
         _to_stderr(f"{pair.title}: {time.monotonic() - start:.0f} s")
     count = len(rows["none"])
-    print(f"$ python benchmarks/evidence.py --folder ROWS{' --quick' if options.quick else ''}\n")
+    print(
+        f"$ python benchmarks/evidence.py --folder ROWS{' --quick' if options.quick else ''} --pairs {options.pairs}\n"
+    )
     model = (
         "a small random model"
         if options.quick
@@ -633,7 +637,7 @@ def main() -> None:
         f"(MMD: {min(200, options.redraws)})"
     )
     print(f"{survive:.1%} of the text's tokens come out again when it is tokenized\n")
-    head = ["claim, and what was run", *(pair.title for pair in PAIRS)]
+    head = ["claim, and what was run", *(pair.title for pair in pairs)]
     print(f"Tokens for {POWER:.0%} power at the {ALPHA:.0%} level (in brackets: power with the most tried)")
     print(table(head, [[name, *(one[name] for one in columns)] for name in ORDER]))
     print("hash: one row, where an honest producer's rows are equal to the verifier's (last table)")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,9 +179,15 @@ def prompts_of(model: str, count: int) -> tuple[list[list[int]], list[list[int]]
 
 
 def capture(
-    folder: Path, *, quick: bool, answers: int, tokens: int, say: Callable[[str], Any] = print
+    folder: Path,
+    *,
+    quick: bool,
+    answers: int,
+    tokens: int,
+    say: Callable[[str], Any] = print,
+    used: Container[str] = frozenset(CONFIGS),
 ) -> None:
-    """Compute and keep the rows of every config that are not in the folder yet."""
+    """Compute and keep the rows of every config that is used and not in the folder yet."""
     model = QUICK if quick else DEMO
     folder.mkdir(parents=True, exist_ok=True)
     plain, hidden = prompts_of(model, answers)
@@ -193,7 +199,7 @@ def capture(
     answers_AT = np.load(text)
     for label, config in CONFIGS.items():
         target = folder / f"{label.replace(' ', '_')}.npy"
-        if target.exists():
+        if target.exists() or label not in used:
             continue
         start = time.monotonic()
         own = loaded(model, config)
