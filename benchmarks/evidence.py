@@ -625,7 +625,8 @@ def main() -> None:
         _to_stderr(f"{pair.title}: {time.monotonic() - start:.0f} s")
     count = len(rows["none"])
     print(
-        f"$ python benchmarks/evidence.py --folder ROWS{' --quick' if options.quick else ''} --pairs {options.pairs}\n"
+        f"$ python benchmarks/evidence.py --folder ROWS{' --quick' if options.quick else ''} "
+        f"--pairs {options.pairs}\n"
     )
     model = (
         "a small random model"
