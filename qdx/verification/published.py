@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from qdx.analysis.view import stated
 from qdx.errors import QdxError
 from qdx.verification.verdicts import exit_status
 
@@ -66,6 +67,7 @@ def published(verifier: xr.DataTree, producers: xr.DataTree) -> dict[str, Any]:
         raise QdxError("the folder holds no verdict: give a sweep that was run with prompts=transcripts")
     result = analyses["verify"].to_dataset()
     here, theirs = (tree["provenance"].to_dataset() for tree in (verifier, producers))
+    rows = verifier["replay"].to_dataset()
     configs = _names([str(v) for v in result["config"].values], "config")
     labels = [str(v) for v in result["producer"].values]
     models = _models(producers, labels)
@@ -83,7 +85,7 @@ def published(verifier: xr.DataTree, producers: xr.DataTree) -> dict[str, Any]:
         "calibration_sets": int(result.attrs["calibration_sets"]),
         "claims": claims,
         "configs": {
-            configs[str(v)]: _facts(here, str(v)) for v in here["config"].values if str(v) in configs
+            configs[str(v)]: _facts(rows, here, str(v)) for v in here["config"].values if str(v) in configs
         },
         **{name: sorted(set(map(str, here[name].values))) for name in OF_ALL if name in here},
     }
@@ -125,8 +127,8 @@ def _models(producers: xr.DataTree, labels: list[str]) -> list[str]:
     return [str(decode["model"].sel(config=label).values) for label in labels]
 
 
-def _facts(stored: xr.Dataset, config: str) -> dict[str, str]:
-    found = {name: str(stored[name].sel(config=config).values) for name in FACTS if name in stored}
+def _facts(rows: xr.Dataset, stored: xr.Dataset, config: str) -> dict[str, str]:
+    found = {name: stated(rows, stored, name, config) for name in FACTS}
     if "weights_sha256" in stored:
         found["weights_sha256"] = _digests(str(stored["weights_sha256"].sel(config=config).values))
     return {name: value for name, value in found.items() if value}
