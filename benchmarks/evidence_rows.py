@@ -106,7 +106,7 @@ def changed(model: CausalLM, change: str) -> CausalLM:
             setattr(model.model.get_submodule(parent), child, Split(module))
         elif change == "w8" and "lm_head" not in name:
             weight_KN = module._weight_KN
-            step = weight_KN.abs().amax(0, keepdim=True) / 127
+            step = weight_KN.abs().amax(0, keepdim=True).clamp(min=1e-12) / 127  # widened rows are zero
             module._weight_KN = ((weight_KN / step).round() * step).half().float()
     return model
 
