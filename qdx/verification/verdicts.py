@@ -21,7 +21,7 @@ from qdx.verification.evidence import (
     shown_of,
     weights_of,
 )
-from qdx.verification.listed import TOKENS
+from qdx.verification.listed import MOST_DIGITS, TOKENS
 from qdx.verification.obligations import Obligations
 from qdx.verification.recorded import Recorded, own_units
 from qdx.verification.replays import Replays
@@ -290,7 +290,8 @@ def _of_records(evidence: Evidence, tested: Claim, d: int, c: int, record: Recor
         return Verdict("undecided", "sampling", f"{why}; {judged_as}")
     emitted = int(data.emitted_DR[d].sum())
     text = f"{drawn:,} of {plural(emitted, 'token')} drawn as stated" if drawn else _greedy_text(data, d, c)
-    about = "; ".join(part for part in (text, judged_as, _blocked(evidence, tested, d, greedy)) if part)
+    parts = (text, _listed_text(data, d, c), judged_as, _blocked(evidence, tested, d, greedy))
+    about = "; ".join(part for part in parts if part)
     if record.assumed:
         about += f"; assumed to do nothing, since it is not stated: {record.assumed}"
     if record.from_text:
@@ -331,6 +332,16 @@ def _of_records(evidence: Evidence, tested: Claim, d: int, c: int, record: Recor
         return Verdict("undecided", "units", f"{why}; {said}")
     names = ", ".join(dict.fromkeys(map(_part, strong)))
     return Verdict("not refuted", names, said) if strong else Verdict("undecided", "evidence", said)
+
+
+def _listed_text(data: Replays, d: int, c: int) -> str:
+    """Of how many tokens every listed value is the one printed here; "" where nothing is listed."""
+    if data.listed is None or data.listed.digits_D[d] < 0:
+        return ""
+    equal_CR, tokens_R = data.listed.equal_DCR(d)
+    digits = plural(min(data.listed.digits_D[d], MOST_DIGITS), "decimal")
+    tokens = plural(int(tokens_R.sum()), "listed token")
+    return f"all log-probabilities of {int(equal_CR[c].sum()):,} of {tokens} equal to {digits}"
 
 
 def _judged_as(data: Replays, tested: Claim, c: int) -> str:
