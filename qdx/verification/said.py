@@ -148,9 +148,9 @@ def _of_listed(data: Replays) -> list[str]:
         return []
     return [
         "Distances of records are those of their listed log-probabilities, or of their greedy tokens' "
-        "margins where they list none: the mean square over the listed tokens, the emitted one and one bucket for "
-        "the rest, in nat². Known transcripts are cut to as many values and tokens, and rounded to as many "
-        "decimals. A claim of a format has the greatest p of its configs that were replayed."
+        "margins where they list none: the mean square over the listed tokens, the emitted one and one "
+        "bucket for the rest, in nat². Known transcripts are cut to as many values and tokens, and rounded "
+        "to as many decimals. A claim of a format has the greatest p of its configs that were replayed."
     ]
 
 
