@@ -159,7 +159,8 @@ class Calibrated:
         """What the transcripts were made on, in a few words."""
         facts = self.data.class_D[self.data.producers.index(self.label)]
         names = [name for name in (*MACHINE, "backend_version", "torch_version") if facts.get(name)]
-        return ", ".join(facts[n] if n == "gpu or cpu" else f"{TITLES[n]} {facts[n]}" for n in names)
+        said = ", ".join(facts[n] if n == "gpu or cpu" else f"{TITLES[n]} {facts[n]}" for n in names)
+        return said or "a machine that they do not state"
 
 
 def sampling_of(data: Replays, d: int) -> bool | None:
