@@ -1,6 +1,6 @@
 """Say what each kind of evidence is worth: tokens until a false claim is refuted, and honest ones that are.
 
-    python benchmarks/evidence.py --folder ROWS            # the demo model: an hour on two cores
+    python benchmarks/evidence.py --folder ROWS            # the demo model: an hour on busy cores
     python benchmarks/evidence.py --folder ROWS --quick    # a small random model: minutes, other figures
 
 `evidence_rows.py` first computes one text under every config. Each place of it has a row of the claimed
