@@ -39,6 +39,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from qdx.verification import calibration_size
 from qdx.verification import p_values as pv
 from qdx.verification.judge import best
 from qdx.verification.likelihood import (
@@ -251,7 +252,7 @@ def table(name: str, values: Sequence[float], digits: int = 3) -> None:
 
 def pooled(law: Law, trials: int, seed: int) -> None:
     """Print level and power of the pooled tests against calibration."""
-    totals = [pv.calibration_total(null) for null, _ in SETTINGS]
+    totals = [calibration_size.calibration_total(null) for null, _ in SETTINGS]
     for maker, label in law.pairs:
         d, c = law.labels.index(maker), law.labels.index(label)
         generator = np.random.default_rng(seed)

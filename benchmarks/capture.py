@@ -278,6 +278,19 @@ def measure(arguments: argparse.Namespace, engine: str) -> dict[str, Any]:
     return {"head": head, "settings": dict(bench.facts.settings), "rows": rows}
 
 
+def lines(engine: str, measured: dict[str, Any]) -> list[str]:
+    """Return what is printed of an engine."""
+    return [
+        measured["head"],
+        *(
+            f"{engine:9} batch {row['batch']}  {row['way']:13} engine {row['engine_s']:8.3f} s "
+            f"({row['least_s']:.3f} – {row['most_s']:.3f})  {row['ratio_to_plain']:7.3f} x plain   "
+            f"drain {row['drain_s']:.2f} s   {row['tokens_per_s']} tokens/s"
+            for row in measured["rows"]
+        ),
+    ]
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -315,14 +328,7 @@ def main() -> None:
                 print(f"{engine}: failed, its messages are above", file=sys.stderr)
                 continue
             found[engine] = json.loads(file.read_text())
-        print(found[engine]["head"])
-        for row in found[engine]["rows"]:
-            print(
-                f"{engine:9} batch {row['batch']}  {row['way']:13} engine {row['engine_s']:8.3f} s "
-                f"({row['least_s']:.3f} – {row['most_s']:.3f})  {row['ratio_to_plain']:7.3f} x plain   "
-                f"drain {row['drain_s']:.2f} s   {row['tokens_per_s']} tokens/s",
-                flush=True,
-            )
+        print("\n".join(lines(engine, found[engine])), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps({"model": arguments.model, **found}, indent=1) + "\n")
     sys.exit(len(found) != len(arguments.engines.split(",")))

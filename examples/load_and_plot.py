@@ -2,7 +2,8 @@
 
     python examples/load_and_plot.py outputs/2026-01-31_12-00-00 --against awq --to distance.svg
 
-Writes an SVG with plain Python. With matplotlib, `frame["distance"].plot.line(x="step")` is the short way.
+Writes an SVG, a PNG or a page with everything in it, as the name ends. In a notebook `chart` draws the same,
+and the charts of the report are `tree.qdx.plot.matrix("l2")` and its siblings.
 """
 
 from __future__ import annotations
@@ -10,13 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
 import xarray as xr
 
 import qdx
-
-WIDTH, HEIGHT, LEFT = 640, 320, 70
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito (2008)
 
 
 def curves(tree: xr.DataTree, against: str, metric: str) -> xr.Dataset:
@@ -36,40 +33,19 @@ def curves(tree: xr.DataTree, against: str, metric: str) -> xr.Dataset:
     return xr.Dataset(found)
 
 
-def draw(frame: xr.Dataset, title: str, units: str) -> str:
-    """Return the curves as an SVG, on a logarithmic axis."""
-    values = np.concatenate([frame[name].values.ravel() for name in ("distance", "floor")])
-    shown = values[np.isfinite(values) & (values > 0)]
-    low, high = (np.log10(shown.min()) - 0.5, np.log10(shown.max())) if shown.size else (0.0, 1.0)
-    steps = frame["step"].values
-
-    def at(step: float, value: float) -> tuple[float, float]:
-        x = LEFT + (WIDTH - LEFT - 130) * (step - steps[0]) / max(1, steps[-1] - steps[0])
-        return x, 30 + (HEIGHT - 70) * (high - max(np.log10(value), low)) / max(1e-9, high - low)
-
-    parts = [
-        f'<text x="{LEFT}" y="16">{title}</text><text x="{LEFT}" y="{HEIGHT - 8}">step of the replay</text>'
-    ]
-    parts += [
-        f'<text x="{LEFT - 6}" y="{at(steps[0], 10**v)[1]:.0f}" text-anchor="end">{10**v:.2g} {units}</text>'
-        for v in (low, high)
-    ]
-    for i, config in enumerate(frame["config"].values):
-        line, floor = frame["distance"].sel(config=config).values, frame["floor"].sel(config=config).values
-        colour = COLOURS[i % len(COLOURS)]
-        band = [at(s, v) for s, v in zip(steps, floor, strict=True) if v > 0]
-        if band:
-            edge = " ".join(f"{x:.1f},{y:.1f}" for x, y in band)
-            base = f"{band[-1][0]:.1f},{HEIGHT - 40} {band[0][0]:.1f},{HEIGHT - 40}"
-            parts.append(f'<polygon points="{edge} {base}" fill="{colour}" opacity="0.15"/>')
-        points = [at(s, v) for s, v in zip(steps, line, strict=True) if v > 0]
-        if points:
-            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-            parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        label = str(config) if points else f"{config} (0: bit-equal)"
-        parts.append(f'<text x="{WIDTH - 124}" y="{40 + 18 * i}" fill="{colour}">{label}</text>')
-    box = f'viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{"".join(parts)}</svg>\n'
+def chart(frame: xr.Dataset, title: str, metric: str, units: str) -> qdx.analysis.Chart:
+    """Draw the curves, with the greatest noise floor of all configs as a band."""
+    return qdx.charts.positions(
+        "distance",
+        title,
+        frame["step"].values,
+        frame["distance"].transpose("config", "step").values,
+        [str(label) for label in frame["config"].values],
+        what=metric,
+        unit=units,
+        line="config",
+        noise_P=frame["floor"].max("config").values,
+    )
 
 
 def main() -> None:
@@ -86,7 +62,9 @@ def main() -> None:
     against = chosen.against or str(tree["replay"].to_dataset()["config"].values[0])
     frame = curves(tree, against, chosen.metric)
     units = tree.qdx.pairs(chosen.metric).attrs["units"]
-    chosen.to.write_text(draw(frame, f"mean {chosen.metric} from {against}", "" if units == "1" else units))
+    drawn = chart(frame, f"mean {chosen.metric} from {against}", chosen.metric, "" if units == "1" else units)
+    everything = {"inline": True} if chosen.to.suffix == ".html" else {}  # no request leaves the page
+    drawn.altair().save(chosen.to, **everything)
     print(f"mean {chosen.metric} from {against} over the replay, and between repeats")
     for config in frame["config"].values:
         mean = frame.sel(config=config).mean("step")

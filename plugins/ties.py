@@ -7,8 +7,7 @@ def ties(tree, below: float = 0.1):
     gap = -tree["replay/top_logit"].diff("rank").isel(rank=0, drop=True)
     share = (gap < below).where(tree["replay/captured"]).mean(["repeat", "reference", "position"])
     share.attrs = {"units": "1", "long_name": f"share of rows with a gap under {below} nat"}
-    rows = [[str(one["config"].item()), f"{one.item():.1%}"] for one in share]
-    table = qdx.analysis.Table(f"Gap under {below} nat", ["config", "share"], rows, phase="replay")
-    bars = "".join(f'<rect y="{9 * i}" width="{v:.1%}" height="6"/>' for i, v in enumerate(share.values))
-    chart = qdx.analysis.Chart("ties", f'<svg height="{9 * len(share)}" fill="#0072b2">{bars}</svg>', table)
+    labels = [str(label) for label in share["config"].values]
+    title = f"Gap under {below} nat"
+    chart = qdx.charts.bars("ties", title, labels, share.values, what="share", phase="replay")
     return qdx.analysis.Section("ties", "Nearly tied rows", share.to_dataset(name="share"), blocks=[chart])

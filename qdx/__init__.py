@@ -35,9 +35,14 @@ _LAZY = {
     "run": "qdx.api",
 }
 
-# What a plug-in makes its results of, `qdx.analysis.Section` and `qdx.prompts.Inline`, without an import of
-# numpy at every start.
-_MODULES = ("analysis", "backends", "prompts")
+# What a plug-in makes its results of, `qdx.analysis.Section`, `qdx.charts.bars` and `qdx.prompts.Inline`,
+# without an import of numpy at every start.
+_MODULES = {
+    "analysis": "qdx.analysis",
+    "backends": "qdx.backends",
+    "charts": "qdx.document.charts",
+    "prompts": "qdx.prompts",
+}
 
 __all__ = ["compose", "expand", "open", "register", "run"]
 
@@ -48,7 +53,7 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     if name in _MODULES:
-        return import_module(f"qdx.{name}")
+        return import_module(_MODULES[name])
     raise AttributeError(f"module 'qdx' has no attribute {name!r}")
 
 

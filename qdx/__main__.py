@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from qdx.commands import NO_PLUGINS
+from qdx.commands import NO_PLUGINS, flags_first
 from qdx.errors import QdxError
 from qdx.plugins import conf_dir, leave_out, load
 from qdx.process import FULL_ERROR
@@ -19,6 +19,7 @@ def main() -> None:
 
 def _sweep() -> int:
     import hydra
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.config_store import ConfigStore
 
     from qdx.sweep.callback import job, stopped
@@ -26,6 +27,8 @@ def _sweep() -> int:
     # Hydra deep-copies its store, a singleton, for every group that --help lists: more than half of the time.
     # It only reads from the copies, and `ConfigStore.load` copies what it gives.
     ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
+    # Its sweeper composes every job to see whether that works, which `qdx.sweep.expand` has just done.
+    BasicSweeper.validate_batch_is_legal = lambda sweeper, batch: None  # type: ignore[assignment, method-assign]
 
     full = bool(os.environ.get("HYDRA_FULL_ERROR"))
     if full:
@@ -35,6 +38,7 @@ def _sweep() -> int:
     if NO_PLUGINS in sys.argv[1:]:  # Hydra knows no such flag
         sys.argv = [argument for argument in sys.argv if argument != NO_PLUGINS]
         leave_out()
+    sys.argv[1:] = flags_first(sys.argv[1:])
     try:
         load()
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()

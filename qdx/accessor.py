@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import xarray as xr
 
@@ -15,6 +15,9 @@ from qdx.arrays import Metric
 from qdx.dataset import open
 from qdx.dataset.layout import PHASES
 from qdx.errors import QdxError, nearest
+
+if TYPE_CHECKING:
+    from qdx.plot import Plots
 
 __all__ = ["DatasetAccessor", "TreeAccessor", "open"]
 
@@ -187,6 +190,18 @@ class TreeAccessor:
         """
         arrays.check_label(self._phase(phase), config)
         return self.pairs(metric, phase).sel(config_b=config, drop=True)
+
+    @property
+    def plot(self) -> Plots:
+        """The charts of the report, as Altair charts: ``tree.qdx.plot.matrix("l2")``.
+
+        Returns
+        -------
+        qdx.plot.Plots
+        """
+        from qdx.plot import Plots
+
+        return Plots(self._tree)
 
     def _phase(self, phase: str) -> xr.Dataset:
         here = [name for name in PHASES if name in self._tree.children]

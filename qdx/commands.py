@@ -14,6 +14,22 @@ from pathlib import Path
 LONGEST = 8_000  # characters of a command
 NO_PLUGINS = "--no-plugins"  # plug-in files of the working folder are not looked for
 FLAGS = ("-m", "--multirun", NO_PLUGINS)
+# Hydra's flags that a value follows.
+_VALUED = {
+    *(
+        "--config-name",
+        "-cn",
+        "--config-path",
+        "-cp",
+        "--config-dir",
+        "-cd",
+        "--package",
+        "-p",
+        "--cfg",
+        "-c",
+    ),
+    "--experimental-rerun",
+}
 # An override of a value or a choice of a group, in Hydra's grammar: +a.b.c=, ~a.b, hydra/launcher=.
 _KEY = re.compile(r"[+~]{0,2}[A-Za-z_][\w-]*([./][\w-]+)*", re.ASCII)
 _CHOICE = re.compile(r"[\w,-]+", re.ASCII)
@@ -27,6 +43,26 @@ def quoted(value: str) -> str:
     # Inside quotes a backslash means something only before a quote.
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
     return f"'{escaped}'"
+
+
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with its flags before its overrides.
+
+    Hydra's parser takes overrides of one place only: ``quant=awq -m seed=1,2`` it calls unrecognized.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        valued = word in _VALUED or (word == "--info" and words and re.fullmatch(r"[a-z-]+", words[0]))
+        if not word.startswith("-"):
+            overrides.append(word)
+        elif valued and words:
+            flags += [word, words.pop(0)]
+        else:  # the value of --info may be left out, and an override is none
+            flags.append("--info=all" if word == "--info" else word)
+    return [*flags, *overrides]
 
 
 def checked(arguments: Sequence[str]) -> list[str] | None:

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from qdx import new_file
+from qdx import models, new_file
 from qdx.dataset import checksums
 from qdx.dataset.folder import RUN, SWEEP
 from qdx.dataset.layout import SCHEMA_VERSION
@@ -37,9 +37,11 @@ from qdx.dataset.provenance import software
 from qdx.dataset.size import readable
 from qdx.dataset.writing import disk_errors
 from qdx.errors import QdxError
+from qdx.experiment import CACHED, find_checkpoint
 from qdx.program import of_disk, run
 from qdx.prompts import challenge
 from qdx.prompts.transcripts import COPY
+from qdx.schema import validate
 from qdx.verification import binding, merkle
 from qdx.verification.commitments import of_run
 from qdx.verification.compare import own_repeats
@@ -137,7 +139,7 @@ def publish(directory: Path, out: Path | None = None) -> Path:
         if any(phase not in tree.children for phase in (*PHASES, "output")):
             raise QdxError(f"{directory} is a verifier's sweep: its configs produced nothing to publish")
         groups = {
-            "provenance": kept_provenance(tree["provenance"].to_dataset().load()),
+            "provenance": _provenance(tree),
             "references": kept_references(tree["references"].to_dataset().load()),
         }
         for phase in (*PHASES, "replay", "output"):
@@ -299,6 +301,55 @@ def sign(path: Path, key: Path) -> Path:
     return signature
 
 
+def _provenance(tree: xr.DataTree) -> xr.Dataset:
+    """Return what is published of a sweep's own provenance, whose weights are hashed anew where need be."""
+    stored = tree["provenance"].to_dataset().load()
+    hash_weights_anew(stored)
+    return kept_provenance(stored)
+
+
+def hash_weights_anew(stored: xr.Dataset) -> None:
+    """Read the weights of every config that took their hashes from the cache.
+
+    Parameters
+    ----------
+    stored : xarray.Dataset
+        A sweep's ``/provenance``.
+
+    Raises
+    ------
+    QdxError
+        When a checkpoint is not here any more, or its files have other hashes than the sweep states.
+    """
+    import json
+
+    from omegaconf import DictConfig, OmegaConf
+
+    read: dict[str, dict[str, str]] = {}
+    for label in [str(label) for label in stored["config"].values]:
+        own = stored.sel(config=label)
+        if "weights_hash" not in own or str(own["weights_hash"].values) != CACHED:
+            continue
+        cfg = OmegaConf.create(str(own["config_yaml"].values))
+        try:
+            if not isinstance(cfg, DictConfig):
+                raise QdxError(f"its config is {type(cfg).__name__}, not a mapping")
+            checkpoint = find_checkpoint(validate(cfg))
+        except QdxError as error:
+            raise QdxError(
+                f"config {label}: the hashes of its weights were taken from the cache and are made anew "
+                f"before they are published, and its checkpoint is not here: {error}"
+            ) from error
+        place = str(checkpoint.path)
+        if place not in read:
+            read[place] = models.weights_sha256(checkpoint.path)
+        if json.loads(str(own["weights_sha256"].values)) != read[place]:
+            raise QdxError(
+                f"config {label}: the weight files of {place} have other hashes than the sweep states: they "
+                "were changed since; run the sweep again"
+            )
+
+
 def kept_provenance(stored: xr.Dataset) -> xr.Dataset:
     """Return the facts that a verdict needs, and the kernels of the layers."""
     own = [str(name) for name in stored.variables]
@@ -362,7 +413,7 @@ def _groups(tree: xr.DataTree, directory: Path) -> dict[str, xr.Dataset]:
         raise QdxError(f"{directory} is a verifier's sweep: its configs produced nothing to commit to")
     output = tree["output"].to_dataset()[["token_id"]].isel(repeat=[0]).load()
     groups = {
-        "provenance": kept_provenance(tree["provenance"].to_dataset().load()),
+        "provenance": _provenance(tree),
         "references": kept_references(tree["references"].to_dataset().load()),
     }
     for phase in PHASES:
@@ -375,7 +426,7 @@ def _without_rows(tree: xr.DataTree, directory: Path) -> dict[str, xr.Dataset]:
     if any(phase not in tree.children for phase in (*PHASES, "output")):
         raise QdxError(f"{directory} is a verifier's sweep: its configs produced nothing to commit to")
     return {
-        "provenance": kept_provenance(tree["provenance"].to_dataset().load()),
+        "provenance": _provenance(tree),
         "references": kept_references(tree["references"].to_dataset().load()),
         **{phase: _captured(tree, phase) for phase in PHASES},
         "output": tree["output"].to_dataset()[["token_id"]].isel(repeat=[0]).load(),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from qdx import backends, models, new_file, plugins
+from qdx import backends, endpoints, models, new_file, plugins
 from qdx.capture.plan import SKETCH_SEED
 from qdx.dataset import folder, provenance
 from qdx.dataset.arithmetic import ARITHMETIC, arithmetic
@@ -20,6 +20,7 @@ from qdx.dataset.join_repeats import join_repeats
 from qdx.errors import QdxError
 from qdx.flow import Flow
 from qdx.process import spawn
+from qdx.program import collect_as_usual
 from qdx.prompts import (
     KEPT,
     RECORDS,
@@ -32,6 +33,7 @@ from qdx.prompts import (
     references_sha256,
 )
 from qdx.schema import Experiment, validate
+from qdx.schema_endpoint import OpenaiBackend
 
 if TYPE_CHECKING:
     from qdx.backends import Backend, Facts
@@ -58,6 +60,7 @@ DECISIVE = (
 )
 # What a process knows when its engine has started; of repeats in processes of their own, only they do.
 OBSERVED = ("sampling", "model_runner", "compiled_kernels", "sm_count", "repeat_processes", *ARITHMETIC)
+READ, CACHED = "read", "cached"  # how this job came to the hashes of its weight files
 IN_ORDER = "in order, batch_size"  # batch i holds the references i·batch_size … (i + 1)·batch_size − 1
 
 
@@ -99,8 +102,17 @@ def run(
     experiment = validate(cfg)
     checkpoint = find_checkpoint(experiment)
     prompts = load_prompts(experiment, checkpoint, sweep)
-    files = models.hash_weights(checkpoint.path, hashed)
+    if isinstance(experiment.backend, OpenaiBackend):
+        attrs = {**identify_endpoint(cfg, checkpoint, prompts), "command_line": command_line}
+        asked = endpoints.Job(
+            experiment.label, experiment.backend, prompts.references, experiment.generate.tokens, attrs
+        )
+        return endpoints.ask(asked, directory, progress)
+    # A verdict rests on weights that its own job has read.
+    known = models.remembered_weights(checkpoint.path) if prompts.transcripts is None else {}
+    files = models.hash_weights(checkpoint.path, hashed or known)
     identity = identify(cfg, checkpoint, prompts, files)
+    identity["weights_hash"] = CACHED if known and not hashed else READ
     target = directory / RUN
     if folder.is_complete(target, str(identity["config_hash"])):
         folder.discard_unfinished(target)
@@ -126,6 +138,7 @@ def run(
     facts = backend.observe()
     backends.require(experiment.quant, facts)
     attrs |= arithmetic()
+    collect_as_usual()
     flow = Flow(backend, facts, experiment, prompts.references, progress)
     with open_recorder(target, experiment, facts, prompts, attrs) as recorder:
         if prompts.producers:
@@ -315,6 +328,32 @@ def identify(
         "batch_layout": IN_ORDER,
         "repeat_processes": 1,
         "config_hash": provenance.config_hash(hashed, decisive),
+    }
+
+
+# Of the options of an endpoint: how it is asked, which changes no answer.
+MANNER = ("concurrency", "timeout", "retries", "max_requests", "max_tokens", "price_in", "price_out", "key",
+          "insecure")  # fmt: skip
+
+
+def identify_endpoint(cfg: DictConfig, checkpoint: Checkpoint, prompts: Prompts) -> dict[str, Any]:
+    """Return what is stored with a server's answers, with the hash of what they are answers to."""
+    container: Any = OmegaConf.to_container(cfg, resolve=True)
+    stamp = provenance.stamp()
+    asked = {key: value for key, value in container["backend"].items() if key not in MANNER}
+    facts = {
+        "references_sha256": references_sha256(prompts.references),
+        "tokenizer_sha256": models.tokenizer_sha256(checkpoint.path),
+    }
+    hashed = {"backend": asked, "tokens": container["generate"]["tokens"]}
+    return {
+        **{name: stamp[name] for name in ("qdx_version", "git_commit", "host") if name in stamp},
+        **facts,
+        "label": container["label"],
+        "model_name": container["model"]["name"],
+        "config": OmegaConf.to_yaml(cfg, resolve=True),
+        "prompts": prompts.description,
+        "config_hash": provenance.config_hash(hashed, facts),
     }
 
 

@@ -42,9 +42,11 @@ def explain(error: Exception, conf: Path, overrides: Sequence[str] | None = None
         rule = (
             "write key=value without spaces after commas, and quote a value with spaces or signs, key='a b'"
         )
-        return f"{error.override!r} is no override: {rule}"
+        return f"{error.override!r} is no override: {rule}{_option_named(str(error.override), conf)}"
     if match := re.search(r"Could not (?:find|load) '([^']+)'", text):
         return _unknown_option(match[1], conf)
+    if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
+        return f"+{match[1]}: the config has this key, and + adds a new one: write {match[1]}=… without it"
     cause = error.__cause__
     if (
         "Could not override" in text
@@ -57,6 +59,13 @@ def explain(error: Exception, conf: Path, overrides: Sequence[str] | None = None
     if isinstance(cause, OmegaConfBaseException) and str(cause) not in text:
         lines.append(str(cause).splitlines()[0])
     return ": ".join(line.rstrip(".:") for line in lines if line)
+
+
+def _option_named(word: str, conf: Path) -> str:
+    """Return a hint where a word without a key is the name of an option: ``awq`` → ``quant=awq``."""
+    groups = sorted(path.name for path in conf.iterdir() if path.is_dir() and path.name != "hydra")
+    found = [f"{group}={word}" for group in groups if word in _options(group, conf)]
+    return f" (did you mean '{found[0]}'?)" if found else ""
 
 
 def _unknown_option(name: str, conf: Path) -> str:
@@ -108,14 +117,16 @@ def _unknown_key(key: str, node: DictConfig, conf: Path) -> str:
         return _without(full, key, {*groups, *map(str, node)} - {"hydra"})
     if parent in ("metric", "analysis"):
         return _not_chosen(parent, key, list(map(str, node)), conf)
-    said = _without(full, key, {str(name) for name in node} - {"_target_", "name"})
+    # The name of an option of qdx's groups is not for a user to set; Hydra's own nodes have such a key.
+    hidden = {"_target_"} if parent.startswith("hydra") else {"_target_", "name"}
+    said = _without(full, key, {str(name) for name in node} - hidden)
     group, _, inner = parent.partition(".")
     others = [name for name, other in _options(group, conf).items() if key in _keys(other, inner)]
     return f"{said}; only {group}={' or '.join(others)} has it" if others else said
 
 
 def _without(full: str, key: str, choices: set[str]) -> str:
-    known = f"one of {', '.join(sorted(choices))}" if choices else "there is none"
+    known = f"one of {', '.join(sorted(choices))}" if choices else "it has none: remove it"
     return f"{full}: unknown key, {known}{nearest(key, choices)}"
 
 

@@ -27,6 +27,13 @@ _WRITTEN = (
     "report.md",
 )
 FILES = (*_WRITTEN, *(f"{name}.part" for name in _WRITTEN), "multirun.yaml", "sweep.lock", "report.lock")
+# What jobs write in their folders, by which a folder is told to be one, and commands beside `FILES`: a folder
+# of such a name would be taken for the file, or hide it.
+TAKEN = (
+    *FILES,
+    *("run.nc", "run.nc.part", "run.nc.rows", "run.nc.new", "status.json", "challenge.json", "hydra.yaml"),
+    *("commitments.nc", "published.nc", "opened.nc", "drawn.json"),
+)
 DEPTH = 3  # of a sweep folder: <label>/repeat_0/run.nc
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 

@@ -154,7 +154,7 @@ def _own_repeats(asked: Plan) -> list[str]:
 
 
 def _calibration(asked: Plan) -> list[str]:
-    from qdx.verification.p_values import calibration_total, fewest_calibration, fitting_part
+    from qdx.verification.calibration_size import calibration_total, fewest_calibration, fitting_part
     from qdx.verification.power import level_spread, pooled_power
 
     m, fitted = asked.transcripts, asked.evidence == "sketches"

@@ -20,6 +20,8 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import gc
+import logging
 import os
 import re
 import signal
@@ -29,7 +31,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn, TextIO, cast
 
-from qdx.errors import QdxError, UnwritableError, lacking
+from qdx.errors import QdxError, UnwritableError, lacking, printable
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 ENDING = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
@@ -41,9 +43,8 @@ _TYPEWRITER = {
     "√": "sqrt", "∞": "inf", "α": "a", "ε": "e", "σ": "s", "Σ": "S", "Δ": "D", "‖": "|", "│": "|", "─": "-",
     "═": "=", "█": "#", "▁": "_", "⌊": "[", "⌋": "]", "⌈": "[", "⌉": "]", "✓": "+", "✗": "x", "½": "1/2",
 }  # fmt: skip
-# Control characters but tab and line ends, and what turns the direction of writing: each acts on a terminal.
-_ACTS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
-_COLOUR = re.compile(r"(\x1b\[[\d;]*[mA])")  # what the logs of libraries are coloured with; bars go up a line
+_USUAL = gc.get_threshold()
+_LINE_ENDS = re.compile(r"(\r?\n|\t)")  # what stays of control characters
 
 
 class Ended(KeyboardInterrupt):
@@ -58,20 +59,27 @@ class Ended(KeyboardInterrupt):
 class Stream:
     """Standard output or error that never raises, and on which nothing that is printed acts.
 
+    All that a process prints passes here: qdx's lines, logs and warnings of libraries, tracebacks. Any of it
+    may quote a file, so not one character of it moves the cursor, sets a colour or turns the direction of
+    writing (`qdx.errors.printable`). That a library meant to colour its log cannot be told from a file that
+    does, so to whoever asks this is not a terminal.
+
     Parameters
     ----------
     stream : TextIO
         Of a file descriptor.
     filtered : bool
-        Replace control characters; False is for a progress bar.
+        Replace what acts; False is for qdx's own progress bar, which cleans what it quotes.
+    bars : bool
+        A carriage return at the start or end of a write stays: bars of libraries draw themselves with it.
     """
 
-    def __init__(self, stream: TextIO, filtered: bool = True) -> None:
-        self._stream, self._filtered = stream, filtered
+    def __init__(self, stream: TextIO, filtered: bool = True, bars: bool = False) -> None:
+        self._stream, self._filtered, self._bars = stream, filtered, bars
         self.lost: OSError | None = None  # the first write that failed, a reader's leaving aside
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_stream":  # of one that is being copied
+        if name in ("_stream", "buffer"):  # of one that is being copied; bytes would pass unseen
             raise AttributeError(name)
         return getattr(self._stream, name)
 
@@ -80,9 +88,13 @@ class Stream:
         """The same for what moves the cursor on purpose."""
         return cast(TextIO, Stream(self._stream, filtered=False))
 
+    def isatty(self) -> bool:
+        """Whether somebody may move the cursor here."""
+        return not self._filtered and self._stream.isatty()
+
     def write(self, text: str) -> int:
         """Write a text as far as somebody reads it, and return its length."""
-        shown = _without_acts(text, self._stream) if self._filtered else text
+        shown = harmless(text, self._bars) if self._filtered else text
         self._try(lambda: self._stream.write(shown))
         return len(text)
 
@@ -111,11 +123,22 @@ class Stream:
             pass
 
 
-def _without_acts(text: str, stream: TextIO) -> str:
-    if not _ACTS.search(text):
+def harmless(text: str, bars: bool = False) -> str:
+    """Return a text for a terminal: � for what acts on one, but for tabs and the ends of lines.
+
+    Parameters
+    ----------
+    text : str
+    bars : bool
+        Keep a carriage return that begins or ends the text. Another one would write over what stands before
+        it in the line.
+    """
+    if text.isascii() and text.isprintable():
         return text
-    parts = _COLOUR.split(text) if stream.isatty() else [text]
-    return "".join(part if i % 2 else _ACTS.sub("\ufffd", part) for i, part in enumerate(parts))
+    begins = "\r" if bars and text.startswith("\r") else ""
+    ends = "\r" if bars and len(text) > 1 and text.endswith("\r") else ""
+    parts = _LINE_ENDS.split(text[len(begins) : len(text) - len(ends)])
+    return begins + "".join(part if i % 2 else printable(part) for i, part in enumerate(parts)) + ends
 
 
 def _typewritten(error: UnicodeError) -> tuple[str, int]:
@@ -135,8 +158,8 @@ def _decomposed(character: str) -> str:
 codecs.register_error(PLAIN, _typewritten)
 
 
-def prepare() -> None:
-    """Make the standard streams safe to print to, and SIGTERM an orderly end; twice does no harm."""
+def guard() -> None:
+    """Make the standard streams of this process safe to print to; twice does no harm."""
     for number, name, flags in (
         (0, "stdin", os.O_RDONLY),
         (1, "stdout", os.O_WRONLY),
@@ -152,7 +175,17 @@ def prepare() -> None:
             continue
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=PLAIN)
-        setattr(sys, name, Stream(stream))
+        guarded = Stream(stream, bars=name == "stderr")
+        setattr(sys, name, guarded)
+        if getattr(sys, f"__{name}__") is stream:
+            setattr(sys, f"__{name}__", guarded)
+        _log_through(guarded, stream)
+    os.environ["PYTHON_COLORS"] = "0"  # Python asks the descriptor, not the stream, whether it is a terminal
+
+
+def prepare() -> None:
+    """Make the standard streams safe to print to, and SIGTERM an orderly end; twice does no harm."""
+    guard()
     global _owner
     _owner = os.getpid()
     for name in ENDING:
@@ -160,6 +193,14 @@ def prepare() -> None:
         if asked is not None and signal.getsignal(asked) is signal.SIG_DFL:  # nohup ignores SIGHUP
             with contextlib.suppress(ValueError):  # not in the main thread
                 signal.signal(asked, _end)
+
+
+def _log_through(guarded: Stream, stream: TextIO) -> None:
+    """Point the handlers that log to a stream to the guarded one; those of a launcher's worker are older."""
+    named = [log for log in logging.root.manager.loggerDict.values() if isinstance(log, logging.Logger)]
+    for handler in (handler for log in (logging.root, *named) for handler in log.handlers):
+        if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
+            handler.setStream(cast(TextIO, guarded))
 
 
 def _nowhere(number: int, flags: int) -> TextIO:
@@ -217,6 +258,9 @@ def run(
     """
     full = bool(os.environ.get("HYDRA_FULL_ERROR")) if full is None else full
     prepare()
+    # While torch and transformers are imported, Python would go through all their objects again and again, a
+    # tenth of the time, and find no garbage. What dies young is found as usual.
+    gc.set_threshold(*_USUAL[:2], 1000)
     try:
         status = main() or 0
     except SystemExit as error:
@@ -236,7 +280,15 @@ def run(
         else:
             print(f"{name}: error: {in_one_line(error)}", file=sys.stderr)
             status = 1 if of_disk(error) or not isinstance(error, QdxError) else 2
+    # The interpreter's last search for garbage would go through all objects of torch and transformers, for a
+    # second and for nothing: the files are closed, and the memory goes with the process.
+    gc.freeze()
     sys.exit(status if child else finish(status, name))
+
+
+def collect_as_usual() -> None:
+    """Let Python search all objects for garbage as often as it does by default: everything is imported."""
+    gc.set_threshold(*_USUAL)
 
 
 def _interrupted(error: KeyboardInterrupt, name: str) -> int:

@@ -6,7 +6,9 @@ import os
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
+
+from qdx.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,15 +52,15 @@ class Progress:
             from rich.progress import Progress as Bar
 
             self._bar = Bar(
-                TextColumn("{task.fields[title]}"),
+                TextColumn("{task.fields[title]}", markup=False),
                 BarColumn(bar_width=28),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 console=_console(),
                 transient=True,
             )
-            self._task = self._bar.add_task("starting", total=total, title=title)
+            self._task = self._bar.add_task("starting", total=total, title=_one_line(title))
 
     def __enter__(self) -> Progress:
         if self._bar:
@@ -75,7 +77,7 @@ class Progress:
         """Begin a part of the work with `total` steps, or with an unknown number of them."""
         self._count, self._total = -1, total
         if self._bar:
-            self._bar.update(self._task, description=what, total=total, completed=0)
+            self._bar.update(self._task, description=_one_line(what), total=total, completed=0)
         else:
             self.note(what)
 
@@ -83,7 +85,7 @@ class Progress:
         """Say which step is being done now; the one before it counts as finished."""
         self._count += 1
         if self._bar:
-            self._bar.update(self._task, description=what, completed=self._count)
+            self._bar.update(self._task, description=_one_line(what), completed=self._count)
         elif time.monotonic() - self._said >= self._every:
             self.note(f"{self._count}/{self._total} done, {what}" if self._total else what)
 
@@ -112,17 +114,25 @@ class Progress:
 
     def _line(self, what: str) -> str:
         self._said = time.monotonic()
-        return f"{self._title}: {what} [{self._said - self._begun:.0f} s]"
+        return _one_line(f"{self._title}: {what} [{self._said - self._begun:.0f} s]")
+
+
+def _one_line(text: str) -> str:
+    """A text that the bar quotes: its stream lets through what acts on a terminal."""
+    return printable(" ".join(text.splitlines()))
 
 
 def _on_terminal() -> bool:
     """Whether a bar is drawn: on a terminal only. rich would draw one into a log file for ``FORCE_COLOR``."""
-    return sys.stderr.isatty() and os.environ.get("TTY_COMPATIBLE") != "0" and _console().is_terminal
+    return _stream().isatty() and os.environ.get("TTY_COMPATIBLE") != "0" and _console().is_terminal
 
 
 def _console() -> Console:
     from rich.console import Console
 
+    return Console(file=_stream())
+
+
+def _stream() -> TextIO:
     # A bar moves the cursor, which `qdx.program` lets nothing else do.
-    stream = getattr(sys.stderr, "unfiltered", sys.stderr)
-    return Console(file=stream)
+    return cast(TextIO, getattr(sys.stderr, "unfiltered", sys.stderr))

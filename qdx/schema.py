@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qdx import new_file
 from qdx.errors import QdxError, nearest
+from qdx.schema_endpoint import ENDPOINT, OpenaiBackend
 from qdx.schema_verify import ChallengePrompts, TranscriptPrompts, Verify
 
 FORMAT_KERNELS: Mapping[str, tuple[str, ...]] = {
@@ -28,10 +29,42 @@ FORMAT_KERNELS: Mapping[str, tuple[str, ...]] = {
     # The engine chooses their kernels, which are observed; there is no numerical model of them.
     "w4a16": ("any",),
     "w8a16": ("any",),
+    "w8a8": ("any",),
+    "w4a8": ("any",),
     "fp8": ("any",),
+    "fp8_block": ("any",),
+    "nvfp4": ("any",),
+    "mxfp4": ("any",),
     "bitsandbytes": ("any",),
 }
+# What marketplaces call the weights of a provider (OpenRouter's names), and the configs that it may mean: the
+# name of a format says nothing of the kernel. fp6 has no format here; fp16, bf16 and fp32 are model.dtype's.
+CLAIMED_QUANTS: Mapping[str, tuple[str, ...]] = {
+    "int4": (
+        "awq",
+        "awq_marlin",
+        "awq_machete",
+        "gptq",
+        "gptq_marlin",
+        "gptq_machete",
+        "w4a16",
+        "w4a8",
+    ),
+    "int8": ("w8a16", "w8a8", "bitsandbytes"),
+    "fp4": ("nvfp4", "mxfp4", "bitsandbytes"),
+    "fp8": ("fp8", "fp8_block"),
+    "fp16": ("none",),
+    "bf16": ("none",),
+    "fp32": ("none",),
+}
+CLAIMED_DTYPES: Mapping[str, str] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 MODEL_RUNNERS = ("auto", "v1", "v2")
+REPLAYS = ("decode", "prefill")
+# What backend=emulator knows of: cards of 132 SMs and compute capability 9.0, and what of vLLM runs on them.
+EMULATED_CARDS = ("h100", "h200")
+EMULATED_ENGINES = ("0.33.0",)
+EMULATED_ATTENTION = ("FLASH_ATTN", "TRITON_ATTN")
+EMULATED_KERNELS = ("dense", "marlin", "machete")
 MODELLED_FORMATS = ("none", "awq", "gptq")
 # Activation dtypes that the GPU kernels take; what is not here takes all of `DTYPES`.
 KERNEL_DTYPES: Mapping[str, tuple[str, ...]] = {
@@ -72,7 +105,7 @@ def check_label(label: str) -> None:
             f"label={label[:20]}…: has {size} bytes, at most {LONGEST_LABEL}: it names a folder, give a "
             "shorter one"
         )
-    if label.casefold() in (*new_file.FILES, "challenge.json", "hydra.yaml") or label.startswith("."):
+    if label.strip().casefold() in new_file.TAKEN or label.startswith("."):
         raise QdxError(
             f"label={label}: a file of the sweep's folder has that name, or it is hidden: give another label"
         )
@@ -125,6 +158,53 @@ class TransformersBackend:
         if self.threads is not None:
             _at_least("backend.threads", self.threads, 1)
         _at_least("backend.sm_count", self.sm_count, 1)
+
+
+@dataclass
+class EmulatorOptions:
+    """Options of `qdx.backends.emulator.EmulatorBackend`.
+
+    Attributes
+    ----------
+    card : str
+        The GPU that is emulated.
+    engine : str
+        The version of vLLM that is emulated, eager.
+    attention_backend : str
+        Of that engine.
+    max_num_seqs, max_num_batched_tokens : int
+        As the emulated engine has them: the former decides whether short prompts' keys are cut into segments,
+        and more tokens than the latter would be cut into steps.
+    threads : int, optional
+        As many as there are cores when None; they move no bit.
+    approximate : bool
+        Go on by the CPU's sums where the card's are not known bit for bit.
+    """
+
+    card: str = "h100"
+    engine: str = "0.33.0"
+    attention_backend: str = "FLASH_ATTN"
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 16384
+    threads: int | None = None
+    approximate: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("backend.card", self.card, EMULATED_CARDS)
+        _one_of("backend.engine", self.engine, EMULATED_ENGINES)
+        _one_of("backend.attention_backend", self.attention_backend, EMULATED_ATTENTION)
+        for name in ("max_num_seqs", "max_num_batched_tokens"):
+            _at_least(f"backend.{name}", getattr(self, name), 1)
+        if self.threads is not None:
+            _at_least("backend.threads", self.threads, 1)
+
+
+@dataclass(kw_only=True)
+class EmulatorBackend(EmulatorOptions):
+    """The node of the config group: the options, and what every node has."""
+
+    _target_: str
+    name: str
 
 
 def _vllm(
@@ -186,6 +266,14 @@ class VllmOptions:
     trace_replay : bool, optional
         Replay by vLLM's own trace replay, which needs the second model runner. False: give the sampler rows
         that leave the forced token alone possible. None: the former where the engine has it.
+    replay : {"decode", "prefill"}
+        Whether the rows of a transcript come from decode steps, as the producer's did, or from one prefill
+        of prompt and transcript together: faster by about the number of tokens, and by other kernels, whose
+        rows are not the producer's bits.
+    companions : str
+        Who else shares every batch: the prompt tokens of other requests, joined by ``+``, and at which place
+        among them the references come, 0 (before them) where it is not said: ``500+90+233@1``. They are
+        random tokens, generate as long as the references do, and are not recorded.
     batch_invariant, marlin_atomic_add : bool, optional
         Set the variable, or take it out of the environment; None leaves it as the user has it.
     """
@@ -208,11 +296,25 @@ class VllmOptions:
     trace_replay: bool | None = _vllm(
         None, "model_config.enable_trace_replay", absent=False, argument=False
     )  # tried first, as only the engine knows whether it can
+    replay: str = _vllm("decode", argument=False)
+    companions: str = _vllm("", argument=False)
     batch_invariant: bool | None = _vllm(None, variable="VLLM_BATCH_INVARIANT")
     marlin_atomic_add: bool | None = _vllm(None, variable="VLLM_MARLIN_USE_ATOMIC_ADD")
 
     def __post_init__(self) -> None:
         _one_of("backend.model_runner", self.model_runner, MODEL_RUNNERS)
+        _one_of("backend.replay", self.replay, REPLAYS)
+        if self.companions and not re.fullmatch(r"[1-9]\d*(\+[1-9]\d*)*(@\d+)?", self.companions):
+            raise QdxError(
+                f"backend.companions={self.companions}: must be the prompt tokens of other requests, joined "
+                "by +, and where the references come among them, such as 500+90+233@1"
+            )
+        lengths, place = self.company
+        if place > len(lengths):
+            raise QdxError(
+                f"backend.companions={self.companions}: place {place} among {len(lengths)} others, at most "
+                f"{len(lengths)}"
+            )
         if self.max_model_len is not None:
             _at_least("backend.max_model_len", self.max_model_len, 2)
         for name in (
@@ -228,6 +330,12 @@ class VllmOptions:
             raise QdxError(
                 f"backend.gpu_memory_utilization={self.gpu_memory_utilization}: must be above 0, at most 1"
             )
+
+    @property
+    def company(self) -> tuple[tuple[int, ...], int]:
+        """The prompt tokens of each companion, and the place of the references among them."""
+        lengths, _, place = self.companions.partition("@")
+        return tuple(int(length) for length in lengths.split("+") if length), int(place or 0)
 
 
 @dataclass(kw_only=True)
@@ -422,11 +530,23 @@ class Experiment(Settings):
                 f"quant.kernel=any: backend=transformers models one kernel: choose quant.kernel="
                 f"{' or '.join(modelled)}, or backend=vllm on a GPU"
             )
+        if isinstance(self.backend, EmulatorBackend) and self.quant.kernel not in EMULATED_KERNELS:
+            raise QdxError(
+                f"quant.kernel={self.quant.kernel}: backend=emulator emulates vLLM {self.backend.engine} "
+                f"with {', '.join(EMULATED_KERNELS)}: choose one of them, or backend=transformers"
+            )
         allowed = KERNEL_DTYPES.get(self.quant.kernel, DTYPES)
         if self.model.dtype not in allowed:
             raise QdxError(
                 f"model.dtype={self.model.dtype}: kernel {self.quant.kernel} of quant={self.quant.name} "
                 f"takes {' or '.join(allowed)}: set model.dtype to that or choose another quant"
+            )
+        if isinstance(self.backend, OpenaiBackend) and isinstance(
+            self.prompts, TranscriptPrompts | ChallengePrompts
+        ):
+            raise QdxError(
+                f"backend=openai asks for new answers, and prompts={self.prompts.name} gives none: "
+                "choose another prompts=…, or replay transcripts with backend=transformers or vllm"
             )
         for name in ("claims", "calibration", "challenge", "require", "go_on"):
             if getattr(self.verify, name) and not isinstance(self.prompts, TranscriptPrompts):
@@ -445,7 +565,9 @@ class Experiment(Settings):
 
 # A plug-in's own class is not here: its options are checked against its signature.
 BY_TARGET: Mapping[str, type] = {
+    ENDPOINT: OpenaiBackend,
     "qdx.backends.transformers.TransformersBackend": TransformersBackend,
+    "qdx.backends.emulator.EmulatorBackend": EmulatorBackend,
     "qdx.backends.vllm.VllmBackend": VllmBackend,
     "qdx.prompts.Pdf": FilePrompts,
     "qdx.prompts.Text": FilePrompts,
@@ -461,7 +583,7 @@ def _checked(schema: type, node: Any, key: str) -> Any:
     known = [f.name for f in fields(schema)]
     if not isinstance(node, DictConfig):
         examples = ", ".join(f"{key}.{name}=…" for name in known if name not in ("_target_", "name"))
-        raise QdxError(f"{key}={_shown(node)}: it holds keys of its own: set one of them, {examples}")
+        raise QdxError(f"{key}={_shown(node)}: it holds keys of its own: set one of them instead, {examples}")
     for name in map(str, node):
         if name not in known:
             full = f"{key}.{name}" if key else name

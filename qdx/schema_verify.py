@@ -22,6 +22,7 @@ class TranscriptPrompts:
     assume: dict[str, float] | None = None
     harmless: list[str] | None = None
     date: str | None = None
+    noise: str | None = None
     max_bytes: int | None = None
     max_objects: int | None = None
     max_length: int | None = None
@@ -59,7 +60,7 @@ class Verify:
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
-            raise QdxError(f"verify.alpha={self.alpha}: must be above 0 and below 1")
+            raise QdxError(f"verify.alpha={self.alpha}: must be above 0 and below 1, such as 0.05")
         if not all(isinstance(folder, str) and folder for folder in self.calibrations):
             raise QdxError(
                 f"verify.calibration={self.calibration}: must be a folder, a list of folders in brackets, or "

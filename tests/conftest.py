@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import gc
+import logging
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+
+class _Deprecations(logging.Handler):
+    """Makes an error of what transformers only logs: that it will take away what qdx uses."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Raise, in the line that is to be changed."""
+        message = record.getMessage()
+        if re.search(r"deprecat|will be removed|no longer be supported", message, re.IGNORECASE):
+            raise AssertionError(f"transformers will take this away: {message}")
+
+
+logging.getLogger("transformers").addHandler(_Deprecations(logging.WARNING))
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
@@ -15,6 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"browser", "ncdump"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.extra)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is there by now, modules and thousands of tests, out of every search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,19 +22,28 @@ SMALL = [
 
 def qdx(*arguments: str, cwd: Path, module: str = "qdx") -> subprocess.CompletedProcess[str]:
     """Run ``python -m qdx`` with these arguments and return how it ended."""
-    return warm.run(module, arguments, cwd, environment(), timeout=600)
+    return _lasting(warm.run(module, arguments, cwd, environment(), timeout=600))
 
 
 def qdx_anew(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Do the same in a new interpreter, whose jobs are new interpreters too."""
-    return subprocess.run(
-        [sys.executable, "-m", "qdx", *arguments],
-        cwd=cwd,
-        text=True,
-        capture_output=True,
-        timeout=600,
-        env=environment(),
+    return _lasting(
+        subprocess.run(
+            [sys.executable, "-m", "qdx", *arguments],
+            cwd=cwd,
+            text=True,
+            capture_output=True,
+            timeout=600,
+            env=environment(),
+        )
     )
+
+
+def _lasting(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    """Fail where a library says that it will take away what the command uses."""
+    announced = re.findall(r".*(?:is deprecated|will be removed).*", done.stdout + done.stderr)
+    assert not announced, announced
+    return done
 
 
 def environment() -> dict[str, str]:

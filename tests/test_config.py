@@ -17,7 +17,7 @@ from qdx import compose as compose_sweep
 from qdx.commands import quoted
 from qdx.errors import QdxError
 from qdx.plugins import conf_dir
-from qdx.schema import Experiment, validate
+from qdx.schema import CLAIMED_DTYPES, CLAIMED_QUANTS, DTYPES, Experiment, validate
 from qdx.sweep import callback
 from qdx.sweep.launchers import parallel, require
 from tests.sweeping import environment, qdx
@@ -37,7 +37,7 @@ GROUPS = [
 OPTIONS = [(g, file.stem) for g in GROUPS for file in sorted((conf_dir() / g).glob("*.yaml"))]
 
 
-ENGINE_ONLY = ("w4a16", "w8a16", "fp8", "bitsandbytes")
+ENGINE_ONLY = ("w4a16", "w8a16", "w8a8", "w4a8", "fp8", "fp8_block", "nvfp4", "mxfp4", "bitsandbytes")
 
 
 def only_vllm(quant: str) -> list[str]:
@@ -69,6 +69,10 @@ def test_every_yaml_composes_and_passes_the_schema(group: str, option: str) -> N
         extra = ["prompts.path=/challenge.json"]
     if (group, option) == ("prompts", "transcripts"):
         extra = ["prompts.path=/sweep.nc"]
+    if (group, option) == ("backend", "openai"):
+        extra = ["backend.base_url=http://127.0.0.1:1/v1", "backend.model=demo"]
+    if (group, option) == ("backend", "emulator"):
+        extra = ["quant=awq_marlin"]
     value = f"[{option}]" if group in ("metric", "analysis") else option
     experiment = composed(f"{group}={value}", *extra)
     assert experiment.label == experiment.quant.name
@@ -96,6 +100,14 @@ def test_quant_files_state_their_format_and_kernel() -> None:
         "gptq_machete": ("gptq", "machete"),
         **{name: (name, "any") for name in ENGINE_ONLY},
     }
+
+
+def test_what_a_provider_calls_its_weights_maps_to_configs_that_exist() -> None:
+    assert set(CLAIMED_DTYPES.values()) <= set(DTYPES) and set(CLAIMED_DTYPES) <= set(CLAIMED_QUANTS)
+    known = {name for group, name in OPTIONS if group == "quant"}
+    assert {name for quants in CLAIMED_QUANTS.values() for name in quants} <= known
+    # every config that is quantized is what some provider may mean
+    assert known - {name for quants in CLAIMED_QUANTS.values() for name in quants} == set()
 
 
 @pytest.mark.parametrize("form", ENGINE_ONLY)
@@ -136,7 +148,7 @@ def test_quick_and_seed_are_the_documented_sizes() -> None:
         ),
         (
             ["quant.format=gguf"],
-            "quant.format=gguf: not one of none, awq, gptq, w4a16, w8a16, fp8, bitsandbytes",
+            "quant.format=gguf: not one of none, awq, gptq, w4a16, w8a16, w8a8, w4a8, fp8, fp8_block, nvfp4",
         ),
         (["model=local"], "model.checkpoint.awq is empty and quant=awq needs it"),
         (["model.dtype=float8"], "model.dtype=float8: not one of float16, bfloat16, float32"),

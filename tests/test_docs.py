@@ -13,12 +13,14 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import qdx
+from tests import warm_shell
 from tests.programs import lacking
 from tests.sweeping import SMALL, checkpoints, environment
 
@@ -67,28 +69,35 @@ def commands(text: str) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def tools(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> Path:
-    """A folder with a ``python`` that makes every sweep small, and the script ``qdx``."""
+def tools(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> Iterator[Path]:
+    """A folder with a ``python`` that makes every sweep small, and the script ``qdx``.
+
+    Sweeps are forks, but for those of launchers, whose workers are new interpreters.
+    """
     folder = tmp_path_factory.mktemp("tools")
     own = [key for key in SMALL if not key.startswith("backend.")]  # a page may choose another backend
     models = checkpoints(tiny_models)
     of_transcripts = shlex.join(
         ["repeats=2", "repeat_scope=engine", "report.formats=[txt]", *models]
     )  # which state their lengths
-    (folder / "python").write_text(
-        "#!/bin/bash\n"
-        'case "$*" in\n'
-        f'  "-m qdx "*prompts=transcripts*) exec {sys.executable} "$@" {of_transcripts} ;;\n'
-        f'  "-m qdx "*prompts=challenge*) exec {sys.executable} "$@" {of_transcripts} ;;\n'
-        f'  "-m qdx.challenge "*) exec {sys.executable} "$@" {shlex.join([*own, *models])} ;;\n'
-        f'  "-m qdx "*) exec {sys.executable} "$@" {shlex.join([*own, *models])} ;;\n'
-        f'  *) exec {sys.executable} "$@" ;;\n'
-        "esac\n"
-    )
-    (folder / "qdx").write_text(f"#!{sys.executable}\nfrom qdx.__main__ import main\n\nmain()\n")
-    for file in folder.iterdir():
-        file.chmod(0o755)
-    return folder
+    with warm_shell.serving() as fork:
+        (folder / "python").write_text(
+            "#!/bin/bash\n"
+            f"run={fork}\n"
+            f'[[ "$*" == *hydra/launcher=* ]] && run={sys.executable}\n'
+            'case "$*" in\n'
+            f'  "-m qdx "*prompts=transcripts*) exec $run "$@" {of_transcripts} ;;\n'
+            f'  "-m qdx "*prompts=challenge*) exec $run "$@" {of_transcripts} ;;\n'
+            f'  "-m qdx.challenge "*) exec $run "$@" {shlex.join([*own, *models])} ;;\n'
+            f'  "-m qdx "*) exec $run "$@" {shlex.join([*own, *models])} ;;\n'
+            '  "-m qdx."*) exec $run "$@" ;;\n'
+            f'  *) exec {sys.executable} "$@" ;;\n'
+            "esac\n"
+        )
+        (folder / "qdx").write_text(f"#!{sys.executable}\nfrom qdx.__main__ import main\n\nmain()\n")
+        for file in folder.iterdir():
+            file.chmod(0o755)
+        yield folder
 
 
 @pytest.mark.parametrize("page", [named(page) for page in PAGES])

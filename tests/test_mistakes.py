@@ -90,7 +90,7 @@ COMMAND_LINES = {
     "a group taken out by a number": (["~model=4"], "~model=4", "write model=local"),
     "no metric, as null": (["-m", "metric=null"], "metric=null", "write 'metric=["),
     "a number for a choice of several": (["-m", "model=smollm2,3"], "model=smollm2,3", "one of local"),
-    "a number for what has keys": (["generate=3"], "generate=3", "set one of them, generate.tokens="),
+    "a number for what has keys": (["generate=3"], "generate=3", "set one of them instead, generate.tokens="),
     "an option for what has keys": (["report=html"], "report=html", "report.formats="),
     "a mapping of metrics": (["metric={l2: 1}"], "metric.l2=1", "'metric=[l2]'"),
     "a number for a format": (["report.formats=[1]"], "report.formats=1", "not one of txt, html, md"),

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from qdx.commands import flags_first
 from qdx.errors import QdxError
 from qdx.new_file import FILES
 from qdx.schema import LONGEST_LABEL, Settings, label
@@ -65,6 +66,8 @@ def test_labels_that_qdx_makes_are_usable_and_apart(values: list[str]) -> None:
     ("overrides", "said"),
     [
         (["label=sweep.nc"], "label=sweep.nc: a file of the sweep's folder has that name"),
+        (["label=RUN.nc"], "label=RUN.nc: a file of the sweep's folder has that name"),
+        (["label=opened.nc"], "label=opened.nc: a file of the sweep's folder has that name"),
         (["label=Summary.json"], "label=Summary.json: a file of the sweep's folder has that name"),
         ([f"label={'x' * 300}"], "has 300 bytes, at most 160"),
     ],
@@ -84,3 +87,20 @@ def test_own_groups_of_config_dir_are_among_the_choices(tmp_path: Path) -> None:
     ended = qdx("--config-dir", "mine", "prompts=treatys", cwd=tmp_path)
     assert ended.returncode == 2 and "did you mean 'treaties'?" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "ordered"),
+    [
+        (["quant=awq", "-m", "seed=1,2"], ["-m", "quant=awq", "seed=1,2"]),
+        (["a=1", "--config-dir", "mine", "b=2", "-m"], ["--config-dir", "mine", "-m", "a=1", "b=2"]),
+        (["a=1", "--config-dir=mine", "b=2"], ["--config-dir=mine", "a=1", "b=2"]),
+        (["a=1", "--info", "plugins"], ["--info", "plugins", "a=1"]),
+        (["--info", "a=1"], ["--info=all", "a=1"]),
+        (["a=1", "--cfg", "job"], ["--cfg", "job", "a=1"]),
+        (["a=1", "--config-dir"], ["--config-dir", "a=1"]),
+        ([], []),
+    ],
+)
+def test_flags_may_stand_between_overrides(given: list[str], ordered: list[str]) -> None:
+    assert flags_first(given) == ordered

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 import qdx as package
+from tests import warm
 from tests.dataset.test_damage import uncheck
 from tests.helpers import write_sweep
 from tests.slowly import slow_but
@@ -42,7 +43,16 @@ TINY = [
 
 
 def shell(command: str, *arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[bytes]:
-    """Run ``python -m …`` with the redirections of a shell; ``{}`` stands for it with its arguments."""
+    """Run ``python -m …`` with the redirections of a shell; ``{}`` stands for it with its arguments.
+
+    Where neither streams nor environment nor the folder's name are out of the ordinary it is a fork.
+    """
+    if command == "{}" and not variables and str(cwd).isascii() and str(cwd).isprintable():
+        module, *given = arguments
+        done = warm.run(module, given, cwd, environment(), timeout=600)
+        return subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.encode(), done.stderr.encode()
+        )
     line = command.replace("{}", shlex.join([sys.executable, "-m", *arguments]))
     return subprocess.run(
         ["bash", "-c", f"set -o pipefail; {line}"],

@@ -6,20 +6,21 @@ import re
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from qdx import plan
+from qdx.verification import calibration_size as size
 from qdx.verification import p_values as pv
 from qdx.verification.evidence import FEWEST_PROCESSES
+from tests.sweeping import qdx
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command."""
-    return subprocess.run(
-        [sys.executable, "-m", "qdx.plan", *arguments], capture_output=True, text=True, check=False
-    )
+    return qdx(*arguments, cwd=Path.cwd(), module="qdx.plan")
 
 
 def section(text: str, name: str) -> str:
@@ -34,7 +35,7 @@ def test_what_is_found_for_sure_is_refuted_by_the_pooled_test():
     counts = re.findall(r"([\d,]+) known ones, of which (\d+) fit the scale, find (\d+) of 20", calibration)
     assert [int(k) for _, _, k in counts] == [20, 10, 5, 2]
     for total, fit, false in ((int(a), int(b), int(c)) for a, b, c in counts):
-        assert fit == pv.fitting_part(total)
+        assert fit == size.fitting_part(total)
         judged = np.r_[np.full(false, 9.0), np.full(20 - false, -9.0)]
         assert pv.pooled_p(judged, np.zeros(total - fit)) <= Fraction(1, 20) / (2 * 2)
     assert "5 false ones: in 100 % of cases at least" in calibration

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import qdx as package
-from tests import warm
+from tests import warm, warm_shell
 from tests.slowly import slow_but
 from tests.sweeping import SMALL, checkpoints, environment, qdx, qdx_anew
 
@@ -21,6 +21,18 @@ def test_a_fork_ends_and_prints_as_a_new_interpreter_does(argument: str, tmp_pat
     fork, anew = (run(argument, cwd=tmp_path) for run in (qdx, qdx_anew))
     assert (fork.returncode, fork.stdout, fork.stderr) == (anew.returncode, anew.stdout, anew.stderr)
     assert fork.stdout + fork.stderr
+
+
+@pytest.mark.slow
+def test_a_shells_command_ends_and_prints_as_a_new_interpreter_does(tmp_path: Path) -> None:
+    anew = qdx_anew("quant=nonsense", cwd=tmp_path)
+    with warm_shell.serving() as client:
+        line = f"{client} -m qdx quant=nonsense 2> said; echo $? >> said; {client} -m qdx --version | head -1"
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=tmp_path, env=environment(), capture_output=True, text=True
+        )
+    assert (tmp_path / "said").read_text() == f"{anew.stderr}{anew.returncode}\n"
+    assert done.stdout.strip() and done.stderr == ""
 
 
 @pytest.mark.slow

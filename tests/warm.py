@@ -17,6 +17,7 @@ from __future__ import annotations
 import array
 import atexit
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -28,7 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-# What a job and a report import, and qdx not at all.
+# What a job, a sweep's preparation and a report import, and qdx not at all.
 PRELOADED = (
     *(
         "numpy",
@@ -40,6 +41,11 @@ PRELOADED = (
         "hydra",
         "omegaconf",
         "rich.console",
+        "rich.progress",
+        "pypdf",
+        "fontTools.agl",
+        "cryptography.hazmat.primitives.ciphers",
+        "jinja2",
     ),
     *("torch", "safetensors.torch", "transformers", "transformers.models.auto.tokenization_auto"),
     *("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama"),
@@ -126,6 +132,13 @@ def serve() -> None:
 
     for name in PRELOADED:
         importlib.import_module(name)
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    get_checkpoint_conversion_mapping("llama")  # makes a table of all architectures, which is kept
+    # A fork that collects garbage, and each does when it ends, would look through a million objects of these
+    # modules and so copy their pages: a second of a job that computes for one.
+    gc.collect()
+    gc.freeze()
     for line in iter(sys.stdin.readline, ""):
         request = json.loads(line)
         answer, answering = os.pipe()

@@ -30,8 +30,6 @@ class Section:
     text : Mapping of str to str
         Lines by phase, as `blocks` replace them: they are printed as they are, and a page shows them in
         columns. An analysis that has blocks needs none.
-    figures : Mapping of str to Any
-        Figures by name, for the HTML report; a `Chart` among the blocks has a table too.
     blocks : sequence of Block
         What the report says: sentences, tables, matrices, charts, each with a phase or without one.
     place : "front", "phase" or "end"
@@ -48,7 +46,6 @@ class Section:
     title: str
     result: xr.Dataset
     text: Mapping[str, str] = field(default_factory=dict)
-    figures: Mapping[str, Any] = field(default_factory=dict)
     blocks: Sequence[Block] = ()
     place: str = "phase"
 

@@ -31,6 +31,8 @@ SETTINGS = {  # coordinates of an engine's settings that decide what it computes
     "backend_enforce_eager": "eager mode",
     "backend_chunked_prefill": "chunked prefill",
     "backend_max_num_batched_tokens": "step's token budget",
+    "backend_replay": "replay",
+    "backend_companions": "companions in the batch",
 }
 
 
@@ -245,6 +247,9 @@ def stated(rows: xr.Dataset, stored: xr.Dataset, name: str, label: str) -> str:
 def settings_of(of: Callable[[str], str]) -> tuple[str, ...]:
     """The values of `SETTINGS`; a step's budget decides only where it may cut a prefill.
 
+    A record of vLLM that says nothing of replay and companions is of a version that had decode steps and no
+    company alone.
+
     Parameters
     ----------
     of : callable
@@ -253,6 +258,9 @@ def settings_of(of: Callable[[str], str]) -> tuple[str, ...]:
     values = {name: of(name) for name in SETTINGS}
     if values["backend_chunked_prefill"] != "True":
         values["backend_max_num_batched_tokens"] = ""
+    if of("backend") == "vllm":
+        values["backend_replay"] = values["backend_replay"] or "decode"
+        values["backend_companions"] = values["backend_companions"] or "none"
     return tuple(values.values())
 
 

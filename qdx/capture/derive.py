@@ -10,6 +10,7 @@ from torch import Tensor
 from qdx.capture.fingerprints import Sketcher, row_hash
 
 _BLOCK = 1 << 20  # logits handled at once: their int64 keys take 8 MiB, about what a cache holds
+_BLOCK_ON_GPU = 1 << 22  # there starting a kernel is what takes time
 _BITS = {
     torch.float16: (torch.int16, 0x7FFF),
     torch.bfloat16: (torch.int16, 0x7FFF),
@@ -59,7 +60,7 @@ def top_k(logits_PV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     # One integer that sorts like the pair: the float's bits made monotonic (above), the reversed id (below).
     # All keys differ.
     reversed_V = torch.arange(vocab - 1, -1, -1, dtype=torch.int64, device=logits_PV.device)
-    step = max(1, _BLOCK // vocab)
+    step = max(1, (_BLOCK_ON_GPU if logits_PV.is_cuda else _BLOCK) // vocab)
     for start in range(0, positions, step):
         bits_PV = (logits_PV[start : start + step].to(torch.float32) + 0.0).view(torch.int32)
         monotonic_PV = torch.where(bits_PV < 0, bits_PV ^ 0x7FFFFFFF, bits_PV).to(torch.int64)

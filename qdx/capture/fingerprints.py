@@ -26,6 +26,7 @@ GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # splitmix64's increment, as a signed numbe
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 _BLOCK = 1 << 20  # logits hashed at once: their int64 products take 8 MiB, about what a cache holds
+_BLOCK_ON_GPU = 1 << 23  # there starting a kernel is what takes time
 
 
 def mix64(x: Tensor) -> Tensor:
@@ -102,14 +103,15 @@ def row_hash(rows_PV: Tensor) -> Tensor:
     positions, vocab = rows_PV.shape
     multiplier = _multipliers(vocab, rows_PV.device)
     hashes_P = torch.empty(positions, dtype=torch.int64, device=rows_PV.device)
-    step = max(1, _BLOCK // max(1, vocab))
+    step = max(1, (_BLOCK_ON_GPU if rows_PV.is_cuda else _BLOCK) // max(1, vocab))
     for start in range(0, positions, step):
         block_PV = bits_PV[start : start + step].to(torch.int64) & mask
         hashes_P[start : start + step] = (block_PV * multiplier[1:]).sum(1)
     return hashes_P + multiplier[0] * vocab
 
 
-_BLOCK = 4096  # columns of S that are widened to float64 at once: 2 MiB, which stays in a core's cache
+_COLUMNS = 4096  # of S that are widened to float64 at once: 2 MiB, which stays in a core's cache
+_COLUMNS_ON_GPU = 1 << 16
 
 
 @lru_cache(maxsize=4)
@@ -186,8 +188,9 @@ class Sketcher:
         sign_KV = signs(self.vocab, self.components, self.seed, rows_PV.device)
         wide_PV = rows_PV.to(torch.float64)
         dot_PK = torch.zeros(len(rows_PV), self.components, dtype=torch.float64, device=rows_PV.device)
-        for start in range(0, self.vocab, _BLOCK):
-            columns = slice(start, start + _BLOCK)
+        step = _COLUMNS_ON_GPU if rows_PV.is_cuda else _COLUMNS
+        for start in range(0, self.vocab, step):
+            columns = slice(start, start + step)
             dot_PK += wide_PV[:, columns] @ sign_KV[:, columns].to(torch.float64).T
         # S (z − mean) = S z − mean · S 1: the second form has exact sums, the first rounds every centred
         # logit.

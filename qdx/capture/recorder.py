@@ -16,15 +16,18 @@ from torch import Tensor
 
 from qdx.capture.derive import derive, finite
 from qdx.capture.fingerprints import Sketcher
+from qdx.capture.noise import noise_of
 from qdx.capture.plan import SKETCH_SEED
-from qdx.capture.sampled import EDGE, Sampler, drawn
+from qdx.capture.sampled import EDGE, Sampler, drawn, hypotheses
+from qdx.capture.seeded import margins
 from qdx.capture.structure import Structure
 from qdx.dataset import checksums, encoding, layout, writing
 from qdx.dataset.journal import ATTRIBUTES, Journal
 from qdx.errors import QdxError
-from qdx.schema import CaptureSettings
+from qdx.schema import DTYPES, KERNEL_DTYPES, CaptureSettings
 
 _EIGHT = 8  # rows that are derived and written together
+_ON_GPU = 64  # most such rows on a GPU, where it is starting kernels and waiting for them that takes time
 _Key = tuple[str, tuple[int, ...]]  # phase; repeat, producer where the phase has one, reference
 _Rows = tuple[NDArray[np.int32], Tensor, Tensor, Tensor]  # positions, logits, targets, what is kept in full
 
@@ -63,7 +66,7 @@ class Recorder:
     A context manager. A backend says what it runs with `begin`, hands over rows of logits with `rows` in any
     split and order of items, and calls `sync` after every batch: what was handed over before a `sync` is on
     disk then and survives ``kill -9``. Full rows wait in ``run.nc.rows`` until they are compressed at the
-    end. At most eight rows of an item are in memory, besides the derived numbers of the batch.
+    end. At most eight rows of an item are copied for it, besides the derived numbers of the batch.
 
     Parameters
     ----------
@@ -278,11 +281,14 @@ class Recorder:
             targets = torch.full((len(positions),), -1, dtype=torch.int64)
         targets_P = targets.to(logits_PV.device, torch.int64)
         pending = self._taken.pending.setdefault(item, [])
-        blocks = [slice(start, start + _EIGHT) for start in range(0, len(positions), _EIGHT)]
-        while blocks and not pending and blocks[0].stop <= len(positions):  # whole eights need no copy
-            block = blocks.pop(0)
+        # Whole eights need no copy; on a GPU several of them go together.
+        whole = 0 if pending else len(positions) - len(positions) % _EIGHT
+        together = _ON_GPU if logits_PV.is_cuda else _EIGHT
+        for start in range(0, whole, together):
+            block = slice(start, min(start + together, whole))
             self._write(key, positions[block], logits_PV[block], targets_P[block], wide_PW[block])
-        for block in blocks:
+        for start in range(whole, len(positions), _EIGHT):
+            block = slice(start, start + _EIGHT)
             rows, wide = logits_PV[block].clone(), wide_PW[block]
             wide = wide.clone() if self.wants_hidden else rows
             pending.append((positions[block], rows, targets_P[block].clone(), wide))
@@ -352,6 +358,19 @@ class Recorder:
         middle = () if producer is None else (producer,)
         return phase, (repeat, *middle, references[item])
 
+    def _overflow(self) -> str:
+        """What makes a logit overflow in this dtype, and what may help with this kernel."""
+        if self._dtype != torch.float16:
+            return "the checkpoint is broken: download it again, or use another one"
+        kernel = str(self._run.coords["requested_kernel"])
+        allowed = KERNEL_DTYPES.get(kernel, DTYPES)
+        remedy = (
+            "try model.dtype=bfloat16"
+            if "bfloat16" in allowed
+            else f"kernel {kernel} takes no other dtype: use another checkpoint, or another quant"
+        )
+        return f"the checkpoint is broken or overflows float16: {remedy}"
+
     def _said(self, key: _Key) -> str:
         _, (repeat, *producer, reference) = key
         of = f", transcript of {self._run.producers[producer[0]].name}" if producer else ""
@@ -387,7 +406,7 @@ class Recorder:
             position = positions[int((~finite_P).nonzero()[0])]
             raise QdxError(
                 f"{self._run.label}: {phase}, {self._said(key)}, position {position}: "
-                "a logit is NaN or infinite; the checkpoint is broken or overflows: try model.dtype=bfloat16"
+                f"a logit is NaN or infinite; {self._overflow()}"
             )
         order = np.argsort(positions)
         if (np.diff(order) != 1).any():
@@ -395,8 +414,8 @@ class Recorder:
             positions, logits_PV, targets_P = positions[order], logits_PV[index], targets_P[index]
             wide_PW = wide_PW[index]
         derived = derive(logits_PV, targets_P, k=self._run.k, sketcher=self._sketcher)
-        if phase == "replay" and self._run.producers and (sampler := self._sampler(*at[1:])):
-            derived |= drawn(logits_PV, targets_P, sampler, edge=EDGE)
+        if phase == "replay" and self._run.producers:
+            derived |= self._drawn(at[1], at[2], positions, logits_PV, targets_P)
         if self._run.producers and phase == "prefill" and positions[-1] == self._end(at[-1]):
             self._judge_first(at, logits_PV[-1])
             # Each producer has its own token there: see FIRST.
@@ -434,18 +453,47 @@ class Recorder:
         self, reference: int, ids_D: NDArray[np.int32], logits_V: Tensor
     ) -> dict[str, NDArray[Any]]:
         """What the row says of first tokens that were drawn from it, by producer."""
-        samplers = [self._sampler(d, reference) for d in range(len(self._run.producers))]
-        if not any(samplers):
+        if not any(self._sampler(d, reference) for d in range(len(self._run.producers))):
             return {}
+        sizes = self._run.sizes("prefill")
         found = {
-            f"first_{name}": np.full(len(ids_D), variable.fill, np.float64)
-            for name, variable in layout.DRAWN.items()
+            name: np.full(
+                (len(ids_D), *(sizes[dim] for dim in variable.dims[len(layout.ROW_DIMS) :])),
+                variable.fill,
+                np.float64,
+            )
+            for name, variable in layout.FIRST_DRAWN.items()
         }
-        for d, sampler in enumerate(samplers):
-            if sampler is not None and ids_D[d] >= 0:
-                target = torch.tensor([ids_D[d]], dtype=torch.int64, device=logits_V.device)
-                for name, value in drawn(logits_V[None], target, sampler, edge=EDGE).items():
-                    found[f"first_{name}"][d] = float(value[0])
+        at = np.array([self._end(reference)], np.int32)
+        for d in np.flatnonzero(ids_D >= 0):
+            target = torch.tensor([ids_D[d]], dtype=torch.int64, device=logits_V.device)
+            for name, value in self._drawn(int(d), reference, at, logits_V[None], target).items():
+                found[f"first_{name}"][d] = value[0].cpu().numpy()
+        return found
+
+    def _drawn(
+        self,
+        producer: int,
+        reference: int,
+        positions: NDArray[np.int32],
+        logits_PV: Tensor,
+        targets_P: Tensor,
+    ) -> dict[str, Tensor]:
+        """What rows say of the tokens that were drawn from them; nothing where nobody knows how."""
+        sampler = self._sampler(producer, reference)
+        if sampler is None:
+            return {}
+        who = self._run.producers[producer]
+        found = drawn(logits_PV, targets_P, sampler, edge=EDGE)
+        found |= hypotheses(logits_PV, targets_P, sampler, edge=EDGE)
+        seed = who.seeds[reference] if who.noise and who.seeds else None
+        if seed is None:
+            found["drawn_margin"] = torch.full_like(found["drawn_logprob"], torch.nan)
+            return found
+        noise_PV = noise_of(who.noise)(
+            seed, torch.from_numpy(positions), self._end(reference), self._run.vocab, logits_PV.device
+        )
+        found["drawn_margin"] = margins(logits_PV, targets_P, sampler, noise_PV)
         return found
 
     def _sampler(self, producer: int, reference: int) -> Sampler | None:

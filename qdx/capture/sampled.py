@@ -14,11 +14,13 @@ where a head may be longer or shorter for an honest producer, these count too (`
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from qdx.capture.densities import ALTERNATIVES, TEMPERATURES, Drawn
 from qdx.capture.plan import LEAST_TEMPERATURE
 from qdx.errors import QdxError
 
@@ -99,57 +101,163 @@ def drawn(logits_PV: Tensor, targets_P: Tensor, sampler: Sampler, *, edge: float
         - ``drawn_variance``: variance of its −log p, nat²;
         - ``drawn_place``: int8; 2: the token is kept, 1: an honest producer could have kept it, 0: neither.
     """
+    return _in_blocks(lambda rows, at: _of_block(rows, at, sampler, edge), logits_PV, targets_P)
+
+
+def hypotheses(
+    logits_PV: Tensor, targets_P: Tensor, sampler: Sampler, *, edge: float = 0.0
+) -> dict[str, Tensor]:
+    """Compute what other sampling parameters than the stated ones give the tokens that were drawn.
+
+    Parameters
+    ----------
+    logits_PV, targets_P, sampler, edge
+        See `drawn`.
+
+    Returns
+    -------
+    dict
+        float64, on the device of the logits, see `qdx.capture.densities.Drawn`:
+
+        - ``drawn_other``: (position, alternative), log-probability of the token under each of
+          `qdx.capture.densities.ALTERNATIVES`, as `Drawn.log_density` has it, nat;
+        - ``drawn_most``: (position, temperature), the log of the most that an honest producer at each of
+          `qdx.capture.densities.TEMPERATURES`, with the stated truncation, gives the token, nat.
+    """
+    return _in_blocks(lambda rows, at: _hypotheses_of_block(rows, at, sampler, edge), logits_PV, targets_P)
+
+
+def _in_blocks(
+    work: Callable[[Tensor, Tensor], dict[str, Tensor]], logits_PV: Tensor, targets_P: Tensor
+) -> dict[str, Tensor]:
     found: list[dict[str, Tensor]] = []
     step = max(1, _BLOCK // logits_PV.shape[1])
     for start in range(0, len(logits_PV), step):
         block = slice(start, start + step)
-        found.append(_of_block(logits_PV[block].to(torch.float64), targets_P[block], sampler, edge))
+        found.append(work(logits_PV[block].to(torch.float64), targets_P[block]))
     return {name: torch.cat([one[name] for one in found]) for name in found[0]}
 
 
 def _of_block(logits_PV: Tensor, targets_P: Tensor, sampler: Sampler, edge: float) -> dict[str, Tensor]:
-    temperature = max(sampler.temperature, LEAST_TEMPERATURE)
-    scaled_PV = logits_PV / temperature
-    log_PV = scaled_PV - scaled_PV.logsumexp(1, keepdim=True)
-    at_P1 = targets_P[:, None]
-    own_P1 = log_PV.gather(1, at_P1)
-    ids_V = torch.arange(log_PV.shape[1], device=log_PV.device)
-    first_PV = (log_PV > own_P1) | ((log_PV == own_P1) & (ids_V < at_P1))
-    mass_PV = log_PV.exp()
-    before_P = (mass_PV * first_PV).sum(1)
-    rank_P = first_PV.sum(1)
-    if sampler.truncates:
-        sorted_PV = log_PV.sort(dim=1, descending=True, stable=True).values
-        total_PV = sorted_PV.exp().cumsum(1)
-        count_P = _head(sorted_PV, total_PV, sampler, 0.0)
-        least_P, most_P = count_P, count_P
-        # At one temperature vLLM's order keeps the shortest head, and top-p of all tokens the longest.
-        for by in dict.fromkeys((temperature, 1.0)) if edge else ():
-            at_PV = sorted_PV * (temperature / by)
-            at_PV = at_PV - at_PV.logsumexp(1, keepdim=True)
-            sums_PV, moved = at_PV.exp().cumsum(1), 2 * edge / by  # both logits of a ratio may be off
-            least_P = torch.minimum(least_P, _head(at_PV, sums_PV, sampler, -moved))
-            most_P = torch.maximum(most_P, _head(at_PV, sums_PV, sampler, moved, of_all=True))
-        kept_P, kept_least_P = (
-            total_PV.gather(1, count_P1 - 1)[:, 0] for count_P1 in (count_P[:, None], least_P[:, None])
-        )
-        inside_PV = ids_V < count_P[:, None]
-        log_PV, mass_PV = sorted_PV, sorted_PV.exp() * inside_PV
-    else:
-        count_P = most_P = torch.full_like(rank_P, log_PV.shape[1])
-        kept_P = kept_least_P = torch.ones_like(before_P)
-    shares_PV = mass_PV / kept_P[:, None]
-    surprise_PV = torch.where(mass_PV > 0, kept_P.log()[:, None] - log_PV, 0.0)
+    rows = _Rows(logits_PV, targets_P)
+    found = rows.at(sampler, edge)
+    log_PV = rows.log_shares(sampler)
+    inside_PV = torch.arange(log_PV.shape[1], device=log_PV.device) < found["count"][:, None]
+    mass_PV = log_PV.exp() * inside_PV
+    shares_PV = mass_PV / found["drawn_kept"][:, None]
+    surprise_PV = torch.where(mass_PV > 0, found["drawn_kept"].log()[:, None] - log_PV, 0.0)
     entropy_P = (shares_PV * surprise_PV).sum(1)
+    del found["count"]
+    place = found.pop("drawn_place")
     return {
-        "drawn_logprob": own_P1[:, 0],
-        "drawn_before": before_P,
-        "drawn_kept": kept_P,
-        "drawn_kept_least": kept_least_P,
+        **found,
         "drawn_entropy": entropy_P,
         "drawn_variance": (shares_PV * (surprise_PV - entropy_P[:, None]) ** 2).sum(1),
-        "drawn_place": (rank_P < count_P).to(torch.int8) + (rank_P < most_P).to(torch.int8),
+        "drawn_place": place,
     }
+
+
+def _hypotheses_of_block(
+    logits_PV: Tensor, targets_P: Tensor, sampler: Sampler, edge: float
+) -> dict[str, Tensor]:
+    rows = _Rows(logits_PV, targets_P)
+    other, most = list[Tensor](), list[Tensor]()
+    for changes in ALTERNATIVES:
+        one = Sampler(
+            changes.get("temperature", sampler.temperature),
+            int(changes.get("top_k", sampler.top_k)),
+            changes.get("top_p", sampler.top_p),
+            changes.get("min_p", sampler.min_p),
+        )
+        claim = len(most) < len(TEMPERATURES)
+        values = rows.at(one, edge if claim else 0.0)
+        here = Drawn(*(values[f"drawn_{name}"].cpu().numpy() for name in DRAWN_NAMES))
+        other.append(torch.from_numpy(here.log_density()))
+        if claim:
+            most.append(torch.from_numpy(here.log_bound()))
+    return {
+        "drawn_other": torch.stack(other, 1).to(logits_PV.device),
+        "drawn_most": torch.stack(most, 1).to(logits_PV.device),
+    }
+
+
+DRAWN_NAMES = ("logprob", "before", "kept", "kept_least", "place")
+
+
+class _Rows:
+    """Rows and the tokens drawn from them, ordered once for every sampler that is asked about."""
+
+    def __init__(self, logits_PV: Tensor, targets_P: Tensor) -> None:
+        at_P1 = targets_P[:, None]
+        self._own_P1 = logits_PV.gather(1, at_P1)
+        ids_V = torch.arange(logits_PV.shape[1], device=logits_PV.device)
+        first_PV = (logits_PV > self._own_P1) | ((logits_PV == self._own_P1) & (ids_V < at_P1))
+        self._rank_P = first_PV.sum(1)
+        self._ordered_PV = logits_PV.sort(dim=1, descending=True, stable=True).values
+
+    def log_shares(self, sampler: Sampler) -> Tensor:
+        """Log-probabilities at the temperature, in falling order, (position, vocab)."""
+        scaled_PV = self._ordered_PV / max(sampler.temperature, LEAST_TEMPERATURE)
+        return scaled_PV - scaled_PV.logsumexp(1, keepdim=True)
+
+    def at(self, sampler: Sampler, edge: float) -> dict[str, Tensor]:
+        """The first four numbers of `drawn` and the last, and ``count``, how many tokens are kept."""
+        temperature = max(sampler.temperature, LEAST_TEMPERATURE)
+        log_PV = self.log_shares(sampler)
+        total_PV = log_PV.exp().cumsum(1)
+        sums_PV = torch.cat([torch.zeros_like(total_PV[:, :1]), total_PV], dim=1)
+        rank_P = self._rank_P
+        if sampler.truncates:
+            count_P = _count(log_PV, total_PV, sampler, 0.0)
+            least_P, most_P = count_P, count_P
+            # At one temperature vLLM's order keeps the shortest head, and top-p of all tokens the longest.
+            for by in dict.fromkeys((temperature, 1.0)) if edge else ():
+                at_PV = log_PV * (temperature / by)
+                at_PV = at_PV - at_PV.logsumexp(1, keepdim=True)
+                by_PV, moved = at_PV.exp().cumsum(1), 2 * edge / by  # both logits of a ratio may be off
+                least_P = torch.minimum(least_P, _count(at_PV, by_PV, sampler, -moved))
+                most_P = torch.maximum(most_P, _count(at_PV, by_PV, sampler, moved, of_all=True))
+            kept_P, kept_least_P = (
+                total_PV.gather(1, counts_P1 - 1)[:, 0] for counts_P1 in (count_P[:, None], least_P[:, None])
+            )
+        else:
+            count_P = most_P = torch.full_like(rank_P, log_PV.shape[1])
+            kept_P = kept_least_P = torch.ones_like(total_PV[:, 0])
+        return {
+            "drawn_logprob": log_PV.gather(1, rank_P[:, None])[:, 0],
+            "drawn_before": sums_PV.gather(1, rank_P[:, None])[:, 0],
+            "drawn_kept": kept_P,
+            "drawn_kept_least": kept_least_P,
+            "drawn_place": (rank_P < count_P).to(torch.int8) + (rank_P < most_P).to(torch.int8),
+            "count": count_P,
+        }
+
+
+def head_counts(sorted_PV: Tensor, sampler: Sampler) -> Tensor:
+    """Return how many tokens truncation keeps of rows of log-probabilities in falling order, (position,)."""
+    return _count(sorted_PV, sorted_PV.exp().cumsum(1), sampler, 0.0)
+
+
+def _count(
+    sorted_PV: Tensor, total_PV: Tensor, sampler: Sampler, moved: float, *, of_all: bool = False
+) -> Tensor:
+    """`_head` of the tokens that can be inside at all: of a long vocabulary these are few."""
+    reach = sorted_PV.shape[1]
+    if sampler.top_p < 1 and sampler.min_p == 0 and not 0 < sampler.top_k < reach:
+        of_all = True  # nothing else cuts, and what is left of the sums does not end in 1
+        # Whatever is reordered, a token is outside when those `moved` above it have enough odds.
+        odds = math.log(sampler.top_p) - math.log1p(-sampler.top_p) + abs(moved)
+        enough = 1 / (1 + math.exp(-odds))
+        last_P1 = (total_PV < enough).sum(1, keepdim=True).clamp(max=reach - 1)
+        reach = int((sorted_PV >= sorted_PV.gather(1, last_P1) - abs(moved)).sum(1).max())
+    if sampler.min_p > 0:
+        least_P1 = sorted_PV[:, :1] + math.log(sampler.min_p) - abs(moved)
+        reach = min(reach, int((sorted_PV >= least_P1).sum(1).max()))
+    if 0 < sampler.top_k < sorted_PV.shape[1]:
+        least_P1 = sorted_PV[:, sampler.top_k - 1 : sampler.top_k] - abs(moved)
+        reach = min(reach, int((sorted_PV >= least_P1).sum(1).max()))
+    reach = min(sorted_PV.shape[1], reach + 1)
+    return _head(sorted_PV[:, :reach], total_PV[:, :reach], sampler, moved, of_all=of_all)
 
 
 def _head(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qdx.capture.densities import ALTERNATIVES, TEMPERATURES
 from qdx.capture.plan import Plan, plan, union
 from qdx.dataset import checksums, layout, writing
 from qdx.errors import QdxError
@@ -136,6 +137,8 @@ class Structure:
             "vocab": self.vocab,
             "element": self.hidden,
             "output_token": self.output_tokens,
+            "alternative": len(ALTERNATIVES),
+            "temperature": len(TEMPERATURES),
         }
 
     def variables(self, phase: str) -> dict[str, layout.Variable]:

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qdx.dataset.opening import open
     from qdx.dataset.run_reader import RunReader
-    from qdx.dataset.write_sweep import append, merge
+    from qdx.dataset.write_sweep import append, append_all, merge
 
 _LAZY = {
     "RunReader": "qdx.dataset.run_reader",
     "append": "qdx.dataset.write_sweep",
+    "append_all": "qdx.dataset.write_sweep",
     "merge": "qdx.dataset.write_sweep",
     "open": "qdx.dataset.opening",
 }
 
-__all__ = ["RunReader", "append", "merge", "open"]
+__all__ = ["RunReader", "append", "append_all", "merge", "open"]
 
 
 def __getattr__(name: str) -> Any:

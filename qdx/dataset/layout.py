@@ -71,12 +71,18 @@ class Producer:
     samplers : array of float64 (reference, 4), optional
         Temperature, top-k, top-p and min-p that each transcript was drawn with; NaN for one that was not
         drawn, or whose record leaves open how. None: no transcript was drawn.
+    noise : str
+        How the engine made its noise from a seed, see `qdx.capture.noise.scheme`; "": nobody says.
+    seeds : tuple of int or None
+        Seed of each transcript, of which its noise was made; None: not stated. Empty: of none.
     """
 
     name: str
     token_ids: NDArray[np.int32]
     coords: Mapping[str, Any]
     samplers: NDArray[np.float64] | None = None
+    noise: str = ""
+    seeds: tuple[int | None, ...] = ()
 
     def length(self, reference: int) -> int:
         """Return the number of tokens of a transcript."""
@@ -306,13 +312,36 @@ DRAWN = _table(
         "1",
         "2: truncation keeps token_id, 1: noise of logits could move it in, 0: neither; -1: not drawn",
     ),
+    Variable(
+        "drawn_margin",
+        ROW_DIMS,
+        "f8",
+        "nat",
+        "by how much token_id falls short of the one that the seed would have drawn; NaN: seed or noise not "
+        "known",
+    ),
+    Variable(
+        "drawn_other",
+        (*ROW_DIMS, "alternative"),
+        "f4",
+        "nat",
+        "log-probability of token_id under other sampling parameters (qdx.capture.densities.ALTERNATIVES)",
+    ),
+    Variable(
+        "drawn_most",
+        (*ROW_DIMS, "temperature"),
+        "f4",
+        "nat",
+        "log of the most that an honest producer at other temperatures gives token_id "
+        "(qdx.capture.densities.TEMPERATURES)",
+    ),
 )
 FIRST_DRAWN = _table(
     *(
         replace(
             row,
             name=f"first_{name}",
-            dims=("config", "repeat", "producer", "reference"),
+            dims=("config", "repeat", "producer", "reference", *row.dims[len(ROW_DIMS) :]),
             long_name=f"of prefill's last row and first_token_id: {row.long_name}",
         )
         for name, row in DRAWN.items()

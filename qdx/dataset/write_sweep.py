@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,11 @@ def _merge(state: folder.Sweep, target: Path) -> None:
         tree = combine(state, trees)
         with disk_errors(target):
             xr.Dataset(attrs=_attributes(tree.attrs)).to_netcdf(target, mode="w", engine="netcdf4")
-        for name in ("provenance", "references", *PHASES, "output"):
-            if name in tree.children:
-                append(target, name, tree[name].to_dataset().drop_vars([*WIDE], errors="ignore"))
+        names = [name for name in ("provenance", "references", *PHASES, "output") if name in tree.children]
+        append_all(
+            target,
+            ((name, tree[name].to_dataset().drop_vars([*WIDE], errors="ignore")) for name in names),
+        )
     finally:
         for opened in trees.values():
             opened.close()
@@ -91,23 +94,51 @@ def append(path: Path, group: str, dataset: xr.Dataset) -> None:
     QdxError
         When the group is there already, or the disk is full.
     """
+    append_all(path, [(group, dataset)])
+
+
+def append_all(path: Path, groups: Iterable[tuple[str, xr.Dataset]]) -> None:
+    """Add groups one after the other as `append` does; the checksums are read and written once.
+
+    Parameters
+    ----------
+    path : Path
+        A file that `merge` wrote. Between two groups it is closed, and has no checksums.
+    groups : iterable of (str, xarray.Dataset)
+        Taken one at a time. Where that raises, the groups before stay, in a file without checksums.
+
+    Raises
+    ------
+    QdxError
+        When a group is there already, or the disk is full.
+    """
     import dask
+
+    present: set[str] | None = None
+    before: checksums.Checksums | None = None
+    for given, dataset in groups:
+        group = given.strip("/")
+        if present is None:
+            present = _with_variables(path)
+            before = checksums.load(path)  # writing cuts them off
+        if group in present:
+            raise QdxError(f"{path} has a group {group} already: merge again to replace it")
+        present.add(group)
+        plain = _plain(dataset)
+        # One thread: netCDF writes one at a time anyway.
+        with disk_errors(path), dask.config.set(scheduler="synchronous"):
+            plain.to_netcdf(path, mode="a", group=group, engine="netcdf4", encoding=_encoding(plain))
+    if before is not None:
+        with disk_errors(path):
+            checksums.store(path, known=before.sums)
+
+
+def _with_variables(path: Path) -> set[str]:
+    """Paths of a file's groups that hold variables."""
     import netCDF4
 
-    group = group.strip("/")
     with disk_errors(path), netCDF4.Dataset(path) as file:
-        try:
-            present = bool(file[group].variables)
-        except (IndexError, KeyError):
-            present = False
-    if present:
-        raise QdxError(f"{path} has a group {group} already: merge again to replace it")
-    plain = _plain(dataset)
-    before = checksums.load(path)  # writing cuts them off
-    with disk_errors(path), dask.config.set(scheduler="synchronous"):  # netCDF writes one at a time anyway
-        plain.to_netcdf(path, mode="a", group=group, engine="netcdf4", encoding=_encoding(plain))
-        if before is not None:
-            checksums.store(path, known=before.sums)
+        return {name.strip("/") for name, group in checksums.walk(file) if group.variables}
 
 
 def _plain(dataset: xr.Dataset) -> xr.Dataset:

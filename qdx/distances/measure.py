@@ -40,10 +40,9 @@ def compute(
 
     Takes what `measure` takes and raises what it raises.
     """
-    from qdx.dataset import append
+    from qdx.dataset import append_all
 
-    for group, dataset in measure(directory, target, metrics, **options):
-        append(Path(target), group, dataset)
+    append_all(Path(target), measure(directory, target, metrics, **options))
 
 
 def measure(

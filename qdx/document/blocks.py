@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from altair import TopLevelMixin
 
 # A number is written by `qdx.document.format.cell`, once for all forms of a report.
 DIAGONAL = "·"
@@ -64,19 +67,22 @@ class Table:
 
 @dataclass(frozen=True)
 class Matrix:
-    """One value for every two labels; rows and columns have the same ones.
+    """One value for every two labels; rows and columns have the same ones, unless `columns` are given.
 
     Attributes
     ----------
     caption : str
         What a cell shows, with units.
     labels : sequence of str
+        Of the rows.
     cells : sequence of sequence of str or number
-        As of `Table`. The diagonal is not shown: a config has no distance to itself.
+        As of `Table`. Without `columns` the diagonal is not shown: a config has no distance to itself.
     note : str
         What stands below.
     phase : str
         As of `Text`.
+    columns : sequence of str
+        What the columns are, where they are not what the rows are, such as who replayed what others made.
     """
 
     caption: str
@@ -84,38 +90,79 @@ class Matrix:
     cells: Sequence[Sequence[Cell]] | np.ndarray
     note: str = ""
     phase: str = ""
+    columns: Sequence[str] = ()
+
+    @property
+    def heads(self) -> Sequence[str]:
+        """The names of the columns."""
+        return self.columns or self.labels
+
+    def shown(self) -> list[list[Cell]]:
+        """The cells as they are shown, row by row."""
+        return [
+            [DIAGONAL if a == b and not self.columns else value for b, value in enumerate(row)]
+            for a, row in enumerate(self.cells)
+        ]
 
     def as_table(self) -> Table:
         """The matrix with its labels as a column and as heads."""
-        rows = [
-            [name, *(DIAGONAL if a == b else value for b, value in enumerate(row))]
-            for a, (name, row) in enumerate(zip(self.labels, self.cells, strict=True))
-        ]
-        return Table(self.caption, ["", *self.labels], rows, 1, self.note, self.phase)
+        rows = [[name, *row] for name, row in zip(self.labels, self.shown(), strict=True)]
+        return Table(self.caption, ["", *self.heads], rows, 1, self.note, self.phase)
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing and the table of what it draws; only a page shows the drawing.
+    """A drawing and the table of what it draws; text and Markdown show the table.
+
+    The functions of `qdx.charts` make them.
 
     Attributes
     ----------
     name : str
         Under which ``report.figures`` saves it, after the name of its section.
     drawing : Any
-        SVG text, or what has ``savefig`` (matplotlib) or ``_repr_svg_``.
+        A specification of Vega-Lite, an Altair chart, SVG text, or what has ``savefig`` (matplotlib) or
+        ``_repr_svg_``. The last three are shown as images.
     table : Table
         The drawn numbers.
+    title, note : str
+        Heading, without which the table's caption is one, and how to read the chart.
+    spoken : str
+        What a screen reader says in place of the drawing.
     """
 
     name: str
     drawing: Any
     table: Table
+    title: str = ""
+    note: str = ""
+    spoken: str = ""
 
     @property
     def phase(self) -> str:
         """The phase of its table."""
         return self.table.phase
+
+    @property
+    def heading(self) -> str:
+        """The title, or the table's caption."""
+        return self.title or self.table.caption
+
+    def altair(self) -> TopLevelMixin:
+        """Return the chart as an Altair chart, to be shown, changed or layered.
+
+        Raises
+        ------
+        QdxError
+            Without Altair (``pip install 'qdx[charts]'``), or where the drawing is an image.
+        """
+        from qdx.document import vega
+
+        return vega.altair(self)
+
+    def _repr_mimebundle_(self, *_: object, **__: object) -> Any:
+        """Show the chart where a notebook's cell ends with it."""
+        return self.altair()._repr_mimebundle_()
 
 
 @dataclass(frozen=True)

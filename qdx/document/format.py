@@ -47,6 +47,19 @@ def span(low: float, high: float, write: Callable[[float], str] = number) -> str
     return f"{write(low)} to {write(high)}" if math.isfinite(low) else DASH
 
 
+def probability(value: float) -> str:
+    """Write a p in at most two digits: ``1``, ``0.43``, ``0.0021``, ``1.1e-5``."""
+    if not math.isfinite(value):
+        return DASH
+    mantissa, _, exponent = f"{value:.2g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+
+
+def part(count: int, of: int) -> str:
+    """Write a count of a whole: ``36 of 1,024``; a dash where there is nothing to be counted."""
+    return f"{int(count):,} of {int(of):,}" if of else DASH
+
+
 def percent(value: float) -> str:
     """Write a share as per cent; 100 % and 0 % only when exact."""
     if not math.isfinite(value):

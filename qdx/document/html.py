@@ -10,15 +10,18 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qdx.document import vega
 from qdx.document.blocks import Block, Chart, Details, Matrix, Table, Text
 from qdx.document.format import cell
-from qdx.document.svg import CONTROL, Figure, Own
+from qdx.document.plain import cleaned
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
-COLUMN = 360  # pixels of a figure's column in page.css; a wider figure gets a row of its own
+COLUMN = 360  # pixels of a chart's column in page.css; a wider chart gets a row of its own
+NO_SCRIPT = "Charts are drawn by JavaScript, which is off: the table below each one holds what it shows."
+Drawing = vega.Spec | str  # a specification, or an SVG document that is shown as an image
 
 
 @cache
@@ -31,10 +34,7 @@ def environment() -> Environment:
     from markupsafe import Markup
 
     def finalize(value: Any) -> Any:
-        return value if isinstance(value, Markup) else CONTROL.sub("\ufffd", str(value))
-
-    def drawing(svg: str) -> Markup:
-        return Markup(svg)  # of `Figure`, which has escaped what is in it
+        return value if isinstance(value, Markup) else cleaned(value)
 
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -43,7 +43,7 @@ def environment() -> Environment:
         finalize=finalize,
         keep_trailing_newline=True,
     )
-    made.filters |= {"cell": cell, "drawing": drawing}
+    made.filters |= {"cell": cell}
     return made
 
 
@@ -59,26 +59,25 @@ def _markup(body: str) -> str:
     return Markup(body)
 
 
-def render(blocks: Sequence[Block], drawn: Mapping[str, Own] | None = None) -> str:
+def render(blocks: Sequence[Block], drawn: Mapping[str, Drawing] | None = None) -> str:
     """Write blocks below each other.
 
     Parameters
     ----------
     blocks : sequence of Block
-    drawn : Mapping of str to Own, optional
-        The drawings of charts by name; a chart without one shows its table.
+    drawn : Mapping of str to dict or str, optional
+        Of each chart by its name the specification or the SVG document; a chart without one shows its table.
     """
     return "".join(_rendered(block, drawn or {}) for block in blocks)
 
 
-def _rendered(block: Block, drawn: Mapping[str, Own]) -> str:
+def _rendered(block: Block, drawn: Mapping[str, Drawing]) -> str:
     if isinstance(block, Text):
         return preformatted(block.text) if block.verbatim else _macro("paragraphs", block.text)
     if isinstance(block, Details):
         return more(block.title, render(block.blocks, drawn))
     if isinstance(block, Chart):
-        image = own(drawn[block.name], "the table below") if block.name in drawn else ""
-        return image + table_of(block.table)
+        return figure_of(block, drawn.get(block.name))
     return table_of(block.as_table() if isinstance(block, Matrix) else block)
 
 
@@ -109,6 +108,7 @@ def page(
     parts: Sequence[Part],
     style: str,
     script: str,
+    runtime: str = "",
 ) -> str:
     """Write a page that needs nothing else, and whose browser refuses everything else.
 
@@ -122,13 +122,22 @@ def page(
     parts : sequence of Part
     style, script : str
         Of the program, put into the page as they are.
+    runtime : str
+        JavaScript that draws the charts (`qdx.document.vega.runtime`); empty where there is no chart.
     """
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # The browser itself refuses every request and every script but this one, whatever a text in it says.
+    scripts = [one for one in (runtime, script) if one]
+    for one in scripts:
+        if "</script" in one.lower() or "<!--" in one:
+            raise ValueError("a script of the page holds what would end it")
+    hashes = [base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts]
+    allowed = " ".join(f"'sha256-{one}'" for one in hashes)
+    # The browser itself refuses every request and every script but these, whatever a text in it says. Vega
+    # reads its expressions by an interpreter (`ast` in page.js): nothing in the page is evaluated as code.
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
-        f"script-src 'sha256-{digest}'"
+        f"script-src {allowed}"
     )
+    looks = {"light": vega.theme(dark=False), "dark": vega.theme(dark=True)} if runtime else {}
     return (
         environment()
         .get_template("page.html.j2")
@@ -140,7 +149,9 @@ def page(
             banners=banners,
             parts=[replace(part, body=_markup(part.body)) for part in parts],
             style=_markup(style),
-            script=_markup(script),
+            scripts=[_markup(one) for one in scripts],
+            looks=_markup(vega.in_page(looks)),
+            no_script=NO_SCRIPT if runtime else "",
         )
     )
 
@@ -155,19 +166,23 @@ def more(summary: str, body: str, css: str = "", *, opened: bool = False) -> str
     return _macro("details", summary, _markup(body), css, opened=opened)
 
 
-def figure_of(figure: Figure) -> str:
-    """A figure with title, note and the table of what it draws."""
-    return _macro("figure", figure, figure.width > COLUMN)
+def figure_of(chart: Chart, drawing: Drawing | None) -> str:
+    """A chart with title, note and the table of what it draws; without a drawing the table is all of it."""
+    spoken = chart.spoken or f"{chart.heading}. The table below holds every value."
+    if isinstance(drawing, str):
+        source = "data:image/svg+xml;base64," + base64.b64encode(drawing.encode("utf-8", "replace")).decode()
+        return _macro("figure", chart, spoken, image=source, wide=True)
+    if drawing is None:
+        return _macro("figure", chart, spoken)
+    spec, high = _markup(vega.in_page(drawing)), vega.height(drawing)
+    return _macro("figure", chart, spoken, spec=spec, high=high, wide=vega.width(drawing) > COLUMN)
 
 
-def grid(figures: Sequence[Figure]) -> str:
-    """Figures beside each other as the window allows."""
-    return f'<div class="figures">{"".join(figure_of(f) for f in figures)}</div>\n' if figures else ""
-
-
-def own(figure: Own, where: str = "the text below and in sweep.nc") -> str:
-    """An analysis' own figure, as an image."""
-    return _macro("image", figure, where)
+def grid(charts: Sequence[Chart], drawn: Mapping[str, Drawing]) -> str:
+    """Charts beside each other as the window allows."""
+    if not charts:
+        return ""
+    return f'<div class="figures">{"".join(figure_of(c, drawn.get(c.name)) for c in charts)}</div>\n'
 
 
 def preformatted(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from qdx.document.blocks import Block, Chart, Details, Matrix, Table, Text
 from qdx.document.format import cell
-from qdx.document.svg import CONTROL
+from qdx.document.plain import cleaned
 
 
 def render(blocks: Sequence[Block]) -> str:
@@ -29,13 +29,13 @@ def _rendered(block: Block) -> str:
 
 def plain(text: object) -> str:
     """Text from anywhere as one line of Markdown in which nothing has a meaning."""
-    line = " ".join(CONTROL.sub("\ufffd", str(text)).split())
+    line = " ".join(cleaned(text).split())
     return re.sub(r"([\\`*_{}\[\]<>#|~&!])", r"\\\1", line)
 
 
 def fence(text: str) -> str:
     """A block of text as it is, in more backticks than it has."""
-    clean = CONTROL.sub("\ufffd", text)
+    clean = cleaned(text)
     longest = max((len(run) for run in re.findall("`+", clean)), default=0)
     ticks = "`" * max(3, longest + 1)
     return f"{ticks}text\n{clean}\n{ticks}" if text else ""

@@ -6,16 +6,15 @@ import string
 import textwrap
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-from qdx.document.blocks import DIAGONAL, Block, Cell, Chart, Details, Matrix, Table, Text
+from qdx.document.blocks import Block, Cell, Chart, Details, Matrix, Table, Text
 from qdx.document.format import cell
 from qdx.document.labels import cut_all
 
 WIDTH = 110
 NARROWEST = 24  # columns that a last column of text needs to be wrapped
 LONGEST_LABEL = 20  # a longer one gets a letter in matrix headers
+LONGEST_ROW = 40  # columns of the name of a row of a matrix whose columns have other names
+NARROWEST_CELL = 8  # columns that a cell of text keeps
 
 
 def render(blocks: Sequence[Block], width: int = WIDTH, indent: str = "  ") -> str:
@@ -39,9 +38,9 @@ def render(blocks: Sequence[Block], width: int = WIDTH, indent: str = "  ") -> s
     sentences = False  # whether what stands above are sentences, which need no empty line between them
     for block in blocks:
         rendered = _rendered(block, width, indent)
-        if isinstance(block, Matrix) and block.labels and tuple(block.labels) not in explained:
-            explained.add(tuple(block.labels))
-            if names := legend(block.labels, width, indent):
+        if isinstance(block, Matrix) and block.heads and tuple(block.heads) not in explained:
+            explained.add(tuple(block.heads))
+            if names := legend(block.heads, width, indent):
                 rendered = f"{names}\n\n{rendered}"
         plain = isinstance(block, Text) and not block.verbatim
         parts += [rendered] if not parts or (plain and sentences) else ["", rendered]
@@ -64,11 +63,8 @@ def _rendered(block: Block, width: int, indent: str) -> str:
         rows = [[_one_line(value) for value in row] for row in block.rows]
         lines.append(table(block.head, rows, further, block.left, width))
     else:
-        cells = [
-            [DIAGONAL if a == b else _one_line(value) for b, value in enumerate(row)]
-            for a, row in enumerate(block.cells)
-        ]
-        lines.append(matrix(block.labels, cells, indent=further, width=width))
+        cells = [[_one_line(value) for value in row] for row in block.shown()]
+        lines.append(matrix(block.labels, cells, further, width, block.columns))
     if block.note:
         lines.append(wrap(block.note, further, width=width))
     return "\n".join(lines)
@@ -104,8 +100,9 @@ def table(
 ) -> str:
     """Align columns: the first `left` to the left, the others to the right.
 
-    A last column of text is wrapped where a line would be wider than `width`; other cells are cut, two
-    different ones of a column differently.
+    A head of empty names is left out. A last column of text is wrapped where a line would be wider than
+    `width`; other cells of text are cut, two different ones of a column differently. A number is never cut:
+    columns of numbers that do not fit stand below the others, beside the first column again.
     """
     cells = [[str(c) for c in row] for row in [list(head), *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
@@ -113,21 +110,33 @@ def table(
     wraps = left >= len(head) and free - sum(widths[:-1]) >= NARROWEST
     if wraps:
         widths[-1] = max(1, min(widths[-1], free - sum(widths[:-1])))
-    while sum(widths) > free and max(widths) > 8:
-        widths[widths.index(max(widths))] -= 1
+    count, texts = len(head), range(min(left, len(head)))
+    if (
+        sum(min(w, NARROWEST_CELL) if i in texts else w for i, w in enumerate(widths)) > free
+        and left < count - 1
+    ):
+        room = width - len(indent) - sum(widths[:left]) - 2 * (left - 1)
+        fit = next((n for n in range(count - left, 1, -1) if sum(widths[left : left + n]) + 2 * n <= room), 1)
+        halves = (left, range(left + fit)), (1, [0, *range(left + fit, count)])
+        return "\n\n".join(
+            table([head[i] for i in of], [[row[i] for i in of] for row in rows], indent, first, width)
+            for first, of in halves
+        )
+    while sum(widths) > free and texts and max(widths[:left]) > NARROWEST_CELL:
+        widths[max(texts, key=widths.__getitem__)] -= 1
     columns = [
         column if wraps and i == len(widths) - 1 else cut_all(column, widths[i])
         for i, column in enumerate(map(list, zip(*cells, strict=True)))
     ]
     lines = []
-    for row in zip(*columns, strict=True):
+    for row in [*zip(*columns, strict=True)][0 if any(head) else 1 :]:
         *first, last = row
         more = (textwrap.wrap(last, widths[-1], break_on_hyphens=False) or [""]) if wraps else [last]
         for i, part in enumerate(more):
-            texts = [*(first if i == 0 else [""] * len(first)), part]
+            parts = [*(first if i == 0 else [""] * len(first)), part]
             line = "  ".join(
                 text.ljust(w) if at < left else text.rjust(w)
-                for at, (text, w) in enumerate(zip(texts, widths, strict=True))
+                for at, (text, w) in enumerate(zip(parts, widths, strict=True))
             )
             lines.append((indent + line).rstrip())
     return "\n".join(lines)
@@ -158,41 +167,30 @@ def legend(labels: Sequence[str], width: int = WIDTH, indent: str = "  ") -> str
     return "\n".join(indent + "   ".join(e.ljust(longest) for e in line).rstrip() for line in lines)
 
 
-def columns_of(labels: Sequence[str], beside: int) -> tuple[list[str], list[str]]:
-    """Heads of columns of `labels` in a table with `beside` further ones, and the lines that explain them.
-
-    Where the labels themselves would not fit, letters stand for them.
-    """
-    width = max(map(len, labels))
-    if not needs_letters(labels) and 2 + (len(labels) + beside + 1) * (2 + width) <= WIDTH:
-        return list(labels), []
-    named = [" = ".join(pair) for pair in zip(letters(len(labels)), labels, strict=True)]
-    return letters(len(labels)), [wrap("   ".join(named), "  ", "")]
-
-
 def matrix(
     labels: Sequence[str],
-    cells: NDArray[np.str_] | Sequence[Sequence[str]],
-    corner: str = "",
+    cells: Sequence[Sequence[str]],
     indent: str = "  ",
     width: int = WIDTH,
+    columns: Sequence[str] = (),
 ) -> str:
-    """Align a square matrix of ready cells, in blocks of columns when it is wider than `width`.
+    """Align a matrix of ready cells, in blocks of columns when it is wider than `width`.
 
-    Rows are configs, columns config_b. Long or many labels become the letters of `legend`.
+    Rows are configs, columns config_b, or `columns`. Long or many names of columns become the letters of
+    `legend`; so do the rows' where they are the same.
     """
-    short = letters(len(labels)) if needs_letters(labels, width) else list(labels)
-    stub = max(len(corner), *(len(s) for s in short))
+    heads = list(columns or labels)
+    short = letters(len(heads)) if needs_letters(heads, width) else heads
+    names = cut_all(labels, LONGEST_ROW) if columns else short
+    stub = max(map(len, names))
     column = 2 + max(max(len(s) for s in short), *(len(c) for row in cells for c in row))
     fit = max(1, (width - len(indent) - stub) // column)
     fit = -(-len(short) // -(-len(short) // fit))  # blocks of equal width
     parts = []
     for start in range(0, len(short), fit):
-        columns = range(start, min(start + fit, len(short)))
-        lines = [indent + corner.ljust(stub) + "".join(short[c].rjust(column) for c in columns)]
-        for row, name in enumerate(short):
-            lines.append(
-                indent + name.ljust(stub) + "".join(str(cells[row][c]).rjust(column) for c in columns)
-            )
+        shown = range(start, min(start + fit, len(short)))
+        lines = [indent + " " * stub + "".join(short[c].rjust(column) for c in shown)]
+        for name, row in zip(names, cells, strict=True):
+            lines.append(indent + name.ljust(stub) + "".join(row[c].rjust(column) for c in shown))
         parts.append("\n".join(lines))
     return "\n\n".join(parts)

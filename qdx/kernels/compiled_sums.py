@@ -8,9 +8,10 @@ infinite or undefined, is marked instead, for the caller to repeat in torch.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ import torch
 from torch import Tensor
 
 from qdx.kernels.cards import Rule
+from qdx.kernels.partition import Region
 
 COLUMNS = 64  # of one block: its accumulators and one step's weights stay in the first-level cache
 ROWS = 128
+_AT_ONCE = 256  # columns that a thread takes
 _ALONE = 1 << 18  # products under which threads are not worth their start
 # Largest exponents between which a scale and what it scales are normal float32 numbers. A product that
 # float32 makes subnormal lies too far under these for any of its bits to be kept.
@@ -48,16 +51,14 @@ def chain(x_MK: Tensor, weight_KN: Tensor, rule: Rule, held_MN: Tensor) -> tuple
     wild = ~np.isfinite(x).all(1)
     if wild.any():
         x = np.where(wild[:, None], np.float32(0), x)
-    kernel = _kernel(
-        rule.products, rule.fraction_bits, rule.least, rule.result_bits, rule.nearest, rule.least_factor
-    )
-    powers = _powers(x, rule.least_factor)
+    kernel = _kernel_of(rule)
+    powers, starts = _powers(x, rule.least_factor), np.arange(0, x.shape[1], rule.products)
     threads = torch.get_num_threads() if rows * columns * x.shape[1] > _ALONE else 1
     width = -(-columns // (threads * COLUMNS)) * COLUMNS
 
     def run(first: tuple[int, int]) -> None:
         m, n = (first[0], min(first[0] + ROWS, rows)), (first[1], min(first[1] + width, columns))
-        kernel(x, powers, weight, total, beyond, m, n)
+        kernel(x, powers, weight, total, beyond, m, n, starts)
 
     parts = [(m, n) for m in range(0, rows, ROWS) for n in range(0, columns, max(1, width))]
     if threads == 1 or len(parts) == 1:
@@ -66,6 +67,71 @@ def chain(x_MK: Tensor, weight_KN: Tensor, rule: Rule, held_MN: Tensor) -> tuple
     else:
         list(_pool(threads).map(run, parts))
     return torch.from_numpy(total), torch.from_numpy((beyond != 0) | wild[:, None])
+
+
+def sums(
+    x_MK: Tensor,
+    weight_KN: Tensor,
+    parts: Sequence[Region],
+    rule: Rule,
+    *,
+    block: int,
+    shares: int,
+    accumulators: Sequence[Sequence[int]],
+    last_first: bool,
+) -> Tensor | None:
+    """Sum as `qdx.kernels.tensor_core.sums` does, every row and column, without copies of the weights.
+
+    Returns
+    -------
+    Tensor or None
+        float32 (rows, columns); None where some sum is not valid.
+    """
+    x, weight = (np.ascontiguousarray(value.numpy()) for value in (x_MK, weight_KN))
+    if not np.isfinite(x).all():
+        return None
+    kernel, powers = _kernel_of(rule), _powers(x, rule.least_factor)
+    found, held, joined = np.empty((3, len(x), weight.shape[1]), np.float32)
+    beyond = np.zeros(found.shape, np.int32)
+    steps = np.arange(0, x.shape[1], rule.products)
+    blocks = steps // block
+
+    def run(task: tuple[Region, int, int]) -> bool:
+        part, first, last = task
+        here = slice(*part.rows), slice(first, last)
+        slices = list(pairwise(part.cuts))
+        for number, (start, stop) in enumerate(slices[:: -1 if last_first else 1]):
+            for place, group in enumerate(accumulators):
+                own = np.isin(blocks % shares, group) & (steps >= start) & (steps < stop)
+                held[here] = 0
+                kernel(x, powers, weight, held, beyond, part.rows, (first, last), steps[own])
+                if beyond[here].any():
+                    return False
+                if place == 0:
+                    joined[here] = held[here]
+                else:
+                    joined[here] += held[here]
+            if number == 0:
+                found[here] = joined[here]
+            else:
+                found[here] += joined[here]
+        return True
+
+    tasks = [
+        (part, first, min(first + _AT_ONCE, stop))
+        for part in parts
+        for start, stop in part.columns
+        for first in range(start, stop, _AT_ONCE)
+    ]
+    alone = found.size * x.shape[1] <= _ALONE or torch.get_num_threads() == 1
+    valid = map(run, tasks) if alone else _pool(torch.get_num_threads()).map(run, tasks)
+    return torch.from_numpy(found) if all(list(valid)) else None
+
+
+def _kernel_of(rule: Rule) -> Callable[..., None]:
+    return _kernel(
+        rule.products, rule.fraction_bits, rule.least, rule.result_bits, rule.nearest, rule.least_factor
+    )
 
 
 @cache
@@ -80,12 +146,13 @@ def _powers(x: Any, least: int) -> Any:
 
 
 @cache
-def _kernel(
-    products: int, fraction_bits: int, least: int | None, result_bits: int, nearest: bool, least_factor: int
-) -> Callable[..., None]:
-    """Compile the sums of one rule, which takes a second or two, once a process."""
+def _bit_casts() -> tuple[Any, Any, Any, Any]:
+    """Return what reads a float's bits as an integer and an integer's as a float: 32 bits, then 64.
+
+    numba has no name for that inside compiled code; LLVM's bitcast costs nothing.
+    """
     from llvmlite import ir
-    from numba import njit, types
+    from numba import types
     from numba.extending import intrinsic
 
     def same_bits(source: Any, target: Any) -> Any:
@@ -98,8 +165,22 @@ def _kernel(
 
         return cast
 
-    to_int32, to_float32 = same_bits(types.float32, types.int32), same_bits(types.int32, types.float32)
-    to_int64, to_float64 = same_bits(types.float64, types.int64), same_bits(types.int64, types.float64)
+    return (
+        same_bits(types.float32, types.int32),
+        same_bits(types.int32, types.float32),
+        same_bits(types.float64, types.int64),
+        same_bits(types.int64, types.float64),
+    )
+
+
+@cache
+def _kernel(
+    products: int, fraction_bits: int, least: int | None, result_bits: int, nearest: bool, least_factor: int
+) -> Callable[..., None]:
+    """Compile the sums of one rule, which takes a second or two, once a process."""
+    from numba import njit
+
+    to_int32, to_float32, to_int64, to_float64 = _bit_casts()
     exponent, wide_exponent = np.int32(0x7F800000), np.int64(0x7FF << 52)
     one, up = np.int32(127 << 23), np.int32((127 + fraction_bits) << 23)
     down = 2.0**-fraction_bits
@@ -112,8 +193,9 @@ def _kernel(
     least_half = np.float32(2.0**-14)
     whole, least_power, infinite = 1.5 * 2.0 ** (52 - result_bits), 2.0**-14, np.float32(2.0**16)
 
+    # One loop nest on purpose: lanes are summed at once, and a block's accumulators stay in the cache.
     @njit(nogil=True, error_model="numpy")  # numba's own cache does not find what was made in a function
-    def run(x: Any, x_power: Any, weight: Any, total: Any, beyond: Any, m: Any, n: Any) -> None:
+    def run(x: Any, x_power: Any, weight: Any, total: Any, beyond: Any, m: Any, n: Any, starts: Any) -> None:
         top_row, rows = m[0], m[1] - m[0]
         factor = np.empty((products, COLUMNS), np.float32)
         power = np.empty((products, COLUMNS), np.float32)
@@ -126,7 +208,7 @@ def _kernel(
                 for lane in range(count):
                     held[row, lane] = total[top_row + row, first + lane]
                     marked[row, lane] = 0
-            for start in range(0, x.shape[1], products):
+            for start in starts:
                 for k in range(products):
                     for lane in range(count):
                         value = weight[start + k, first + lane]

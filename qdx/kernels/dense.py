@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -43,6 +45,10 @@ class Dense(KernelModel):
         """The matrix (out_features, in_features), which some architectures read beside calling the layer."""
         return self._weight_KN.t().to(self._dtype)
 
+    @cached_property
+    def _contiguous_KN(self) -> Tensor:
+        return self._weight_KN.contiguous()
+
     def multiply(self, x_MK: Tensor) -> Tensor:
         """One matmul."""
         rows = x_MK.shape[0]
@@ -54,7 +60,10 @@ class Dense(KernelModel):
 
     def multiply_exactly(self, x_MK: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Sum as cuBLAS does where it does not cut K; compared with awq's matmul from 256 rows on alone."""
-        sum_MN = tensor_core.chain(x_MK[rows].to(torch.float32), self._weight_KN[:, columns])
+        weight_KN = self._contiguous_KN
+        if len(columns) < self.out_features or not torch.equal(columns, torch.arange(self.out_features)):
+            weight_KN = weight_KN[:, columns]
+        sum_MN = tensor_core.chain(x_MK[rows].to(torch.float32), weight_KN)
         if self.bias is not None:
             sum_MN.add_(self.bias[columns].to(torch.float32))
         return sum_MN.to(x_MK.dtype)

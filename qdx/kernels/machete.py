@@ -224,6 +224,8 @@ class Machete(KernelModel):
         if x_MK.dtype != self._dtype:
             self._prepare(x_MK.dtype)
         parts = stream_k(len(x_MK), self.in_features, self.out_features, self.sm_count)
-        weight_KN = self._weight_LKN[0][:, columns]
+        weight_KN = self._weight_LKN[0]
+        if len(columns) < self.out_features or not torch.equal(columns, torch.arange(self.out_features)):
+            weight_KN = weight_KN[:, columns]
         sum_MN = tensor_core.sums(x_MK[rows].to(torch.float32), weight_KN, parts, rows, columns)
         return self.add_bias(sum_MN.to(x_MK.dtype), columns)

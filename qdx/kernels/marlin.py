@@ -158,7 +158,15 @@ class Marlin(KernelModel):
             centred_GSN = centred_GSN.mul_(scale_GN[:, None]).to(dtype).to(torch.float32)
         weight_TLBN = centred_GSN.view(-1, SHARES, BLOCK, source.out_features)
         self._weight_LKN = weight_TLBN.transpose(0, 1).reshape(SHARES, -1, source.out_features)
+        self._weight_KN: Tensor | None = None
         self._dtype = dtype
+
+    def _natural_KN(self) -> Tensor:
+        """Return the weights in the order of K, made on first use."""
+        if self._weight_KN is None:
+            weight_TLBN = self._weight_LKN.unflatten(1, (-1, BLOCK)).transpose(0, 1)
+            self._weight_KN = weight_TLBN.reshape(-1, self.out_features)
+        return self._weight_KN
 
     def multiply(self, x_MK: Tensor) -> Tensor:
         """Launch by launch, as ``marlin_mm`` splits the rows."""
@@ -188,8 +196,9 @@ class Marlin(KernelModel):
         """Launch by launch."""
         if x_MK.dtype != self._dtype:
             self._prepare(x_MK.dtype)
-        weight_LTBN = self._weight_LKN[:, :, columns].unflatten(1, (-1, BLOCK))
-        weight_KN = weight_LTBN.transpose(0, 1).reshape(-1, len(columns))
+        weight_KN = self._natural_KN()
+        if len(columns) < self.out_features or not torch.equal(columns, torch.arange(self.out_features)):
+            weight_KN = weight_KN[:, columns]
         group_size = -1 if self._per_column else self._source.group_size
         y_MN = x_MK.new_empty(len(rows), len(columns))
         for first, count, tile_k, parts in stripes(

@@ -164,6 +164,19 @@ def sums(
     Tensor
         float32 (len(rows), len(columns)).
     """
+    if compiled_sums.available() and _are_all(parts, rows, columns):
+        whole_MN = compiled_sums.sums(
+            x_MK,
+            weight_KN,
+            parts,
+            HOPPER,
+            block=_BLOCK,
+            shares=shares,
+            accumulators=accumulators,
+            last_first=last_first,
+        )
+        if whole_MN is not None:
+            return whole_MN
     found_MN = torch.empty(len(rows), len(columns), dtype=torch.float32)
     for part in parts:
         mine_M = ((rows >= part.rows[0]) & (rows < part.rows[1])).nonzero()[:, 0]
@@ -188,3 +201,12 @@ def sums(
             first.add_(term)
         found_MN[mine_M[:, None], mine_N] = first
     return found_MN
+
+
+def _are_all(parts: Sequence[Region], rows: Tensor, columns: Tensor) -> bool:
+    """Whether every output is wanted, in order."""
+    ends = max(part.rows[1] for part in parts), max(run[1] for part in parts for run in part.columns)
+    return all(
+        len(wanted) == end and torch.equal(wanted, torch.arange(end))
+        for wanted, end in zip((rows, columns), ends, strict=True)
+    )

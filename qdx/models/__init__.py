@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 from qdx.models.cache import cache_folder
 from qdx.models.checkpoint import Checkpoint, context_length, hidden_size, resolve, vocab_size
 from qdx.models.contents import check_contents
-from qdx.models.identity import Hashed, hash_weights, load_tokenizer, tokenizer_sha256, weights_sha256
+from qdx.models.identity import (
+    Hashed,
+    hash_weights,
+    load_tokenizer,
+    remembered_weights,
+    tokenizer_sha256,
+    weights_sha256,
+)
 
 if TYPE_CHECKING:
     from qdx.models.reading import dense_state, iter_quantized
@@ -23,6 +30,7 @@ __all__ = [
     "hidden_size",
     "iter_quantized",
     "load_tokenizer",
+    "remembered_weights",
     "resolve",
     "tokenizer_sha256",
     "vocab_size",

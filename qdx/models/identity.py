@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qdx.errors import QdxError
+from qdx.models import remembered
 from qdx.models.stated import read_object
 
 Hashed = dict[str, tuple[int, int, str]]
@@ -64,15 +65,32 @@ def hash_weights(path: Path, known: Mapping[str, Sequence[Any]] | None = None) -
     """
     hashed: Hashed = {}
     for file in weight_files(Path(path)):
-        state = file.stat()
+        state = remembered.state_of(file)
         before = tuple((known or {}).get(file.name, ()))
-        if before[:2] == (state.st_size, state.st_mtime_ns):
+        if before[:2] == (state["size"], state["mtime_ns"]):
             digest = str(before[2])
         else:
             with file.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        hashed[file.name] = state.st_size, state.st_mtime_ns, digest
+            remembered.note(file, state, digest)
+        hashed[file.name] = state["size"], state["mtime_ns"], digest
     return hashed
+
+
+def remembered_weights(path: Path) -> Hashed:
+    """Return of a checkpoint's weight files those that were hashed before and have not changed since.
+
+    Returns
+    -------
+    dict of str to (int, int, str)
+        As `hash_weights` takes it; see `qdx.models.remembered` for what "not changed" means.
+    """
+    known: Hashed = {}
+    for file in weight_files(Path(path)):
+        if (digest := remembered.recall(file)) is not None:
+            state = file.stat()
+            known[file.name] = state.st_size, state.st_mtime_ns, digest
+    return known
 
 
 def weights_sha256(path: Path) -> dict[str, str]:

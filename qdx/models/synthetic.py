@@ -2,7 +2,8 @@
 anything.
 
 ``synthetic:layers=36,hidden=4096,mlp=12288,heads=32,kv_heads=8,head=128,vocab=151936,seed=0`` names one, of
-the Qwen3 family. Every matrix is drawn from a generator of its own, so that all formats quantize the same
+the Qwen3 family; with ``experts=16,active=4`` beside it every layer is a mixture of experts (Qwen3-MoE) of
+``mlp`` each. Every matrix is drawn from a generator of its own, so that all formats quantize the same
 weights. They are drawn on the GPU where there is one, in seconds; its numbers are other ones than a CPU's, so
 the device is part of the folder's name. The tokenizer has a token a byte.
 """
@@ -18,21 +19,24 @@ from typing import TYPE_CHECKING, Any
 
 from qdx.errors import QdxError, nearest
 from qdx.models.cache import prepare
+from qdx.models.engine_formats import WRITTEN, entry, pack
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PREFIX = "synthetic:"
-FORMATS = ("none", "awq", "gptq")
+FORMATS = ("none", "awq", "gptq", *WRITTEN)
 RECIPE = 1  # a change of what is built makes other folders
 GROUP = 128
 DEVIATION = 0.02
+LARGEST = 8 * DEVIATION  # no weight drawn is beyond
+OPTIONAL = ("seed", "experts", "active")
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the model, and the seed of its weights."""
+    """Sizes of the model, and the seed of its weights; without experts a layer has one MLP."""
 
     layers: int
     hidden: int
@@ -42,6 +46,8 @@ class Shape:
     head: int
     vocab: int
     seed: int = 0
+    experts: int = 0
+    active: int = 0
 
 
 def parse(name: str) -> Shape:
@@ -63,7 +69,7 @@ def parse(name: str) -> Shape:
         if not value.isdecimal():
             raise QdxError(f"model {name!r}: {key}={value}: must be a whole number")
         said[key] = int(value)
-    if missing := [key for key in known if key not in said and key != "seed"]:
+    if missing := [key for key in known if key not in said and key not in OPTIONAL]:
         raise QdxError(f"model {name!r}: {missing[0]} is missing: write {missing[0]}=<number>")
     shape = Shape(**said)
     for key in ("hidden", "mlp"):
@@ -72,6 +78,11 @@ def parse(name: str) -> Shape:
     if (shape.heads * shape.head) % GROUP or (shape.kv_heads * shape.head) % 64:
         raise QdxError(
             f"model {name!r}: heads x head must be a multiple of {GROUP}, kv_heads x head of 64: raise head"
+        )
+    if bool(shape.experts) != bool(shape.active) or shape.active > shape.experts:
+        raise QdxError(
+            f"model {name!r}: experts={shape.experts}, active={shape.active}: a mixture needs both, and at "
+            "most all experts are active"
         )
     if shape.vocab < 257 or not shape.layers or not shape.kv_heads or shape.heads % shape.kv_heads:
         raise QdxError(
@@ -87,7 +98,7 @@ def synthetic_folder(name: str, form: str, cache: Path) -> Path:
     ----------
     name : str
         ``synthetic:…``.
-    form : {"none", "awq", "gptq"}
+    form : str, one of `FORMATS`
     cache : Path
 
     Raises
@@ -101,7 +112,9 @@ def synthetic_folder(name: str, form: str, cache: Path) -> Path:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    key = hashlib.sha256(repr((asdict(shape), RECIPE, device)).encode()).hexdigest()[:12]
+    # a shape without experts keeps the folder that it had before there were any
+    sizes = {name: size for name, size in asdict(shape).items() if size or name not in ("experts", "active")}
+    key = hashlib.sha256(repr((sizes, RECIPE, device)).encode()).hexdigest()[:12]
     target = cache / f"synthetic-{key}-{form}"
     return prepare(
         target, lambda folder: _build(folder, shape, form, device), needs_bytes=_bytes(shape, form)
@@ -110,19 +123,27 @@ def synthetic_folder(name: str, form: str, cache: Path) -> Path:
 
 def _bytes(shape: Shape, form: str) -> int:
     linear = shape.layers * sum(rows * columns for rows, columns in _matrices(shape).values())
-    return int(linear * (2 if form == "none" else 0.55)) + 4 * shape.vocab * shape.hidden
+    each = {"none": 2.0, **dict.fromkeys(("w8a16", "w8a8", "fp8", "fp8_block"), 1.02)}.get(form, 0.57)
+    return int(linear * each) + 4 * shape.vocab * shape.hidden
 
 
 def _matrices(shape: Shape) -> dict[str, tuple[int, int]]:
     query, key_value = shape.heads * shape.head, shape.kv_heads * shape.head
+    places = [f"mlp.experts.{i}" for i in range(shape.experts)] or ["mlp"]
     return {
         "self_attn.q_proj": (query, shape.hidden),
         "self_attn.k_proj": (key_value, shape.hidden),
         "self_attn.v_proj": (key_value, shape.hidden),
         "self_attn.o_proj": (shape.hidden, query),
-        "mlp.gate_proj": (shape.mlp, shape.hidden),
-        "mlp.up_proj": (shape.mlp, shape.hidden),
-        "mlp.down_proj": (shape.hidden, shape.mlp),
+        **{
+            f"{place}.{name}": size
+            for place in places
+            for name, size in (
+                ("gate_proj", (shape.mlp, shape.hidden)),
+                ("up_proj", (shape.mlp, shape.hidden)),
+                ("down_proj", (shape.hidden, shape.mlp)),
+            )
+        },
     }
 
 
@@ -164,9 +185,15 @@ def _tensors(shape: Shape, form: str, device: str) -> Iterator[tuple[str, Tensor
             if form == "none":
                 yield f"{name}.weight", weight_NK.cpu()
                 continue
-            weight = round_to_nearest(weight_NK, GROUP, symmetric=form == "gptq")
-            for part, value in (awq if form == "awq" else gptq).pack(weight).items():
+            if form in WRITTEN:
+                parts = pack(weight_NK, form, LARGEST)
+            else:
+                weight = round_to_nearest(weight_NK, GROUP, symmetric=form == "gptq")
+                parts = (awq if form == "awq" else gptq).pack(weight)
+            for part, value in parts.items():
                 yield f"{name}.{part}", value.cpu().contiguous()
+        if shape.experts:  # the router stays dense, as everybody leaves it
+            yield f"{prefix}.mlp.gate.weight", drawn(f"{prefix}.mlp.gate", shape.experts, shape.hidden).cpu()
         for norm in ("input_layernorm", "post_attention_layernorm"):
             yield f"{prefix}.{norm}.weight", ones(shape.hidden)
         for norm in ("q_norm", "k_norm"):
@@ -199,8 +226,22 @@ def _config(shape: Shape, form: str) -> dict[str, Any]:
         "eos_token_id": 256,
         "torch_dtype": "float16",
     }
+    if shape.experts:
+        config |= {
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "model_type": "qwen3_moe",
+            "num_experts": shape.experts,
+            "num_experts_per_tok": shape.active,
+            "moe_intermediate_size": shape.mlp,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
     if form in QUANTIZATION:
         config["quantization_config"] = QUANTIZATION[form]
+    elif form in WRITTEN:
+        routers = [f"model.layers.{i}.mlp.gate" for i in range(shape.layers)] if shape.experts else []
+        config["quantization_config"] = entry(form, ["lm_head", *routers])
     return config
 
 

@@ -19,6 +19,7 @@ from qdx.plugins._discovery import (
     folders,
     leave_out,
     load,
+    shipped,
 )
 from qdx.plugins._nodes import build, check, from_file
 from qdx.plugins._registry import (
@@ -60,4 +61,5 @@ __all__ = [
     "record_of",
     "register",
     "require",
+    "shipped",
 ]

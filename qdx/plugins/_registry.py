@@ -341,8 +341,8 @@ def check_options(member: Callable[..., Any], prefix: str, node: Mapping[str, An
         if key in ("_target_", "name"):
             continue
         if key not in options:
-            known = ", ".join(options) or "(it has none)"
-            raise QdxError(f"{prefix}.{key}: unknown option, one of {known}{nearest(key, options)}")
+            known = f"one of {', '.join(options)}" if options else "it has none: remove it"
+            raise QdxError(f"{prefix}.{key}: unknown option, {known}{nearest(key, options)}")
         default = options[key].default
         if type(default) is int and options[key].annotation in (float, "float"):
             default = float(default)

@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qdx.capture.noise_names import require_known
 from qdx.errors import QdxError, nearest, printable
 from qdx.prompts._record_ids import Answer, Ids, LeftOut, Prompt
 from qdx.records import FieldError, Losses, Record, Unreadable, choose
 from qdx.records.decoding import NEUTRAL, Decoding
 from qdx.records.record import MOST_RANKS
+from qdx.schema import CLAIMED_DTYPES, CLAIMED_QUANTS, FORMAT_KERNELS
 from qdx.statistics import Joined
 
 MOST = 2_000  # answers that are replayed without being asked for
@@ -48,8 +50,11 @@ class Request:
     harmless: Sequence[str] = ()
     date: str = ""
     draw_seed: int = 0
+    noise: str = ""
 
     def __post_init__(self) -> None:
+        if self.noise:
+            require_known(self.noise)
         for name, value in self.assume.items():
             if name not in ASSUMABLE:
                 raise QdxError(
@@ -328,6 +333,8 @@ def transcript(
     stated: dict[str, Any] = {name: getattr(sampling, name) for name in NUMBERS}
     stated |= {
         "seed": "" if sampling.seed is None else str(sampling.seed),
+        # vLLM (v1/engine/parallel_sampling.py) adds the choice's number.
+        "noise_seed": "" if sampling.seed in (None, -1) else str(int(sampling.seed) + record.choice),
         "logit_bias": _json(dict(sampling.logit_bias)) if sampling.logit_bias is not None else "",
         "restrictions": _json(dict(sampling.restrictions)) if sampling.restrictions else "",
         "stop": _json(list(sampling.stop)) if sampling.stop else "",
@@ -414,6 +421,8 @@ def groups_of(transcripts: Sequence[Transcript]) -> NDArray[np.int64]:
         greedy = one.stated["temperature"] == 0
         if one.stated["seed"] and not greedy:
             keys.append((one.who, "seed", one.stated["seed"]))
+            # The second answer to one seed has the noise of the first answer to the next.
+            keys.append((one.who, "seed", one.stated.get("noise_seed") or one.stated["seed"]))
         elif not greedy:
             keys.append((one.who, "prompt", one.prompt.ids))
         elif len(one.answer.ids) >= SAME:
@@ -429,6 +438,18 @@ def prompt_differs(one: Transcript) -> bool:
     """Whether the record states another number of prompt tokens than the ids that are replayed have."""
     stated = one.stated["prompt_tokens"]
     return bool(stated >= 0 and stated != len(one.prompt.ids))
+
+
+def _claimed(name: str) -> str:
+    """Say which configs a provider's name of a format may mean; "" where it states none."""
+    if name in ("", "unknown") or (name in FORMAT_KERNELS and name not in CLAIMED_QUANTS):
+        return ""
+    quants = CLAIMED_QUANTS.get(name.lower())
+    if quants is None:
+        return "names no format that is known here"
+    dtype = CLAIMED_DTYPES.get(name.lower())
+    what = f"is quant=none model.dtype={dtype}" if dtype else f"may be quant={','.join(quants)}"
+    return f"{what}: the claim is about all of them, so replay those that its weights exist in"
 
 
 def notes(request: Request, found: Collected, decoding: Mapping[str, Decoding]) -> list[str]:
@@ -455,6 +476,10 @@ def notes(request: Request, found: Collected, decoding: Mapping[str, Decoding]) 
             f"PROMPT: the provider's prompt has {len(first.prompt.ids)} tokens by its own ids, {made_of} "
             f"({len(other)} of {len(own)} answers, first {first.stated['where']}); these are not judged"
         )
+    for provider, _, claimed in dict.fromkeys(one.who for one in transcripts):
+        if said := _claimed(claimed):
+            who, name = (" ".join(printable(text).split()) for text in (provider, claimed))
+            lines.append(f"FORMAT: {who or 'the provider'} states {name}, which {said}")
     if alone := sum(one.prompt.alone for one in own):
         lines.append(
             f"{alone} of {total} answers have no request beside them: that these prompts were asked is "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from qdx import new_file
+from qdx.capture.noise_names import check_engine
 from qdx.dataset import checksums
 from qdx.dataset.guarding import limits
 from qdx.dataset.layout import CONFIG_COORDS, RECORDS, SCHEMA_VERSION, reference_arrays
@@ -30,13 +31,14 @@ from qdx.prompts._record_collect import (
     Collected,
     Request,
     Transcript,
+    Who,
     groups_of,
     labels,
     left_out_of,
     notes,
 )
 from qdx.prompts._reference import Reference, references_sha256
-from qdx.records.decoding import of_all
+from qdx.records.decoding import Decoding, of_all
 
 LONGEST_TEXT = 200  # characters of a fact, as `qdx.prompts._transcript_file` takes them
 LONGEST_WHY = 600  # characters of the reasons why answers are left out
@@ -73,41 +75,26 @@ def write(
         When more answered than can be told apart, or the tables of ids would be too large.
     """
     transcripts = found.transcripts
+    if request.noise:
+        for print_ in dict.fromkeys(one.fingerprint for one in transcripts):
+            check_engine(request.noise, print_)
     names = labels(transcripts)
     if len(names) > MOST_WHO:
         raise QdxError(
             f"{request.path}: its answers name {len(names):,} providers and models, limit {MOST_WHO}: give "
             "the answers of fewer in a file"
         )
-    producers = list(names.values())
-    decoding = {
-        label: of_all([one.decoding for one in transcripts if one.who == who]) for who, label in names.items()
-    }
     table = _table(
-        [names[one.who] for one in transcripts], [one.prompt.ids for one in transcripts], producers
+        [names[one.who] for one in transcripts],
+        [one.prompt.ids for one in transcripts],
+        list(names.values()),
     )
     longest = max(2, max(len(one.answer.ids) for one in transcripts))
     _bound(request.path, table.shape, longest, max(len(one.prompt.ids) for one in transcripts))
     references = [_reference(r, transcripts, row) for r, row in enumerate(table.T)]
-    at = [one.name for one in references]
-    stated = {
-        name: (
-            ("config", "reference"),
-            values,
-            {"units": "1", "long_name": ABOUT.get(name, name.replace("_", " "))},
-        )
-        for name, values in _stated(transcripts, table).items()
+    decoding = {
+        label: of_all([one.decoding for one in transcripts if one.who == who]) for who, label in names.items()
     }
-    shape = (len(producers), len(references))
-    ids = np.full((shape[0], 1, shape[1], longest), -1, np.int32)
-    for (d, r), i in np.ndenumerate(table):
-        if i >= 0:
-            ids[d, 0, r, : len(transcripts[i].answer.ids)] = transcripts[i].answer.ids
-    coords: dict[str, Any] = {
-        name: ("config", _coordinate(name, variable.dtype, list(names)))
-        for name, variable in CONFIG_COORDS.items()
-    }
-    index = {"config": producers, "reference": at}
     facts = {
         "schema_version": str(SCHEMA_VERSION),
         "vocab": str(vocab),
@@ -119,41 +106,15 @@ def write(
         "draw_seed": str(request.draw_seed) if request.records else "",
         "duplicates": str(found.duplicates),
         "left_out_why": _why(found),
+        "noise": request.noise,
     }
-    columns: dict[str, list[str]] = {name: [value] * shape[0] for name, value in facts.items()}
-    columns["sampling"] = [decoding[label].statement for label in producers]
-    columns["assumed"] = [", ".join(decoding[label].assumed) for label in producers]
-    columns["asked"] = [", ".join(decoding[label].open) for label in producers]
-    lost = [found.lost_to(who, list(names)) for who in names]
-    columns["unreadable"] = [str(lines) for lines, _ in lost]
-    columns["left_out"] = [str(answers) for _, answers in lost]
-    columns["fingerprint"] = [
-        _one([t.fingerprint for t in transcripts if names[t.who] == n]) for n in producers
-    ]
-    dims = ("config", "repeat", "reference", "position")
-    about = reference_arrays(references)
-    axes = {"token_ids": "token", "continuation": "continuation_token"}
+    index = {"config": list(names.values()), "reference": [one.name for one in references]}
     datasets = {
-        "provenance": xr.Dataset(
-            {name: ("config", np.array(values, object)) for name, values in columns.items()},
-            {"config": producers},
-        ),
-        "references": xr.Dataset(
-            {
-                name: (("reference", axes[name]) if name in axes else "reference", values)
-                for name, values in about.items()
-                if name != "text"
-            },
-            {"reference": at},
-        ),
-        "decode": xr.Dataset(
-            {"captured": (dims, np.zeros((shape[0], 1, shape[1], 1), bool))},
-            {**index, "repeat": [0], "position": np.zeros(1, np.int32), **coords},
-        ),
-        "output": xr.Dataset(
-            {"token_id": (("config", "repeat", "reference", "output_token"), ids)}, {**index, "repeat": [0]}
-        ),
-        "stated": xr.Dataset({**stated, **_positions(transcripts, table)}, index),
+        "provenance": _provenance(found, names, decoding, facts),
+        "references": _references(references),
+        "decode": _no_rows(index, list(names)),
+        "output": _output(transcripts, table, longest, index),
+        "stated": _stated(transcripts, table, index),
     }
     attrs = {
         "kind": RECORDS,
@@ -167,6 +128,89 @@ def write(
             encoding = {str(key): _encoding(variable) for key, variable in dataset.variables.items()}
             dataset.to_netcdf(part, mode="a", group=name, engine="netcdf4", encoding=encoding)
         checksums.store(part)
+
+
+def _provenance(
+    found: Collected,
+    names: Mapping[Who, str],
+    decoding: Mapping[str, Decoding],
+    facts: Mapping[str, str],
+) -> xr.Dataset:
+    """Return where the records come from, how they were read, and what of each producer's was lost."""
+    producers = list(names.values())
+    lost = [found.lost_to(who, list(names)) for who in names]
+    columns: dict[str, list[str]] = {
+        **{name: [value] * len(producers) for name, value in facts.items()},
+        "sampling": [decoding[label].statement for label in producers],
+        "assumed": [", ".join(decoding[label].assumed) for label in producers],
+        "asked": [", ".join(decoding[label].open) for label in producers],
+        "unreadable": [str(lines) for lines, _ in lost],
+        "left_out": [str(answers) for _, answers in lost],
+        "fingerprint": [
+            _one([one.fingerprint for one in found.transcripts if names[one.who] == label])
+            for label in producers
+        ],
+    }
+    return xr.Dataset(
+        {name: ("config", np.array(values, object)) for name, values in columns.items()},
+        {"config": producers},
+    )
+
+
+def _references(references: Sequence[Reference]) -> xr.Dataset:
+    """Return the prompts; their text is nobody's business here."""
+    axes = {"token_ids": "token", "continuation": "continuation_token"}
+    return xr.Dataset(
+        {
+            name: (("reference", axes[name]) if name in axes else "reference", values)
+            for name, values in reference_arrays(references).items()
+            if name != "text"
+        },
+        {"reference": [one.name for one in references]},
+    )
+
+
+def _no_rows(index: Mapping[str, list[str]], whos: Sequence[Who]) -> xr.Dataset:
+    """Return a group of rows of which none was captured, with what the records state of the configs."""
+    coords: dict[str, Any] = {
+        name: ("config", _coordinate(name, variable.dtype, whos)) for name, variable in CONFIG_COORDS.items()
+    }
+    captured = np.zeros((len(index["config"]), 1, len(index["reference"]), 1), bool)
+    return xr.Dataset(
+        {"captured": (("config", "repeat", "reference", "position"), captured)},
+        {**index, "repeat": [0], "position": np.zeros(1, np.int32), **coords},
+    )
+
+
+def _output(
+    transcripts: Sequence[Transcript],
+    table: NDArray[np.int64],
+    longest: int,
+    index: Mapping[str, list[str]],
+) -> xr.Dataset:
+    """Return the ids of every answer."""
+    ids = np.full((table.shape[0], 1, table.shape[1], longest), -1, np.int32)
+    for (d, r), i in np.ndenumerate(table):
+        if i >= 0:
+            own = transcripts[int(i)].answer.ids
+            ids[d, 0, r, : len(own)] = own
+    dims = ("config", "repeat", "reference", "output_token")
+    return xr.Dataset({"token_id": (dims, ids)}, {**index, "repeat": [0]})
+
+
+def _stated(
+    transcripts: Sequence[Transcript], table: NDArray[np.int64], index: Mapping[str, list[str]]
+) -> xr.Dataset:
+    """Return what every record says of its transcript."""
+    stated = {
+        name: (
+            ("config", "reference"),
+            values,
+            {"units": "1", "long_name": ABOUT.get(name, name.replace("_", " "))},
+        )
+        for name, values in _said(transcripts, table).items()
+    }
+    return xr.Dataset({**stated, **_positions(transcripts, table)}, index)
 
 
 def _table(
@@ -197,7 +241,7 @@ def _reference(number: int, transcripts: Sequence[Transcript], row: NDArray[np.i
     return Reference(f"ref_{number}", ids, 0, len(ids), 0, np.empty(0, np.int32), "", source, "", 0, digest)
 
 
-def _stated(transcripts: Sequence[Transcript], table: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+def _said(transcripts: Sequence[Transcript], table: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
     """What each record says, over (config, reference)."""
     rows = [
         {
@@ -237,6 +281,7 @@ def _stated(transcripts: Sequence[Transcript], table: NDArray[np.int64]) -> dict
 ABOUT = {
     "top_k": "0 or -1: no limit",
     "seed": "empty: not stated",
+    "noise_seed": "of the noise of this answer: the request's seed + the choice's number; empty: none",
     "group": "answers of one group share a seed or are one cached answer; -1: no transcript",
     "prompt_tokens": "tokens of the prompt as the record states them; -1: not stated",
     "template_tokens": "tokens that the chat template makes of the request; -1: not known",

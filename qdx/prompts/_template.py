@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +12,21 @@ from qdx.prompts._as_text import as_text
 
 # Letters only: no template escapes, trims or interprets it.
 _SENTINEL = "QDXCONTENTGOESHERE"
+# <|user|>, [/INST], <</SYS>>, ### Response: and the like.
+_MARKERS = re.compile(r"[<\[{|]+[^\s<>\[\]{}|]*\w[^\s<>\[\]{}|]*[>\]}|]+|#{2,} ?\w[\w ]*:")
 
 
 @dataclass(frozen=True)
 class Template:
-    """Token ids around the content; `present` is False when the tokenizer has no chat template."""
+    """Token ids around the content; `present` is False when the tokenizer has no chat template.
+
+    `markers` are what the template writes of ordinary tokens, which a document may spell too.
+    """
 
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     present: bool
+    markers: tuple[str, ...] = ()
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
@@ -73,7 +81,20 @@ def split_template(tokenizer: Any, instruction: str) -> Template:
             f"the tokenizer's chat template shows a message's content {len(parts) - 1} times, expected once: "
             "qdx cannot tell template from content; use another template or remove it from the tokenizer"
         )
-    return Template(tuple(encode(tokenizer, parts[0])), tuple(encode(tokenizer, parts[1])), present=True)
+    around = parts[0].replace(instruction, "") + parts[1]
+    return Template(
+        tuple(encode(tokenizer, parts[0])),
+        tuple(encode(tokenizer, parts[1])),
+        present=True,
+        markers=_plain_markers(around, as_text(tokenizer).control.values()),
+    )
+
+
+def _plain_markers(text: str, control: Iterable[str]) -> tuple[str, ...]:
+    """Return the markers that a template writes as plain text, as older ones do, such as ``[/INST]``."""
+    for token in sorted(control, key=len, reverse=True):
+        text = text.replace(token, " ") if token.strip() else text
+    return tuple(dict.fromkeys(_MARKERS.findall(text)))
 
 
 def _leading(tokenizer: Any) -> list[int]:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdx.dataset.layout import RECORDS
+from qdx.endpoints.answers import ANSWERS
 from qdx.errors import QdxError, printable
 from qdx.prompts._reference import Ids, Reference, references_sha256
 
@@ -114,6 +115,8 @@ class Transcripts:
             digest.update(np.ascontiguousarray(producer.token_ids, np.int32).tobytes())
             if producer.samplers is not None:
                 digest.update(np.ascontiguousarray(producer.samplers, "<f8").tobytes())
+            if producer.noise:
+                digest.update(f"{producer.noise}{producer.seeds}".encode())
         return digest.hexdigest()
 
 
@@ -134,6 +137,8 @@ def locate(path: object) -> Path:
         )
     found = Path(to_absolute_path(str(Path(path).expanduser())))
     if found.is_dir():
+        if (found / ANSWERS).is_file() and not (found / "sweep.nc").is_file():
+            return found / ANSWERS
         if not (found / "sweep.nc").is_file():
             raise QdxError(f"{found} holds no sweep.nc: make it with python -m qdx.report {found}")
         return found / "sweep.nc"
@@ -573,7 +578,11 @@ class _Reader:
                 check_fact(str(values[c]), f"{key} of producer {name!r}", ascii_only=False)
             if coords["batch_size"] < least_batch:
                 raise QdxError(f"producer {name!r} states batch_size {coords['batch_size']}: it was changed")
-            found.append(Producer(name, tokens_CRT[c].astype(np.int32), coords, self._samplers(c)))
+            noise = self._noise(name)
+            seeds = self._seeds(c) if noise else ()
+            found.append(
+                Producer(name, tokens_CRT[c].astype(np.int32), coords, self._samplers(c), noise, seeds)
+            )
         return found
 
     def _samplers(self, config: int) -> NDArray[np.float64] | None:
@@ -584,6 +593,27 @@ class _Reader:
             return None
         found = samplers_of(self._values("stated", "decoding", "config", "reference")[config])
         return None if np.isnan(found).all() else found
+
+    def _noise(self, name: str) -> str:
+        """How a producer of records made noise of seeds, as the verifier said; "" where he did not."""
+        stored = self._tree["provenance"].to_dataset()
+        if str(self._tree.attrs.get("kind")) != RECORDS or "noise" not in stored:
+            return ""
+        said = str(stored["noise"].sel(config=name).values)
+        check_fact(said, f"noise of producer {name!r}", ascii_only=True)
+        return said
+
+    def _seeds(self, config: int) -> tuple[int | None, ...]:
+        """The seed of each transcript's noise; None where none is stated, or it is no number of 64 bits."""
+        values = self._values("stated", "noise_seed", "config", "reference")[config]
+        return tuple(_seed(str(value)) for value in values)
+
+
+def _seed(text: str) -> int | None:
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 20):
+        return None
+    return int(text) if -(2**63) <= int(text) < 2**63 else None
 
 
 def _ids(values_N: NDArray[np.int64], vocab: int, whose: str, length: int | None = None) -> Ids:

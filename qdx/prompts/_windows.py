@@ -246,8 +246,20 @@ def cut(
         for document, length in zip(documents, lengths, strict=True)
     )
     notes = tuple(document.note for document in documents if document.note)
+    notes += _spelled(found, template.markers)
     overlap = placement.continuations_overlap
     return found, Summary(files, sum(lengths), template.present, overlap, notes=notes)
+
+
+def _spelled(references: Sequence[Reference], markers: Sequence[str]) -> tuple[str, ...]:
+    """Say which windows write a marker of the template that is plain text: no tokenizer tells them apart."""
+    return tuple(
+        f"{one.name} writes {marker!r}, which this model's chat template writes as plain text too: the "
+        "model may take it for the template's"
+        for one in references
+        for marker in markers
+        if marker in one.text
+    )
 
 
 def _locate(tokenizer: Any, document: Document, source: Tokens, start: int, end: int) -> tuple[str, str]:

@@ -9,6 +9,8 @@ Options of ``prompts=transcripts`` that concern records alone:
 - ``assume``: sampling parameters that the record does not state, such as ``{temperature: 0}``.
 - ``harmless``: fields of a request that qdx does not know and that change no token.
 - ``date``: the day that a chat template writes into prompts, such as ``2026-01-31``.
+- ``noise``: how the provider's engine makes noise of a seed, such as ``vllm-0.33.0-v2``; see
+  `qdx.capture.noise_names`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
     from qdx.models import Checkpoint
 
-OPTIONS = ("reader", "requests", "records", "draw_seed", "assume", "harmless", "date")
+OPTIONS = ("reader", "requests", "records", "draw_seed", "assume", "harmless", "date", "noise")
 NETCDF = (b"\x89HDF", b"CDF\x01", b"CDF\x02", b"CDF\x05")
 # What of a checkpoint's folder decides how a conversation becomes ids, beside the vocabulary.
 DECIDING = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json", "generation_config.json")
@@ -127,6 +129,7 @@ def convert(node: Any, checkpoint: Checkpoint) -> Path:
         dict(node.assume or {}),
         list(node.harmless or ()),
         str(node.date or ""),
+        noise=str(node.noise or ""),
     )
     digests = [_digest(path) if path.is_file() else "" for path in (request.path, Path(request.requests))]
     if request.records:
@@ -143,7 +146,7 @@ def convert(node: Any, checkpoint: Checkpoint) -> Path:
             [
                 digests,
                 [request.reader, request.records, sorted(request.assume.items()), request.path.name],
-                [request.draw_seed, list(request.harmless), request.date],
+                [request.draw_seed, list(request.harmless), request.date, request.noise],
                 tokenizer,
                 models.vocab_size(checkpoint.path),
                 [_digest(path) if path.is_file() else "" for path in own],

@@ -47,7 +47,7 @@ class Transcripts:
     path : str
         The producers' ``sweep.nc``, their sweep folder, or what ``python -m qdx.commit`` wrote; or a file of
         records of another program, which a sweep turns into transcripts before it starts.
-    reader, requests, records, draw_seed, assume, harmless, date
+    reader, requests, records, draw_seed, assume, harmless, date, noise
         Of records alone: see `qdx.prompts.records`.
     max_bytes, max_objects, max_length, max_seconds : int, optional
         What the file may claim, where that is more than usual; see `qdx.dataset.guarding.Limits`. They hold
@@ -67,6 +67,7 @@ class Transcripts:
     assume: dict[str, float] | None = None
     harmless: list[str] | None = None
     date: str | None = None
+    noise: str | None = None
     max_bytes: int | None = None
     max_objects: int | None = None
     max_length: int | None = None

@@ -79,11 +79,12 @@ def _sample(
     if not outputs:
         raise FieldError("outputs", None, "at least one output")
     left = {**other, **sample.left()}
-    for path, ids in outputs:
+    for number, (path, ids) in enumerate(outputs):
         if ids is None:
             raise FieldError(path, None, "the token ids of the output")
         yield Record(
             where,
+            choice=number,
             prompt_ids=prompt,
             output_ids=ids,
             retokenized=downloaded,

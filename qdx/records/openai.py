@@ -220,9 +220,11 @@ def answers(
         common = replace(
             common, prompt_tokens=only, completion_tokens=None, reasoning_tokens=None, shared=shared
         )
+    if envelope is not None and (asked := envelope.text("provider")):
+        common = replace(common, provider=asked)  # whoever asked says whom
     left = _left(("", envelope), ("request.", request), ("response.", body))
     for number, choice in zip(numbers, choices, strict=True):
-        record = replace(common, identity=f"{identity}#{number}" if identity else "")
+        record = replace(common, identity=f"{identity}#{number}" if identity else "", choice=number % every)
         record = replace(record, cut=bool(choice.raw(CUT)))
         record = _with_prompt(record, prompts, number // every)
         record = _with_answer(record, choice, echo)

@@ -126,7 +126,7 @@ def choose(path: Path, name: str = "", requests: str = "") -> tuple[str, RecordR
     seen = f"its first object has the keys {keys}" if keys else "it begins with no JSON object and no archive"
     raise QdxError(
         f"{path}: no reader recognises it: {seen}; readers: {', '.join([*SHIPPED, *added])} "
-        "(prompts.reader=… forces one)"
+        "(prompts.reader=… forces one): give a file of such records, or give the producers' sweep.nc"
     )
 
 

@@ -156,6 +156,8 @@ class Record:
         no such name, and its place in the file is its name. Never what the provider calls it.
     response_id : str
         What the provider calls it.
+    choice : int
+        Which of the answers to its prompt, from 0: an engine makes the seed of each from the request's.
     prompt_ids : tuple of int or None
         Of the prompt, as the answer states them.
     asked_ids : tuple of int or None
@@ -206,6 +208,7 @@ class Record:
     where: str
     identity: str = ""
     response_id: str = ""
+    choice: int = 0
     prompt_ids: tuple[int, ...] | None = None
     asked_ids: tuple[int, ...] | None = None
     special: bool | None = None

@@ -10,13 +10,13 @@ import xarray as xr
 from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
 from qdx.document.blocks import Cell, Matrix, Table
-from qdx.document.format import plural
+from qdx.document.format import plural, probability
 from qdx.document.text import render, wrap
 from qdx.errors import printable
 from qdx.kernel_names import another_kernel
-from qdx.report.figures import pair_signals, unit_of
 from qdx.report.front import verdict
 from qdx.report.state import Facts, Files, next_command, resume_command, size
+from qdx.report.sweep_charts import pair_signals, unit_of
 from qdx.report.text import simulated_configs
 from qdx.statistics import mean_of_references
 
@@ -202,7 +202,7 @@ def _claims(section: Section, room: int, whole: str) -> list[str]:
         holm = float(one["p_test_holm"])
         evidence = ""
         if names and np.isfinite(holm):
-            evidence = f" Tests: {', '.join(names)}; over all of them and all claims p = {holm:.2g}."
+            evidence = f" Tests: {', '.join(names)}; over all of them and all claims p = {probability(holm)}."
         why = f"{because[:1].upper()}{because[1:]}"
         text = f"{name}: {kind.upper()}{f' ({concerns})' if concerns else ''}. {why}.{evidence}"
         entries.append(wrap(text, "  ", "    ").split("\n"))
@@ -224,13 +224,13 @@ def _claims(section: Section, room: int, whole: str) -> list[str]:
 def _end(facts: Facts, view: View | None, files: Files) -> list[str]:
     """Files and what to type next."""
     names = [
-        path.name + (f" ({size(count).strip()})" if count is not None else "")
+        path.name + (f" ({size(count)})" if count is not None else "")
         for path, count in files
         if path.name != "run.nc" and path.parent == facts.directory
     ]
     runs = [count or 0 for path, count in files if path.name == "run.nc"]
     if runs:
-        names.append(f"{plural(len(runs), 'run')} of {size(sum(runs)).strip()} as <label>/run.nc")
+        names.append(f"{plural(len(runs), 'run')} of {size(sum(runs))} as <label>/run.nc")
     lines = [f"Files in {facts.directory}:", *_wrapped(f"  {', '.join(names)}", "  ")[:3]]
     if (facts.failed or facts.missing) and (resume := resume_command(facts)):
         return [*lines, "Next: run what failed or is missing (finished configs are kept):", f"  {resume}"]

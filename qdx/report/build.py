@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qdx import new_file, plugins
 from qdx.errors import QdxError
 from qdx.locking import locked
-from qdx.program import PLAIN
+from qdx.program import PLAIN, collect_as_usual
 from qdx.progress import Progress
 
 if TYPE_CHECKING:
@@ -147,12 +147,15 @@ def _build(
 ) -> Report:
     from qdx.dataset import check, folder
     from qdx.dataset.writing import disk_errors
+    from qdx.endpoints import is_asked
     from qdx.report.state import Facts
 
     state = check.scan(directory)
     facts = Facts(directory, state.labels, state.missing, state.failed, {}, state.settings, stated=not trust)
     wanted = _Wanted.of(state.settings, formats, figures, shown)
     target = directory / folder.SWEEP
+    if is_asked(directory):
+        return _write_asked(state, facts, wanted.formats, console)
     if not state.runs:
         if target.exists() and not state.failed:
             # Runs are large and may have been deleted on purpose: what was made of them must not be lost.
@@ -288,6 +291,7 @@ def _measure(
     from qdx.distances import measure
     from qdx.verification import sections as verifier
 
+    collect_as_usual()
     problems = _Problems()
     dataset.merge(directory, part, damaged=problems.runs)
     with Progress("measuring distances", shown=console, every=None) as progress:
@@ -317,8 +321,7 @@ def _measure(
                 broken[name] = _said(error)
     finally:
         tree.close()
-    for section in sections:
-        dataset.append(part, f"analysis/{section.name}", section.result)
+    dataset.append_all(part, ((f"analysis/{section.name}", section.result) for section in sections))
     return sections, problems
 
 
@@ -388,6 +391,19 @@ def _write(
     problems = {f"metric {name}": error for name, error in facts.unmeasured.items()}
     failed = {**facts.failed, **facts.broken, **problems, **facts.unwritten, **facts.damaged}
     return Report(text, summary, paths, failed, list(facts.missing), _verdict_status(sections))
+
+
+def _write_asked(state: Sweep, facts: Facts, formats: Sequence[str], console: bool) -> Report:
+    """Write the report of a sweep that asked servers."""
+    from qdx.report import asked
+
+    there = asked.finished(state)
+    missing = [label for label in facts.missing if label not in there]
+    facts = replace(facts, missing=missing)
+    text, summary, paths = asked.build(state, facts, formats, _now())
+    if console:
+        show(text)
+    return Report(text, summary, paths, dict(facts.failed), missing)
 
 
 def _verdict_status(sections: list[Section]) -> int:

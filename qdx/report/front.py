@@ -10,9 +10,9 @@ import numpy as np
 from qdx.analysis.section import Section
 from qdx.analysis.snr import ZERO_FLOOR
 from qdx.analysis.view import PHASE_TITLES, View
+from qdx.document.charts import number
 from qdx.document.format import plural
-from qdx.document.svg import number
-from qdx.report.figures import ratio_text, unit_of
+from qdx.report.sweep_charts import ratio_text, unit_of
 from qdx.statistics import first_difference, mean_of_references
 
 MOST_CLAIMS = 12

@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: no network, no other file, no script to be read."""
+"""The report as one HTML file that needs nothing else: no network and no other file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from qdx.analysis.section import Section
 from qdx.analysis.view import View
 from qdx.document.format import plural
 from qdx.document.html import Banner, Part, command, page, table_of
-from qdx.document.svg import escape, palette_css
+from qdx.document.plain import escape
+from qdx.errors import QdxError
 from qdx.report import parts, tables
 from qdx.report.figures import Figures
 from qdx.report.front import verdict
+from qdx.report.runtime import load
 from qdx.report.state import Facts, Files, next_command, report_command, resume_command, started_command
 from qdx.report.text import simulated_configs
 
@@ -43,6 +45,9 @@ def render(
         What its last section lists.
     """
     view = View(tree) if tree is not None else None
+    script, lacking = _runtime(figures)
+    if not script:
+        figures = figures.without_runtime()
     found: list[tuple[str, str, str]] = []  # anchor, title, body
     if view is not None:
         found = [
@@ -64,12 +69,23 @@ def render(
     return page(
         facts.directory.name,
         said[0],
-        said[1:],
+        [*said[1:], *lacking],
         _banners(facts, view),
         [Part(*part) for part in found if part[2]],
-        palette_css() + (HERE / "page.css").read_text(encoding="utf-8"),
+        (HERE / "page.css").read_text(encoding="utf-8"),
         (HERE / "page.js").read_text(encoding="utf-8"),
+        script,
     )
+
+
+def _runtime(figures: Figures) -> tuple[str, list[str]]:
+    """Return the JavaScript that draws the charts, and what is said where it is not there."""
+    if not figures.need_runtime:
+        return "", []
+    try:
+        return load(), []
+    except QdxError as error:
+        return "", [f"Tables without charts: {error}."]
 
 
 def _banners(facts: Facts, view: View | None) -> list[Banner]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,9 @@ import xarray as xr
 from qdx import analysis
 from qdx.analysis.section import Section
 from qdx.analysis.view import View
-from qdx.document.format import number, plural
-from qdx.document.text import WIDTH, matrix, render, table, wrap
+from qdx.document.blocks import Block, Matrix, Table
+from qdx.document.format import plural
+from qdx.document.text import WIDTH, render, wrap
 from qdx.errors import QdxError, printable
 from qdx.report import text
 from qdx.verification import attribution_by_distance
@@ -106,13 +107,13 @@ def _blocks(path: Path, tree: xr.DataTree) -> list[str]:
     if view is not None:
         blocks.append(_block("Environment", text.environment(view)))
         blocks.append(_block("Configurations", text.configurations(view)))
-    blocks.append(_block("Machines", _machines(tree)))
+    blocks.append(_part("Machines", _machines(tree)))
     blocks.append(_block("The file's own numbers, computed again", _reproduction(tree)))
     if view is not None:
         sections, missing_of = _analyses(tree)
         by_name = {section.name: section for section in sections}
         if "consistency" in by_name:
-            blocks.append(_block("Token consistency", render(by_name["consistency"].content)))
+            blocks.append(_part("Token consistency", by_name["consistency"].content))
         blocks.append(_block("Prefill effects", text.phase_text(view, sections, ["prefill"])))
         blocks.append(_block("Decode effects", text.phase_text(view, sections, ["decode"])))
     else:
@@ -128,6 +129,10 @@ def _blocks(path: Path, tree: xr.DataTree) -> list[str]:
 
 def _block(title: str, body: str) -> str:
     return f"{title}\n{'─' * len(title)}\n{body}" if body.strip() else ""
+
+
+def _part(title: str, blocks: Sequence[Block]) -> str:
+    return _block(title, render(blocks))
 
 
 def _analyses(tree: xr.DataTree) -> tuple[list[Section], dict[str, str]]:
@@ -163,64 +168,61 @@ def _reproduction(tree: xr.DataTree) -> str:
     return "\n".join(lines)
 
 
-def _machines(tree: xr.DataTree) -> str:
+def _machines(tree: xr.DataTree) -> list[Block]:
     """The facts of both machines of a verification, and a mark where they differ."""
     stated = []
     for of in ("reference", "verifier"):
         try:
             value = json.loads(str(tree.attrs.get(f"legacy: metadata.{of}_environment", "")))
         except ValueError:
-            return ""
+            return []
         stated.append(value if isinstance(value, dict) else {})
     rows = []
     for fact in MACHINE:
         one, other = (str(facts.get(fact, "")) for facts in stated)
         if one or other:
             rows.append([fact.replace("_", " "), one, other, "" if one == other else "differs"])
-    return table(["", "reference", "verifier", ""], rows, left=4) if rows else ""
+    return [Table("", ["", "reference", "verifier", ""], rows, 4)] if rows else []
 
 
 def _made(tree: xr.DataTree) -> list[str]:
     """Matrices of which the file holds no distances, and distances of vectors of activations."""
-    blocks = []
+    parts = []
     for node in tree.subtree:
         if not node.path.startswith("/analysis/legacy/"):
             continue
         data, title = node.to_dataset(), node.path.removeprefix("/analysis/legacy/")
         if node.path.count("/") == 5 and "matrix" in data:  # of a file of matrices
-            cells = [[number(float(v)) for v in row] for row in data["matrix"].values]
-            body = "  Rows made by, columns replayed as\n"
-            blocks.append(_block(title, body + matrix([str(v) for v in data["config"].values], cells)))
+            configs = [str(v) for v in data["config"].values]
+            parts.append(_part(title, [_crossed("", configs, configs, data["matrix"].values)]))
         elif "series" in data.dims:
             labels = [str(v) for v in data["series"].values]
-            cells = [[number(float(v)) for v in row] for row in data["distance"].values]
             equal = int(data["repeats_equal"].sum())
             bits = f"the repeats of {equal} of {len(labels)} are equal bit for bit"
-            body = f"  L2 of the means over repeats; {bits}\n"
-            blocks.append(_block(title, body + matrix(labels, cells)))
-    return blocks
+            caption = f"L2 of the means over repeats; {bits}"
+            parts.append(_part(title, [Matrix(caption, labels, data["distance"].values, columns=labels)]))
+    return parts
+
+
+def _crossed(more: str, producers: list[str], configs: list[str], values: np.ndarray) -> Matrix:
+    return Matrix(f"Rows made by, columns replayed as{more}", producers, values, columns=configs)
 
 
 def _across(tree: xr.DataTree) -> list[str]:
     """Distances of two machines: the mean matrix, and which config a distance names."""
-    blocks = []
+    parts = []
     metrics = tree["metrics"].children if "metrics" in tree.children else {}
     for metric in metrics:
         for phase in metrics[metric].children:
             data = metrics[metric][phase].to_dataset()
             if "producer" not in data.dims:
                 continue
-            configs = [str(v) for v in data["config"].values]
-            producers = [str(v) for v in data["producer"].values]
-            lines = []
+            producers, configs = ([str(v) for v in data[dim].values] for dim in ("producer", "config"))
+            blocks: list[Block] = []
             if producers == configs:
                 mean = data[metric].transpose("producer", "config", "reference").values.mean(-1)
-                cells = [[number(float(v)) for v in row] for row in mean]
-                references = plural(data.sizes["reference"], "reference")
-                lines = [
-                    f"  Rows made by, columns replayed as; mean over {references}",
-                    matrix(configs, cells),
-                ]
-            lines.append(attribution_by_distance(tree, metric, phase).text[phase])
-            blocks.append(_block(f"Two machines, {metric}, {phase}", "\n".join(lines)))
-    return blocks
+                about = f"; mean over {plural(data.sizes['reference'], 'reference')}"
+                blocks = [_crossed(about, producers, configs, mean)]
+            blocks += attribution_by_distance(tree, metric, phase).content
+            parts.append(_part(f"Two machines, {metric}, {phase}", blocks))
+    return parts

@@ -54,8 +54,7 @@ def render(
         for section in own:
             if section.place != "front" and section.of_phase(""):
                 blocks += [f"## {plain(section.title)}", rendered(section.of_phase(""))]
-    listed = "\n".join(f"{count}  {path}" for path, count in tables.files(facts, files).rows)
-    blocks += ["## Results", fence(listed), *_commands(facts, view)]
+    blocks += ["## Results", table(tables.files(facts, files)), *_commands(facts, view)]
     return "\n\n".join(b for b in blocks if b) + "\n"
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-
-import xarray as xr
+from collections.abc import Mapping, Sequence
 
 from qdx.analysis.section import Section
 from qdx.analysis.view import PHASE_TITLES, View
 from qdx.document.blocks import Block
 from qdx.document.charts import MOST_LINES
 from qdx.document.format import plural
-from qdx.document.html import grid, more, own, preformatted, render, table_of
-from qdx.document.svg import Table, escape
+from qdx.document.html import grid, more, render, table_of
+from qdx.document.plain import escape
 from qdx.report import tables
-from qdx.report.figures import MOST_CONFIGS, Figures
+from qdx.report.figures import Figures
+from qdx.report.sweep_charts import MOST_CONFIGS
 from qdx.report.texts import Said, side_by_side
 from qdx.verification.sections import RULE, TEXT_STATED, is_verifier
 
@@ -22,6 +21,7 @@ DRAWN: Mapping[str, tuple[str, ...]] = {
     "crossing": ("crossing_",),
     "attribution": ("roc_", "rows_", "tokens_"),
 }
+VERIFIED = ("verify", "environment_validation", "crossing", "attribution")  # the verdict first
 MOST_TEXTS = 8  # references whose texts are shown
 HOW_DISTANCES = (
     "Row: p; column: q. Content rows only: the snippet’s and those after the template. A brighter cell is a "
@@ -31,7 +31,8 @@ HOW_POSITIONS = (
     "One drawing a pair of configs, one line a reference, content rows; those of a metric and phase share "
     "their axis. The grey band with a dashed edge is the noise floor: up to the greatest distance between "
     "two repeats of either config at that position, over references. A line inside it is no further than "
-    "noise."
+    "noise. Over a line the pointer reads its values; with Shift the wheel zooms in, dragging moves, and a "
+    "double click shows all again."
 )
 HOW_STRIPS = (
     "One strip a config: its generated tokens (greedy, first repeat). Configs share a letter and a colour as "
@@ -61,14 +62,14 @@ def distances(view: View, sections: Sequence[Section], figures: Figures) -> str:
     for phase in view.phases:
         found, title = figures.heatmaps.get(phase, {}), PHASE_TITLES[phase]
         parts.append(f"<h3>{escape(title)}</h3>")
-        parts.append(grid([h[0] for h in found.values()]) or "<p>Not measured.</p>")
+        parts.append(grid([h[0] for h in found.values()], figures.drawn) or "<p>Not measured.</p>")
         missing = [m for m in view.metrics if m not in found]
         if missing and found:
             parts.append(f"<p>Not measured here: {escape(', '.join(missing))}.</p>")
         single = [f for h in found.values() for f in h[1:]]
         if single:
             count = f"{len(single)} matri{'x' if len(single) == 1 else 'ces'}"
-            parts.append(more(f"Single references, {title}: {count}", grid(single)))
+            parts.append(more(f"Single references, {title}: {count}", grid(single, figures.drawn)))
             if len(view.configs) > MOST_CONFIGS and len(found) > 1:
                 parts.append("<p>Single references of further metrics: sweep.nc /analysis/effects.</p>")
         tabled = "".join(render(section.of_phase(phase)) for section in effects)
@@ -125,7 +126,11 @@ def positions(view: View, figures: Figures) -> str:
         several = len(metrics) > 1
         for i, (metric, drawn) in enumerate(metrics.items()):
             title = f"{metric}, {PHASE_TITLES[phase]}: {plural(len(drawn), 'pair')}"
-            parts.append(more(title, grid(drawn), opened=not i) if several else grid(drawn))
+            parts.append(
+                more(title, grid(drawn, figures.drawn), opened=not i)
+                if several
+                else grid(drawn, figures.drawn)
+            )
     return "".join(parts)
 
 
@@ -134,7 +139,7 @@ def signal(view: View, sections: Sequence[Section], figures: Figures) -> str:
     section = next((s for s in sections if s.name == "snr"), None)
     if section is None or len(view.configs) == 1:
         return ""
-    return grid(figures.signal) + render(section.content)
+    return grid(figures.signal, figures.drawn) + render(section.content)
 
 
 def strips(view: View, sections: Sequence[Section], figures: Figures) -> str:
@@ -145,7 +150,7 @@ def strips(view: View, sections: Sequence[Section], figures: Figures) -> str:
         return "<p>No free generation was recorded.</p>"
     text = "".join(render(s.content) for s in sections if s.name == "consistency")
     rest = _further(len(view.references) - len(figures.strips))
-    return f"<p>{HOW_STRIPS}</p>{grid(figures.strips)}{rest}{text}"
+    return f"<p>{HOW_STRIPS}</p>{grid(figures.strips, figures.drawn)}{rest}{text}"
 
 
 def _further(count: int) -> str:
@@ -185,13 +190,12 @@ def _card(said: Said, several: bool) -> str:
 
 
 def others(view: View, sections: Sequence[Section], figures: Figures) -> list[tuple[str, str, str]]:
-    """Analyses that this page has no place for: anchor, title, their figures and their text."""
+    """Analyses that this page has no place for: anchor, title, and what they say."""
     found = []
     for i, section in enumerate(sections):
-        drawn = {figure.title: figure for figure in figures.own.get(section.name, ())}
-        body = "".join(own(drawn[title]) for title in section.figures if title in drawn)
+        drawn, body = figures.of_section(section.name), ""
         if section.name not in tables.SHIPPED:
-            body += render(section.of_phase(""), drawn)
+            body = render(section.of_phase(""), drawn)
             for phase in view.phases:
                 blocks = section.of_phase(phase)
                 body += f"<h3>{escape(PHASE_TITLES[phase])}</h3>{render(blocks, drawn)}" if blocks else ""
@@ -202,20 +206,13 @@ def others(view: View, sections: Sequence[Section], figures: Figures) -> list[tu
 
 def verification(sections: Sequence[Section], figures: Figures) -> list[tuple[str, str, str]]:
     """What a verifier's sweep says of its transcripts: anchor, title and body of each part."""
-    made: dict[str, Callable[[xr.Dataset], list[Table]]] = {
-        "verify": lambda result: [tables.claims(result)],
-        "environment_validation": tables.validation,
-        "crossing": tables.crossing,
-        "attribution": tables.attribution,
-    }
-    by_name = {s.name: s for s in sections}
+    by_name = {section.name: section for section in sections}
     found = []
-    for name, make in made.items():
+    for name in VERIFIED:
         if name in by_name:
             section = by_name[name]
-            body = "".join(table_of(t) for t in make(section.result))
-            body += grid([f for f in figures.verifying if f.name.startswith(DRAWN.get(name, ()))])
-            found.append((name, section.title, body + more("In full", preformatted(section.text[""]))))
+            shown = [f for f in figures.verifying if f.name.startswith(DRAWN.get(name, ()))]
+            found.append((name, section.title, grid(shown, figures.drawn) + render(section.content)))
     return found
 
 

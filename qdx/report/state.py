@@ -70,15 +70,15 @@ Files = Sequence[tuple[Path, int | None]]
 
 
 def size(count: int | None) -> str:
-    """A file's size in nine columns; empty for a file of unstated size."""
+    """A file's size; empty for a file of unstated size."""
     if count is None:
-        return " " * 9
+        return ""
     value, unit = float(count), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < 1000:
             break
         value, unit = value / 1000, larger
-    return f"{value:.0f} {unit}".rjust(9) if unit == "B" else f"{value:.1f} {unit}".rjust(9)
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def resume_command(facts: Facts) -> str:

@@ -17,6 +17,7 @@ from qdx.report.text import simulated_configs
 
 SUMMARY_VERSION = 2  # 2: `verdicts`
 VERDICT_SCHEMA = 1
+OF_DRAWN = ("false_share_at_least", "temperature_low", "temperature_high")
 LONG = {  # in sweep.nc; too long for a summary
     "effects": ("reference_mean", "rows", "not_measured"),
     "consistency": ("agreement_at", "prefix_agreement"),
@@ -98,6 +99,7 @@ def verdicts(section: Section) -> dict[str, Any]:
     names = ("claim", "verdict", "concerns", "because", "plain_greedy", "answer", "false_at_least", "units")
     of_phases = [f"{what}_{phase}" for what in ("drawn", "false_share") for phase in ("prefill", "decode")]
     more = ("unmet", "drawn_rows", *of_phases)
+    more += tuple(name for name in OF_DRAWN if name in result)
     found = []
     for producer in [str(v) for v in result["producer"].values]:
         one = result.sel(producer=producer)

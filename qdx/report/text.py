@@ -145,8 +145,7 @@ def environment(view: View) -> str:
     rows = environment_rows(view)
     if not rows:
         return "  not recorded"
-    width = max(len(r[0]) for r in rows)
-    return "\n".join(wrap(f"{title.ljust(width)}  {value}", "  ", " " * (width + 2)) for title, value in rows)
+    return table(["", ""], rows, left=2)
 
 
 def environment_rows(view: View) -> list[tuple[str, str]]:
@@ -308,11 +307,11 @@ def phase_text(view: View, sections: Sequence[Section], phases: Sequence[str]) -
 def results(facts: Facts, tree: xr.DataTree | None, files: Files) -> str:
     """Files with their sizes, and what can be typed next."""
     runs = [count or 0 for path, count in files if path.name == "run.nc"]
-    lines = [f"  {size(count)}  {path}" for path, count in files if path.name != "run.nc"]
+    lines = [f"  {size(count):>9}  {path}" for path, count in files if path.name != "run.nc"]
     if runs:
         total = size(sum(runs))
         about = f"{plural(len(runs), 'file')}, all that was captured"
-        lines.append(f"  {total}  {facts.directory}/<label>/run.nc ({about})")
+        lines.append(f"  {total:>9}  {facts.directory}/<label>/run.nc ({about})")
     if resume_command(facts):
         lines += ["", "  Resume this sweep (finished configs are kept):", f"    {resume_command(facts)}"]
     lines += ["", "  Redo merge, analyses and report:", f"    {report_command(facts)}"]

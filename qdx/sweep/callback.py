@@ -37,7 +37,7 @@ from qdx.errors import QdxError
 from qdx.hydra_errors import explain
 from qdx.locking import locked
 from qdx.process import FULL_ERROR, spawn
-from qdx.program import in_one_line, of_disk
+from qdx.program import guard, in_one_line, of_disk
 from qdx.sweep import job as job_process
 from qdx.sweep import launchers
 from qdx.sweep.expand import check_names, expand, settle
@@ -76,6 +76,7 @@ def job(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     directory = Path(hydra.runtime.output_dir)
     launchers.follow()
+    guard()  # a launcher's worker prints past the streams of the sweep's process
     try:
         settle(cfg, hydra.overrides.task)
         # Of the sweep's process: here the command line may be a worker's.

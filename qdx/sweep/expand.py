@@ -39,6 +39,7 @@ import qdx.backends.auto  # noqa: F401 - registers the resolver that backend=aut
 from qdx import plugins
 from qdx.errors import QdxError, nearest
 from qdx.schema import validate
+from qdx.schema_endpoint import ENDPOINT
 
 DEFAULTS = {"metric": "l2", "analysis": "effects"}  # named in the message about an empty list
 
@@ -156,9 +157,11 @@ def check_names(chosen: Mapping[str, Any], labels: Sequence[str]) -> None:
             continue  # a plug-in's options may mean something else
         for metric in options.get("metrics") or []:
             if metric not in metrics:
+                known = metric in plugins.shipped("metric")  # kl is no misspelt l2
+                like = "" if known else nearest(str(metric), metrics)
                 raise QdxError(
                     f"analysis.{name}.metrics={metric}: not measured in this sweep, only "
-                    f"{', '.join(metrics)}{nearest(str(metric), metrics)}: add it to metric"
+                    f"{', '.join(metrics)}{like}: add it to metric"
                 )
         baseline = options.get("baseline")
         if baseline is not None and baseline not in labels:
@@ -176,4 +179,6 @@ def _check_plugins(cfg: DictConfig) -> None:
         for name, node in plain[kind].items():
             plugins.check(kind, str(name), node)
     for kind in ("backend", "prompts"):
+        if plain[kind]["_target_"] == ENDPOINT:
+            continue  # it asks and runs no model, so it has no backend's methods; `validate` checks it
         plugins.check(kind, str(plain[kind]["name"]), plain[kind])

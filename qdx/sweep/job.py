@@ -7,8 +7,9 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from qdx import new_file, program
 from qdx.dataset.folder import STATUS
@@ -16,6 +17,16 @@ from qdx.errors import QdxError
 from qdx.process import FULL_ERROR, answer, interrupted, serve, spawn
 
 NOT_MET = "obligation not met"  # what preparing a sweep answers where nothing is to be replayed
+
+
+class NotMetError(QdxError):
+    """What a verifier demands is known not to be met before anything runs; `lines` say what."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__(
+            f"{NOT_MET}: the files alone show it, so nothing was replayed: verify.go_on=true replays anyway"
+        )
+        self.lines = lines
 
 
 def run(
@@ -77,6 +88,22 @@ def _convert(request: Mapping[str, str]) -> None:
     new_file.write_text(Path(request["into"]), json.dumps(said))
 
 
+def _prepare(request: Mapping[str, Any]) -> int:
+    """Prepare a sweep; what the files alone show unmet is said, and is status 4."""
+    from omegaconf import OmegaConf
+
+    from qdx.sweep import prepare  # with all that judges evidence, which a job has no use for
+
+    try:
+        prepare.prepare([OmegaConf.create(text) for text in request["configs"]], Path(request["directory"]))
+    except NotMetError as error:
+        print("\n".join(error.lines), flush=True)
+        print(f"qdx: {error}", file=sys.stderr, flush=True)
+        answer(NOT_MET)
+        return 4
+    return 0
+
+
 def main() -> None:
     """Serve the request on standard input: ``run`` a job, ``prepare`` a sweep, or read its ``records``."""
     program.run(_serve, full=bool(os.environ.get(FULL_ERROR)), child=True)
@@ -88,13 +115,11 @@ def _serve() -> int:
 
     from qdx import experiment
     from qdx.progress import Progress
-    from qdx.sweep import prepare
 
     try:
         if request["do"] == "prepare":
-            configs = [OmegaConf.create(text) for text in request["configs"]]
-            prepare.prepare(configs, Path(request["directory"]))
-        elif request["do"] == "records":
+            return _prepare(request)
+        if request["do"] == "records":
             _convert(request)
         else:
             cfg = OmegaConf.create(request["config"])
@@ -104,11 +129,6 @@ def _serve() -> int:
                 sweep = Path(request["sweep"]) if "sweep" in request else None
                 stated = request["command_line"], progress, request.get("hashed"), sweep
                 progress.done(experiment.run(cfg, folder, *stated))
-    except prepare.NotMetError as error:
-        print("\n".join(error.lines), flush=True)
-        print(f"qdx: {error}", file=sys.stderr, flush=True)
-        answer(NOT_MET)
-        return 4
     except KeyboardInterrupt as error:  # the parent says it
         return error.status if isinstance(error, program.Ended) else 130
     except Exception as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,9 +26,9 @@ from qdx.experiment import (
 from qdx.prompts import KEPT, keep, kept, references_sha256, refusals, same_text
 from qdx.prompts.challenge import locate
 from qdx.schema import Experiment, validate
+from qdx.schema_endpoint import OpenaiBackend
 from qdx.schema_verify import ChallengePrompts, TranscriptPrompts, Verify
-from qdx.sweep.job import NOT_MET
-from qdx.verification import ledger
+from qdx.sweep.job import NOT_MET, NotMetError
 
 if TYPE_CHECKING:
     from qdx.models import Checkpoint
@@ -64,16 +63,6 @@ class Job:
         return models.vocab_size(self.checkpoint.path)
 
 
-class NotMetError(QdxError):
-    """What a verifier demands is known not to be met before anything runs; `lines` say what."""
-
-    def __init__(self, lines: Sequence[str]) -> None:
-        super().__init__(
-            f"{NOT_MET}: the files alone show it, so nothing was replayed: verify.go_on=true replays anyway"
-        )
-        self.lines = lines
-
-
 def prepare(configs: list[DictConfig], directory: Path) -> None:
     """Have everything ready that the jobs of a sweep need, and say what they will run and write.
 
@@ -88,6 +77,10 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
     NotMetError
         Where no transcript can be judged, before a checkpoint is looked for.
     """
+    asking = [isinstance(validate(cfg).backend, OpenaiBackend) for cfg in configs]
+    if any(asking):
+        prepare_questions(configs, asking, directory)
+        return
     look_at_obligations(validate(configs[0]))
     loaded: dict[tuple[object, ...], Prompts] = {}
     alike: dict[str, dict[str, str]] = {}
@@ -105,7 +98,8 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
             print(f"prompts: {loaded[key].description}".replace("\n", "\n  "), flush=True)
         job = Job(cfg, experiment, checkpoint, loaded[key])
         check_lengths(job)
-        identity = identify(cfg, checkpoint, job.prompts)
+        files = models.hash_weights(checkpoint.path, models.remembered_weights(checkpoint.path))
+        identity = identify(cfg, checkpoint, job.prompts, files)
         alike[job.label] = {
             "tokenizer": tokenizer,
             "references": identity["references_sha256"],
@@ -130,6 +124,49 @@ def prepare(configs: list[DictConfig], directory: Path) -> None:
             keep(prompts.references, prompts.description, prompts.kept_under, directory)
     more = f", and {size.readable(unfinished)} while a job runs" if unfinished else ""
     print(f"results: about {size.readable(estimate)} in {directory}{more}", flush=True)
+
+
+def prepare_questions(configs: list[DictConfig], asking: list[bool], directory: Path) -> None:
+    """Have the prompts ready that servers are asked, and say how much will be asked at most.
+
+    Raises
+    ------
+    QdxError
+        For a sweep that runs models too: its file of results would hold configs without rows.
+    """
+    if not all(asking):
+        raise QdxError(
+            "this sweep asks servers (backend=openai) and runs models too: ask in one sweep, and replay its "
+            "answers in another with prompts=transcripts prompts.path=FOLDER"
+        )
+    loaded: dict[str, Prompts] = {}
+    for cfg in configs:
+        experiment = validate(cfg)
+        assert isinstance(experiment.backend, OpenaiBackend)
+        checkpoint = find_checkpoint(experiment)
+        backends.rehearse(options(experiment.backend))
+        key = f"{experiment.prompts!r} {models.tokenizer_sha256(checkpoint.path)}"
+        if key not in loaded:
+            loaded[key] = settle_references(
+                load_prompts(experiment, checkpoint), experiment, checkpoint, directory
+            )
+            print(f"prompts: {loaded[key].description}".replace("\n", "\n  "), flush=True)
+        references, answers = loaded[key].references, experiment.backend.answers
+        count = len(references) * answers
+        most = answers * sum(len(one.token_ids) + experiment.generate.tokens for one in references)
+        print(
+            f"asks: {experiment.label}: {count} answers of {experiment.backend.base_url}, at most {most:,} "
+            "tokens of prompts and answers, failed attempts apart",
+            flush=True,
+        )
+    if len(loaded) > 1:
+        raise QdxError(
+            "the configs of this sweep have other prompts or tokenizers: compare servers by the same "
+            "questions, so leave prompts and model alike"
+        )
+    for prompts in loaded.values():
+        if prompts.kept_under:
+            keep(prompts.references, prompts.description, prompts.kept_under, directory)
 
 
 def settle_references(
@@ -190,7 +227,7 @@ def keep_for_the_report(transcripts: Transcripts, asked: Verify, directory: Path
         For a claim of somebody who is no producer, a calibration that is no verifier's sweep, a demand that
         means nothing, or opened rows without their challenge.
     """
-    from qdx.verification import obligations
+    from qdx.verification import ledger, obligations
     from qdx.verification.sections import CHALLENGE, adopt_calibration, adopt_challenge
 
     names = [producer.name for producer in transcripts.producers]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from qdx.analysis.section import Section
+from qdx.document.blocks import Block, Text
 from qdx.document.format import plural
-from qdx.document.text import wrap
 from qdx.errors import QdxError
 from qdx.statistics import FEWEST_REFERENCES, Floats
 from qdx.verification.claims import Trees, calibrating
@@ -27,7 +28,12 @@ from qdx.verification.judge import (
 from qdx.verification.likelihood import Calibration, row_mean
 from qdx.verification.replays import Replays
 from qdx.verification.split import beside, fewest_to_split, split, units_of_all
-from qdx.verification.which_text import calibration_text, headline, leave_one_out_text, section_text
+from qdx.verification.which_blocks import (
+    calibration_block,
+    headline,
+    held_out_blocks,
+    leave_one_out_blocks,
+)
 
 ONE = {"units": "1"}
 LOO = "leave one reference out"
@@ -119,11 +125,11 @@ def attribution(
         needed = _too_few(len(set(unit_R)), calibrating_units if sets else None, len(keys), alpha)
         result.attrs["headline"] = needed
         said = f"{needed[0].upper()}{needed[1:]}. The producers' labels are taken as true."
-        text = [wrap(said, "  "), *leave_one_out_text(result)]
+        blocks: list[Block] = [Text(said), *leave_one_out_blocks(result)]
     else:
         result.attrs["headline"] = headline(result)
-        text = section_text(result)
-    return Section("attribution", "Which of N", result, {"": "\n".join(text)})
+        blocks = held_out_blocks(result)
+    return Section("attribution", "Which of N", result, blocks=blocks)
 
 
 def _leave_one_out(data: Replays, known: Replays, alpha: float) -> xr.Dataset:
@@ -219,9 +225,10 @@ def attribution_by_distance(
     counts = judged.references_CR[judged.references_CR > 0]
     least = int(counts.min()) if counts.size else 0
     result.attrs = {"alpha": alpha, "references": len(references), "calibration_references": least}
-    text = [*calibration_text(least, alpha, True), *leave_one_out_text(result)]
+    said = [calibration_block(least, alpha, True), *leave_one_out_blocks(result)]
+    blocks = [replace(block, phase=phase) for block in said]
     title = f"Which of N by {metric}, {phase}"
-    return Section("attribution_by_distance", title, result, {phase: "\n".join(text)})
+    return Section("attribution_by_distance", title, result, blocks=blocks)
 
 
 def _named(

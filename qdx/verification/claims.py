@@ -12,8 +12,9 @@ import xarray as xr
 from qdx.analysis.section import Section
 from qdx.errors import QdxError
 from qdx.statistics import Floats, Ints
-from qdx.verification import said
 from qdx.verification.binding import PHASES
+from qdx.verification.cases import Evidence
+from qdx.verification.claim_blocks import claim_blocks
 from qdx.verification.environment import record_differs
 from qdx.verification.environment_class import compare
 from qdx.verification.evidence import Claim, sampling_of, weigh, weigh_pairs
@@ -22,16 +23,22 @@ from qdx.verification.format_names import meant
 from qdx.verification.judge import best
 from qdx.verification.likelihood import log_likelihood, token_misfits
 from qdx.verification.listed import compared
+from qdx.verification.listed_tests import parameters_of, weights_of
 from qdx.verification.obligations import Obligations, Stated, obligations
 from qdx.verification.p_values import level
+from qdx.verification.parameters import Fit
 from qdx.verification.recorded import own_units
 from qdx.verification.replays import Replays
 from qdx.verification.sampled import log_likelihood as log_likelihood_of_drawn
-from qdx.verification.verdicts import Evidence, Verdict, decide, headline
+from qdx.verification.shares import PRIOR, posteriors
+from qdx.verification.verdicts import Verdict, decide, headline
 
 Trees = tuple[xr.DataTree, xr.DataTree]
 ONE = {"units": "1"}
-TESTS = ("decode rows", "prefill rows", "distances", "text", "drawn tokens", "uniformity")
+TESTS = (
+    "decode rows", "prefill rows", "distances", "text", "drawn tokens", "uniformity", "parameters",
+    "seeded tokens",
+)  # fmt: skip
 NOT_LISTED = "not listed"
 
 
@@ -75,6 +82,8 @@ def verify(
         ``verdict`` (one of `verdicts.KINDS`), ``concerns``, ``because``, ``p_test`` (T · min p of the listed
         tests), ``p_test_holm``, ``false_at_least``, ``units``, ``plain_greedy``, ``answer``, ``unmet`` (what
         was demanded and not met), ``drawn_rows`` (rows that the verifier drew, 0 without a challenge),
+        ``false_share_at_least``, and of drawn tokens ``temperature_low`` and ``temperature_high`` (ends of
+        the temperatures that fit) and over (producer, config, reference) ``posterior``;
         ``drawn_prefill`` and ``drawn_decode``, ``false_share_prefill`` and ``false_share_decode`` (bounds
         that drawn rows confirm, else NaN).
         Attribute ``headline``: all verdicts in a sentence.
@@ -105,6 +114,7 @@ def verify(
         np.stack([(likeliest == c).sum(-1) for c in range(len(data.configs))], -1),
         _others(data),
         demanded,
+        [_fit(data, tested[d], d, c, alpha) for d, c in enumerate(at)],
     )
     decided = [decide(evidence, d, c, claimed[d]) for d, c in enumerate(at)]
     p_DC = weigh_pairs(data, known)
@@ -116,8 +126,8 @@ def verify(
         "calibration_sets": len(known),
         "headline": headline([one.kind for one in decided]),
     }
-    text = said.claims(data, evidence, decided, result, at)
-    return Section("verify", "Claims", result, {"": text})
+    blocks = claim_blocks(data, evidence, decided, result, at)
+    return Section("verify", "Claims", result, blocks=blocks)
 
 
 def calibrating(data: Replays, calibration: Trees | Sequence[Trees] | None) -> list[Replays]:
@@ -263,7 +273,28 @@ def _result(
     likelihood_DCR: Floats,
     p_DC: Floats,
 ) -> xr.Dataset:
-    each, pair = ("producer", "config", "reference"), ("producer", "config")
+    coords = {
+        "producer": data.producers,
+        "config": data.configs,
+        "reference": data.references,
+        "test": list(TESTS),
+    }
+    result = xr.Dataset(_of_references(data, likelihood_DCR), coords)
+    about = "T · min p of the listed tests of the producer as this config; NaN: none is listed"
+    result["p_config"] = (("producer", "config"), p_DC, {**ONE, "long_name": about})
+    found = {
+        **_of_tests(evidence),
+        **_texts(data, evidence, decided, claimed, p_DC),
+        **_numbers(data, evidence, decided),
+    }
+    return result.assign(found)
+
+
+Variable = tuple[str | tuple[str, ...], Any, dict[str, str]]
+
+
+def _of_references(data: Replays, likelihood_DCR: Floats) -> dict[str, Variable]:
+    """What was counted of every transcript under every config."""
     rows = {
         "margin": (data.margin_DCR, "mean margin of the producer's tokens under the config's own rows here"),
         "tokens": (data.tokens_DCR, "tokens judged by their margins: every emitted one"),
@@ -279,7 +310,10 @@ def _result(
         rows["listed_equal"] = (np.stack([equal for equal, _ in listed]), about)
     if data.drawn is not None:
         about = "log-probability of the drawn tokens under the config's rows and the stated sampling"
-        rows["drawn_log_likelihood"] = (log_likelihood_of_drawn(data.drawn), about)
+        of_drawn = log_likelihood_of_drawn(data.drawn)
+        rows["drawn_log_likelihood"] = (of_drawn, about)
+        about = f"probability that the config answered the request; prior: {PRIOR}"
+        rows["posterior"] = (posteriors(of_drawn, weights_of(data)), about)
     for phase in data.phases:
         name = "rows" if phase.phase == "decode" else phase.phase
         what = "decode rows" if phase.phase == "decode" else "content rows of prefill"
@@ -287,27 +321,31 @@ def _result(
         rows[f"{name}_equal"] = (phase.content_equal_DCR, f"{what} that are bit-equal")
         rows[f"{name}_expected"] = (phase.expected_DCR, f"{what} that the verifier has")
     units = {"margin": "nat", "log_likelihood": "nat", "drawn_log_likelihood": "nat"}
-    result = xr.Dataset(
-        {
-            name: (each, values, {"units": units.get(name, "1"), "long_name": about})
-            for name, (values, about) in rows.items()
-        },
-        coords={
-            "producer": data.producers,
-            "config": data.configs,
-            "reference": data.references,
-            "test": list(TESTS),
-        },
-    )
-    about = "T · min p of the listed tests of the producer as this config; NaN: none is listed"
-    result["p_config"] = (pair, p_DC, {**ONE, "long_name": about})
-    of_test = [[_listed(claim, name) for name in TESTS] for claim in evidence.claims]
-    about = "p of a listed test of the claim; NaN: not listed, or without a value"
-    test = ("producer", "test")
-    result["test_p"] = (test, np.array([[p for p, _ in row] for row in of_test]), {**ONE, "long_name": about})
-    about = "what the producer was held against, or why the test is not listed"
-    null = np.array([[null for _, null in row] for row in of_test], object)
-    result["test_null"] = (test, null, {**ONE, "long_name": about})
+    dims = ("producer", "config", "reference")
+    return {
+        name: (dims, values, {"units": units.get(name, "1"), "long_name": about})
+        for name, (values, about) in rows.items()
+    }
+
+
+def _of_tests(evidence: Evidence) -> dict[str, Variable]:
+    """The p of every test of every claim, and what it is against."""
+    found = [[_listed(claim, name) for name in TESTS] for claim in evidence.claims]
+    p = np.array([[p for p, _ in row] for row in found])
+    null = np.array([[null for _, null in row] for row in found], object)
+    about_p = "p of a listed test of the claim; NaN: not listed, or without a value"
+    about_null = "what the producer was held against, or why the test is not listed"
+    dims = ("producer", "test")
+    return {
+        "test_p": (dims, p, {**ONE, "long_name": about_p}),
+        "test_null": (dims, null, {**ONE, "long_name": about_null}),
+    }
+
+
+def _texts(
+    data: Replays, evidence: Evidence, decided: Sequence[Verdict], claimed: Sequence[str], p_DC: Floats
+) -> dict[str, Variable]:
+    """What is said of every claim in words."""
     greedy = {True: "yes", False: "no", None: "not stated"}
     columns = {
         "claim": ([*claimed], "claimed config"),
@@ -318,16 +356,19 @@ def _result(
             [greedy[sampling_of(data, d)] for d in range(len(claimed))],
             "whether the record states plain greedy decoding",
         ),
-        "answer": (
-            _answers(evidence, p_DC),
-            "configs that no listed test refutes, each by itself",
-        ),
+        "answer": (_answers(evidence, p_DC), "configs that no listed test refutes, each by itself"),
         "unmet": (["; ".join(one.unmet) for one in evidence.obligations_D], "what was demanded and not met"),
     }
-    for name, (texts, about) in columns.items():
-        result[name] = ("producer", np.array(texts, object), {**ONE, "long_name": about})
+    return {
+        name: ("producer", np.array(texts, object), {**ONE, "long_name": about})
+        for name, (texts, about) in columns.items()
+    }
+
+
+def _numbers(data: Replays, evidence: Evidence, decided: Sequence[Verdict]) -> dict[str, Variable]:
+    """What is counted of every claim, and its p."""
     p = [(claim.p, claim.p_holm) if claim else (None, None) for claim in evidence.claims]
-    numbers = {
+    columns = {
         "p_test": ([_float(one) for one, _ in p], "T · min p over the claim's T listed tests"),
         "p_test_holm": ([_float(two) for _, two in p], "p_test, Holm's adjustment over the claims"),
         "false_at_least": ([one.false_at_least for one in decided], "units that are false, at least"),
@@ -337,15 +378,36 @@ def _result(
         ),
         "drawn_rows": ([one.rows for one in evidence.obligations_D], "rows that the verifier drew"),
     }
+    units_D = [own_units(*pair) for pair in zip(data.units_DR, data.there_DR, strict=True)]
+    columns["false_share_at_least"] = (
+        [one.false_at_least / max(1, units) for one, units in zip(decided, units_D, strict=True)],
+        "false_at_least, as a share of the units",
+    )
+    if data.other_DCRTA is not None:
+        nothing = (float("nan"), float("nan"))
+        bounds = [nothing if one is None else (one.low, one.high) for one in evidence.fits_D]
+        about = (
+            "temperature that the drawn tokens fit under the claimed config, {} end (1 - alpha, each claim "
+        )
+        for i, end in enumerate(("low", "high")):
+            columns[f"temperature_{end}"] = ([one[i] for one in bounds], f"{about.format(end)}by itself)")
     for name in PHASES:
         pairs = zip(evidence.obligations_D, decided, strict=True)
         drawn = [_of_phase(one, name, verdict) for one, verdict in pairs]
-        numbers[f"drawn_{name}"] = ([count for count, _ in drawn], f"rows of {name} that the verifier drew")
+        columns[f"drawn_{name}"] = ([count for count, _ in drawn], f"rows of {name} that the verifier drew")
         about = f"share of false rows of {name}, at most (95 %); NaN where no drawn rows confirm it"
-        numbers[f"false_share_{name}"] = ([share for _, share in drawn], about)
-    for name, (values, about) in numbers.items():
-        result[name] = ("producer", np.array(values), {**ONE, "long_name": about})
-    return result
+        columns[f"false_share_{name}"] = ([share for _, share in drawn], about)
+    return {
+        name: ("producer", np.array(values), {**ONE, "long_name": about})
+        for name, (values, about) in columns.items()
+    }
+
+
+def _fit(data: Replays, claim: Claim | None, d: int, c: int, alpha: float) -> Fit | None:
+    """Which sampling parameters a producer's tokens fit; None where none of them was drawn."""
+    if claim is None or claim.test("parameters") is None:
+        return None
+    return parameters_of(data, d, c, alpha, interval=True)
 
 
 def _listed_rows(data: Replays, d: int) -> tuple[Ints, Ints]:

@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 
 from qdx.analysis.section import Section
-from qdx.document.format import DASH, number, percent, plural
-from qdx.document.text import columns_of, table, wrap
+from qdx.document.blocks import Block, Matrix, Text
+from qdx.document.format import part, percent, plural
 from qdx.statistics import mean_of_references
 from qdx.verification.compare import Compared
 from qdx.verification.replays import Replays
@@ -73,37 +73,31 @@ def crossing(producer_tree: xr.DataTree, verifier_tree: xr.DataTree) -> Section:
             "reference": data.references,
         },
     )
-    return Section("crossing", "Producer × verifier", result, {"": _text(data, phases, result)})
+    return Section("crossing", "Producer × verifier", result, blocks=_blocks(data, phases, result))
 
 
-def _text(data: Replays, phases: Sequence[Compared], result: xr.Dataset) -> str:
-    lines = [
-        wrap(
+def _blocks(data: Replays, phases: Sequence[Compared], result: xr.Dataset) -> list[Block]:
+    blocks: list[Block] = [
+        Text(
             "Row: the producer that made the transcripts; column: the config that replayed them here. "
             f"Distance: ‖sketch − sketch‖ of {data.components} components, an estimate of the L2 distance of "
             "the two rows' centred logits (relative error about "
             f"{percent(float(1 / np.sqrt(2 * data.components)))} a row), mean over content rows, then over "
-            f"{plural(len(data.references), 'reference')}.",
-            "  ",
+            f"{plural(len(data.references), 'reference')}."
         )
     ]
-    columns, about = columns_of(data.configs, beside=1)
-    lines += about
     for rows in phases:
-        at = result.sel(phase=rows.phase)
-        lines += ["", f"  {TITLES[rows.phase]}"]
+        at, title = result.sel(phase=rows.phase), TITLES[rows.phase]
         distance = at["distance"].values
         if np.isfinite(distance).any():
-            cells = [[name, *map(number, row)] for name, row in zip(data.producers, distance, strict=True)]
-            lines += [table(["distance", *columns], cells, indent="    ")]
+            caption = f"Distance in {title} [nat]"
+            blocks.append(Matrix(caption, data.producers, distance, columns=data.configs))
         if rows.missing:
-            lines.append(wrap(f"rows equal: {rows.missing}", "    "))
+            blocks.append(Text(f"Rows that are bit-equal in {title}: {rows.missing}."))
             continue
-        counts = zip(data.producers, at["rows_equal"].values, at["rows_compared"].values, strict=True)
-        cells = [[name, *(_share(k, n) for k, n in zip(a, b, strict=True))] for name, a, b in counts]
-        lines += [table(["rows equal", *columns], cells, indent="    ")]
-    return "\n".join(lines)
-
-
-def _share(equal: int, compared: int) -> str:
-    return f"{equal:,}/{compared:,}" if compared else DASH
+        counts = zip(at["rows_equal"].values, at["rows_compared"].values, strict=True)
+        cells = [[part(*pair) for pair in zip(*row, strict=True)] for row in counts]
+        blocks.append(
+            Matrix(f"Rows that are bit-equal in {title}", data.producers, cells, columns=data.configs)
+        )
+    return blocks

@@ -16,66 +16,19 @@ from typing import Protocol
 import numpy as np
 from scipy.special import logsumexp
 
-from qdx.statistics import Bools, Floats, Ints
+from qdx.capture.densities import SHARE
+from qdx.statistics import Bools, Floats
 
-SHARE = 0.001  # of tokens that an honest producer may draw from the untruncated distribution
 MIXED = (1.0, 0.5, 0.2, 0.1, 0.05)  # shares of answers that may be false: an average over them
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """What one config's rows say of drawn tokens; arrays of one shape, tokens last.
-
-    Attributes
-    ----------
-    logprob : ndarray
-        Log-probability at the stated temperature, before truncation, nat; NaN where there is no row.
-    before : ndarray
-        Probability of all tokens that come before it in the order of truncation.
-    kept, kept_least : ndarray
-        Probability of what truncation keeps, and of the least that it may keep within the edge.
-    place : ndarray of int
-        2: the token is kept, 1: it is within the edge, 0: it is cut off.
-
-    See `qdx.capture.sampled.drawn`.
-    """
-
-    logprob: Floats
-    before: Floats
-    kept: Floats
-    kept_least: Floats
-    place: Ints
-
-    def log_density(self, share: float = SHARE) -> Floats:
-        """Log-probability of every token as a distribution to draw from: (1 − share)·p + share·q, nat."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            inside = np.where(self.place == 2, np.log1p(-share) + self.logprob - np.log(self.kept), -np.inf)
-            return np.asarray(np.logaddexp(inside, np.log(share) + self.logprob))
-
-    def log_bound(self, share: float = SHARE) -> Floats:
-        """Log of the greatest probability that an honest producer of this config may give the token, nat.
-
-        It is the greatest of p, of (1 − share)·p + share·q, and of the same for every truncation within the
-        edge. p is the truncated and q the untruncated distribution. The mixture alone would not do: a
-        producer who draws from p itself gives every kept token more than it.
-        """
-        with np.errstate(divide="ignore", invalid="ignore"):  # log of 0, and where there is no row
-            # Whatever noise reorders near the edge, the shortest head is kept, and with it the token itself.
-            own = np.exp(self.logprob)
-            inside = self.before + own <= self.kept_least * (1 + 1e-12)
-            head = np.minimum(np.where(inside, self.kept_least, self.kept_least + own), 1.0)
-            most = np.where(self.place > 0, self.logprob - np.log(head), -np.inf)
-            mixture = np.logaddexp(np.log1p(-share) + most, np.log(share) + self.logprob)
-        return np.asarray(np.maximum(most, mixture))
-
-
-def log_e(claim: Bound, other: Drawn, share: float = SHARE) -> Floats:
+def log_e(claim: Bound, other: Density, share: float = SHARE) -> Floats:
     """Logarithm of the e-value after every token of each answer, against one alternative.
 
     Parameters
     ----------
     claim : Bound
-    other : Drawn
+    other : Density
         Of one shape (…, token). A token that either lacks counts for nothing.
     share : float
         Of tokens that may come from the untruncated distribution.
@@ -98,6 +51,13 @@ class Bound(Protocol):
 
     def log_bound(self, share: float) -> Floats:
         """Log of at least the greatest probability that an honest producer gives the token, nat."""
+
+
+class Density(Protocol):
+    """An alternative: a distribution to draw from, that was fixed before the tokens were seen."""
+
+    def log_density(self, share: float) -> Floats:
+        """Log-probability of every token, nat; NaN where it has no row."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +91,7 @@ class Weighed:
 
 def against(
     claim: Bound,
-    others: Sequence[Drawn],
+    others: Sequence[Density],
     groups: Sequence[int],
     alpha: float,
     share: float = SHARE,

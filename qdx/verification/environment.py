@@ -9,8 +9,8 @@ import xarray as xr
 
 from qdx.analysis.section import Section
 from qdx.analysis.view import SETTINGS, stated
+from qdx.document.blocks import Block, Table, Text
 from qdx.document.format import plural
-from qdx.document.text import clip, wrap
 from qdx.kernel_names import plain_kernel
 
 SOFTWARE: Mapping[str, str] = {
@@ -118,11 +118,11 @@ def environment_validation(
             "hardware": ("fact", [n in HARDWARE for n in names]),
         },
     )
-    text = "  no claimed config was replayed" if not pairs else _text(result)
-    return Section("environment_validation", "Environment validation", result, {"": text})
+    blocks = _blocks(result) if pairs else [Text("No claimed config was replayed.")]
+    return Section("environment_validation", "Environment validation", result, blocks=blocks)
 
 
-def lines(result: xr.Dataset, hardware: bool) -> list[tuple[str, str, str]]:
+def _rows(result: xr.Dataset, hardware: bool) -> list[list[str]]:
     """Rows of (mark, what, values): one a fact where all claims are alike, else one a kind of difference."""
     found = []
     producers = [str(v) for v in result["producer"].values]
@@ -138,11 +138,11 @@ def lines(result: xr.Dataset, hardware: bool) -> list[tuple[str, str, str]]:
         if agreeing:
             values = ", ".join(dict.fromkeys(_value(name, a) for a, _ in agreeing))
             who = [label for labels in agreeing.values() for label in labels]
-            found.append(("✓", what, values + _whose(who, producers)))
+            found.append(["✓", what, values + _whose(who, producers)])
         for (a, b), who in groups.items():
             if a != b:
                 said = f"{_value(name, a)}; here {_value(name, b)}"
-                found.append(("→" if hardware else "✗", what, said + _whose(who, producers)))
+                found.append(["→" if hardware else "✗", what, said + _whose(who, producers)])
     return found
 
 
@@ -155,7 +155,7 @@ def _value(name: str, value: str) -> str:
         return "not stated" if name != "gpu" else "none"
     if name == "weights_sha256":
         return _digests(value)
-    return f"{value[:12]}…" if name.endswith("sha256") else clip(value, 60)
+    return f"{value[:12]}…" if name.endswith("sha256") else value
 
 
 def _digests(value: str) -> str:
@@ -165,24 +165,22 @@ def _digests(value: str) -> str:
     try:
         digests = [str(v)[:12] + "…" for v in json.loads(value).values()]
     except (ValueError, AttributeError):
-        return clip(value, 40)
+        return value
     shown = ", ".join(digests[:2])
     return shown + (f" and {plural(len(digests) - 2, 'more file')}" if len(digests) > 2 else "")
 
 
-def _text(result: xr.Dataset) -> str:
-    width = max(map(len, [*SOFTWARE.values(), *HARDWARE.values()]))
-    said = [
-        wrap(
+def _blocks(result: xr.Dataset) -> list[Block]:
+    blocks: list[Block] = [
+        Text(
             "Producer's record against this machine's, for the claimed config. ✗ on engine, its settings, "
-            "kernel, batch or weights: rows of an honest producer may differ.",
-            "  ",
+            "kernel, batch or weights: rows of an honest producer may differ."
         )
     ]
-    for mark, what, values in lines(result, hardware=False):
-        said.append(wrap(f"{mark} {what.ljust(width)}  {values}", "    ", " " * (width + 4)))
-    found = lines(result, hardware=True)
-    if found:
-        said.append("  Hardware (expected to differ; → is: producer's; here):")
-        said += [wrap(f"{m} {w.ljust(width)}  {v}", "    ", " " * (width + 4)) for m, w, v in found]
-    return "\n".join(said)
+    captions = {
+        False: "Software (✓: both agree)",
+        True: "Hardware (expected to differ; → is: producer's; here)",
+    }
+    head = ["", "what", "producer's record; this machine's where it differs"]
+    found = [(caption, _rows(result, hardware)) for hardware, caption in captions.items()]
+    return [*blocks, *(Table(caption, head, rows, 3) for caption, rows in found if rows)]

@@ -128,7 +128,7 @@ def class_of(tree: xr.DataTree, rows: xr.Dataset, label: str) -> dict[str, str]:
     facts = {"gpu or cpu": "" if recorded else "GPU" if on_gpu else "CPU"}
     if of("simulated").lower() in ("true", "1"):
         names += OF_A_MODEL
-    if of("batch_size") not in ("", "1"):
+    if of("batch_size") not in (*_ABSENT, "1"):  # 0: records of other programs do not say
         names += COMPANIONS
     facts |= {name: of(name) for name in names}
     if recorded:  # what a provider ran beside an answer nobody states; the file's prompts are no batch
@@ -153,7 +153,8 @@ def class_of(tree: xr.DataTree, rows: xr.Dataset, label: str) -> dict[str, str]:
 def _runner(of: Callable[[str], str]) -> str:
     """Return the model runner, or that either of both gives these rows."""
     runner = of("model_runner")
-    alike = of("backend_version").partition("+")[0] in RUNNERS_ALIKE and of("batch_size") == "1"
+    alone = of("batch_size") == "1" and of("backend_companions") in ("", "none")
+    alike = of("backend_version").partition("+")[0] in RUNNERS_ALIKE and alone
     return BOTH_RUNNERS if alike and runner in ("v1", "v2") else runner
 
 

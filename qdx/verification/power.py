@@ -13,7 +13,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from qdx.verification.p_values import binomial_tail, fewest_false, fisher_equality_p, sums_reaching
+from qdx.verification.calibration_size import fewest_false
+from qdx.verification.p_values import binomial_tail, fisher_equality_p, sums_reaching
 
 
 def pooled_power(false: int, judged: int, null: int, share: Fraction) -> Fraction:

@@ -94,7 +94,7 @@ class Profile:
 
 
 def fit_profile(energy_VN: Floats, claim: int, floor: float) -> Profile | None:
-    """Fit centre and scale to the fitting part of a config's calibration (`p_values.split`).
+    """Fit centre and scale to the fitting part of a config's calibration (`calibration_size.split`).
 
     Parameters
     ----------

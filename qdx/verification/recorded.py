@@ -54,6 +54,8 @@ class Recorded:
         What the records call the server's build, such as ``vllm-0.32.0-523d7c03``.
     logprobs_mode : str
         Of the listed log-probabilities, such as ``raw_logprobs``; "" where no record says.
+    noise : str
+        How its engine makes noise of a seed, as the verifier says; see `qdx.capture.noise_names`.
     """
 
     assumed: str = ""
@@ -74,6 +76,7 @@ class Recorded:
     samplers_RP: Floats = field(default_factory=lambda: np.zeros((0, 4)))
     fingerprint: str = ""
     logprobs_mode: str = ""
+    noise: str = ""
 
     @property
     def lost_answers(self) -> int:
@@ -87,7 +90,7 @@ class Recorded:
         vLLM divides by the temperature first, and takes min-p, top-k and then top-p of what is left. Others
         divide last (llama.cpp), or take top-p of all tokens.
         """
-        if self.fingerprint.startswith("vllm-"):
+        if self.fingerprint.startswith("vllm-") or self.noise.startswith("vllm-"):
             return False
         temperature, top_k, top_p, min_p = self.samplers_RP.T
         cold, cut = temperature != 1, min_p > 0
@@ -167,6 +170,7 @@ def record_of(tree: xr.DataTree, stored: xr.Dataset, label: str, references: lis
         logprobs_mode=", ".join(sorted(set(about["logprobs_mode"].values[here].astype(str)) - {""}))
         if "logprobs_mode" in about
         else "",
+        noise=stated_text(stored, "noise", label),
     )
 
 

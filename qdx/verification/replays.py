@@ -21,23 +21,15 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from qdx.analysis.view import stated
+from qdx.capture.densities import Drawn
 from qdx.dataset.lacking import versions
 from qdx.dataset.layout import RECORDS
 from qdx.errors import QdxError
 from qdx.statistics import Bools, Floats, Ints
-from qdx.verification.compare import (
-    NO_ROWS,
-    OF_RECORDS,
-    Compared,
-    marks,
-    own_repeats,
-    prefill,
-)
-from qdx.verification.e_values import Drawn
+from qdx.verification.compare import Compared, marks, prefill
 from qdx.verification.environment import facts_of
 from qdx.verification.environment_class import class_of
-from qdx.verification.exact import Repeating, pooled, repeating
-from qdx.verification.likelihood import Calibration, energy, row_mean, ulp_floor
+from qdx.verification.likelihood import Calibration, row_mean
 from qdx.verification.listed import Listed, first_ones
 from qdx.verification.recorded import (
     Recorded,
@@ -47,11 +39,22 @@ from qdx.verification.recorded import (
     stated_text,
     there_only,
 )
+from qdx.verification.replayed_rows import (
+    REPLAY,
+    First,
+    choices,
+    decode_rows,
+    energies_of,
+    equal_rows,
+    margins,
+    on_common_path,
+    own_rows,
+    transcripts,
+)
 from qdx.verification.units import spans_of, units_of
 
 SHARED = {"tokenizer_sha256": "tokenizer", "vocab": "vocabulary size", "sketch_seed": "seed of the sketches"}
-REPLAY = ("producer", "config", "repeat", "reference", "position")
-UNREAL = 1e250  # energy of a published row whose sketch is not finite: further off than any real one
+MARGIN_MOST = 1.0  # nats that one drawn token counts for at most: one outlier is no pattern
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,10 @@ class Replays:
         token comes first, and NaN stands where nothing was drawn. None where no record states sampling.
     groups_D : list of tuple of int
         Of each producer of records, the group of each transcript: one seed or one cached answer; −1: none.
+    seeded_DCRT : array (producer, config, reference, token), or None
+        Margin of a drawn token after the noise that its request's seed makes; NaN where it is not known.
+    other_DCRTA, most_DCRTK : array (producer, config, reference, token, …), or None
+        What other sampling parameters give drawn tokens, see `parameters.Hypotheses`.
     listed : Listed or None
         Log-probabilities that the producers list of each token, and the rows' here. None where none are read.
     formats_C : list of str
@@ -149,6 +156,9 @@ class Replays:
     notes: list[str]
     drawn: Drawn | None = None
     groups_D: list[tuple[int, ...]] = field(default_factory=list)
+    seeded_DCRT: Floats | None = None
+    other_DCRTA: Floats | None = None
+    most_DCRTK: Floats | None = None
     listed: Listed | None = None
     formats_C: list[str] = field(default_factory=list)
 
@@ -212,7 +222,7 @@ class Replays:
         aligned = _align(producer_tree, verifier_tree, mine, replay, producers, references)
         if not (recorded or lists):
             return aligned
-        emitted = _transcripts(producer_tree, producers, references)
+        emitted = transcripts(producer_tree, producers, references)
         alike = (producer_tree, verifier_tree, producers, aligned.configs, references, emitted)
         return replace(aligned, listed=Listed.of(*alike, recorded=recorded))
 
@@ -298,6 +308,24 @@ class Replays:
         known = (self.tokens_DCR == self.emitted_DR[:, None]) & (self.emitted_DR[:, None] >= least)
         return np.asarray(np.where(known, score, np.nan))
 
+    def seed_scores(self, most: int | None = None, *, whole: bool = False) -> Floats:
+        """Score drawn tokens by their margins after the noise of the seed, each cut off at `MARGIN_MOST`.
+
+        `most` and `whole` as in `text_scores`: a sum over fewer tokens is smaller by itself.
+
+        Returns
+        -------
+        array (producer, config, reference)
+            Nat; NaN where the noise of an answer is not known.
+        """
+        assert self.seeded_DCRT is not None
+        margin_DCRT = first_ones(self.seeded_DCRT)[..., :most]
+        counts_DCR = np.isfinite(self.seeded_DCRT).sum(-1)
+        least = most if whole and most is not None else 1
+        known = (counts_DCR == self.emitted_DR[:, None]) & (self.emitted_DR[:, None] >= least)
+        score = np.nansum(np.minimum(margin_DCRT, MARGIN_MOST), -1)
+        return np.asarray(np.where(known, score, np.nan))
+
     def text_members(self, d: int, c: int) -> Floats:
         """Score the producer's text beside this machine's own choices on it: (reference, member).
 
@@ -334,12 +362,6 @@ class Replays:
             if label in self.producers and label in self.configs:
                 null_CN[c] = score_DCR[self.producers.index(label), self.configs.index(label)]
         return null_CN
-
-
-def on_common_path(choice_RMT: Ints) -> Bools:
-    """Tokens up to and including the first one in which two members differ: (reference, token)."""
-    split_RT = (choice_RMT != choice_RMT[:, :1]).any(1)
-    return np.asarray(np.cumsum(split_RT, -1) - split_RT == 0)
 
 
 def key_of(token_ids: NDArray[Any]) -> str:
@@ -379,23 +401,23 @@ def _align(
     producers: list[str],
     references: list[str],
 ) -> Replays:
-    configs = [str(label) for label in replay["config"].values]
     """Align what `Replays.of` has checked; `own` has the producers' rows at the replay's positions."""
-    here_DRT = _own(own, "captured").astype(bool)
+    configs = [str(label) for label in replay["config"].values]
+    here_DRT = own_rows(own, "captured").astype(bool)
     captured_DCQRT = replay["captured"].transpose(*REPLAY).values.astype(bool)
     both_DCRT = here_DRT[:, None] & captured_DCQRT[:, :, 0]
     output_DRT = _emitted(tree, own, producers, references)
     _same_tokens(own, replay, output_DRT, captured_DCQRT[:, :, 0], producers)
-    first = _First.of(tree, verifier, producers, configs, references, replay.sizes["repeat"])
+    first = First.of(tree, verifier, producers, configs, references, replay.sizes["repeat"])
     choice_DCRMT = np.concatenate(
-        [first.choice_DCRM[..., None], _choices(replay, captured_DCQRT, output_DRT)], -1
+        [first.choice_DCRM[..., None], choices(replay, captured_DCQRT, output_DRT)], -1
     )
-    energies = _energies(own, replay, here_DRT, captured_DCQRT, choice_DCRMT)
+    energies = energies_of(own, replay, here_DRT, captured_DCQRT, choice_DCRMT)
     found = marks(own, replay)
-    equal_DCRT = _equal(found, both_DCRT)
-    margin_DCRT, tied_DCRT = _margins(replay, captured_DCQRT[:, :, 0])
+    equal_DCRT = equal_rows(found, both_DCRT)
+    margin_DCRT, tied_DCRT = margins(replay, captured_DCQRT[:, :, 0])
     keys = _keys(tree, references)
-    emitted_DR = (_transcripts(tree, producers, references) >= 0).sum(-1)
+    emitted_DR = (transcripts(tree, producers, references) >= 0).sum(-1)
     recorded = str(tree.attrs.get("kind", "")) == RECORDS
     nobody: list[tuple[int, ...]] = [()] * len(producers)
     shared = shared_groups(tree, producers, references) if recorded else nobody
@@ -417,7 +439,7 @@ def _align(
         same_DCRT=np.concatenate([first.same_DCR[..., None], equal_DCRT], -1),
         choice_DCRMT=choice_DCRMT,
         emitted_DR=emitted_DR,
-        decode=_decode(tree, own, replay, found is not None, both_DCRT, equal_DCRT, energies),
+        decode=decode_rows(tree, own, replay, found is not None, both_DCRT, equal_DCRT, energies),
         prefill=prefill(tree, verifier, producers, references),
         class_D=[class_of(tree, own, label) for label in producers],
         class_C=[class_of(verifier, replay, label) for label in configs],
@@ -429,39 +451,32 @@ def _align(
         records_D=[record_of(tree, stored, label, references) if recorded else None for label in producers],
         notes=notes_of(tree) if recorded else [],
         schema_D=[versions(tree).get(label, 0) for label in producers],
-        drawn=_drawn(verifier, replay, producers, references) if recorded else None,
         groups_D=shared,
         formats_C=[stated(replay, shown, "format", label) for label in configs],
+        **(_drawn(verifier, replay, producers, references) if recorded else {}),
     )
 
 
 def _drawn(
     verifier: xr.DataTree, replay: xr.Dataset, producers: list[str], references: list[str]
-) -> Drawn | None:
-    """What the first repeat's rows say of drawn tokens; the first token's are prefill's."""
+) -> dict[str, Any]:
+    """What the first repeat's rows say of drawn tokens, see `Replays`; the first token's are prefill's."""
     if "drawn_logprob" not in replay or "prefill" not in verifier.children:
-        return None
+        return {}
     here = verifier["prefill"].to_dataset().sel(reference=references, producer=producers).isel(repeat=0)
     order = ("producer", "config", "reference")
-    columns = []
-    for one in fields(Drawn):
-        later = replay[f"drawn_{one.name}"].isel(repeat=0).transpose(*order, "position").values
-        first = here[f"first_drawn_{one.name}"].transpose(*order).values
-        columns.append(np.concatenate([first[..., None], later], -1))
-    return Drawn(*columns)
 
+    def column(name: str, *more: str) -> NDArray[Any]:
+        later = replay[f"drawn_{name}"].isel(repeat=0).transpose(*order, "position", *more).values
+        first = here[f"first_drawn_{name}"].transpose(*order, *more).values
+        return np.concatenate([np.expand_dims(first, 3), later], 3)
 
-def _equal(found: tuple[xr.DataArray, xr.DataArray] | None, both_DCRT: Bools) -> Bools:
-    """Whether rows that both sides have are bit-equal, by `compare.marks`; nowhere without them.
-
-    Only the first repeats are compared: the transcript is that of the producer's first one.
-    """
-    if found is None:
-        return np.zeros_like(both_DCRT)
-    order = (*REPLAY, "word")
-    mine, theirs = (data.transpose(*(d for d in order if d in data.dims)) for data in found)
-    same = (mine.isel(repeat=0).values[:, None] == theirs.isel(repeat=0).values).all(-1)
-    return np.asarray(both_DCRT & same)
+    found: dict[str, Any] = {"drawn": Drawn(*(column(one.name) for one in fields(Drawn)))}
+    if "drawn_margin" in replay:  # a sweep of an earlier version has none of these
+        found["seeded_DCRT"] = column("margin")
+        found["other_DCRTA"] = column("other", "alternative")
+        found["most_DCRTK"] = column("most", "temperature")
+    return found
 
 
 def _units(
@@ -493,11 +508,6 @@ def _count(stored: xr.Dataset, name: str, label: str) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def _own(own: xr.Dataset, name: str, *more: str) -> NDArray[Any]:
-    """The producers' first repeat, (producer, reference, token, …)."""
-    return np.asarray(own[name].transpose("repeat", "config", "reference", "position", *more).values[0])
-
-
 def _keys(tree: xr.DataTree, references: Sequence[str]) -> list[str]:
     stored = tree["references"].to_dataset()
     if "token_ids" not in stored:
@@ -507,17 +517,9 @@ def _keys(tree: xr.DataTree, references: Sequence[str]) -> list[str]:
     return [key_of(ids[: int(n)]) for ids, n in zip(ids_RN, lengths, strict=True)]
 
 
-def _transcripts(tree: xr.DataTree, producers: list[str], references: list[str]) -> Ints:
-    """Emitted ids of the first repeat, (producer, reference, output token); −1 after the end."""
-    output = tree["output"].to_dataset()["token_id"].sel(config=producers, reference=references)
-    return np.asarray(
-        output.transpose("config", "repeat", "reference", "output_token").values[:, 0], np.int64
-    )
-
-
 def _emitted(tree: xr.DataTree, own: xr.Dataset, producers: list[str], references: list[str]) -> Ints:
     """Emitted id at every position, (producer, reference, position); −1 for none."""
-    ids_DRO = _transcripts(tree, producers, references)
+    ids_DRO = transcripts(tree, producers, references)
     # A position counts from the start of its reference, an output token from its end. References differ in
     # length, so a position that is a token of one may lie before or after those of another: there it is −1.
     length_R = tree["references"].to_dataset()["length"].sel(reference=references).values
@@ -534,7 +536,7 @@ def _same_tokens(
     fed = replay["token_id"].isel(repeat=0).transpose("producer", "config", "reference", "position").values
     wrong = captured_DCRT & (fed != output_DRT[:, None])
     if "token_id" in own:
-        wrong |= (_own(own, "captured").astype(bool) & (_own(own, "token_id") != output_DRT))[:, None]
+        wrong |= (own_rows(own, "captured").astype(bool) & (own_rows(own, "token_id") != output_DRT))[:, None]
     if wrong.any():
         d, c, r, t = (int(i[0]) for i in np.nonzero(wrong))
         raise QdxError(
@@ -542,210 +544,3 @@ def _same_tokens(
             f"{replay['reference'].values[r]!s}, fed other tokens than the transcript has (position "
             f"{own['position'].values[t]}): give the file that was replayed"
         )
-
-
-@dataclass(frozen=True)
-class _Energies:
-    """Distances of sketches, see `Replays`; all NaN where the producers published none."""
-
-    energy_DCRT: Floats
-    floor_DRT: Floats
-    between_DCRMM: Floats
-    beside_DCRMV: Floats
-
-
-def _energies(
-    own: xr.Dataset, replay: xr.Dataset, here_DRT: Bools, captured_DCQRT: Bools, choice_DCRMT: Ints
-) -> _Energies:
-    producers, configs, repeats, references, _ = captured_DCQRT.shape
-    members = repeats + 1
-    # Member 0 is the producer, 1 … Q are the repeats here. The test that permutes the producer among the
-    # repeats needs every pair of members, by one rule for all: a rule that treats him otherwise would refute
-    # honest ones.
-    energy_DCRT = np.full((producers, configs, *here_DRT.shape[1:]), np.nan)
-    floor_DRT = np.full(here_DRT.shape, np.nan)
-    between = np.full((producers, configs, references, members, members), np.nan)
-    beside = np.full((producers, configs, references, members, configs), np.nan)
-    sketched = "sketch" in own  # a file of commitments has none
-    if sketched and own.sizes["component"] != replay.sizes["component"]:
-        raise QdxError(
-            f"sketches of {own.sizes['component']} and {replay.sizes['component']} components cannot be "
-            "compared: use one capture.components"
-        )
-    dtypes = [str(v) for v in np.broadcast_to(replay["dtype"].values, (configs,))]
-    shape = (*here_DRT.shape, replay.sizes["component"])
-    mine_DRTK = _own(own, "sketch", "component").astype(np.float64) if sketched else np.zeros(shape)
-    here_DRT = here_DRT & sketched
-    for d in range(producers):  # one producer's sketches in memory at a time
-        theirs = replay["sketch"].isel(producer=d).transpose(*REPLAY[1:], "component")
-        theirs_CQRTK = theirs.values.astype(np.float64)
-        # Of our rows, not his: the floor is the resolution of the dtype at a row's scale, and a producer who
-        # scales his sketches would choose it.
-        floors = [ulp_floor(theirs_CQRTK[c, 0], dtypes[c]) for c in range(configs)]
-        floor_DRT[d] = np.where(here_DRT[d], np.min(floors, 0), np.nan)
-        for c in range(configs):
-            member_MRTK = np.concatenate([mine_DRTK[d][None], theirs_CQRTK[c]])
-            there_MRT = np.concatenate([here_DRT[d][None], captured_DCQRT[d, c]])
-            # Behind the first token in which two members choose differently, the path is the producer's alone
-            # and the members are no longer exchangeable. (The first choice is prefill's, which has no decode
-            # row.)
-            common_RT = on_common_path(choice_DCRMT[d, c])[:, 1:]
-            for i in range(members):
-                for j in range(i):
-                    values_RT = _energy(member_MRTK[i] - member_MRTK[j], there_MRT[i] & there_MRT[j])
-                    shared_RT = np.where(common_RT, values_RT, np.nan)
-                    between[d, c, :, i, j] = between[d, c, :, j, i] = row_mean(shared_RT)
-                    if (i, j) == (1, 0):  # the first repeat here and the producer: the score of the profile
-                        energy_DCRT[d, c] = values_RT  # of every row, not of the common path alone
-                for v in range(configs):
-                    both = there_MRT[i] & captured_DCQRT[d, v, 0] & common_RT
-                    beside[d, c, :, i, v] = row_mean(_energy(member_MRTK[i] - theirs_CQRTK[v, 0], both))
-    return _Energies(energy_DCRT, floor_DRT, between, beside)
-
-
-def _energy(residual_RTK: Floats, there_RT: Bools) -> Floats:
-    """Energies of rows that are there; a sketch that is not finite is further off than any real one."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        values = energy(residual_RTK)
-    values = np.where(np.isfinite(values), np.minimum(values, UNREAL), UNREAL)
-    return np.asarray(np.where(there_RT, values, np.nan))
-
-
-def _margins(replay: xr.Dataset, captured_DCRT: Bools) -> tuple[Floats, Bools]:
-    """Margins of the emitted tokens by the verifier's own rows, and where several logits are greatest."""
-
-    def first(name: str, *more: str) -> NDArray[Any]:
-        data = replay[name].isel(repeat=0)
-        return np.asarray(data.transpose("producer", "config", "reference", "position", *more).values)
-
-    if "top_logit" not in replay or "target_logit" not in replay:
-        return np.full(captured_DCRT.shape, np.nan), np.zeros(captured_DCRT.shape, bool)
-    top = first("top_logit", "rank")[..., :2].astype(np.float64)
-    margin = np.where(captured_DCRT, top[..., 0] - first("target_logit"), np.nan)
-    tied = captured_DCRT & (top[..., 0] == top[..., 1]) if top.shape[-1] > 1 else np.zeros_like(captured_DCRT)
-    return margin, tied
-
-
-def _choices(replay: xr.Dataset, captured_DCQRT: Bools, output_DRT: Ints) -> Ints:
-    """Emitted tokens and every repeat's greatest logit, (producer, config, reference, member, token)."""
-    producers, configs, repeats, references, tokens = captured_DCQRT.shape
-    found = np.full((producers, configs, references, repeats + 1, tokens), -1, np.int64)
-    if "top_id" in replay:
-        top = replay["top_id"].isel(rank=0).transpose(*REPLAY).values
-        found[..., 1:, :] = np.moveaxis(np.where(captured_DCQRT, top, -1), 2, 3)
-        found[..., 0, :] = output_DRT[:, None]
-    return found
-
-
-@dataclass(frozen=True)
-class _First:
-    """What the verifier's prefill says of the producers' first tokens; NaN and −1 where it says nothing."""
-
-    margin_DCR: Floats
-    tied_DCR: Bools
-    same_DCR: Bools
-    choice_DCRM: Ints
-
-    @classmethod
-    def of(
-        cls,
-        tree: xr.DataTree,
-        verifier: xr.DataTree,
-        producers: list[str],
-        configs: list[str],
-        references: list[str],
-        repeats: int,
-    ) -> _First:
-        shape = (len(producers), len(configs), len(references))
-        found = cls(
-            np.full(shape, np.nan),
-            np.zeros(shape, bool),
-            np.zeros(shape, bool),
-            np.full((*shape, repeats + 1), -1, np.int64),
-        )
-        here = verifier["prefill"].to_dataset() if "prefill" in verifier.children else xr.Dataset()
-        if "first_logit" not in here:
-            return found
-        here = here.sel(reference=references, producer=producers)
-        emitted_DR = _transcripts(tree, producers, references)[..., 0]
-        fed = here["first_token_id"].isel(repeat=0).transpose("producer", "config", "reference").values
-        if (fed != emitted_DR[:, None]).any():
-            raise QdxError("the verifier judged other first tokens: give the file that was replayed")
-        length = tree["references"].to_dataset()["length"].sel(reference=references)
-        last = here[["top_logit", "top_id", "row_hash"]].sel(position=length)
-        top = last["top_logit"].isel(repeat=0).transpose("config", "reference", "rank").values
-        chosen = here["first_logit"].isel(repeat=0).transpose("producer", "config", "reference").values
-        found.margin_DCR[:] = top[None, ..., 0].astype(np.float64) - chosen  # NaN where nothing was emitted
-        if top.shape[-1] > 1:
-            found.tied_DCR[:] = (top[..., 0] == top[..., 1])[None]
-        choice = last["top_id"].isel(rank=0).transpose("config", "reference", "repeat").values
-        # One prefill of the reference serves all producers: its row depends on the prompt alone, so only the
-        # margin of each one's own first token differs between them.
-        found.choice_DCRM[..., 0] = emitted_DR[:, None]
-        found.choice_DCRM[..., 1:] = choice[None]
-        found.same_DCR[:] = _same_first(tree, here, producers, length)
-        return found
-
-
-def _same_first(
-    tree: xr.DataTree, here: xr.Dataset, producers: list[str], length: xr.DataArray
-) -> Bools | bool:
-    """Whether prefill's last row, which predicts the first token, is bit-equal.
-
-    Returns
-    -------
-    array (producer, config, reference), or False where no such row was published
-    """
-    if "prefill" not in tree.children:
-        return False
-    own = tree["prefill"].to_dataset()
-    found = marks(own, here)
-    positions = own["position"].values
-    if found is None or not np.isin(length.values, positions).all():
-        return False
-    at = {"config": producers, "reference": length["reference"], "position": length}
-    order = ("config", "reference", "word")
-    mine = found[0].isel(repeat=0).sel(at).transpose(*order).values
-    there = own["captured"].isel(repeat=0).sel(at).transpose(*order[:2]).values.astype(bool)
-    theirs = found[1].isel(repeat=0).sel(position=length).transpose(*order).values
-    return np.asarray(there[:, None] & (mine[:, None] == theirs[None]).all(-1))
-
-
-def _repeats_of(tree: xr.DataTree, own: xr.Dataset) -> list[Repeating]:
-    """How the producers repeat; records of other programs say nothing of it."""
-    if "row_hash" not in own and "commitment" not in own:
-        return [Repeating(0, 0)] * own.sizes["config"]
-    return own_repeats(tree, "decode", [str(label) for label in own["config"].values])
-
-
-def _decode(
-    tree: xr.DataTree,
-    own: xr.Dataset,
-    replay: xr.Dataset,
-    comparable: bool,
-    both_DCRT: Bools,
-    equal_DCRT: Bools,
-    energies: _Energies,
-) -> Compared:
-    """The equality of decode rows and of their repeats."""
-    hash_DCQRT = replay["row_hash"].transpose(*REPLAY).values
-    captured = replay["captured"].transpose(*REPLAY).values.astype(bool)
-    repeats_DC = [
-        [repeating(hash_DCQRT[d, c], captured[d, c] & captured[d, c, :1]) for c in range(captured.shape[1])]
-        for d in range(len(captured))
-    ]
-    distance = row_mean(np.sqrt(energies.energy_DCRT * replay.sizes["component"]))
-    compared = both_DCRT.sum(-1) if comparable else np.zeros(both_DCRT.shape[:3], np.int64)
-    return Compared(
-        "decode",
-        np.where(np.isfinite(distance), distance, np.nan),
-        compared,
-        equal_DCRT.sum(-1),
-        _repeats_of(tree, own),
-        [pooled(list(of)) for of in zip(*repeats_DC, strict=True)],
-        "" if comparable else OF_RECORDS if "row_hash" not in own and "commitment" not in own else NO_ROWS,
-        content_DCR=compared,
-        content_equal_DCR=equal_DCRT.sum(-1),
-        expected_DCR=captured[:, :, 0].sum(-1),
-        reruns_DC=np.array([[r.reruns for r in row] for row in repeats_DC], np.int64),
-    )

@@ -25,11 +25,12 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 
 import numpy as np
-from scipy import stats
+import scipy  # its `stats` is imported where it is used, which takes a second
 
+from qdx.capture.densities import Drawn
 from qdx.capture.plan import LEAST_TEMPERATURE
 from qdx.statistics import Bools, Floats
-from qdx.verification.e_values import Drawn, Weighed, against
+from qdx.verification.e_values import Weighed, against
 from qdx.verification.uniforms import distance_from_uniform, uniforms
 
 KERNEL_KL = 5e-4
@@ -209,7 +210,7 @@ def uniform_p(
     unseen = int((shown.open_R[first] & (lengths > 0)).sum()) + shown.lost * int(lengths.max())
     noise = float((shown.noise_R[first] * lengths).sum()) / count
     distance = distance_from_uniform(u)[0] - UNIFORM * noise - unseen / (count + unseen)
-    p = float(stats.kstwo.sf(distance, count + unseen)) if distance > 0 else 1.0
+    p = float(scipy.stats.kstwo.sf(distance, count + unseen)) if distance > 0 else 1.0
     return rational(p), count
 
 

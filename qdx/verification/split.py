@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from qdx.statistics import FEWEST_REFERENCES, Ints
-from qdx.verification.p_values import fitting_part, level
+from qdx.verification.calibration_size import fitting_part
+from qdx.verification.p_values import level
 
 FPR = 0.01  # of the strictest threshold, where there are references for it
 

@@ -9,10 +9,10 @@ system prompt.
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
+import scipy  # its `stats` is imported where it is used, which takes a second
 
+from qdx.capture.densities import SHARE, Drawn
 from qdx.statistics import Floats
-from qdx.verification.e_values import SHARE, Drawn
 
 
 def uniforms(drawn: Drawn, seed: int, share: float = SHARE) -> Floats:
@@ -58,5 +58,5 @@ def distance_from_uniform(u: Floats) -> tuple[float, float]:
     known = u[np.isfinite(u)]
     if not len(known):
         return float("nan"), 1.0
-    result = stats.kstest(known, "uniform", method="auto")
+    result = scipy.stats.kstest(known, "uniform", method="auto")
     return float(result.statistic), float(result.pvalue)

@@ -1,47 +1,29 @@
-"""Decide a claim from its listed tests, the rows that are equal and the text that fits them."""
+"""Decide a claim: rules in the order of their strength, of which the first that applies decides."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
-
-import numpy as np
+from typing import Generic, TypeVar
 
 from qdx.document.format import plural
-from qdx.verification.binding import Drawn, share_text
-from qdx.verification.compare import Compared
-from qdx.verification.evidence import (
-    Claim,
-    Test,
-    counts_needed,
-    judged_groups,
-    other_prompts,
-    sampling_of,
-    shown_of,
-    weights_of,
-)
-from qdx.verification.listed import MOST_DIGITS, TOKENS
-from qdx.verification.obligations import Obligations
-from qdx.verification.recorded import Recorded, own_units
-from qdx.verification.replays import Replays
-from qdx.verification.sampled import Alternatives, not_told_apart
+from qdx.verification.cases import Case, Evidence, RecordsCase, RowsCase, part_of
+from qdx.verification.evidence import other_prompts
 
 KINDS: Mapping[str, str] = {
     "confirmed": "every row is bit-equal, and the text is what these rows say",
     "confirmed in prefill": "every prefill row is bit-equal; decode, which does not repeat, passed its tests",
     "confirmed in s drawn rows": "every row that the verifier drew of each phase, fixed before, is bit-equal",
     "not refuted": "the claim is plausible, and others may be",
+    "kernel confirmed": "rows and text are those of the claimed kernel, under another setting",
     "undecided": "no test could have refuted the claim, or too little was published",
     "obligation not met": "the record is not what the verifier demanded",
     "other config": "rows or record are those of another config than the claimed one",
     "refuted": "an honest claim would be refuted so with at most the level's probability",
 }
-# Sampling parameters that change which tokens are drawn: a server may set one that nobody states.
-SHAPING = ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 GOOD = ("confirmed", "confirmed in prefill", "confirmed in s drawn rows", "not refuted")
 BAD = ("other config", "refuted")
-MOST_SAID = 2  # rows that a reason names
+C = TypeVar("C", bound=Case)
 
 
 @dataclass(frozen=True)
@@ -67,31 +49,336 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What verdicts rest on.
+class Rule(Generic[C]):
+    """One row of the table of rules.
 
     Attributes
     ----------
-    data : Replays
-    claims : list of Claim or None
-    alpha : Fraction
-    calibrated : bool
-        Whether known transcripts were given.
-    likeliest_DC : array (producer, config)
-        References whose greatest likelihood is the config's; zeros without a calibration.
-    other_DC : list of list of str
-        What of a producer's own record is not the config's, such as its weights.
-    obligations_D : list of Obligations
-        What the verifier demanded of each producer.
+    name : str
+        When it applies, in words.
+    applies : callable
+        The condition, of a case that no earlier rule applies to.
+    kind : str
+        The verdict.
+    concerns : str or callable
+        The part of the claim that it concerns.
+    because : callable
+        The sentence that says what it rests on.
+    why : str
+        Why the condition has this outcome, and why here.
+    false_at_least : callable
+        Lower bound of the transcripts that are false.
     """
 
-    data: Replays
-    claims: list[Claim | None]
-    alpha: Fraction
-    calibrated: bool
-    likeliest_DC: np.ndarray
-    other_DC: list[list[str]]
-    obligations_D: list[Obligations]
+    name: str
+    applies: Callable[[C], object]
+    kind: str
+    concerns: str | Callable[[C], str]
+    because: Callable[[C], str]
+    why: str
+    false_at_least: Callable[[C], int] = lambda _: 0
+
+    def verdict(self, case: C) -> Verdict:
+        """What is decided where it applies."""
+        concerns = self.concerns if isinstance(self.concerns, str) else self.concerns(case)
+        return Verdict(self.kind, concerns, self.because(case), self.false_at_least(case))
+
+
+def _of_tests(case: Case) -> int:
+    return case.tested.false_at_least
+
+
+NOT_REPLAYED: tuple[Rule[Case], ...] = (
+    Rule(
+        "records that nobody gave a config",
+        lambda case: case.record is not None and case.own_label,
+        "undecided",
+        "config",
+        lambda case: case.unclaimed,
+        "what a provider calls its model is not the label of a config: the verifier says which one it is",
+    ),
+    Rule(
+        "the claimed config was not replayed",
+        lambda case: True,
+        "undecided",
+        "config",
+        lambda case: f"config {case.claim} was not replayed: add it to quant=…",
+        "there is nothing here that the claim could be held against",
+    ),
+)
+
+# Tokens and no rows, which end at most in not refuted. A greedy text is held against known transcripts, and
+# drawn tokens against the probabilities of the rows here; a record that leaves open how its tokens were
+# chosen is neither.
+RECORDS: tuple[Rule[RecordsCase], ...] = (
+    Rule(
+        "neither greedy nor drawn as far as is known",
+        lambda case: not case.greedy and not case.drawn and not case.stated.other_prompts,
+        "undecided",
+        "sampling",
+        lambda case: f"{case.unknown_sampling}; {case.judged_as}",
+        "no test is about tokens that were chosen in an unknown way",
+    ),
+    Rule(
+        "drawn tokens that are not uniform, and nothing else",
+        lambda case: case.refuted and case.drawn and case.only_not_uniform,
+        "undecided",
+        "sampling",
+        lambda case: f"{case.only_not_uniform}; {case.about}; {case.tests_text}{case.lost}",
+        "honest tokens are not uniform where a truncation was in force that is not stated",
+    ),
+    Rule(
+        "the tests refute the claim",
+        lambda case: case.refuted and not case.stated.from_text,
+        "refuted",
+        lambda case: case.strongest,
+        lambda case: case.refutation(f"{case.about}{case.lost}"),
+        "what can be read refutes whatever was left out",
+        _of_tests,
+    ),
+    Rule(
+        "another prompt than the one that was asked",
+        lambda case: case.stated.other_prompts,
+        "undecided",
+        "prompt",
+        lambda case: f"{other_prompts(case.stated)}{case.lost}",
+        "answers to other prompts are not judged, so that too little may be left",
+    ),
+    Rule(
+        "tokens without a row here",
+        lambda case: case.tokens_without_row,
+        "undecided",
+        "coverage",
+        lambda case: (
+            f"{plural(case.tokens_without_row, 'token')} without a row here; {case.about}{case.lost}"
+        ),
+        "nobody knows how the tokens that are not judged would have come out",
+    ),
+    Rule(
+        "the tests refute ids that were made from text",
+        lambda case: case.refuted,
+        "undecided",
+        "text",
+        lambda case: (
+            f"{case.tests_text}, which refutes only where the ids are those that were emitted; "
+            f"{case.about}{case.lost}"
+        ),
+        "one text has several sequences of ids, and an honest one may have been another",
+    ),
+    Rule(
+        "answers that were lost",
+        lambda case: case.stated.lost,
+        "undecided",
+        "coverage",
+        lambda case: f"not judged: {case.stated.lost}; {case.summary}",
+        "whoever writes the records chooses what cannot be read of them",
+    ),
+    Rule(
+        "some tokens are known to be drawn, and others are not",
+        lambda case: case.drawn and case.chosen_otherwise,
+        "undecided",
+        "coverage",
+        lambda case: (
+            f"how {plural(case.chosen_otherwise, 'token')} were chosen is not known, or not computed here; "
+            f"{case.summary}"
+        ),
+        "the others are not judged by any test",
+    ),
+    Rule(
+        "drawn tokens, one test of which is low by itself",
+        lambda case: case.drawn and case.tested.single,
+        "undecided",
+        "drawn tokens",
+        lambda case: case.summary,
+        "good news is only given where nothing speaks against it",
+    ),
+    Rule(
+        "drawn tokens that would not refute another config either",
+        lambda case: case.drawn and case.alike,
+        "undecided",
+        "evidence",
+        lambda case: f"so few tokens would not refute {case.alike} beside it; {case.summary}",
+        "a test that cannot tell configs apart says nothing by being passed",
+    ),
+    Rule(
+        "drawn tokens that passed",
+        lambda case: case.drawn,
+        "not refuted",
+        "drawn tokens",
+        lambda case: case.summary,
+        "they would have refuted every config of other weights",
+    ),
+    Rule(
+        "several answers to one prompt differ",
+        lambda case: case.answers_differ,
+        "undecided",
+        "units",
+        lambda case: (
+            "several answers to one prompt differ, so that a false one may stand behind an honest one; "
+            f"{case.summary}"
+        ),
+        "a unit counts once, by one of its answers",
+    ),
+    Rule(
+        "a greedy text that passed",
+        lambda case: case.strong,
+        "not refuted",
+        lambda case: ", ".join(dict.fromkeys(map(part_of, case.strong))),
+        lambda case: case.summary,
+        "its tests could have refuted the claim",
+    ),
+    Rule(
+        "no test could have refuted the claim",
+        lambda case: True,
+        "undecided",
+        "evidence",
+        lambda case: case.summary,
+        "passing a test that cannot fail says nothing",
+    ),
+)
+
+# What no noise can explain, then rows that are all equal, then the listed tests.
+ROWS: tuple[Rule[RowsCase], ...] = (
+    Rule(
+        "tokens that are not greedy on a bit-equal row",
+        lambda case: case.greedy and case.misfits[0],
+        "refuted",
+        "text",
+        lambda case: (
+            f"the text does not fit the rows: {plural(case.misfits[0], 'token')} in "
+            f"{plural(case.misfits[1], 'transcript')}, each on a row that is bit-equal to the one here and "
+            f"has a greater logit; {case.rows}"
+        ),
+        "plain greedy decoding takes the greatest logit of the row, whatever the machine",
+        lambda case: max(case.misfits[1], case.tested.false_at_least),
+    ),
+    Rule(
+        "opened rows that do not say the token that follows",
+        lambda case: case.greedy and case.demanded.misread,
+        "refuted",
+        "text",
+        lambda case: (
+            f"the text does not fit the rows: {plural(len(case.demanded.misread), 'token')} not among the "
+            f"greatest logits of the row that the producer bound and opened ({case.demanded.misread[0]}); "
+            f"{case.rows}"
+        ),
+        "the row is the producer's own, bound before it was drawn",
+        _of_tests,
+    ),
+    Rule(
+        "its own record is another config's than its label",
+        lambda case: not case.fits and case.other_record and case.own_label,
+        "other config",
+        "record",
+        lambda case: f"its own record states other {case.other_record}; {case.rows}",
+        "the producer says so herself; equal rows would be stronger than a record",
+        _of_tests,
+    ),
+    Rule(
+        "every row is the claimed kernel's under another setting",
+        lambda case: not case.fits and case.greedy and case.other_setting,
+        "kernel confirmed",
+        "kernel",
+        lambda case: case.of_other_setting,
+        "weights and kernel are the claimed ones; the batch or another setting is not what was said",
+    ),
+    Rule(
+        "every row is another config's",
+        lambda case: not case.fits and case.fitting_others,
+        "other config",
+        "rows",
+        lambda case: (
+            f"{'every drawn row' if case.drawn else 'every row'} is bit-equal to that of "
+            f"{case.fitting_others}, and not to that of {case.label}: {case.rows}"
+        ),
+        "rows are equal by no accident, and name what made them",
+    ),
+    Rule(
+        "the tests refute the claim",
+        lambda case: case.refuted_by_tests,
+        "refuted",
+        lambda case: case.strongest,
+        lambda case: case.refutation(case.rows),
+        "an honest claim would be refuted so with at most the level's probability",
+        _of_tests,
+    ),
+    Rule(
+        "its own record is another config's than the verifier says",
+        lambda case: not case.fits and case.other_record,
+        "other config",
+        "record",
+        lambda case: f"its own record states other {case.other_record}; {case.rows}",
+        "another claim than the label is tested first, and never good news",
+        _of_tests,
+    ),
+    Rule(
+        "every row is bit-equal",
+        lambda case: case.fits and not case.drawn and not case.blocked,
+        "confirmed",
+        "rows and text",
+        lambda case: f"{case.equal_rows}; {case.greedy_text(case.c)}",
+        "equal rows say what computed them, and the text is what these rows say",
+    ),
+    Rule(
+        "every drawn row is bit-equal",
+        lambda case: case.fits and not case.blocked,
+        "confirmed in s drawn rows",
+        lambda case: f"drawn rows of {' and '.join(one.phase for one in case.drawn)}, and text",
+        lambda case: f"{case.equal_rows}: {case.false_shares}; {case.greedy_text(case.c)}",
+        "the same of the rows that were drawn; the bound of the others belongs to the verdict",
+    ),
+    Rule(
+        "too little was published",
+        lambda case: case.too_little,
+        "undecided",
+        "coverage",
+        lambda case: f"too little is published: {case.too_little}; {case.rows}",
+        "a producer may leave out what would speak against the claim",
+    ),
+    Rule(
+        "not plain greedy, or not stated",
+        lambda case: not case.greedy,
+        "undecided",
+        "text",
+        lambda case: "; ".join(part for part in (case.blocked, case.rows) if part),
+        "nothing tests its text: whoever has the weights can make rows that fit any text",
+    ),
+    Rule(
+        "prefill is bit-equal, and decode passed its tests",
+        lambda case: case.prefill_confirms and not case.blocked,
+        "confirmed in prefill",
+        "prefill rows",
+        lambda case: f"{case.rows}; {case.tests_text}",
+        "rows of a decode that does not repeat can be equal to nobody's",
+    ),
+    Rule(
+        "rows differ where those of every rerun here are equal",
+        lambda case: case.unequal,
+        "undecided",
+        lambda case: f"{case.unequal[0]} rows",
+        lambda case: (
+            f"rows of {' and '.join(case.unequal)} differ where those of every rerun here are equal: "
+            f"{case.about}{case.open_end}"
+        ),
+        "too few differ to refute, and none would be expected to",
+    ),
+    Rule(
+        "the tests of noisy values passed",
+        lambda case: case.passed,
+        "not refuted",
+        lambda case: ", ".join(test.name for test in case.passed),
+        lambda case: case.about,
+        "they could have refuted the claim",
+    ),
+    Rule(
+        "no test could have refuted the claim",
+        lambda case: True,
+        "undecided",
+        "evidence",
+        lambda case: f"{case.about}{case.open_end}",
+        "passing a test that cannot fail says nothing",
+    ),
+)
 
 
 def exit_status(kinds: Sequence[str]) -> int:
@@ -101,57 +388,21 @@ def exit_status(kinds: Sequence[str]) -> int:
     --------
     >>> exit_status(["confirmed", "not refuted"]), exit_status(["confirmed", "undecided"])
     (0, 4)
-    >>> exit_status(["undecided", "refuted"])
-    3
+    >>> exit_status(["confirmed", "kernel confirmed"]), exit_status(["undecided", "refuted"])
+    (4, 3)
     """
     if any(kind in BAD for kind in kinds):
         return 3
     return 0 if all(kind in GOOD for kind in kinds) else 4
 
 
-def text_misfits(data: Replays, d: int, c: int) -> tuple[int, int]:
-    """Count tokens that are not greedy on a bit-equal row, and the transcripts that have one."""
-    misfit_RT = data.misfit_DCRT[d, c]
-    return int(misfit_RT.sum()), int(misfit_RT.any(-1).sum())
-
-
-def every_row_equal(data: Replays, d: int, v: int) -> bool:
-    """Whether every row that config v has here is published and bit-equal, and the text fits them."""
-    return (
-        all(bool(rows.all_equal_DC[d, v]) for rows in data.phases)
-        and data.prefill is not None
-        and not text_misfits(data, d, v)[0]
-        and bool((data.greedy_DCR[d, v] == data.emitted_DR[d]).all())
-    )
-
-
-def every_drawn_row_equal(data: Replays, d: int, v: int, drawn: Sequence[Drawn]) -> bool:
-    """Whether every drawn row is bit-equal to config v's here, and all text is greedy by the rows here.
-
-    A phase of which no row was drawn is not confirmed, and nothing is without it.
-    """
-    counts = [(one.rows, *_counts(data, d, v, one.phase)) for one in drawn]
-    return (
-        bool(drawn)
-        and all(0 < rows == compared == equal for rows, compared, equal in counts)
-        and not text_misfits(data, d, v)[0]
-        and bool((data.greedy_DCR[d, v] == data.emitted_DR[d]).all())
-    )
-
-
-def _counts(data: Replays, d: int, v: int, phase: str) -> tuple[int, int]:
-    """Rows of a phase that both sides have, and those that are bit-equal."""
-    of = [rows for rows in data.phases if rows.phase == phase and not rows.missing]
-    return sum(int(r.compared_DCR[d, v].sum()) for r in of), sum(int(r.equal_DCR[d, v].sum()) for r in of)
-
-
 def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
     """Decide producer d's claim of config c.
 
-    The order is the order of strength: what no noise can explain, then rows that are all equal, then the
-    listed tests; good news is only given where nothing speaks against it. What the verifier demanded and did
-    not get makes the verdict "obligation not met", unless the evidence refutes the claim anyway. Where the
-    file is not what was bound, there is no evidence: whoever edited it could have an honest prover refuted.
+    The order is the order of strength; good news is only given where nothing speaks against it. What the
+    verifier demanded and did not get makes the verdict "obligation not met", unless the evidence refutes the
+    claim anyway. Where the file is not what was bound, there is no evidence: whoever edited it could have an
+    honest prover refuted.
 
     Parameters
     ----------
@@ -165,7 +416,7 @@ def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
     demanded = evidence.obligations_D[d]
     if demanded.unfit:
         return Verdict("obligation not met", "obligations", "; ".join(demanded.unmet))
-    found = _decide(evidence, d, c, claim)
+    _, found = by_rule(evidence, d, c, claim)
     if demanded.said:
         found = replace(found, because=f"{found.because}; {demanded.said}")
     if not demanded.unmet:
@@ -176,410 +427,18 @@ def decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
     return Verdict("obligation not met", "obligations", unmet)
 
 
-def _decide(evidence: Evidence, d: int, c: int, claim: str) -> Verdict:
-    data = evidence.data
-    record = data.records_D[d]
-    if c < 0 and record is not None and claim == data.producers[d]:
-        why = (
-            "records of other programs claim no config: say which one it is, "
-            f"'verify.claims={{{claim}: …}}', one of {', '.join(data.configs)}"
-        )
-        if record.other_prompts:
-            why = f"{other_prompts(record)}; {why}"
-        elif sampling_of(data, d):  # greedy tokens say nothing of sampled output
-            each = [f"{label} {_greedy_text(data, d, v)}" for v, label in enumerate(data.configs)]
-            why = f"{'; '.join(each)}; {why}"
-        return Verdict("undecided", "config", why)
+def by_rule(evidence: Evidence, d: int, c: int, claim: str) -> tuple[str, Verdict]:
+    """The name of the rule that decides a claim, and its verdict, whatever else was demanded."""
     if c < 0:
-        return Verdict("undecided", "config", f"config {claim} was not replayed: add it to quant=…")
-    tested = evidence.claims[d]
-    assert tested is not None
-    if record is not None:
-        return _of_records(evidence, tested, d, c, record)
-    demanded = evidence.obligations_D[d]
-    drawn, misread = demanded.drawn, demanded.misread
-    greedy, rows = sampling_of(data, d), _rows_text(data, d, c, drawn)
-    tokens, transcripts = text_misfits(data, d, c)
-    if greedy and tokens:
-        return Verdict(
-            "refuted",
-            "text",
-            f"the text does not fit the rows: {plural(tokens, 'token')} in "
-            f"{plural(transcripts, 'transcript')}, each on a row that is bit-equal to the one here and has a "
-            f"greater logit; {rows}",
-            max(transcripts, tested.false_at_least),
-        )
-    if greedy and misread:
-        return Verdict(
-            "refuted",
-            "text",
-            f"the text does not fit the rows: {plural(len(misread), 'token')} not among the greatest "
-            f"logits of the row that the producer bound and opened ({misread[0]}); {rows}",
-            tested.false_at_least,
-        )
-    # Of rows that were drawn, those alone are compared, and the bound of the others belongs to the verdict.
-    equal = not drawn and every_row_equal(data, d, c)
-    stated_other = evidence.other_DC[d][c]
-    fits = [
-        every_drawn_row_equal(data, d, v, drawn) if drawn else every_row_equal(data, d, v)
-        for v in range(len(data.configs))
-    ]
-    if not fits[c] and stated_other and data.producers[d] == claim:
-        why = f"its own record states other {evidence.other_DC[d][c]}; {rows}"
-        return Verdict("other config", "record", why, tested.false_at_least)
-    others = [v for v in range(len(data.configs)) if v != c and fits[v]]
-    if not fits[c] and others:
-        names = " and ".join(data.configs[v] for v in others)
-        every = "every drawn row" if drawn else "every row"
-        why = f"{every} is bit-equal to that of {names}, and not to that of {data.configs[c]}: {rows}"
-        return Verdict("other config", "rows", why)
-    if tested.p_holm is not None and tested.p_holm <= evidence.alpha:
-        return _refuted(evidence, tested, d, c, rows)
-    if not fits[c] and stated_other:  # another claim than the label: tested first, and never good news
-        why = f"its own record states other {stated_other}; {rows}"
-        return Verdict("other config", "record", why, tested.false_at_least)
-    blocked = _blocked(evidence, tested, d, greedy)
-    if equal and not blocked:
-        twins = f" (and to those of {', '.join(data.configs[v] for v in others)})" if others else ""
-        return Verdict("confirmed", "rows and text", f"{rows}{twins}; {_greedy_text(data, d, c)}")
-    if fits[c] and not blocked:
-        twins = f" (and to those of {', '.join(data.configs[v] for v in others)})" if others else ""
-        why = f"{rows}{twins}: {_false_shares(demanded)}; {_greedy_text(data, d, c)}"
-        phases = " and ".join(one.phase for one in drawn)
-        return Verdict("confirmed in s drawn rows", f"drawn rows of {phases}, and text", why)
-    if too_little := _too_little(data, d, c, demanded):
-        return Verdict("undecided", "coverage", f"too little is published: {too_little}; {rows}")
-    if not greedy:  # no test of its text: whoever has the weights can make rows that fit any text
-        return Verdict("undecided", "text", "; ".join(part for part in (blocked, rows) if part))
-    strong = [test for test in tested.tests if _can_refute(evidence, tested, test)]
-    noisy = [test for test in strong if test.name in ("distances", "text")]
-    if not any(test.name == "text" for test in noisy):
-        noisy = []  # rows that fit say nothing about a text that could not be tested
-    open_decode = tested.test("decode rows") is None
-    if _units_overlap(data, d):
-        noisy = []
-    prefill = data.prefill is not None and bool(data.prefill.all_equal_DC[d, c])
-    both = {"distances", "text"} <= {test.name for test in noisy}  # decode's rows and its text
-    if prefill and open_decode and both and not blocked:
-        why = f"{rows}; {_tests_text(tested)}"
-        return Verdict("confirmed in prefill", "prefill rows", why)
-    about = "; ".join(part for part in (rows, _tests_text(tested), blocked, _ranks(evidence, d)) if part)
-    exact = [rows_ for rows_ in data.phases if tested.test(f"{rows_.phase} rows")]
-    unequal = [rows_.phase for rows_ in exact if not _all_equal(rows_, d, c, bool(drawn))]
-    if unequal:
-        why = f"rows of {' and '.join(unequal)} differ where those of every rerun here are equal"
-        return Verdict("undecided", f"{unequal[0]} rows", f"{why}: {about}{_remedy(evidence, tested, d)}")
-    if noisy:
-        return Verdict("not refuted", ", ".join(test.name for test in noisy), about)
-    return Verdict("undecided", "evidence", f"{about}{_remedy(evidence, tested, d)}")
+        return _first(NOT_REPLAYED, Case(evidence, d, c, claim))
+    if evidence.data.records_D[d] is not None:
+        return _first(RECORDS, RecordsCase(evidence, d, c, claim))
+    return _first(ROWS, RowsCase(evidence, d, c, claim))
 
 
-def _of_records(evidence: Evidence, tested: Claim, d: int, c: int, record: Recorded) -> Verdict:
-    """Decide a claim about records of another program: tokens and no rows, which end at most in not refuted.
-
-    A greedy text is held against known transcripts, and drawn tokens against the probabilities of the rows
-    here. A record that leaves open how its tokens were chosen is neither.
-    """
-    data, greedy = evidence.data, sampling_of(evidence.data, d)
-    judged_as = _judged_as(data, tested, c)
-    drawn = _drawn_tokens(data, d, c) if greedy is False else 0
-    if not greedy and not drawn and not record.other_prompts:
-        why = tested.unlisted.get("text", "")
-        if greedy is False:
-            why = "sampled output with penalties, biases or restrictions, which are not computed here"
-        return Verdict("undecided", "sampling", f"{why}; {judged_as}")
-    emitted = int(data.emitted_DR[d].sum())
-    text = f"{drawn:,} of {plural(emitted, 'token')} drawn as stated" if drawn else _greedy_text(data, d, c)
-    parts = (text, _listed_text(data, d, c), judged_as, _blocked(evidence, tested, d, greedy))
-    about = "; ".join(part for part in parts if part)
-    if record.assumed:
-        about += f"; assumed to do nothing, since it is not stated: {record.assumed}"
-    if record.from_text:
-        about += f"; ids of {plural(record.from_text, 'answer')} were made from text"
-    if record.alone:
-        about += (
-            f"; {plural(record.alone, 'answer')} without a request, so that they alone say what was asked"
-        )
-    if drawn and (unseen := int(record.open_R.sum())):
-        about += f"; {plural(unseen, 'answer')} with a token after the last one that is listed"
-    missing = int((data.emitted_DR[d] - data.tokens_DCR[d, c]).sum())
-    refuted = tested.p_holm is not None and tested.p_holm <= evidence.alpha and not missing
-    lost = f"; not judged: {record.lost}" if record.lost else ""
-    if refuted and drawn and (why := _only_not_uniform(evidence, tested, record)):
-        return Verdict("undecided", "sampling", f"{why}; {about}; {_tests_text(tested)}{lost}")
-    if refuted and not record.from_text:  # by what can be read, whatever was left out
-        return _refuted(evidence, tested, d, c, f"{about}{lost}")
-    if record.other_prompts:
-        return Verdict("undecided", "prompt", f"{other_prompts(record)}{lost}")
-    if missing:
-        return Verdict(
-            "undecided", "coverage", f"{plural(missing, 'token')} without a row here; {about}{lost}"
-        )
-    if refuted:
-        why = f"{_tests_text(tested)}, which refutes only where the ids are those that were emitted; {about}"
-        return Verdict("undecided", "text", f"{why}{lost}")
-    strong = [test for test in tested.tests if _can_refute(evidence, tested, test)]
-    said = _said(tested, about)
-    if not strong:
-        only_text = {"text": tested.unlisted["text"]} if "text" in tested.unlisted else {}
-        said += _remedy(evidence, replace(tested, unlisted=only_text), d)
-    if record.lost:  # whoever writes the records chooses what cannot be read of them
-        return Verdict("undecided", "coverage", f"not judged: {record.lost}; {said}")
-    if drawn:
-        return _of_drawn(evidence, tested, d, c, said, emitted - drawn)
-    if _answers_differ(data, d, record):
-        why = "several answers to one prompt differ, so that a false one may stand behind an honest one"
-        return Verdict("undecided", "units", f"{why}; {said}")
-    names = ", ".join(dict.fromkeys(map(_part, strong)))
-    return Verdict("not refuted", names, said) if strong else Verdict("undecided", "evidence", said)
-
-
-def _listed_text(data: Replays, d: int, c: int) -> str:
-    """Of how many tokens every listed value is the one printed here; "" where nothing is listed."""
-    if data.listed is None or data.listed.digits_D[d] < 0:
-        return ""
-    equal_CR, tokens_R = data.listed.equal_DCR(d)
-    digits = plural(min(data.listed.digits_D[d], MOST_DIGITS), "decimal")
-    tokens = plural(int(tokens_R.sum()), "listed token")
-    return f"all log-probabilities of {int(equal_CR[c].sum()):,} of {tokens} equal to {digits}"
-
-
-def _judged_as(data: Replays, tested: Claim, c: int) -> str:
-    """Say which configs a claim may mean, where a format names several."""
-    if len(tested.meant) < 2:
-        return f"judged as {data.configs[c]}, as verify.claims says"
-    names = ", ".join(data.configs[v] for v in tested.meant)
-    return (
-        f"judged as any of {names}, which verify.claims may mean: {data.configs[c]} fits best and stands "
-        "here (not covered: any other kernel, setting or card)"
-    )
-
-
-def _of_drawn(evidence: Evidence, tested: Claim, d: int, c: int, said: str, others: int) -> Verdict:
-    """Decide a claim that no test of drawn tokens refutes; `others` were not drawn as far as is known."""
-    if others:
-        why = f"how {plural(others, 'token')} were chosen is not known, or not computed here"
-        return Verdict("undecided", "coverage", f"{why}; {said}")
-    if tested.single:
-        return Verdict("undecided", "drawn tokens", said)
-    if alike := _not_told_apart(evidence, d, c):
-        return Verdict("undecided", "evidence", f"so few tokens would not refute {alike} beside it; {said}")
-    return Verdict("not refuted", "drawn tokens", said)
-
-
-def _part(test: Test) -> str:
-    """The part of a claim that a test is about: distances of greedy tokens are about the text."""
-    return "text" if test.name == "distances" and test.null.startswith(TOKENS) else test.name
-
-
-def _said(tested: Claim, about: str) -> str:
-    return "; ".join(part for part in (about, _tests_text(tested)) if part)
-
-
-def _answers_differ(data: Replays, d: int, record: Recorded) -> bool:
-    """Whether a unit has answers that are not one answer given several times."""
-    seen: dict[int, str] = {}
-    pairs = zip(data.units_DR[d].tolist(), record.answers_R, data.there_DR[d].tolist(), strict=True)
-    return any(there and seen.setdefault(unit, answer) != answer for unit, answer, there in pairs)
-
-
-def _only_not_uniform(evidence: Evidence, tested: Claim, record: Recorded) -> str:
-    """Say that tokens were not drawn as was assumed, where nothing else speaks against the claim; or "".
-
-    Whoever truncates by default and does not say so draws honest tokens that are not uniform under what was
-    assumed. Between configs that makes little difference, since the same is assumed of all; an alternative
-    that is sharper than the claim can gain by it (`docs/verification.md`).
-    """
-    assumed = [name for name in SHAPING if name in record.assumed.split(", ")]
-    if not (assumed or record.order_matters) or tested.p_holm is None or tested.p_holm > evidence.alpha:
-        return ""
-    asked = sum(claim is not None for claim in evidence.claims)
-    others = [test.p for test in tested.tests if test.name != "uniformity" and test.p is not None]
-    if others and len(tested.tests) * asked * min(others) <= evidence.alpha:
-        return ""
-    if record.order_matters:
-        return (
-            "the tokens were not drawn from this config's rows in vLLM's order of temperature and "
-            "truncation: it is another model, or another engine, which has another order"
-        )
-    example = ", ".join(f"{name}: …" for name in assumed)
-    return (
-        "the tokens were not drawn from this config's rows as was assumed: it is another model, or "
-        f"{' or '.join(assumed)} was in force and is not stated ('prompts.assume={{{example}}}')"
-    )
-
-
-def _drawn_tokens(data: Replays, d: int, c: int) -> int:
-    return 0 if data.drawn is None else int(np.isfinite(data.drawn.logprob[d, c]).sum())
-
-
-def _not_told_apart(evidence: Evidence, d: int, c: int) -> str:
-    """Configs of other weights that the drawn tokens do not refute beside this one; "" for none."""
-    data = evidence.data
-    assert data.drawn is not None
-    groups, weights_C = judged_groups(data, d), weights_of(data)
-    shown = shown_of(data, d)
-    found = not_told_apart(data.drawn, groups, d, c, weights_C, float(evidence.alpha), shown)
-    if not Alternatives.of(weights_C, c).others:
-        return "anything: no config of other weights was replayed"
-    return ", ".join(data.configs[v] for v in found)
-
-
-def _refuted(evidence: Evidence, tested: Claim, d: int, c: int, rows: str) -> Verdict:
-    found = [test for test in tested.tests if test.p is not None]
-    best = min(found, key=lambda test: test.p or Fraction(1))
-    most = max(found, key=lambda test: test.false_at_least)
-    assert tested.p_holm is not None
-    why = f"{rows}; {_tests_text(tested)}; p = {_p(tested.p_holm)} adjusted over tests and claims"
-    share = tested.false_at_least
-    if share:
-        why += f"; at least {share} of {plural(most.judged, 'independent transcript')} false"
-    return Verdict("refuted", _part(best), f"{why}{_ranks(evidence, d, '; ')}", share)
-
-
-def _can_refute(evidence: Evidence, tested: Claim, test: Test) -> bool:
-    """Whether the test could have refuted the claim had every transcript been false."""
-    asked = sum(claim is not None for claim in evidence.claims)
-    return len(tested.tests) * asked * test.least <= evidence.alpha
-
-
-def _blocked(evidence: Evidence, tested: Claim, d: int, greedy: bool | None) -> str:
-    """What speaks against good news; empty where nothing does."""
-    if greedy is None:
-        return "the record does not state how its tokens were chosen, so it is not confirmed"
-    if greedy is False and evidence.data.records_D[d] is None:
-        return "the record states another decoding than plain greedy, so it is not confirmed"
-    if tested.single:
-        low = [test for test in tested.tests if test.p is not None and test.p <= evidence.alpha]
-        return f"the test of {low[0].name} alone has p = {_p(low[0].p)}, so it is not confirmed"
-    if evidence.data.records_D[d] is None and _units_overlap(evidence.data, d):
-        return "its references overlap, so that several count once, and false ones among them are hidden"
-    if tested.behind:
-        return "another config is likelier by more than known transcripts show, so it is not confirmed"
-    return ""
-
-
-def _units_overlap(data: Replays, d: int) -> bool:
-    """Whether a unit has more references than ran in one batch."""
-    batch = data.class_D[d].get("batch_size", "")
-    return int(np.bincount(data.units_DR[d]).max()) > max(1, int(batch) if batch.isdigit() else 1)
-
-
-def _false_shares(demanded: Obligations) -> str:
-    """Bound the false rows of each phase, where every drawn one is right."""
-    shares = [f"{share_text(one.false_share(demanded.configs))} in {one.phase}" for one in demanded.drawn]
-    said = f"the share of false rows is {' and '.join(shares)}"
-    if all(one.rows == one.of for one in demanded.drawn):
-        return said
-    several = f", for all {demanded.configs} configs of the root together" if demanded.configs > 1 else ""
-    return f"{said}, at 95 %{several}"
-
-
-def _all_equal(rows: Compared, d: int, c: int, drawn: bool) -> bool:
-    """Whether the rows of a phase that were asked for are bit-equal."""
-    if drawn:  # which ones, the verifier said
-        return bool((rows.equal_DCR[d, c] == rows.compared_DCR[d, c]).all())
-    return bool(rows.all_equal_DC[d, c])
-
-
-def _too_little(data: Replays, d: int, c: int, demanded: Obligations) -> str:
-    """What a producer left out of the rows that the verifier has, or drew; empty where nothing."""
-    said = []
-    for one in demanded.drawn:
-        if (compared := _counts(data, d, c, one.phase)[0]) < max(one.rows, 1):
-            why = [rows.missing for rows in data.phases if rows.phase == one.phase and rows.missing]
-            reason = f" ({why[0]})" if why else ""
-            said.append(f"{compared:,} of {plural(one.rows, 'drawn row')} of {one.phase} compared{reason}")
-    if odd := demanded.not_numbers:
-        names = "; ".join(odd[:MOST_SAID]) + ("; …" if len(odd) > MOST_SAID else "")
-        said.append(f"{plural(len(odd), 'drawn row')} with NaN, which no token is read from ({names})")
-    for rows in [] if demanded.drawn else data.phases:
-        if rows.missing:
-            continue
-        there, wanted = int(rows.content_DCR[d, c].sum()), int(rows.expected_DCR[d, c].sum())
-        if there < wanted:
-            noun = "content rows of prefill" if rows.phase == "prefill" else "decode rows"
-            said.append(f"{there:,} of {wanted:,} {noun}")
-    if data.prefill is None:
-        said.append("no prefill rows")
-    missing = int((data.emitted_DR[d] - data.tokens_DCR[d, c]).sum())
-    if missing:
-        said.append(f"{plural(missing, 'token')} without a row here")
-    return " and ".join(said)
-
-
-def _rows_text(data: Replays, d: int, c: int, drawn: Sequence[Drawn]) -> str:
-    if not drawn:
-        return "; ".join(_of_phase(rows, d, c) for rows in data.phases)
-    of = [
-        f"{one.phase} {_counts(data, d, c, one.phase)[1]:,} of {one.rows:,} (of {one.of:,} rows)"
-        for one in drawn
-    ]
-    return f"drawn rows bit-equal: {', '.join(of)}"
-
-
-def _of_phase(rows: Compared, d: int, c: int) -> str:
-    wanted = int(rows.expected_DCR[d, c].sum())
-    there, equal = int(rows.content_DCR[d, c].sum()), int(rows.content_equal_DCR[d, c].sum())
-    if rows.missing:
-        return f"{rows.phase}: {rows.missing}"
-    left = f" ({wanted - there:,} of {wanted:,} not published)" if there < wanted else ""
-    template = int((rows.compared_DCR - rows.content_DCR)[d, c].sum())
-    differ = template - int((rows.equal_DCR - rows.content_equal_DCR)[d, c].sum())
-    more = f", {differ:,} of {plural(template, 'template row')} not" if differ else ""
-    noun = "content row" if rows.phase == "prefill" else "row"
-    return f"{rows.phase}: {equal:,} of {plural(there, noun)} bit-equal{more}{left}"
-
-
-def _greedy_text(data: Replays, d: int, c: int) -> str:
-    tokens, greedy = int(data.emitted_DR[d].sum()), int(data.greedy_DCR[d, c].sum())
-    ties = int(data.ties_DCR[d, c].sum())
-    return f"{greedy:,} of {plural(tokens, 'token')} greedy" + (f" ({ties:,} by a tie)" if ties else "")
-
-
-def _tests_text(tested: Claim) -> str:
-    said = [
-        f"{test.name}: {'no value' if test.p is None else f'p = {_p(test.p)}'} against {test.null}"
-        for test in tested.tests
-    ]
-    return "; ".join(said)
-
-
-def _p(p: Fraction | None) -> str:
-    return "–" if p is None else f"{float(p):.2g}"
-
-
-def _ranks(evidence: Evidence, d: int, before: str = "") -> str:
-    """Which config the known transcripts make likeliest; nothing without a calibration."""
-    counts = evidence.likeliest_DC[d]
-    if not counts.any():
-        return ""
-    best, data = int(counts.argmax()), evidence.data
-    return (
-        f"{before}the likeliest of {plural(len(counts), 'config')} is {data.configs[best]} in {counts[best]} "
-        f"of {plural(len(data.references), 'reference')}"
-    )
-
-
-def _remedy(evidence: Evidence, tested: Claim, d: int) -> str:
-    """What would allow a decision."""
-    asked = sum(claim is not None for claim in evidence.claims)
-    judged = own_units(evidence.data.units_DR[d], evidence.data.there_DR[d])
-    reasons = list(dict.fromkeys(tested.unlisted.values()))
-    weak = [test for test in tested.tests if not _can_refute(evidence, tested, test)]
-    if weak:
-        reasons.append(
-            f"{plural(judged, 'transcript')} cannot refute by {', '.join(test.name for test in weak)} (least "
-            f"p {_p(max(test.least for test in weak))} times {len(tested.tests)} tests and {asked} claims): "
-            "more references, or more repeats here"
-        )
-    if "no calibration" in tested.unlisted.get("text", ""):
-        needed = counts_needed(evidence.alpha, asked, len(tested.tests) + 2, judged)
-        reasons.append(
-            f"a calibration (verify.calibration) of {needed} references beside those that fit its scale "
-            "would allow a test"
-        )
-    return f"; no decision: {'; '.join(reasons)}" if reasons else ""
+def _first(rules: Sequence[Rule[C]], case: C) -> tuple[str, Verdict]:
+    rule = next(rule for rule in rules if rule.applies(case))
+    return rule.name, rule.verdict(case)
 
 
 def headline(kinds: Sequence[str]) -> str:

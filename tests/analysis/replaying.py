@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 
+from qdx.analysis.section import Section
 from qdx.backends.sampling import greedy
+from qdx.document.text import render
 
 LENGTH, COMPONENTS, PREFILL = 10, 8, 4
 FACTS = {
@@ -31,6 +33,16 @@ FACTS = {
     "kernel_environment": "{}",
     "torch_switches": '{"allow_tf32":false}',
 }
+
+
+def lines(section: Section) -> list[str]:
+    """What the text report prints of a section."""
+    return render(section.content).splitlines()
+
+
+def words(section: Section) -> str:
+    """The same as one line of single spaces."""
+    return " ".join(render(section.content).split())
 
 
 def row(

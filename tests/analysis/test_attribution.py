@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 
+from qdx.document.blocks import Table
 from qdx.verification import attribution, roc
 from qdx.verification.held_out import Scores, profile_ranks
 from qdx.verification.judge import answers, equal_rows_fit
@@ -23,8 +24,8 @@ from qdx.verification.split import (
     threshold_references,
     units_of_all,
 )
-from qdx.verification.which_text import SHOWS_BOTH, SHOWS_TPR, _not_said
-from tests.analysis.replaying import trees
+from qdx.verification.which_blocks import SHOWS_BOTH, SHOWS_TPR, _not_said
+from tests.analysis.replaying import lines, trees, words
 
 NOISE = {"awq": 0.0, "marlin": 0.05, "gptq": 1.5}
 KEYS = [f"key {i}" for i in range(100)]
@@ -43,7 +44,7 @@ def test_leave_one_out_of_pure_noise_looks_good_and_is_no_headline():
     # the identity: at most ⌊0.05 · 34⌋ = 1 set leaves the true config out, though nothing was told apart
     assert (section.result["covered"] >= 33).all()
     assert section.result.attrs["headline"].startswith("no error rates")
-    assert "is an identity then" in " ".join(section.text[""].split())
+    assert "is an identity then" in words(section)
 
 
 def test_pure_noise_gives_a_poor_headline():
@@ -59,7 +60,7 @@ def test_pure_noise_gives_a_poor_headline():
     inside = (result["auc_low"] <= 0.5) & (result["auc_high"] >= 0.5)
     assert off_diagonal(inside).sum() >= 5
     assert result["likeliest_held"].sum() < 0.6 * 3 * 60
-    said = " ".join(section.text[""].split())
+    said = words(section)
     assert f"false claims refuted {result['false_refuted'].item()} of 360" in said
     assert result.attrs["headline"] in said
 
@@ -84,19 +85,19 @@ def test_configs_that_differ_are_told_apart_with_what_so_many_references_show():
     assert result["false_refuted_low"].item() == pytest.approx(0.025 ** (1 / 50))
     # rows that are all bit-equal are no false alarm
     assert int(result["refuted"].sel(producer="awq", config="awq")) == 0
-    assert max(map(len, section.text[""].splitlines())) <= 110
+    assert max(map(len, lines(section))) <= 110
 
 
 def test_text_says_what_so_few_references_cannot_show():
     section = attribution(*trees(NOISE, references=100, tokens=4), draws=20)
-    said = " ".join(section.text[""].split())
+    said = words(section)
     assert "Split of 100 references by a hash of their token ids: 50 calibrate (10 of them fit" in said
     assert "the other 50 are judged" in said
     assert "Its threshold takes 99 honest scores a config; here are 40" in said
     assert "50 references without an error show at least 94.2%" in said
     assert "299 show one rate of 99%, 368 this and 1% false alarms" in said
     low, high = false_alarm_spread(40, 2)
-    assert f"rejects {100 * low:.1f}…{100 * high:.1f}% (Beta" in said
+    assert f"rejects {100 * low:.1f}% to {100 * high:.1f}% (Beta" in said
     assert "right (95 %)" not in said
     assert _not_said(0.01, 99, 368) == []
     assert len(_not_said(0.01, 99, 367)) == 1
@@ -106,10 +107,10 @@ def test_text_says_what_so_few_references_cannot_show():
 
 def test_too_few_references_are_not_split_and_show_ranks_only():
     section = attribution(*trees(NOISE, references=34), draws=20)
-    said = " ".join(section.text[""].split())
+    said = words(section)
     assert "No error rates: 34 independent units in 34 references" in said
     assert "35 are needed at level 5%" in said
-    assert "identity" in section.text[""]
+    assert "identity" in said
     assert "refuted" not in section.result
     assert section.result.attrs["held_out_references"] == 0
     assert attribution(*trees(NOISE, references=35), draws=20).result.attrs["held_out_references"] == 8
@@ -205,9 +206,9 @@ def test_references_of_one_batch_are_one_unit():
     section = attribution(producers, verifier, draws=20)
     assert section.result.attrs["left_out_references"] == 40
     assert section.result.attrs["calibration_references"] + section.result.attrs["held_out_references"] == 40
-    assert "40 references of one unit with another" in " ".join(section.text[""].split())
+    assert "40 references of one unit with another" in words(section)
     producers, verifier = trees(NOISE, references=80, producer_facts={"batch_size": 20})
-    said = " ".join(attribution(producers, verifier, draws=20).text[""].split())
+    said = words(attribution(producers, verifier, draws=20))
     assert "No error rates: 4 independent units in 80 references" in said
 
 
@@ -236,7 +237,7 @@ def test_a_separate_calibration_lacks_the_judged_prompts_whatever_their_names():
     result = attribution(*judged, draws=20, calibration=overlapping).result
     assert result.attrs["calibration_references"] == 50
     few = attribution(*judged, draws=20, calibration=trees(NOISE, references=30, seed=1, first_prompt=10))
-    assert "20 calibration units of other prompts than the judged" in " ".join(few.text[""].split())
+    assert "20 calibration units of other prompts than the judged" in words(few)
     assert beside(KEYS, np.arange(100), KEYS, np.arange(100), 0.05) is None
 
 
@@ -371,7 +372,8 @@ def test_a_config_that_made_nothing_has_no_calibration_and_refutes_nothing():
     assert (result["answers"].sel(answer="tried") == 0).all()
     assert int(result["threshold_references"].sel(config="tried")) == 0
     assert np.isnan(result["auc"].sel(config="tried")).all()
-    assert "tried" not in [line.split()[1] for line in section.text[""].splitlines() if "…1.000" in line]
+    area = next(block for block in section.blocks if isinstance(block, Table) and "AUC" in block.head)
+    assert area.rows and "tried" not in {row[1] for row in area.rows}
 
 
 def test_one_config_and_rows_that_are_missing():
@@ -382,7 +384,7 @@ def test_one_config_and_rows_that_are_missing():
     judged, null = section.result["refuted_of"].item(), section.result["threshold_references"].item()
     assert judged + null + section.result.attrs["fit_references"] in (39, 40)
     assert section.result["false_refuted_of"].item() == 0
-    assert "false claims refuted –" in section.text[""]
+    assert "false claims refuted –" in words(section)
 
 
 def test_calibration_of_other_machines_judges_nothing():

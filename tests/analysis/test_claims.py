@@ -18,7 +18,7 @@ from qdx.verification import verify
 from qdx.verification.environment_class import class_of, compare
 from qdx.verification.units import greatest_of_units, units_of
 from qdx.verification.verdicts import BAD, GOOD, KINDS, exit_status
-from tests.analysis.replaying import FACTS, trees
+from tests.analysis.replaying import FACTS, lines, trees
 from tests.slowly import slow_but
 
 NOISE = {"awq": 0.0, "marlin": 0.05, "gptq": 1.5}
@@ -64,7 +64,7 @@ def test_honest_claims_stand_and_kernels_that_do_not_repeat_are_confirmed_in_pre
     section = verify(producers, verifier)
     assert section.result["verdict"].values.tolist() == ["confirmed", *["confirmed in prefill"] * 2]
     assert section.result.attrs["headline"] == "3 claims: 1 confirmed, 2 confirmed in prefill"
-    assert max(map(len, section.text[""].splitlines())) <= 110
+    assert max(map(len, lines(section))) <= 110
     assert (section.result["p_test_holm"] > 0.05).all()
 
 
@@ -83,6 +83,58 @@ def test_rows_of_another_replayed_config_are_named():
     section = verify(producers, verifier, claims={"a": "b"})
     assert section.result["verdict"].sel(producer="a").item() == "other config"
     assert "bit-equal to that of a, and not to that of b" in section.result["because"].values[0]
+
+
+VLLM_FACTS = {
+    **dict.fromkeys(SETTINGS, "x"),
+    "backend": "vllm",
+    "backend_version": "0.33.0",
+    "backend_chunked_prefill": "False",
+    "model_runner": "v1",
+    "references_sha256": "r",
+    "weights_sha256": '{"model.safetensors": "1"}',
+    "dtype": "float16",
+    "observed_kernel": "marlin",
+}
+
+
+def of_each(tree: Tree, phase: str, **facts: list[object]) -> Tree:
+    """Give the configs of a sweep their own facts."""
+    return change(tree, **{phase: lambda d: d.assign_coords({k: ("config", v) for k, v in facts.items()})})
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected", "said"),
+    [
+        ({"batch_size": [4, 1]}, "kernel confirmed", "the same weights and kernel under other batch size"),
+        ({"backend_replay": ["decode", "prefill"]}, "kernel confirmed", "other replay than b"),
+        (
+            {"batch_size": [4, 1], "observed_kernel": ["marlin", "machete"]},
+            "other config",
+            "not to that of b",
+        ),
+        ({"batch_size": [4, 1], "weights_sha256": ["1", "2"]}, "other config", "not to that of b"),
+        ({"batch_size": [4, 1], "weights_sha256": ["", ""]}, "other config", "not to that of b"),
+        ({}, "other config", "not to that of b"),
+    ],
+)
+def test_rows_of_the_claimed_kernel_under_another_setting_confirm_the_kernel_alone(
+    facts: dict[str, list[object]], expected: str, said: str
+) -> None:
+    producers, verifier = trees({"a": 0.0, "b": 0.0}, producer_facts=VLLM_FACTS, verifier_facts=VLLM_FACTS)
+    result = verify(producers, of_each(verifier, "replay", **facts), claims={"a": "b"}).result
+    assert result["verdict"].sel(producer="a").item() == expected
+    assert said in result["because"].sel(producer="a").item()
+
+
+def test_a_text_that_does_not_fit_the_rows_confirms_no_kernel_under_another_setting() -> None:
+    producers, verifier = trees({"a": 0.0, "b": 0.0}, producer_facts=VLLM_FACTS, verifier_facts=VLLM_FACTS)
+
+    def lied(data: xr.Dataset) -> xr.Dataset:
+        data = data.assign_coords(batch_size=("config", [4, 1]))
+        return data.assign(target_logit=data["target_logit"] - 1)  # the greatest logit is another token's
+
+    assert verdicts(producers, change(verifier, replay=lied), claims={"a": "b"})["a"] != "kernel confirmed"
 
 
 @pytest.mark.parametrize("false", [24, 22, 12])
@@ -261,6 +313,7 @@ VLLM = {
     "backend_version": "0.33.0",
     "backend_enforce_eager": "True",
     "backend_chunked_prefill": "False",
+    "backend_companions": "none",
     "model_runner": "v1",
     "compiled_kernels": "",
     "references_sha256": "r",
@@ -273,6 +326,11 @@ VLLM = {
         ({}, {}, "refuted"),
         ({"model_runner": "v2"}, {}, "refuted"),
         ({"model_runner": "v2"}, {"batch_size": 4}, "undecided"),
+        (
+            {"model_runner": "v2", "backend_companions": "9"},
+            {"backend_companions": "9"},
+            "undecided",
+        ),
         ({"model_runner": "v2", "backend_version": "0.31.0"}, {"backend_version": "0.31.0"}, "undecided"),
         ({"model_runner": ""}, {}, "undecided"),
     ],
@@ -456,6 +514,7 @@ def test_the_verdicts_level_on_honest_producers_and_its_power(law):
 def test_kinds_and_exit_status():
     assert list(KINDS)[-1] == "refuted" and set(GOOD) | set(BAD) < set(KINDS)
     assert exit_status([]) == exit_status(["confirmed"]) == 0
+    assert exit_status(["confirmed", "kernel confirmed"]) == 4
     assert exit_status(["undecided"]) == exit_status(["obligation not met"]) == 4
     assert exit_status(["confirmed", "other config"]) == 3
 
@@ -546,7 +605,7 @@ def test_references_that_overlap_are_no_good_news_for_a_kernel_that_does_not_rep
 
 
 def test_only_the_common_path_is_compared_with_own_repeats():
-    from qdx.verification.replays import on_common_path
+    from qdx.verification.replayed_rows import on_common_path
 
     choices = np.array([[[1, 2, 3, 4], [1, 2, 9, 4], [1, 2, 3, 7]]])
     assert on_common_path(choices).tolist() == [[True, True, True, False]]

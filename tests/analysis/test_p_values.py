@@ -13,6 +13,7 @@ import pytest
 from scipy import stats
 
 from qdx.errors import QdxError
+from qdx.verification import calibration_size as size
 from qdx.verification import p_values as pv
 from tests.analysis.noise import LAWS, draw
 
@@ -415,41 +416,41 @@ def test_the_bound_of_drawn_rows():
 
 
 def test_counts_of_calibration_are_the_least_that_can_reject():
-    assert pv.fewest_calibration(ALPHA) == 19
-    assert [pv.fewest_calibration(ALPHA, c, t) for c, t in ((2, 1), (2, 3))] == [39, 119]
+    assert size.fewest_calibration(ALPHA) == 19
+    assert [size.fewest_calibration(ALPHA, c, t) for c, t in ((2, 1), (2, 3))] == [39, 119]
     for judged, claims, tests in ((2, 1, 1), (4, 3, 2), (20, 1, 1), (20, 4, 5)):
-        n = pv.fewest_calibration(ALPHA, claims, tests, judged)
+        n = size.fewest_calibration(ALPHA, claims, tests, judged)
         assert pv.pooled_p(np.ones(judged), np.zeros(n)) <= ALPHA / (claims * tests)
         if n > 1:
             assert pv.pooled_p(np.ones(judged), np.zeros(n - 1)) > ALPHA / (claims * tests)
     with pytest.raises(QdxError, match="0 claims"):
-        pv.fewest_calibration(ALPHA, 0)
+        size.fewest_calibration(ALPHA, 0)
 
 
 @pytest.mark.parametrize("claims,null,least", [(1, 39, 4), (1, 99, 3), (3, 39, 5)])
 def test_the_fewest_false_of_20_that_are_found(claims, null, least):
-    assert pv.fewest_false(ALPHA, claims, 1, 20, null) == least
+    assert size.fewest_false(ALPHA, claims, 1, 20, null) == least
     for k, found in ((least, True), (least - 1, False)):
         judged = np.r_[np.full(k, 9.0), np.full(20 - k, -9.0)]  # the others fit better than calibration
         assert (pv.pooled_p(judged, np.zeros(null)) <= ALPHA / claims) == found
 
 
 def test_too_little_calibration_finds_nothing():
-    assert pv.fewest_false(ALPHA, 1, 1, 1, 18) is None
-    assert pv.fewest_false(ALPHA, 1, 1, 1, 19) == 1
-    assert pv.fewest_false(ALPHA, 100, 5, 3, 5) is None
+    assert size.fewest_false(ALPHA, 1, 1, 1, 18) is None
+    assert size.fewest_false(ALPHA, 1, 1, 1, 19) == 1
+    assert size.fewest_false(ALPHA, 100, 5, 3, 5) is None
 
 
 def test_the_fitting_part_is_fixed_by_keys_and_not_by_order():
     keys = [f"{i:064x}" for i in range(49)]
-    fit, test = pv.split(keys)
+    fit, test = size.split(keys)
     assert (len(fit), len(test)) == (10, 39)
     assert sorted(fit + test) == list(range(49))
     turned = keys[::-1]
-    assert {turned[i] for i in pv.split(turned)[0]} == {keys[i] for i in fit}
+    assert {turned[i] for i in size.split(turned)[0]} == {keys[i] for i in fit}
     assert fit != list(range(10))
-    assert [pv.fitting_part(n) for n in (3, 8, 40, 41, 100)] == [3, 8, 8, 9, 20]
-    assert pv.split([]) == ([], [])
+    assert [size.fitting_part(n) for n in (3, 8, 40, 41, 100)] == [3, 8, 8, 9, 20]
+    assert size.split([]) == ([], [])
 
 
 # The leading run

@@ -7,6 +7,7 @@ from fractions import Fraction as F
 import numpy as np
 import pytest
 
+from qdx.verification import calibration_size as size
 from qdx.verification import p_values as pv
 from qdx.verification.power import (
     equality_power,
@@ -69,7 +70,7 @@ def test_the_fewest_that_are_found_are_the_first_with_the_wanted_power(judged, n
 @pytest.mark.parametrize("judged,null,share", [(1, 39, F(1, 20)), (20, 39, F(1, 20)), (20, 99, F(1, 100))])
 def test_the_level_of_single_calibration_sets_lies_in_its_interval(judged, null, share):
     generator, sets = np.random.default_rng(2), 4000
-    k = pv.fewest_false(share, 1, 1, judged, null)
+    k = size.fewest_false(share, 1, 1, judged, null)
     q = 1 - generator.random((sets, null)).max(-1)  # of each set: the chance to lie above all of it
     alarms = generator.binomial(judged, q[:, None], (sets, 400)) >= k
     level = alarms.mean(-1)

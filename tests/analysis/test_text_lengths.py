@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from qdx.verification.environment_class import Match
-from qdx.verification.evidence import Calibrated, _text_scores
+from qdx.verification.known_transcripts import Calibrated, _text_scores
 from qdx.verification.p_values import pooled_p
 from qdx.verification.replays import Replays
 from tests.analysis.replaying import trees

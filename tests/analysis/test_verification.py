@@ -11,7 +11,7 @@ import qdx
 from qdx.analysis.view import stated
 from qdx.errors import QdxError
 from qdx.verification import attribution_by_distance, verify
-from tests.analysis.replaying import trees
+from tests.analysis.replaying import trees, words
 from tests.legacy import files
 
 NOISE = {"awq": 0.0, "marlin": 0.05, "gptq": 1.5}
@@ -63,6 +63,6 @@ def test_an_imported_verification_file_is_attributed(tmp_path):
     assert result["nearest_right"].sel(producer="gptq") == 0  # its own distance 2.0, gptq_marlin's 1.0
     assert result["likeliest_right"].sel(producer="gptq") == 4
     assert (result["confusion"].sel(answer="one of") == 4).all()  # 3 calibration references reject nothing
-    assert "Too little calibration" in section.text["prefill"]
+    assert "Too little calibration" in words(section)
     with pytest.raises(QdxError, match="/metrics/kl/prefill is not in the file"):
         attribution_by_distance(tree, "kl", "prefill")

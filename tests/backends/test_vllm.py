@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,52 @@ def test_a_replay_of_other_tokens_records_those(engine: VllmBackend) -> None:
     for j in range(1, 6):  # the prefill of the same tokens runs other kernels, and computes nearly the same
         mine, other = rows.logits[0, 70 + j].float(), again[0, 70 + j].float()
         assert float((mine - other).norm() / other.norm()) < roundings(again[0, 70].dtype)
+
+
+def test_a_replay_by_one_prefill_has_the_rows_of_the_decode_steps_but_for_rounding(
+    engine: VllmBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forced = [list(range(30, 36)), list(range(50, 53))]
+    steps: Any = Rows(PROMPTS)
+    whole: Any = Rows(PROMPTS)
+    engine.replay(PROMPTS, forced, steps)
+    monkeypatch.setattr(engine, "_options", replace(engine._options, replay="prefill"))
+    engine.replay(PROMPTS, forced, whole)
+    assert whole.targets == steps.targets and len(whole.logits) == 5 + 2
+    for key, row in steps.logits.items():
+        mine, theirs = whole.logits[key].float(), row.float()
+        assert float((mine - theirs).norm() / theirs.norm()) < roundings(row.dtype)
+    other: Any = Rows(PROMPTS)  # another token before a row moves it by far more
+    engine.replay(PROMPTS, [[30, 99, 32, 33, 34, 35], forced[1]], other)
+    key = (0, len(PROMPTS[0]) + 2)
+    moved, row = other.logits[key].float(), steps.logits[key].float()
+    assert float((moved - row).norm() / row.norm()) > 5 * roundings(steps.logits[key].dtype)
+
+
+def test_companions_share_the_batch_at_their_place_and_are_not_recorded(
+    engine: VllmBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forced = [list(range(30, 36)), list(range(50, 53))]
+    alone: Any = Rows(PROMPTS)
+    shared: Any = Rows(PROMPTS)
+    engine.replay(PROMPTS, forced, alone)
+    monkeypatch.setattr(engine, "_options", replace(engine._options, companions="40+7@1"))
+    given: list[list[int]] = []
+    generate = engine._engine.generate
+
+    def watched(prompts: Any, *arguments: Any, **keywords: Any) -> Any:
+        given.append([len(one["prompt_token_ids"]) for one in prompts])
+        return generate(prompts, *arguments, **keywords)
+
+    monkeypatch.setattr(engine._engine, "generate", watched)
+    engine.replay(PROMPTS, forced, shared)
+    logits, _, tokens = _one_pass(engine, PROMPTS, 4)
+    assert given == [[40, 70, 60, 7]] * 2
+    assert len(logits) == sum(len(ids) + 3 for ids in PROMPTS) and [len(ids) for ids in tokens] == [4, 4]
+    assert shared.targets == alone.targets and shared.logits.keys() == alone.logits.keys()
+    for key, row in alone.logits.items():
+        difference = (shared.logits[key].float() - row.float()).norm() / row.float().norm()
+        assert float(difference) < roundings(row.dtype)
 
 
 def test_a_prefill_alone_records_the_row_that_predicts_the_first_output(engine: VllmBackend) -> None:

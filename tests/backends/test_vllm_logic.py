@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import fields
 from types import ModuleType, SimpleNamespace
@@ -117,6 +118,8 @@ def test_every_kernel_of_the_schema_but_dense_and_any_says_what_it_needs(
         ("AWQMarlinLinearMethod", "MacheteLinearKernel", "machete"),
         ("AutoGPTQLinearMethod", "ExllamaLinearKernel", "exllama"),
         ("GPTQMarlinLinearMethod", "MarlinLinearKernel", "marlin"),
+        ("UnquantizedFusedMoEMethod", "TritonExperts", "dense"),
+        ("AutoAWQMoEMethod", "MarlinExperts", "marlin"),
         ("SomethingNew", "", "SomethingNew"),
         ("GPTQMarlinLinearMethod", "SomethingNewKernel", "SomethingNewKernel"),
     ],
@@ -170,6 +173,35 @@ def test_the_kernel_of_a_compressed_tensors_layer_is_its_schemes() -> None:
     assert [layer.kernel_class for layer in on_worker(worker)] == [
         "CompressedTensorsLinearMethod/CompressedTensorsW8A8Fp8",
         "CompressedTensorsLinearMethod/MarlinLinearKernel",
+    ]
+
+
+@pytest.mark.parametrize("place", ["kernel", "fp8_linear", "linear_kernel", "ocp_mx_linear"])
+def test_the_kernel_is_found_where_a_method_or_its_scheme_keeps_it(place: str) -> None:
+    model = torch.nn.Module()
+    kernel = type("CutlassFP8ScaledMMLinearKernel", (), {})()
+    model.up_proj, model.down_proj = (LinearBase(_method("Fp8LinearMethod")) for _ in range(2))
+    setattr(model.up_proj.quant_method, place, kernel)
+    model.down_proj.scheme = _method("CompressedTensorsW8A8Fp8")
+    setattr(model.down_proj.scheme, place, kernel)
+    worker = SimpleNamespace(model_runner=SimpleNamespace(get_model=lambda: model))
+    assert {layer.kernel for layer in on_worker(worker)} == {"CutlassFP8ScaledMMLinearKernel"}
+
+
+def test_the_experts_of_a_mixture_are_a_layer_type_of_their_own() -> None:
+    class RoutedExperts(torch.nn.Module): ...
+
+    model = torch.nn.Module()
+    model.experts, model.others = RoutedExperts(), RoutedExperts()
+    called = type("MarlinExperts", (), {})()
+    model.experts.quant_method = _method("AutoAWQMoEMethod")
+    model.experts.quant_method.moe_kernel = SimpleNamespace(impl=SimpleNamespace(fused_experts=called))
+    model.others.quant_method = _method("Fp8MoEMethod")
+    model.others.quant_method.experts_cls = type("TritonExperts", (), {})  # not built yet
+    worker = SimpleNamespace(model_runner=SimpleNamespace(get_model=lambda: model))
+    assert on_worker(worker) == [
+        Layer("experts", "AutoAWQMoEMethod", "MarlinExperts"),
+        Layer("experts", "Fp8MoEMethod", "TritonExperts"),
     ]
 
 
@@ -588,7 +620,26 @@ def test_every_option_is_in_the_yaml_with_its_default_and_reaches_the_engine_in_
         ways["argument" if argument else "variable" if variable else "otherwise"].add(name)
         assert not (argument and variable)
     assert ways["variable"] == {"batch_invariant", "marlin_atomic_add"}
-    assert ways["otherwise"] == {"attention_backend", "chunked_prefill", "model_runner", "trace_replay"}
+    assert ways["otherwise"] == {
+        "attention_backend",
+        "chunked_prefill",
+        "companions",
+        "model_runner",
+        "replay",
+        "trace_replay",
+    }
+
+
+@pytest.mark.parametrize("said", ["500,90", "0", "5+", "+5", "5@", "5@2", "5@-1", "x", "5 + 6"])
+def test_companions_that_mean_nothing_are_refused(said: str) -> None:
+    with pytest.raises(QdxError, match=re.escape(f"backend.companions={said}: ")):
+        VllmOptions(companions=said)
+
+
+def test_companions_are_lengths_and_the_place_of_the_references_among_them() -> None:
+    assert VllmOptions().company == ((), 0)
+    assert VllmOptions(companions="500").company == ((500,), 0)
+    assert VllmOptions(companions="500+90+233@3").company == ((500, 90, 233), 3)
 
 
 def test_an_option_that_the_backend_does_not_have_is_refused_with_the_nearest_one() -> None:

@@ -69,7 +69,7 @@ def test_blocks_threads_and_neighbours_change_no_bit(monkeypatch) -> None:
     sketcher = Sketcher(20_000)
     whole = sketcher(rows_PV)
     one_by_one = torch.cat([sketcher(rows_PV[p : p + 1]) for p in range(37)])
-    monkeypatch.setattr("qdx.capture.fingerprints._BLOCK", 777)
+    monkeypatch.setattr("qdx.capture.fingerprints._COLUMNS", 777)
     other_blocks = sketcher(rows_PV)
     assert torch.equal(whole, one_by_one)
     assert torch.equal(whole, other_blocks)

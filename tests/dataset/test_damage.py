@@ -22,7 +22,7 @@ import xarray as xr
 
 import qdx
 from qdx.commit import commit, main
-from qdx.dataset import RunReader, append, merge
+from qdx.dataset import RunReader, append_all, merge
 from qdx.dataset.checked import Stored, find
 from qdx.dataset.checksums import DamageError, is_checked, join, load, walk
 from qdx.errors import QdxError
@@ -397,7 +397,8 @@ def test_every_file_that_qdx_writes_is_checked_and_opens_without_a_warning(folde
 
 def test_a_group_that_is_added_is_checked_with_the_others(folder) -> None:
     path = folder / "sweep.nc"
-    append(path, "analysis/own", xr.Dataset({"x": ("y", [1.0, 2.0])}, attrs={"title": "own"}))
+    own = xr.Dataset({"x": ("y", [1.0, 2.0])}, attrs={"title": "own"})
+    append_all(path, {"analysis/own": own, "analysis/other": own})
     assert find(path) is None
     change(path, "analysis/own", "x", 1, 3.0)
     named = r"sweep\.nc is damaged: /analysis/own/x holds other values"

@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 import qdx
-from qdx.dataset import append, merge
+from qdx.dataset import append_all, merge
 from qdx.prompts import references_sha256
 from tests.helpers import small_references, write_sweep
 
@@ -57,8 +57,7 @@ def rewritten(source: Path, target: Path, edit: Callable[[Groups], object]) -> P
         groups["/"] = xr.Dataset(attrs=tree.attrs)
     edit(groups)
     groups.pop("/").to_netcdf(target, engine="netcdf4")
-    for name, dataset in groups.items():
-        append(target, name, dataset)
+    append_all(target, groups.items())
     return target
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from qdx.legacy import convert
 from qdx.report.__main__ import main
 from qdx.verification import attribution_by_distance
 from qdx.verification.by_distance import name_by_distance
+from tests import sweeping
 from tests.legacy import files
 
 
@@ -29,10 +29,8 @@ def imports(tmp_path_factory):
     return folder
 
 
-def command(*words: object):
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, words)], capture_output=True, text=True, timeout=300
-    )
+def command(module: str, *words: object):
+    return sweeping.qdx(*map(str, words), cwd=Path.cwd(), module=module)
 
 
 @pytest.mark.parametrize("form", files.FORMS)
@@ -111,11 +109,8 @@ def test_an_import_cannot_be_replayed_and_that_is_said(imports, form, tmp_path):
 
 
 def test_transcripts_of_an_import_are_refused_by_the_command_in_one_line(imports, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "qdx", "-m", "prompts=transcripts",
-         f"prompts.path={imports / 'generations.nc'}", "quant=awq", f"hydra.sweep.dir={tmp_path / 'out'}"],
-        capture_output=True, text=True, timeout=300, cwd=tmp_path,
-    )  # fmt: skip
+    file = f"prompts.path={imports / 'generations.nc'}"
+    done = sweeping.qdx("-m", "prompts=transcripts", file, "quant=awq", "hydra.sweep.dir=out", cwd=tmp_path)
     assert done.returncode != 0
     assert "it lacks the size of the vocabulary" in done.stderr + done.stdout
     assert "Traceback" not in done.stderr

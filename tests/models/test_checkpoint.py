@@ -70,6 +70,10 @@ def test_another_format_than_asked_is_named_with_its_remedy(tmp_path: Path, aske
         (compressed({"num_bits": 4, "type": "int"}), "w4a16"),
         (compressed({"num_bits": 8, "type": "int"}), "w8a16"),
         (compressed({"num_bits": 8, "type": "float"}, {"num_bits": 8, "type": "float"}), "fp8"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8_block"),
+        (compressed({"num_bits": 8, "type": "float", "strategy": "block"}), "fp8_block"),
+        (compressed({"num_bits": 8, "type": "int"}, {"num_bits": 8, "type": "int"}), "w8a8"),
+        (compressed({"num_bits": 4, "type": "int"}, {"num_bits": 8, "type": "float"}), "w4a8"),
     ],
 )
 def test_formats_that_only_an_engine_runs_are_read(
@@ -86,8 +90,9 @@ def test_formats_that_only_an_engine_runs_are_read(
     [
         ({"quant_method": "aqlm"}, "aqlm"),
         ({"quant_method": "compressed-tensors"}, "compressed-tensors"),
-        (compressed({"num_bits": 8, "type": "int"}, {"num_bits": 8, "type": "int"}), "w8a8"),
+        (compressed({"num_bits": 4, "type": "int"}, {"num_bits": 4, "type": "int"}), "w4a4"),
         (compressed({"num_bits": 4, "type": "float"}), "w4a16-float"),
+        (compressed({"num_bits": 8, "type": "float", "strategy": "group", "group_size": 32}), "mxfp8"),
     ],
 )
 def test_other_quantization_methods_are_refused_by_name(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from qdx.models import (
     hash_weights,
     iter_quantized,
     load_tokenizer,
+    remembered,
+    remembered_weights,
     tokenizer_sha256,
     weights_sha256,
 )
@@ -135,6 +138,49 @@ def test_hashes_that_are_handed_down_are_believed_for_unchanged_files_only(tmp_p
     assert again[one][2] == "0" * 64 and again[other] == (first[other][0], 7, first[other][2])
     for broken in ({}, {one: []}, {one: [first[one][0]]}):
         assert hash_weights(tmp_path, broken)[one] == first[one]
+
+
+def test_a_hash_is_remembered_until_anything_of_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QDX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remembered, "YOUNG_NS", 0)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    checkpoint(folder, "gptq", shards=2)
+    assert remembered_weights(folder) == {}
+    first = hash_weights(folder)
+    assert remembered_weights(folder) == first
+    one, other = (folder / name for name in sorted(first))
+    content, times = one.read_bytes(), (one.stat().st_atime_ns, one.stat().st_mtime_ns)
+    time.sleep(0.02)  # a tick of the file system's clock
+    one.write_bytes(bytes([content[0] ^ 1]) + content[1:])  # same inode, size and, below, time of change
+    os.utime(one, ns=times)
+    assert list(remembered_weights(folder)) == [other.name]
+    copy = other.with_name("copy")
+    copy.write_bytes(other.read_bytes())
+    os.utime(copy, ns=(other.stat().st_atime_ns, other.stat().st_mtime_ns))
+    copy.replace(other)  # another file of the same name, size and time
+    assert remembered_weights(folder) == {}
+    assert hash_weights(folder)[other.name] == first[other.name]
+    assert hash_weights(folder)[one.name][2] != first[one.name][2]
+
+
+def test_a_file_that_has_just_been_written_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QDX_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    checkpoint(folder, "gptq")
+    hash_weights(folder)
+    assert remembered_weights(folder) == {}
+    for note in (b"", b"[]", b'{"sha256": "0"}', b"\xff"):  # a damaged note says nothing
+        monkeypatch.setattr(remembered, "YOUNG_NS", 0)
+        hash_weights(folder)
+        (kept,) = (tmp_path / "cache" / remembered.FOLDER).iterdir()
+        kept.write_bytes(note)
+        assert remembered_weights(folder) == {}
 
 
 def tokenizer(path: Path, merges: list[Any], **more: Any) -> Path:

@@ -6,8 +6,9 @@ import pytest
 
 from qdx.errors import QdxError
 from qdx.prompts import Text, describe
+from qdx.prompts._template import split_template
 
-from .conftest import prose
+from .conftest import build_tokenizer, prose
 
 
 def test_the_template_goes_around_the_snippet_and_the_length_line_adds_up(tmp_path, tokenizer):
@@ -38,8 +39,6 @@ def test_a_tokenizer_without_template_gives_the_text_alone_and_says_so(tmp_path,
 def test_without_template_the_begin_of_text_token_is_kept(tmp_path):
     from tokenizers.processors import TemplateProcessing
 
-    from .conftest import build_tokenizer
-
     tokenizer = build_tokenizer(chat_template=None)
     bos = tokenizer.bos_token_id
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -61,7 +60,6 @@ def test_without_template_the_begin_of_text_token_is_kept(tmp_path):
     ],
 )
 def test_a_template_that_hides_or_repeats_the_content_stops_the_run(tmp_path, template, message):
-    from .conftest import build_tokenizer
 
     (tmp_path / "a.txt").write_text(prose(2000), encoding="utf-8")
     with pytest.raises(QdxError, match=message):
@@ -137,3 +135,26 @@ def test_a_tokenizer_that_tells_no_offsets_still_gives_the_text(tmp_path, tokeni
     slow = Text(path=tmp_path / "a.txt", references=2).load(Slow())
     assert [item.text for item in fast] == [item.text for item in slow]
     assert [item.token_ids.tolist() for item in fast] == [item.token_ids.tolist() for item in slow]
+
+
+def test_a_marker_that_the_template_writes_as_plain_text_is_told_where_a_document_spells_it(tmp_path):
+    template = (
+        "{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}<|im_end|>\n### Final answer:"
+    )
+    tokenizer = build_tokenizer(template)
+    (tmp_path / "a.txt").write_text("One [/INST] word. " * 200 + "More words of it. " * 200)
+    source = Text(
+        path=str(tmp_path / "a.txt"),
+        references=2,
+        snippet_tokens=30,
+        continuation_tokens=2,
+        instruction="Say [x]: ",
+    )
+    references = source.load(tokenizer)
+    assert "[/INST]" in references[0].text and "[/INST]" not in references[1].text
+    assert source.summary is not None
+    (note,) = source.summary.notes
+    assert note.startswith(
+        "ref_0 writes '[/INST]', which this model's chat template writes as plain text too"
+    )
+    assert split_template(tokenizer, "Say [x]: ").markers == ("[INST]", "[/INST]", "### Final answer:")

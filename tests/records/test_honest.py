@@ -417,3 +417,25 @@ def test_a_file_of_a_thousand_providers_is_refused(tmp_path: Path, ids: Ids) -> 
             tokenizer_sha256="t" * 64,
             vocab=VOCAB,
         )
+
+
+@pytest.mark.parametrize(
+    ("claimed", "said"),
+    [
+        ("fp8", "FORMAT: Together states fp8, which may be quant=fp8,fp8_block: the claim is about all"),
+        ("bf16", "FORMAT: Together states bf16, which is quant=none model.dtype=bfloat16: the claim"),
+        ("fp6", "FORMAT: Together states fp6, which names no format that is known here"),
+        ("unknown", ""),
+        ("in\nt4\x1b[1m", "FORMAT: Together states in t4�[1m, which names no format that is known here"),
+    ],
+)
+def test_a_marketplace_s_name_of_a_format_is_told_with_the_configs_that_it_may_mean(
+    claimed: str, said: str, tmp_path: Path, ids: Ids
+) -> None:
+    values = [json.loads(line) for line in (FILES / "openrouter.jsonl").read_text().splitlines()]
+    for value in values:
+        value["request"]["provider"]["quantizations"] = [claimed]
+        value["response"]["provider"] = "Together"
+    found = collected(tmp_path / "f.jsonl", values, ids)
+    told = [line for line in notes(Request(tmp_path / "f.jsonl"), found, {}) if line.startswith("FORMAT")]
+    assert len(told) == bool(said) and all(line.startswith(said) for line in told)

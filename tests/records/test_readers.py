@@ -12,6 +12,7 @@ import pytest
 
 from qdx.backends.sampling import plain_greedy
 from qdx.errors import QdxError
+from qdx.prompts._record_collect import transcript
 from qdx.prompts._record_ids import Ids, LeftOut
 from qdx.records import FieldError, Record, Sampling, Token, Unreadable, choose, readers
 from qdx.records.decoding import Decoding, of_all
@@ -64,6 +65,13 @@ def read(name: str) -> tuple[str, list[Record], list[Unreadable]]:
         [one for one in found if isinstance(one, Record)],
         [one for one in found if isinstance(one, Unreadable)],
     )
+
+
+def test_each_answer_to_a_prompt_has_its_number_of_which_an_engine_makes_its_seed(ids: Ids) -> None:
+    _, records, _ = read("vllm_chat_sampled_token_id.jsonl")
+    assert [one.choice for one in records] == [0, 1] * 4
+    stated = [transcript(one, ids, {}, {}).stated for one in records]
+    assert [(one["seed"], one["noise_seed"]) for one in stated] == [("11", "11"), ("11", "12")] * 4
 
 
 def test_every_committed_file_is_listed_here_and_in_the_table_of_who_wrote_it() -> None:

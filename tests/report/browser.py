@@ -108,6 +108,33 @@ class Browser:
                 "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text
             )
 
+    def until(self, script: str) -> None:
+        """Wait until an expression is true in the page."""
+        deadline = time.monotonic() + 60
+        while not self.value(script):
+            assert time.monotonic() < deadline, f"not within 60 s: {script}"
+            time.sleep(0.05)
+
+    def draw(self) -> int:
+        """Wait until every chart that is not folded away is drawn; return how many are.
+
+        A chart is drawn when it comes near the window, so the window is made as high as the page.
+        """
+        width, height = self.value("[innerWidth, document.documentElement.scrollHeight]")
+        dark = self.value("matchMedia('(prefers-color-scheme: dark)').matches")
+        self.resize(width, dark, height=min(height + 1000, 60000))
+        waiting = (
+            "[...document.querySelectorAll('.chart')].some(c => c.checkVisibility() && !c.dataset.drawn)"
+        )
+        self.until(f"!{waiting}")
+        self.resize(width, dark)
+        assert self.value("document.querySelectorAll('.chart[data-drawn=failed]').length") == 0
+        return self.value("document.querySelectorAll('.chart[data-drawn] svg').length")
+
+    def point(self, x: float, y: float) -> None:
+        """Move the mouse to a place of the window."""
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
     def picture(self, path: Path) -> None:
         """The whole page as PNG."""
         size = self.value("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")

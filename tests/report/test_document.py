@@ -13,6 +13,7 @@ import xarray as xr
 import qdx
 from qdx.analysis import Chart, Details, Matrix, Section, Table, Text
 from qdx.document import html, markdown, text
+from qdx.document.format import part, probability
 from qdx.errors import QdxError
 from qdx.report import build
 from tests.helpers import write_sweep
@@ -137,6 +138,7 @@ BLOCKS = [
     Text(EVIL, verbatim=True),
     Table(EVIL, [EVIL, EVIL], [[EVIL, EVIL], ["x", 2.5]], note=EVIL),
     Matrix(EVIL, [EVIL, "b"], [[EVIL, EVIL], [EVIL, EVIL]], note=EVIL),
+    Matrix(EVIL, [EVIL, "b"], [[EVIL], [EVIL]], note=EVIL, columns=[EVIL]),
     Chart("c", "<svg/>", Table(EVIL, [EVIL], [[EVIL]])),
     Details(EVIL, [Text(EVIL), Details(EVIL, [Table(EVIL, [EVIL], [[EVIL]])])]),
 ]
@@ -150,7 +152,7 @@ def test_nothing_that_a_block_holds_is_markup_of_a_page():
     page += html.page(EVIL, EVIL, [EVIL], [html.Banner(EVIL, EVIL, [EVIL], EVIL)], [PART], "", "")
     assert "<b " not in page and "\x1b" not in page and "\x00" not in page and "<p>own</p>" in page
     assert "&lt;b onclick=x&gt;&amp;�[31m" in page
-    assert page.count("<table>") == page.count("</table>") == 4
+    assert page.count("<table>") == page.count("</table>") == 5
 
 
 def test_nothing_that_a_block_holds_is_markup_of_markdown():
@@ -176,6 +178,41 @@ def test_text_keeps_its_width_and_wraps_the_last_column_of_a_table_of_text(width
     assert " ".join(shown.split()).count("hold them all") >= 3
 
 
+@pytest.mark.parametrize("width", [60, 80, 110])
+@pytest.mark.parametrize("columns", [3, 9, 16])
+def test_a_number_is_never_cut_however_many_columns_there_are(width, columns):
+    counts = [[f"{1000 + i + 20 * row:,} of 1,999" for i in range(columns)] for row in range(3)]
+    names = [f"a config of a long name, number {row}" for row in range(3)]
+    rows = [[name, "confirmed in prefill", *row] for name, row in zip(names, counts, strict=True)]
+    head = [f"test {i}" for i in range(columns)]
+    for block in (
+        Table("Counts", ["claim", "verdict", *head], rows, 2),
+        Matrix("Counts", names, counts, columns=[f"another config {i}" for i in range(columns)]),
+    ):
+        shown = text.render([block], width=width)
+        assert max(map(len, shown.splitlines())) <= width
+        assert [cell for row in counts for cell in row if cell not in shown] == []
+        lines = [line for line in shown.splitlines() if "of 1,999" in line]
+        begins = {line.strip()[:4] for line in lines}
+        assert begins == {"a co"} and len(lines) % 3 == 0, "every line names its row"
+
+
+def test_rows_and_columns_that_are_not_the_same_have_no_diagonal():
+    apart = Matrix("Apart", ["awq", "gptq"], [[0.0, 2.5]] * 2, columns=["awq", "marlin"])
+    rows = [["", "awq", "marlin"], ["awq", "0", "2.50"], ["gptq", "0", "2.50"]]
+    assert of_page(html.render([apart]), "Apart") == rows
+    assert of_markdown(markdown.render([apart]), "Apart") == rows
+    assert [line.split() for line in text.render([apart]).splitlines()[1:]] == [rows[0][1:], *rows[1:]]
+    same = Matrix("Apart", ["awq", "gptq"], [[0.0, 2.5]] * 2)
+    assert "·" in text.render([same]) and "·" in html.render([same])
+
+
+def test_a_p_and_a_part_of_a_whole_are_written_as_people_write_them():
+    values = [1.0, 0.43, 0.0021, 1.1e-5, 2.2e-81, 0.0, float("nan")]
+    assert [probability(p) for p in values] == ["1", "0.43", "0.0021", "1.1e-5", "2.2e-81", "0", "–"]
+    assert part(36, 1024) == "36 of 1,024" and part(0, 0) == "–"
+
+
 def test_numbers_counts_and_what_is_missing_are_written_once_for_all():
     row = ["x", 0.00003141, 1234, float("nan"), np.float32(2.5), np.int64(7), True]
     table = Table("", ["", *"abcdef"], [row])
@@ -195,13 +232,21 @@ def test_a_section_refuses_a_place_that_the_report_does_not_have():
 
 
 @pytest.mark.slow
-def test_a_chart_of_the_example_is_an_image_with_its_table(tmp_path: Path):
+def test_a_chart_of_the_example_looks_as_the_shipped_ones_do_with_its_table(tmp_path: Path):
     folder = write_sweep(tmp_path / "sweep", ["awq", "gptq"])
     nodes = {"ties": {"_target_": "qdx_plugins.ties.ties"}}
     done = build(folder, analyses=nodes, formats=["txt", "html", "md"], figures=True, console=False)
     assert not done.failed and (folder / "figures/ties_ties.svg").exists()
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert 'src="data:image/svg+xml' in page and of_page(page, "Gap under")[1][0] == "awq"
+    own = re.search("<figure><figcaption><strong>Gap under.*?</figure>", page, re.S)
+    shipped = re.search("<figure><figcaption><strong>l2, replay: all.*?</figure>", page, re.S)
+    assert own and shipped
+    outline = [
+        [part for part in re.findall("<[a-z]+", figure[0]) if part != "<span"][:7]
+        for figure in (own, shipped)
+    ]
+    assert outline[0] == outline[1] and "<details" in outline[0] and 'class="chart" role="img"' in own[0]
+    assert of_page(page, "Gap under")[1][0] == "awq"
     assert (
         of_markdown((folder / "report.md").read_text(encoding="utf-8"), "Gap under")[1:]
         == of_text(done.text, "Gap under")[1:]
@@ -236,15 +281,15 @@ def tables_of_markdown(page: str) -> list[tuple[str, list[list[str]]]]:
     return tables
 
 
-def differences(pages: dict[str, str]) -> tuple[list[tuple[str, str]], int]:
-    """Where a table of the Markdown is not that of the page or of the text; and how many numbers agree."""
+def differences(pages: dict[str, str], first: str = FIRST) -> tuple[list[tuple[str, str]], int]:
+    """Where a table of the Markdown, from a heading on, is not the page's or the text's; how many agree."""
     on_page: dict[str, list[list[list[str]]]] = {}
     for title, rows in Tables(pages["html"]).tables:
         on_page.setdefault(" ".join(title.split()), []).append(rows)
-    in_text = NUMBER.findall(pages["txt"][pages["txt"].index(f"\n{FIRST}\n") :])
+    in_text = NUMBER.findall(pages["txt"][pages["txt"].index(f"\n{first}\n") :])
     at = agreed = 0
     found = []
-    for caption, rows in tables_of_markdown(pages["md"][pages["md"].index(f"## {FIRST}") :]):
+    for caption, rows in tables_of_markdown(pages["md"][pages["md"].index(f"## {first}") :]):
         if rows not in on_page.get(caption, []):
             found.append(("html", caption))
         for row in rows[1:]:

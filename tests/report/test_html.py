@@ -16,9 +16,11 @@ import xarray as xr
 
 from qdx.analysis import Section, classes, consistency, effects, noise_floor, pairs, snr
 from qdx.analysis.view import View
-from qdx.document import charts
+from qdx.document import charts, vega
+from qdx.document.blocks import Chart, Table
+from qdx.document.charts import number
 from qdx.document.markdown import fence
-from qdx.document.svg import CIVIDIS, Scale, colour, number
+from qdx.document.vega import Scale, ink
 from qdx.errors import QdxError
 from qdx.report import build, figures, html
 from qdx.report.__main__ import main
@@ -36,7 +38,7 @@ HOSTILE = (
     "</script><script>window.hacked = 1</script>"
     '<img src="http://127.0.0.1:9/x.png" onerror="window.hacked=2">'
 )
-VOID = {"meta", "img", "br", "link", "input", "hr", "rect", "line", "path", "circle"}
+VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 @pytest.fixture(scope="module")
@@ -181,12 +183,14 @@ def test_the_keyboard_reaches_skip_link_theme_and_tables(browser, pages):
     browser.press("Enter", 13)
     assert browser.value("document.documentElement.dataset.theme") == "dark"
     assert browser.value("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
-    assert (
-        browser.value("getComputedStyle(document.querySelector('svg.qdx')).getPropertyValue('--fg').trim()")
-        == "#e6edf3"
-    )
+    assert browser.draw() > 0
+    label = "getComputedStyle(document.querySelector('.chart .role-axis-label text')).fill"
+    assert browser.value(label) == "rgb(230, 237, 243)"
+    browser.value("document.getElementById('theme').focus()")
     browser.press("Enter", 13)
     assert browser.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    browser.until("!document.querySelector('.chart[data-drawn=dark]')")
+    assert browser.value(label) == "rgb(27, 31, 36)"
     browser.value("document.querySelector('figure summary').focus()")
     browser.press("Enter", 13)
     assert browser.value("document.querySelector('figure details').open")
@@ -201,10 +205,12 @@ def test_a_saved_figure_opens_alone_without_error(browser, finished):
     assert {f"figures/{p.name}" for p in saved} == {n for n in report.paths if n.startswith("figures/")}
     for path in saved:
         ElementTree.parse(path)
-    browser.open(next(p for p in saved if p.name == "heatmap_l2_replay.svg"))
-    assert browser.value("getComputedStyle(document.querySelector('.paper')).fill") == "rgb(255, 255, 255)"
-    browser.resize(1400, dark=True)
-    assert browser.value("getComputedStyle(document.querySelector('.paper')).fill") == "rgb(20, 24, 29)"
+    root = ElementTree.parse(folder / "figures/heatmap_l2_replay.svg").getroot()
+    words = " ".join(root.itertext())
+    assert "l2, replay: all 3 references" in words and "Mean over references" in words
+    browser.open(folder / "figures/heatmap_l2_replay.svg")
+    paper = "getComputedStyle(document.querySelector('path.background, rect')).fill"
+    assert browser.value(paper) == "rgb(255, 255, 255)"
     assert browser.errors == [] and len(browser.requests) == 1
 
 
@@ -235,8 +241,8 @@ class Outline(HTMLParser):
             self.headings.append(int(tag[1]))
         if tag == "a":
             self.links.append(given["href"])
-        if tag == "svg" and not (given.get("role") == "img" and given.get("aria-label")):
-            self.problems.append("svg without a label")
+        if given.get("class") == "chart" and not (given.get("role") == "img" and given.get("aria-label")):
+            self.problems.append("chart without a label")
         if tag == "img" and not (given.get("alt") and given["src"].startswith("data:")):
             self.problems.append("img without alt, or from elsewhere")
         if tag == "th" and given.get("scope") not in ("row", "col"):
@@ -267,9 +273,11 @@ def test_markup_is_sound_and_every_figure_has_words_and_a_table(pages, case):
     assert {link.removeprefix("#") for link in outline.links} <= set(outline.ids)
     for tag in ("main", "nav", "header"):
         assert outline.seen.count(tag) == 1
-    for part in re.findall(r"<figure>.*?</figure>", text, re.S):
-        assert "<svg" in part and "<table>" in part and "<caption" in part
-    assert text.startswith("<!DOCTYPE html>") and "http://www" not in text
+    found = re.findall(r"<figure.*?</figure>", text, re.S)
+    assert len(found) == outline.seen.count("figure")
+    for part in found:
+        assert 'class="chart"' in part and "<table>" in part and "<caption" in part
+    assert text.startswith("<!DOCTYPE html>") and not re.search(r"""(src|href)=["']?(https?:)?//""", text)
 
 
 def test_the_verdict_comes_first_then_simulated_and_what_failed(pages):
@@ -315,7 +323,7 @@ def test_no_verdict_where_nothing_can_be_compared():
 def test_what_was_not_measured_is_said_and_not_a_number(pages):
     text = pages["sixteen"].read_text(encoding="utf-8")
     heat = re.search(r"l2, replay: all 2 references.*?</figure>", text, re.S)[0]
-    assert 'class="none"' in heat and "not measured" in heat and "NaN" not in heat
+    assert '"kind":"missing"' in heat and "not measured" in heat and "NaN" not in heat
     assert not re.search(r"\bnan\b", re.sub(r"<style>.*?</style>|<script>.*?</script>", "", text, flags=re.S))
 
 
@@ -357,9 +365,13 @@ def test_a_figure_of_an_analysis_is_an_image_that_cannot_run(tmp_path, browser):
     inside = '<script>parent.hacked=1</script><image href="http://127.0.0.1:9/y.png"/>'
     evil = f'<svg width="40" height="20">{inside}</svg>'
     tree = tree_of(2)
-    section = Section("mine", "Mine & others", xr.Dataset(), {"": "says <this>"}, {"one": evil, "two": 3})
+    table = Table("Numbers", ["a"], [["1"]])
+    blocks = [Chart("one", evil, table, "One"), Chart("two", 3, table, "Two")]
+    section = Section("mine", "Mine & others", xr.Dataset(), {"": "says <this>"}, blocks=blocks)
     drawn = figures.collect(View(tree), [section])
-    assert "two" in next(iter(drawn.errors)) and "must be SVG text" in drawn.errors["mine_two"]
+    assert (
+        "two" in next(iter(drawn.errors)) and "must be a Vega-Lite specification" in drawn.errors["mine_two"]
+    )
     page(tree, tmp_path / "own.html", [section])
     browser.open(tmp_path / "own.html")
     assert browser.value("document.querySelector('img').naturalWidth") == 40
@@ -390,19 +402,32 @@ def test_texts_are_cut_at_the_first_differing_word():
     assert (second.same, second.mark, second.rest, second.token) == ("the ", "some", " words", 3)
 
 
-def test_scale_colour_and_numbers():
-    log = Scale([0.0, 0.02, 30.0, float("nan")], 100)
-    assert log.log and log.place(0.0) == 0 and log.place(100.0) == 100 and log.place(0.01) == 16
-    assert [t for _, t in log.ticks()] == ["0", "0.01", "0.1", "1", "10", "100"]
-    linear = Scale([1.0, 7.0], 80)
-    assert not linear.log and [t for _, t in linear.ticks()] == ["0", "2", "4", "6", "8"]
-    tight = Scale([1.5, 7.0], 80, tight=True)
+def test_a_scale_is_logarithmic_where_values_span_much_and_zero_has_a_place_below_them():
+    log = Scale([0.0, 0.02, 30.0, float("nan")], tight=True)
+    assert log.log and log.spec() == {"type": "symlog", "constant": 0.02, "domain": [0.0, 30.0]}
     assert (
-        tight.place(1.5) == 0 and tight.place(7.0) == 80 and [t for _, t in tight.ticks()] == ["2", "4", "6"]
+        log.ticks() == [0.0, 0.1, 1.0, 10.0] and log.legend() == [0.0, 0.1, 1.0, 30.0][:1] + log.legend()[1:]
     )
-    assert Scale([], 10).ticks() and Scale([0.0, 0.0], 10).place(0.0) == 0
-    assert colour(0.0) == ("#00224e", "light") and colour(1.0)[1] == "dark"
-    assert len(CIVIDIS) == 9
+    assert log.share(0.0) == 0 and log.share(30.0) == 1 and 0 < log.share(0.02) < log.share(0.1)
+    assert Scale([0.02, 30.0], tight=True).spec() == {"type": "log", "domain": [0.02, 30.0]}
+    edge = Scale([0.02, 30.0])
+    assert edge.low < 0.02 and edge.high > 30, "a dot at the end of an axis is not cut"
+    linear = Scale([1.0, 7.0])
+    assert not linear.log and linear.ticks() is None and linear.spec()["domain"] == [0.0, 7.0]
+    assert Scale([1.5, 7.0], tight=True).spec()["domain"] == [1.5, 7.0]
+    assert Scale([-3.0, 7.0]).low == -3 and Scale([-3.0, 700.0]).log is False
+    for values in ([], [0.0, 0.0], [2.0], [float("nan")]):
+        one = Scale(values, tight=True)
+        assert one.low < one.high and all(0 <= one.share(v) <= 1 for v in values if v == v)
+
+
+def test_ink_is_read_on_every_colour_and_numbers_are_as_in_tables():
+    assert [ink(c) for c in ("#00224e", "#fee838", "#ffffff", "#000000")] == [
+        "#ffffff",
+        "#000000",
+        "#000000",
+        "#ffffff",
+    ]
     assert [number(v) for v in (0.0, 2.754, 12345.0, 3.69e-5, 0.0399, -1.5)] == [
         "0",
         "2.75",
@@ -418,14 +443,15 @@ def test_a_long_line_is_drawn_by_means_of_neighbours():
     position = np.arange(1000)
     lines = np.vstack([np.ones(1000), np.where(position < 500, np.nan, 3.0)])
     noise = np.where(position == 7, 2.0, 0.0)
-    figure = charts.along_positions("n", "t", "", "", position, lines, ["a", "b"], noise, "m", lines.ravel())
-    assert len(figure.table.rows) <= charts.MOST_POINTS and "mean of up to 11 rows" in figure.note
-    assert figure.table.rows[0] == ["0", "1.00", "not measured", "2.00"]
-    assert figure.table.rows[-1][1:] == ["1.00", "3.00", "0"]
+    chart = charts.positions("n", "t", position, lines, ["a", "b"], what="m", noise_P=noise)
+    assert len(chart.table.rows) <= charts.MOST_POINTS and "mean of up to 11 rows" in chart.note
+    assert chart.table.rows[0] == ["0", "1.00", "not measured", "2.00"]
+    assert chart.table.rows[-1][1:] == ["1.00", "3.00", "0"]
 
 
-OVERLAPS = """[...document.querySelectorAll('svg.qdx')].flatMap(svg => {
-  const texts = [...svg.querySelectorAll('text')], boxes = texts.map(t => t.getBoundingClientRect());
+OVERLAPS = """[...document.querySelectorAll('svg')].flatMap(svg => {
+  const texts = [...svg.querySelectorAll('text')].filter(t => t.textContent.trim());
+  const boxes = texts.map(t => t.getBoundingClientRect());
   return texts.flatMap((t, i) => texts.slice(0, i).filter((_, j) => boxes[i].left < boxes[j].right - 1
     && boxes[j].left < boxes[i].right - 1 && boxes[i].top < boxes[j].bottom - 4
     && boxes[j].top < boxes[i].bottom - 4).map(u => u.textContent + ' | ' + t.textContent))
@@ -441,9 +467,12 @@ def test_no_label_of_a_heatmap_is_drawn_over_another(tmp_path, browser) -> None:
     ):
         domain = np.array([least, max(least, most / 300), most])
         values = np.array([[np.nan, most], [least, np.nan]])
-        drawn.append(charts.heatmap(f"m{i}", "js", "", ["awq", "gptq"], values, " nat", domain).standalone())
+        two = ["awq", "gptq"]
+        drawn.append(
+            vega.svg(charts.matrix(f"m{i}", "js", two, two, values, unit="nat", domain=domain).drawing)
+        )
     path = tmp_path / "page.html"
     path.write_text("<!doctype html><meta charset=utf-8>" + "".join(drawn), encoding="utf-8")
     browser.open(path)
-    assert browser.value("document.querySelectorAll('svg.qdx text').length") > 40
+    assert browser.value("document.querySelectorAll('svg text').length") > 40
     assert browser.value(OVERLAPS) == []

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from qdx.dataset import append
+from qdx.dataset import append_all
 
 if TYPE_CHECKING:
     from tests.verification.world import World
@@ -439,9 +439,7 @@ def write(groups: Groups, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     groups["/"].to_netcdf(target, engine="netcdf4")
-    for name, data in groups.items():
-        if name != "/":
-            append(target, name, data)
+    append_all(target, ((name, data) for name, data in groups.items() if name != "/"))
     return target
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from scipy import stats
 
+from qdx.capture.densities import Drawn
 from qdx.capture.sampled import Sampler, drawn
 from qdx.errors import QdxError
-from qdx.verification.e_values import Drawn, against, log_e
+from qdx.verification.e_values import against, log_e
 from qdx.verification.sampled import (
     KERNEL_KL,
     Alternatives,

@@ -13,8 +13,9 @@ from qdx.backends.sampling import greedy
 from qdx.prompts._record_collect import digits_of
 from qdx.verification import listed as module
 from qdx.verification.environment_class import Match
-from qdx.verification.evidence import Calibrated, _profile_scores, weigh
+from qdx.verification.evidence import weigh
 from qdx.verification.format_names import NAMES, SPELLINGS, meant
+from qdx.verification.known_transcripts import Calibrated, _profile_scores, why_one_arithmetic
 from qdx.verification.listed import LISTS, TOKENS, Comparable, Listed, compared, first_ones
 from qdx.verification.p_values import pooled_p
 from qdx.verification.recorded import Recorded
@@ -214,6 +215,22 @@ def test_sampled_records_are_compared_with_transcripts_of_the_same_sampling_alon
     assert "processed_logprobs, which" in str(
         compared(drawn(mine, 1.0, "processed_logprobs"), drawn(theirs, 1.0), 0)
     )
+
+
+@pytest.mark.parametrize(
+    ("sampling", "noise", "makes_a_null"),
+    [(SAMPLED, 0.0, False), (SAMPLED, 0.02, True), (greedy(), 0.0, False), (greedy(), 0.02, True)],
+)
+def test_known_answers_of_the_replays_own_arithmetic_are_no_null(
+    base: Replays, sampling: str, noise: float, makes_a_null: bool
+) -> None:
+    """Drawn tokens are not the greatest ones, which shows nothing of another kernel: their lists do."""
+    theirs = world(np.random.default_rng(8), base, 12, (12, 12), records=True, noise=noise)
+    rows = replace(theirs.decode, compared_DCR=np.zeros_like(theirs.decode.compared_DCR))
+    margin = theirs.margin_DCRT + (1.0 if sampling == SAMPLED else 0.0)
+    known = replace(theirs, sampling_D=[sampling], decode=rows, margin_DCRT=margin)
+    why = why_one_arithmetic([Calibrated(known, "a", Match())])
+    assert (why == "") is makes_a_null, why
 
 
 def test_a_format_is_refuted_where_each_of_its_kernels_is(base: Replays) -> None:

@@ -10,11 +10,12 @@ import pytest
 import torch
 from scipy import stats
 
+from qdx.capture.densities import Drawn
 from qdx.capture.sampled import Sampler, drawn
 from qdx.prompts._record_collect import groups_of
 from qdx.prompts._record_ids import BYTES, GIVEN, TEXT, Answer, Ids
 from qdx.records.record import Record, Sampling
-from qdx.verification.e_values import Drawn, against
+from qdx.verification.e_values import against
 from qdx.verification.recorded import Recorded
 from qdx.verification.sampled import Alternatives, Shown, evidence_against, not_told_apart, uniform_p
 
@@ -172,6 +173,9 @@ def test_answers_to_one_prompt_are_one_group_whether_or_not_they_are_equal():
     assert groups_of(drawn_ones).tolist() == [0, 0, 0, 1]
     seeded = [answer(1, long, "7"), answer(1, long, "8"), answer(2, short, "7")]
     assert groups_of(seeded).tolist() == [0, 1, 0]
+    second = answer(2, long, "7")
+    second.stated["noise_seed"] = "8"
+    assert groups_of([answer(1, long, "7"), second, answer(3, long, "8")]).tolist() == [0, 0, 0]
     greedy = [answer(1, long, "7", 0.0), answer(1, long, "8", 0.0), answer(1, short, "7", 0.0)]
     assert groups_of(greedy).tolist() == [0, 0, 1]
 

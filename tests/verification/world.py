@@ -13,8 +13,6 @@ import contextlib
 import io
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,7 +27,7 @@ from qdx.dataset.layout import CONFIG_COORDS
 from qdx.prompts._transcript_file import read as read_transcripts
 from qdx.report.__main__ import main as report
 from qdx.verification.commitments import commit
-from tests import tiny
+from tests import tiny, warm
 from tests.sweeping import checkpoints, environment
 from tests.verification import forging
 from tests.verification.forging import Groups
@@ -37,6 +35,7 @@ from tests.verification.forging import Groups
 ROOT = Path(__file__).parents[2]  # its qdx runs, whichever is installed
 OTHER = "other:"  # begins the name of a config of the other checkpoint
 SNIPPET = 60  # exllama's prefill repeats over 50 rows
+DAY = 86_400  # seconds
 Rows = dict[str, np.ndarray]  # by variable, (reference, position, …)
 
 
@@ -416,15 +415,8 @@ FEW = ("backend.threads=1", "metric=[l2]", "analysis=[classes]", "report.formats
 
 
 def _run_command(folder: Path, arguments: Sequence[str]) -> None:
-    # No limit of time: a large world takes long, and a sweep that was stopped is taken up again.
-    done = subprocess.run(
-        [sys.executable, "-m", "qdx", *arguments],
-        cwd=folder,
-        text=True,
-        capture_output=True,
-        check=False,
-        env={**environment(), "PYTHONPATH": str(ROOT)},
-    )
+    # A large world takes hours, and a sweep that was stopped is taken up again.
+    done = warm.run("qdx", arguments, folder, {**environment(), "PYTHONPATH": str(ROOT)}, timeout=DAY)
     # A verifier's exit status says its verdicts, and most texts are nobody's.
     if done.returncode not in (0, 3, 4):
         raise AssertionError(done.stdout[-3000:] + done.stderr[-3000:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qdx.backends import Facts, sampling
@@ -16,6 +16,9 @@ from qdx.plugins import register
 from qdx.schema import VllmOptions
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from qdx.backends.vllm.kernel_choice import Request
     from qdx.backends.vllm.tap import Seen
     from qdx.capture import Recorder
@@ -68,7 +71,11 @@ class VllmBackend:
                 self._version,
                 checkpoint,
                 request.remedy,
-                chunked_prefill=self._options.chunked_prefill,
+                own={
+                    "chunked_prefill": str(self._options.chunked_prefill),
+                    "replay": self._options.replay,
+                    "companions": self._options.companions or "none",
+                },
                 sampling=sampling.stated_by(_parameters(count=2)),
             )
             require_runner(self._version, self._options.model_runner, self._facts.settings["model_runner"])
@@ -127,7 +134,14 @@ class VllmBackend:
         return generated
 
     def replay(self, batch: list[list[int]], forced: list[list[int]], recorder: Recorder) -> None:
-        """Step through the forced tokens, after a prefill of its own, and record the decode rows."""
+        """Step through the forced tokens, after a prefill of its own, and record the decode rows.
+
+        With ``replay=prefill`` there are no steps: the forced tokens are part of the prompt.
+        """
+        if self._options.replay == "prefill":
+            seen = self._prefilled(batch, forced, hidden=_wants_hidden(recorder))
+            self._hand_over(seen, batch, forced, recorder, prefill=False)
+            return
         count = max(len(ids) for ids in forced)
         generated, seen = self._run(batch, count, forced=forced, hidden=_wants_hidden(recorder))
         if generated != forced:
@@ -140,6 +154,20 @@ class VllmBackend:
 
         simulated.GENERATOR.manual_seed(seed)
 
+    def _prefilled(self, batch: list[list[int]], forced: list[list[int]], *, hidden: bool) -> list[Seen]:
+        """Compute the rows of forced tokens in one prefill of prompts and tokens together."""
+        import numpy as np
+
+        whole = [ids + tokens[:-1] for ids, tokens in zip(batch, forced, strict=True)]
+        # The row that predicts the last token is the one that the engine samples from; nobody asks for the
+        # first one here, which is prefill's in any case.
+        rows = [
+            np.arange(len(ids) + 1, len(all_ids), dtype=np.int32)
+            for ids, all_ids in zip(batch, whole, strict=True)
+        ]
+        _, seen = self._run(whole, 1, prompt_rows=rows, hidden=hidden)
+        return seen
+
     def _run(
         self,
         batch: list[list[int]],
@@ -147,32 +175,48 @@ class VllmBackend:
         *,
         forced: list[list[int]] | None = None,
         recorder: Recorder | None = None,
+        prompt_rows: Sequence[NDArray[np.int32]] | None = None,
         hidden: bool = False,
     ) -> tuple[list[list[int]], list[Seen]]:
-        """Generate once; `recorder` says which prompt rows are wanted, none without it."""
+        """Generate once; `recorder` or `prompt_rows` says which prompt rows are wanted, else none are."""
         import numpy as np
 
         from qdx.backends.vllm import tap
 
-        self._check(batch, count)
-        prompt_rows = [np.empty(0, np.int32)] * len(batch)
+        company = self._companions()
+        self._check([*batch, *company], count)
+        kept = list(prompt_rows or [np.empty(0, np.int32)] * len(batch))
         if recorder is not None:
-            prompt_rows = [recorder.wanted(i)[recorder.wanted(i) < len(ids)] for i, ids in enumerate(batch)]
+            kept = [recorder.wanted(i)[recorder.wanted(i) < len(ids)] for i, ids in enumerate(batch)]
+        tokens = [[] if forced is None else forced[item] for item in range(len(batch))]
         parameters = [
-            _parameters(
-                count if forced is None else len(forced[item]),
-                {tap.ITEM: item},
-                trace=forced[item] if forced is not None and self._trace else None,
-            )
-            for item in range(len(batch))
+            _parameters(len(ids) or count, {tap.ITEM: item}, trace=ids if ids and self._trace else None)
+            for item, ids in enumerate([*tokens, *([] for _ in company)])
         ]
-        wanted = tap.Wanted(prompt_rows, None if self._trace else forced, hidden)
+        nothing = [np.empty(0, np.int32)] * len(company)
+        pinned = None if forced is None or self._trace else [*forced, *([] for _ in company)]
+        wanted = tap.Wanted([*kept, *nothing], pinned, hidden)
+        # The engine takes requests in this order; items from len(batch) on are the companions.
+        place = self._options.company[1]
+        first = list(range(len(batch), len(batch) + place))
+        order = [*first, *range(len(batch)), *range(len(batch) + place, len(batch) + len(company))]
+        prompts = [{"prompt_token_ids": ids} for ids in (*batch, *company)]
         with explained(f"vLLM {self._version}, while running"):
             self._engine.collective_rpc(tap.open_tap, args=(wanted,))
-            prompts = [{"prompt_token_ids": ids} for ids in batch]
-            outputs = self._engine.generate(prompts, parameters, use_tqdm=False)
+            outputs = self._engine.generate(
+                [prompts[i] for i in order], [parameters[i] for i in order], use_tqdm=False
+            )
             seen = tap.joined(self._engine.collective_rpc(tap.drain))
-        return [list(output.outputs[0].token_ids) for output in outputs], seen
+        return [list(outputs[order.index(item)].outputs[0].token_ids) for item in range(len(batch))], seen
+
+    def _companions(self) -> list[list[int]]:
+        """Return the prompts of those who share every batch: the same random tokens in every process."""
+        import numpy as np
+
+        numbers = np.random.default_rng(0)
+        return [
+            numbers.integers(0, self._facts.vocab, length).tolist() for length in self._options.company[0]
+        ]
 
     def _hand_over(
         self,

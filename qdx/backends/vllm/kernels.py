@@ -11,6 +11,7 @@ from qdx.backends.vllm import simulated
 BY_METHOD = {
     "UnquantizedLinearMethod": "dense",
     "UnquantizedEmbeddingMethod": "dense",
+    "UnquantizedFusedMoEMethod": "dense",
     "AWQLinearMethod": "awq_gemm",
     "AutoAWQLinearMethod": "awq_gemm",
     "GPTQLinearMethod": "exllama",
@@ -28,8 +29,16 @@ BY_KERNEL = {
     "HummingLinearKernel": "humming",
     "Dynamic4bitLinearKernel": "dynamic_4bit",
     "CPUWNA16LinearKernel": "cpu_wna16",
+    # of a mixture's experts; what else there is keeps its class's name
+    "MarlinExperts": "marlin",
 }
-UNQUANTIZED = frozenset({"UnquantizedLinearMethod", "UnquantizedEmbeddingMethod"})
+# Where a linear method, or a scheme of compressed-tensors, keeps the kernel that it chose (0.20.2 to 0.33.0).
+PLACES = ("kernel", "fp8_linear", "linear_kernel", "ocp_mx_linear")
+LINEAR = frozenset({"LinearBase", "ParallelLMHead"})
+EXPERTS = frozenset({"RoutedExperts", "FusedMoE"})
+UNQUANTIZED = frozenset(
+    {"UnquantizedLinearMethod", "UnquantizedEmbeddingMethod", "UnquantizedFusedMoEMethod"}
+)
 
 
 class Layer(NamedTuple):
@@ -63,6 +72,8 @@ def normalized(method: str, kernel: str) -> str:
     """
     if model := simulated.normalized(kernel):
         return model
+    if method in UNQUANTIZED:  # whichever code multiplies dense weights
+        return BY_METHOD[method]
     return BY_KERNEL.get(kernel, kernel) if kernel else BY_METHOD.get(method, method)
 
 
@@ -76,7 +87,10 @@ def on_worker(worker: Any) -> list[Layer]:
     for name, module in model.named_modules():
         method = getattr(module, "quant_method", None)
         bases = {base.__name__ for base in type(module).__mro__}
-        if method is None or not bases & {"LinearBase", "ParallelLMHead"}:
+        if method is None or not bases & (LINEAR | EXPERTS):
+            continue
+        if bases & EXPERTS:
+            found.add(Layer("experts", *_classes_of_experts(method)))
             continue
         found.add(Layer(name.rpartition(".")[2], *_classes(method, getattr(module, "scheme", None))))
     head = getattr(model, "lm_head", None)
@@ -149,5 +163,15 @@ def summary(chosen: list[str]) -> str:
 
 def _classes(method: Any, scheme: Any = None) -> tuple[str, str]:
     # compressed-tensors: one method for all layers; a layer's scheme has the kernel, or is it.
-    kernel = getattr(method, "kernel", None) or getattr(scheme, "kernel", scheme)
+    kept = (getattr(one, place, None) for one in (method, scheme) for place in PLACES)
+    kernel = next((kernel for kernel in kept if kernel is not None), scheme)
     return type(method).__name__, "" if kernel is None else type(kernel).__name__
+
+
+def _classes_of_experts(method: Any) -> tuple[str, str]:
+    """Return the classes of a mixture's method and of the experts that it calls; "" where it calls none."""
+    kernel = getattr(method, "moe_kernel", None) or getattr(method, "kernel", None)
+    experts = getattr(getattr(kernel, "impl", kernel), "fused_experts", None)
+    chosen = getattr(method, "experts_cls", None)
+    name = type(experts).__name__ if experts is not None else getattr(chosen, "__name__", "")
+    return type(method).__name__, name

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def facts(
-    engine: Any, version: str, checkpoint: Checkpoint, remedy: str, *, chunked_prefill: bool, sampling: str
+    engine: Any, version: str, checkpoint: Checkpoint, remedy: str, *, own: Mapping[str, str], sampling: str
 ) -> Facts:
     """Read the loaded model and the engine's config.
 
@@ -29,8 +29,8 @@ def facts(
     checkpoint : Checkpoint
     remedy : str
         What the kernel that was asked for needs.
-    chunked_prefill : bool
-        Whether a batch may exceed the budget of a step; qdx's own check, no setting of the engine.
+    own : Mapping of str to str
+        Settings that are the backend's and not the engine's, by the names of its options.
     sampling : str
         What the sampling parameters of a request state.
     """
@@ -67,9 +67,7 @@ def facts(
         sm_count=simulated.SM_COUNT if models else int(gpu["sm_count"]),
         eos_token_ids=_eos_token_ids(checkpoint),
         remedy=_remedy(remedy, version, str(gpu["compute_capability"])),
-        settings=settings(config, attention, runner, _switches())
-        | {"chunked_prefill": str(chunked_prefill)}
-        | threads,
+        settings=settings(config, attention, runner, _switches()) | dict(own) | threads,
         sampling=sampling,
         attrs={
             **of_workers(engine.collective_rpc(_arithmetic)),

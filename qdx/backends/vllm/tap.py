@@ -16,7 +16,7 @@ same two things in every step:
   go through the output head; ``prompt_logprobs`` would compute the whole vocabulary for every token of the
   prompt, in float32, and a Python object for each, and vLLM refuses it in a request that replays.
 
-What is seen stays on the device until it is drained; beyond a quarter of the memory that is free there, and
+What is seen stays on the device until it is drained; beyond half of the memory that is free there, and
 `ON_DEVICE` bytes in any case, it moves to host memory beside the engine's work (`Spill`), which costs the
 process time. `hand_over` gives what was drained to a recorder, phase by phase and item by item.
 """
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 ITEM = "qdx_item"  # key of SamplingParams.extra_args: which reference of the batch a request is
 ON_DEVICE = 1 << 29  # bytes
-OF_FREE = 4  # the part of the device's free memory that rows may take
+OF_FREE = 2  # half of the device's free memory is for rows, the rest for what is derived of them
 # prompt rows that go through the output head together: a fixed number, so that the same rows give the same
 # bits
 ROWS_AT_ONCE = 256
@@ -410,7 +410,8 @@ def hand_over(
 
 
 def _chosen(part: Seen, rows: NDArray[np.int64]) -> Seen:
-    index = torch.from_numpy(rows)
+    # One row of a batch's step is the usual case: a view, which costs neither a copy nor a wait.
+    index = slice(rows[0], rows[0] + 1) if len(rows) == 1 else _on(part.logits_PV, rows)
     hidden_PH = None if part.hidden_PH is None else part.hidden_PH[index]
     return Seen(part.items[rows], part.positions[rows], part.logits_PV[index], hidden_PH)
 

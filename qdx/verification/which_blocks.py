@@ -1,4 +1,4 @@
-"""The lines of the report about *Which of N*."""
+"""Write what the report says of *Which of N*."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 import numpy as np
 import xarray as xr
 
-from qdx.document.format import DASH, percent, plural
-from qdx.document.text import columns_of, table, wrap
+from qdx.document.blocks import Block, Cell, Matrix, Table, Text
+from qdx.document.format import DASH, number, part, percent, plural, span
 from qdx.verification.conformal import attainable_level, fewest_references
 from qdx.verification.judge import OTHER_ANSWERS
 from qdx.verification.p_values import false_alarm_spread, level
@@ -34,19 +34,17 @@ def headline(result: xr.Dataset) -> str:
 def _sum(result: xr.Dataset, name: str) -> str:
     """``k of n (low…high)``, or a dash."""
     count, of, low, high = (result[f"{name}{end}"].item() for end in ("", "_of", "_low", "_high"))
-    return f"{int(count):,} of {int(of):,} ({_ends(low, high)})" if of else DASH
+    return f"{part(count, of)} ({_ends(low, high)})" if of else DASH
 
 
 def _ends(low: float, high: float) -> str:
-    if not np.isfinite(low):
-        return "no interval"
-    return f"{percent(low).removesuffix('%')}…{percent(high)}"
+    return span(low, high, percent) if np.isfinite(low) else "no interval"
 
 
-def section_text(result: xr.Dataset) -> list[str]:
-    """Everything that the section prints of held-out references."""
-    lines = [wrap(line, "  ") for line in (f"{result.attrs['headline']}.", *_basis(result))]
-    return [*lines, *_answers(result), *_refuted(result), *_separation(result)]
+def held_out_blocks(result: xr.Dataset) -> list[Block]:
+    """Everything that the section says of held-out references."""
+    said = "\n".join([f"{result.attrs['headline']}.", *_basis(result)])
+    return [Text(said), *_answers(result), *_refuted(result), *_separation(result)]
 
 
 def _basis(result: xr.Dataset) -> list[str]:
@@ -82,90 +80,98 @@ def _basis(result: xr.Dataset) -> list[str]:
     ]
 
 
-def _answers(result: xr.Dataset) -> list[str]:
-    """The confusion matrix of held-out transcripts."""
-    names = [str(v) for v in result["answer"].values]
-    counts = result["answers"].values
-    shown = [i for i, name in enumerate(names) if name not in OTHER_ANSWERS or counts[:, i].any()]
-    configs = [str(v) for v in result["config"].values]
-    columns, about = columns_of(configs, beside=len(configs) + 4)  # four hold more than a count
-    columns += names[len(configs) :]
-    rows = []
-    for d, producer in enumerate(str(v) for v in result["producer"].values):
-        total = int(result["transcripts"].values[d])
-        rows.append(
-            [
-                producer,
-                *(str(counts[d, i]) for i in shown),
-                _rate(result, "wrong_names", d),
-                _rate(result, "in_set", d),
-                *(_count(result, name, d) for name in ("likeliest_held", "nearest_held")),
-                _bits(result, producer, total),
-            ]
-        )
+def _answers(result: xr.Dataset) -> list[Block]:
+    """The confusion matrix of held-out transcripts, and how often a single one is named rightly."""
+    producers = [str(v) for v in result["producer"].values]
+    rows: list[list[Cell]] = [
+        [
+            producer,
+            _rate(result, "wrong_names", d),
+            _rate(result, "in_set", d),
+            *(_count(result, name, d) for name in ("likeliest_held", "nearest_held")),
+            _bits(result, producer, int(result["transcripts"].values[d])),
+        ]
+        for d, producer in enumerate(producers)
+    ]
     said = (
-        "Answers for single held-out transcripts: the set {c : p > level}, and with it every config whose "
-        "decode rows are all bit-equal. Wrong: named alone, and wrongly. In set: the true config is "
+        "Wrong: held-out transcripts that are named alone, and wrongly. In set: the true config is "
         "(coverage). Likeliest, nearest: greatest ℓ or least distance is the true config's, without any "
         "level. Bit-equal: of all references, transcripts whose every decode row is that of the true "
         "config's replay."
     )
-    head = ["made by", *(columns[i] for i in shown), "wrong", "in set", "likeliest", "nearest", "bit-equal"]
-    return ["", wrap(said, "  "), *about, table(head, rows)]
-
-
-def _refuted(result: xr.Dataset) -> list[str]:
-    """False claims refuted, a line an ordered pair: by rows, and by the tokens alone."""
-    rows = []
-    for d, c in np.ndindex(result["refuted"].shape):
-        producer, config = str(result["producer"].values[d]), str(result["config"].values[c])
-        if producer == config or not result["refuted_of"].values[d, c]:
-            continue
-        greedy, of = (int(result[name].values[d, c]) for name in ("tokens_greedy", "tokens_judged"))
-        by_rows, by_tokens = (_rate(result, name, d, c) for name in ("refuted", "refuted_by_tokens"))
-        rows.append([producer, config, by_rows, by_tokens, f"{greedy:,}/{of:,}" if of else DASH])
-    if not rows:
-        return []
-    said = (
-        f"False claims refuted, p ≤ {float(result.attrs['alpha']):.0%}, of held-out transcripts: by their "
-        f"published rows (up to {result.attrs['rows']}), and by their tokens alone (the mean margin of the "
-        f"emitted tokens here, up to {result.sizes['tokens']}). Greedy: tokens that are the claimed config's "
-        "greedy choice."
+    head = ["made by", "wrong", "in set", "likeliest", "nearest", "bit-equal"]
+    about = (
+        "Answers for single held-out transcripts: the set {c : p > level}, and with it every config whose "
+        "decode rows are all bit-equal. A transcript with one config in its set is counted there"
     )
-    head = ["made by", "claimed", "by rows", "by tokens alone", "greedy"]
-    return ["", wrap(said, "  "), table(head, rows[:SHOWN], left=2), *_more(rows)]
+    return [_by_answer(result, "answers", about), Table(said, head, rows)]
 
 
-def _separation(result: xr.Dataset) -> list[str]:
+def _by_answer(result: xr.Dataset, name: str, caption: str) -> Matrix:
+    """Transcripts by who made them and what the answer was; an answer that nobody got is left out."""
+    names, counts = [str(v) for v in result["answer"].values], result[name].values
+    shown = [i for i, answer in enumerate(names) if answer not in OTHER_ANSWERS or counts[:, i].any()]
+    producers = [str(v) for v in result["producer"].values]
+    return Matrix(caption, producers, counts[:, shown], columns=[names[i] for i in shown])
+
+
+def _refuted(result: xr.Dataset) -> list[Block]:
+    """Claims refuted: by rows, and by the tokens alone."""
+    if not result["refuted_of"].values.any():
+        return []
+    producers, configs = ([str(v) for v in result[dim].values] for dim in ("producer", "config"))
+    level = f"at level {float(result.attrs['alpha']):.0%}, by claim; under the own config: false alarms"
+    rows, tokens = result.attrs["rows"], result.sizes["tokens"]
+
+    def matrix(caption: str, name: str) -> Matrix:
+        cells = [[_rate(result, name, d, c) for c in range(len(configs))] for d in range(len(producers))]
+        return Matrix(caption, producers, cells, columns=configs)
+
+    counts = zip(result["tokens_greedy"].values, result["tokens_judged"].values, strict=True)
+    greedy = [[part(*pair) for pair in zip(*row, strict=True)] for row in counts]
+    return [
+        matrix(f"Held-out transcripts refuted by their published rows (up to {rows}) {level}", "refuted"),
+        matrix(
+            f"Held-out transcripts refuted by their tokens alone (the mean margin of up to {tokens} here) "
+            f"{level}",
+            "refuted_by_tokens",
+        ),
+        Matrix("Tokens that are the claimed config's greedy choice", producers, greedy, columns=configs),
+    ]
+
+
+def _separation(result: xr.Dataset) -> list[Block]:
     """Areas and thresholds of likelihood ratios, and what cannot be said of them."""
     least, limits = float(result.attrs["curve_level"]), int(result.attrs["threshold_references"])
     judged = int(result.attrs["held_out_references"])
-    lines = [""]
+    lines = []
     if np.isfinite(least):
         at = result.sel(level=least)
         low = float(at["false_alarm_rate_low"].min())
         high = float(at["false_alarm_rate_high"].max())
         alarms, of = int(at["false_alarms"].sum()), int(at["false_alarms_of"].sum())
-        said = (
+        lines.append(
             f"Thresholds at {least:.0%} false alarms, from {limits} honest likelihood ratios a config: such "
             f"a threshold rejects {_ends(low, high)} of new honest transcripts (Beta, 95 % of thresholds); "
-            f"here {alarms} of {of}. Found: held-out false claims above it, by all rows, and by the margins "
-            f"of all tokens. Rows, tokens: from how many on always {TPR:.0%} of these are found; in "
+            f"here {part(alarms, of)}. Found: held-out false claims above it, by all rows, and by the "
+            f"margins of all tokens. Rows, tokens: from how many on always {TPR:.0%} of these are found; in "
             "brackets by the ends of the share's interval."
         )
-        lines.append(wrap(said, "  "))
-    lines += [wrap(line, "  ") for line in _not_said(least, limits, judged)]
-    rows = []
+    lines += _not_said(least, limits, judged)
+    blocks: list[Block] = [Text("\n".join(lines))] if lines else []
+    rows: list[list[Cell]] = []
     for d, c in np.ndindex(result["auc"].shape):
         if result["auc"].values[d, c] >= 0:
             pair = [str(result[name].values[i]) for name, i in (("producer", d), ("config", c))]
             found = _share(result, "tpr_at", d, c)
             tokens = _share(result, "margin_tpr_at", d, c), _tokens(result, d, c)
             rows.append([*pair, _area(result, d, c), found, _rows(result, d, c), *tokens])
-    if not rows:
-        return lines
-    head = ["made by", "claimed", "AUC", "found by rows", "rows", "by tokens alone", "tokens"]
-    return [*lines, table(head, rows[:SHOWN], left=2), *_more(rows)]
+    if rows:
+        left = len(rows) - SHOWN
+        more = f"… {plural(left, 'more pair')}: sweep.nc /analysis/attribution" if left > 0 else ""
+        head = ["made by", "claimed", "AUC", "found by rows", "rows", "by tokens alone", "tokens"]
+        blocks.append(Table("How far likelihood ratios tell claims apart", head, rows[:SHOWN], 2, more))
+    return blocks
 
 
 def _not_said(least: float, limits: int, judged: int) -> list[str]:
@@ -186,51 +192,43 @@ def _not_said(least: float, limits: int, judged: int) -> list[str]:
     return lines
 
 
-def leave_one_out_text(result: xr.Dataset) -> list[str]:
-    """The lines of a section that has no held-out references: answers and ranks, each leave one out."""
-    names = [str(v) for v in result["answer"].values]
+def leave_one_out_blocks(result: xr.Dataset) -> list[Text | Matrix | Table]:
+    """What a section without held-out references says: answers and ranks, each leave one out."""
     configs = [str(v) for v in result["config"].values]
-    bits, rows = "bit_equal" in result, []
+    bits = "bit_equal" in result
+    rows: list[list[Cell]] = []
     for d, producer in enumerate(str(v) for v in result["producer"].values):
-        total, counts = int(result["transcripts"].values[d]), result["confusion"].values[d]
-        alone = counts[: len(configs)]
+        total, alone = int(result["transcripts"].values[d]), result["confusion"].values[d][: len(configs)]
         right = int(alone[configs.index(producer)]) if producer in configs else 0
         ranks = [int(result[k].values[d]) for k in ("likeliest_right", "nearest_right")]
-        rows.append(
-            [
-                producer,
-                str(right),
-                str(int(alone.sum()) - right),
-                *(str(counts[names.index(name)]) for name in OTHER_ANSWERS),
-                *(DASH if k < 0 else f"{k}/{total}" for k in ranks),
-            ]
-        )
-        if bits:
-            rows[-1].append(_bits(result, producer, total))
+        row: list[Cell] = [producer, right, int(alone.sum()) - right]
+        row += [DASH if k < 0 else part(k, total) for k in ranks]
+        rows.append([*row, _bits(result, producer, total)] if bits else row)
     said = (
-        "Leave one reference out: each transcript judged by the other references. How many sets leave the "
-        "true config out is an identity then, at most ⌊level · (n + 1)⌋ of n + 1 whatever the rows hold: it "
-        "says nothing of the method. Names that are wrong, and ranks, could have come out otherwise. "
-        "Likeliest, nearest: greatest ℓ or least distance is the true config's."
+        "Named, wrongly: transcripts whose answer is one config, the true one or another. Likeliest, "
+        "nearest: greatest ℓ or least distance is the true config's."
     )
     if bits:
         said += " Bit-equal: transcripts whose every decode row is that of the true config's replay."
-    head = ["made by", "named", "wrongly", *OTHER_ANSWERS, "likeliest", "nearest"]
-    return ["", wrap(said, "  "), table(head + (["bit-equal"] if bits else []), rows)]
-
-
-def _more(rows: list[list[str]]) -> list[str]:
-    left = len(rows) - SHOWN
-    return [f"    … {plural(left, 'more pair')}: sweep.nc /analysis/attribution"] if left > 0 else []
+    about = (
+        "Leave one reference out: each transcript judged by the other references. How many sets leave the "
+        "true config out is an identity then, at most ⌊level · (n + 1)⌋ of n + 1 whatever the rows hold: it "
+        "says nothing of the method. Names that are wrong, and ranks, could have come out otherwise."
+    )
+    head = ["made by", "named", "wrongly", "likeliest", "nearest", *(["bit-equal"] if bits else [])]
+    return [
+        Text(about),
+        _by_answer(result, "confusion", "Transcripts by answer, leave one reference out"),
+        Table(said, head, rows),
+    ]
 
 
 def _count(result: xr.Dataset, name: str, *at: int) -> str:
-    of = int(result[f"{name}_of"].values[at])
-    return f"{int(result[name].values[at])}/{of}" if of else DASH
+    return part(result[name].values[at], result[f"{name}_of"].values[at])
 
 
 def _rate(result: xr.Dataset, name: str, *at: int) -> str:
-    """``k/n (low…high)``, or a dash."""
+    """``k of n (low to high)``, or a dash."""
     said = _count(result, name, *at)
     if said == DASH:
         return said
@@ -244,7 +242,7 @@ def _share(result: xr.Dataset, name: str, d: int, c: int) -> str:
 
 def _area(result: xr.Dataset, d: int, c: int) -> str:
     value, low, high = (float(result[k].values[d, c]) for k in ("auc", "auc_low", "auc_high"))
-    return f"{value:.3f}" + (f" ({low:.3f}…{high:.3f})" if np.isfinite(low) else "")
+    return number(value) + (f" ({span(low, high)})" if np.isfinite(low) else "")
 
 
 def _rows(result: xr.Dataset, d: int, c: int) -> str:
@@ -255,7 +253,7 @@ def _rows(result: xr.Dataset, d: int, c: int) -> str:
         str(n) if n > 0 else f"> {most}"
         for n in (int(result[k].values[d, c]) for k in ("rows_needed", "rows_low", "rows_high"))
     )
-    return f"{needed} ({low}…{high})"
+    return f"{needed} ({low} to {high})"
 
 
 def _tokens(result: xr.Dataset, d: int, c: int) -> str:
@@ -272,11 +270,11 @@ def _bits(result: xr.Dataset, producer: str, total: int) -> str:
     )
     own = counts.pop(producer, None)
     others = [str(name) for name, count in counts.items() if count]
-    said = DASH if own is None else f"{int(own)}/{total}"
+    said = DASH if own is None else part(own, total)
     return said + (f" (and {', '.join(others)})" if others else "")
 
 
-def calibration_text(references: int, alpha: float, own_labels: bool) -> list[str]:
+def calibration_block(references: int, alpha: float, own_labels: bool) -> Text:
     """Say what the p-values rest on, and when that is too little."""
     source = (
         "the judged producers' labels taken as true, every transcript judged by the other references "
@@ -301,4 +299,4 @@ def calibration_text(references: int, alpha: float, own_labels: bool) -> list[st
             f"An honest claim on one transcript is rejected with probability at most {alpha:.0%} "
             f"(attainable: {attainable_level(references, alpha):.2%})."
         )
-    return [wrap(line, "  ") for line in lines]
+    return Text("\n".join(lines))

@@ -1,4 +1,4 @@
-"""Write the lines of the report about claims."""
+"""Write what the report says of claims."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from qdx.document.format import DASH, plural
-from qdx.document.text import table, wrap
-from qdx.verification.e_values import SHARE
+from qdx.capture.densities import SHARE
+from qdx.document.blocks import Block, Cell, Details, Table, Text
+from qdx.document.format import DASH, part, plural, probability
+from qdx.verification.calibration_size import calibration_total, fewest_false
+from qdx.verification.cases import Evidence
 from qdx.verification.evidence import Claim, counts_needed, sampling_of
-from qdx.verification.p_values import calibration_total, false_alarm_spread, fewest_false
+from qdx.verification.p_values import false_alarm_spread
 from qdx.verification.replays import Replays
 from qdx.verification.sampled import KERNEL_KL
-from qdx.verification.verdicts import Evidence, Verdict
+from qdx.verification.shares import PRIOR, likeliest
+from qdx.verification.verdicts import Verdict
 
-SHOWN = 40
+SHOWN = 40  # claims and references that are listed
 
 
-def claims(
+def claim_blocks(
     data: Replays,
     evidence: Evidence,
     decided: Sequence[Verdict],
     result: xr.Dataset,
     at: Sequence[int],
-) -> str:
-    """Say what every claim's verdict is and rests on, then a line a claim and reference.
+) -> list[Block]:
+    """Say what every claim's verdict is and rests on, then how every claim and reference came out.
 
     Parameters
     ----------
@@ -39,30 +42,70 @@ def claims(
         The claimed config of every producer; −1: it was not replayed.
     """
     first = [line for line in data.notes if line.startswith("PROMPT:")]
-    lines = [wrap(line.removeprefix("PROMPT: "), "  ") for line in first]
-    lines += [wrap(f"{result.attrs['headline']}.", "  "), ""]
-    for d, (producer, verdict) in enumerate(zip(data.producers, decided, strict=True)):
-        claim = str(result["claim"].values[d])
-        name = producer if claim == producer else f"{producer} as {claim}"
-        why = f"{verdict.because[:1].upper()}{verdict.because[1:]}"
-        lines.append(wrap(f"{name}: {verdict.kind.upper()} ({verdict.concerns}). {why}.", "  ", "    "))
-    if data.notes:
-        lines += ["", *(wrap(line, "  ", "    ") for line in data.notes if line not in first)]
-    lines += ["", *_listed(data, evidence), "", *_repeats(data), "", *_assumed(data, evidence)]
-    lines += ["", _summary(data, evidence, result, at)]
-    return "\n".join([*lines, *_references(data, result, at)])
+    notes = [line for line in data.notes if line not in first]
+    top = [line.removeprefix("PROMPT: ") for line in first]
+    blocks: list[Block] = [
+        Text("\n".join([*top, f"{result.attrs['headline']}."])),
+        _summary(data, evidence, result, at),
+        Text("\n".join(_verdicts(data, decided, result))),
+    ]
+    if notes:
+        blocks.append(Details("About the records", [Text("\n".join(notes))]))
+    if answered := _answered(data, result):
+        blocks.append(Text("\n".join(answered)))
+    if tests := _listed(data, evidence):
+        blocks.append(Details("Tests that the files allow", [Text("\n".join(tests))]))
+    blocks += [
+        Details("What is assumed", [Text("\n".join(_assumed(data, evidence)))]),
+        _repeats(data),
+        Text(_processes(data)),
+    ]
+    return [*blocks, *_references(data, result, at)]
+
+
+def _name(result: xr.Dataset, d: int) -> str:
+    """The producer, and as what it is judged where that is not its label."""
+    producer, claim = (str(result[name].values[d]) for name in ("producer", "claim"))
+    return producer if claim == producer else f"{producer} as {claim}"
+
+
+def _verdicts(data: Replays, decided: Sequence[Verdict], result: xr.Dataset) -> list[str]:
+    """A line a claim: the verdict and what it rests on."""
+    return [
+        f"{_name(result, d)}: {verdict.kind.upper()} ({verdict.concerns}). "
+        f"{verdict.because[:1].upper()}{verdict.because[1:]}."
+        for d, verdict in enumerate(decided)
+    ]
 
 
 def _listed(data: Replays, evidence: Evidence) -> list[str]:
     """The tests that each claim's files allow, and why they do not allow the others."""
-    lines, seen = [], dict[str, list[str]]()
+    seen: dict[str, list[str]] = {}
     for producer, claim in zip(data.producers, evidence.claims, strict=True):
         if claim is not None:
             listed = ", ".join(test.name for test in claim.tests) or "none"
             left = "; ".join(f"{name}: {why}" for name, why in claim.unlisted.items())
             seen.setdefault(f"{listed}{f'. Not listed: {left}' if left else ''}", []).append(producer)
-    for text, producers in seen.items():
-        lines.append(wrap(f"Tests of {', '.join(producers)}: {text}.", "  ", "    "))
+    return [f"Tests of {', '.join(producers)}: {text}." for text, producers in seen.items()]
+
+
+def _answered(data: Replays, result: xr.Dataset) -> list[str]:
+    """Which config most probably gave each answer whose tokens were drawn."""
+    if "posterior" not in result:
+        return []
+    lines = []
+    for d, producer in enumerate(data.producers):
+        posterior_CR = result["posterior"].values[d][:, data.there_DR[d]]
+        if not np.isfinite(posterior_CR).any():
+            continue
+        counts = zip(data.configs, likeliest(posterior_CR), strict=True)
+        each = ", ".join(f"{config} {count}" for config, count in counts)
+        share = float(result["false_share_at_least"].values[d])
+        lines.append(
+            f"Answers of {producer} by the config that most probably gave them: {each} (prior: {PRIOR}; "
+            "rows taken as exact, without an error rate). Share of independent answers that are false, "
+            f"at least: {share:.0%}."
+        )
     return lines
 
 
@@ -82,25 +125,29 @@ def _binding(evidence: Evidence) -> str:
     )
 
 
-def _repeats(data: Replays) -> list[str]:
+def _repeats(data: Replays) -> Table:
     """How many reruns of references were bit-equal, on both sides."""
-    lines = []
-    for rows in data.phases:
-        sides = (("producers", data.producers, rows.repeats_D), ("here", data.configs, rows.repeats_C))
-        said = []
-        for side, names, repeats in sides:
-            counts = [f"{n} {r.equal} of {r.reruns}" for n, r in zip(names, repeats, strict=True)]
-            said.append(f"{side}: {', '.join(counts)}")
-        lines.append(wrap(f"Reruns bit-equal in {rows.phase}, {'; '.join(said)}.", "  "))
-    count = ", ".join(
-        f"{name} {n or 'not stated'}" for name, n in zip(data.configs, data.processes_C, strict=True)
+    phases = [rows.phase for rows in data.phases]
+    made = [[part(of.equal, of.reruns) for of in rows.repeats_D] for rows in data.phases]
+    here = [[part(of.equal, of.reruns) for of in rows.repeats_C] for rows in data.phases]
+    rows = [
+        [name, side, *counts]
+        for side, names, columns in (("producer", data.producers, made), ("here", data.configs, here))
+        for name, *counts in zip(names, *columns, strict=True)
+    ]
+    return Table("Reruns of references that were bit-equal", ["config", "where", *phases], rows, 2)
+
+
+def _processes(data: Replays) -> str:
+    counts = zip(data.configs, data.processes_C, strict=True)
+    return (
+        "Processes that the repeats here ran in: "
+        f"{', '.join(f'{name} {n}' if n else f'{name} not stated' for name, n in counts)}."
     )
-    lines.append(wrap(f"Processes that the repeats here ran in: {count}.", "  "))
-    return lines
 
 
 def _assumed(data: Replays, evidence: Evidence) -> list[str]:
-    """What the tests assume, and how many references they need."""
+    """Say what the tests assume, and how many references they need."""
     alpha = float(evidence.alpha)
     asked = sum(claim is not None for claim in evidence.claims)
     most = max(data.processes_C, default=0)
@@ -138,8 +185,7 @@ def _assumed(data: Replays, evidence: Evidence) -> list[str]:
         counts = [test.known for claim in evidence.claims if claim for test in claim.tests if test.known]
         if counts:
             said.append(_spread(min(counts), evidence))
-    lacking = _lacking(data, evidence)
-    return [wrap(line, "  ") for line in (*said, *lacking)]
+    return [*said, *_lacking(data, evidence)]
 
 
 def _of_listed(data: Replays) -> list[str]:
@@ -164,7 +210,9 @@ def _of_drawn(data: Replays) -> list[str]:
         "the greatest E so far (Ville), whenever one stops. Uniformity: the randomized probability "
         "integral transform of one answer of each seed, Kolmogorov and Smirnov. Both allow an honest "
         f"producer's kernel to be {KERNEL_KL:g} nat a token from the verifier's, and {SHARE:.1%} of the "
-        "tokens to be drawn without truncation."
+        "tokens to be drawn without truncation. Parameters: the same E, by the claimed config's own rows "
+        "under other temperatures and truncations. Seeded tokens: by how much each falls short of the one "
+        "that its seed draws here, against known answers."
     ]
 
 
@@ -203,41 +251,42 @@ def _lacking(data: Replays, evidence: Evidence) -> list[str]:
     return lines
 
 
-def _summary(data: Replays, evidence: Evidence, result: xr.Dataset, at: Sequence[int]) -> str:
-    rows = []
+def _summary(data: Replays, evidence: Evidence, result: xr.Dataset, at: Sequence[int]) -> Table:
+    """A row a claim: its verdict, its rows and tokens, and its tests."""
     # Nobody has rows of records whose tokens were drawn.
     tests: tuple[str, ...] = ("distances", "text")
     if data.drawn is not None:
-        tests = ("text", "drawn tokens", "uniformity")
+        tests = ("text", "drawn tokens", "uniformity", "parameters")
         if any(claim is not None and claim.test("distances") for claim in evidence.claims):
             tests = ("distances", *tests)
-    for d, producer in enumerate(data.producers):
-        c, claim = at[d], evidence.claims[d]
-        verdict = str(result["verdict"].values[d])
+    rows: list[list[Cell]] = []
+    for d, (c, claim) in enumerate(zip(at, evidence.claims, strict=True)):
+        row: list[Cell] = [_name(result, d), str(result["verdict"].values[d])]
         if c < 0 or claim is None:
-            rows.append([producer, str(result["claim"].values[d]), verdict, *[DASH] * (4 + len(tests))])
+            rows.append([*row, *[DASH] * (4 + len(tests))])
             continue
-        tokens, greedy = int(data.emitted_DR[d].sum()), int(data.greedy_DCR[d, c].sum())
         rows.append(
             [
-                producer,
-                str(result["claim"].values[d]),
-                verdict,
+                *row,
                 *_of_phases(data, d, c),
-                f"{greedy:,}/{tokens:,}",
+                part(data.greedy_DCR[d, c].sum(), data.emitted_DR[d].sum()),
                 *(_of_test(claim, name) for name in tests),
-                _p(float(result["p_test_holm"].values[d])),
+                probability(float(result["p_test_holm"].values[d])),
             ]
         )
-    head = ["producer", "claim", "verdict", "decode", "prefill", "greedy", *(f"p {name}" for name in tests)]
-    return table([*head, "p Holm"], rows, left=3)
+    head = ["claim", "verdict", "decode", "prefill", "greedy", *(f"p {name}" for name in tests), "p Holm"]
+    caption = (
+        f"Claims at level {float(evidence.alpha):.0%} over all of them: rows that are bit-equal, tokens that "
+        "are greedy here, and p of tests; p Holm is over all tests and claims"
+    )
+    return Table(caption, head, rows, 2)
 
 
 def _of_phases(data: Replays, d: int, c: int) -> list[str]:
     cells = {
         rows.phase: DASH
         if rows.missing
-        else f"{rows.content_equal_DCR[d, c].sum():,}/{rows.expected_DCR[d, c].sum():,}"
+        else part(rows.content_equal_DCR[d, c].sum(), rows.expected_DCR[d, c].sum())
         for rows in data.phases
     }
     return [cells["decode"], cells.get("prefill", DASH)]
@@ -245,52 +294,35 @@ def _of_phases(data: Replays, d: int, c: int) -> list[str]:
 
 def _of_test(claim: Claim, name: str) -> str:
     test = claim.test(name)
-    return DASH if test is None or test.p is None else _p(float(test.p))
+    return DASH if test is None or test.p is None else probability(float(test.p))
 
 
-def _references(data: Replays, result: xr.Dataset, at: Sequence[int]) -> list[str]:
-    """A line a claimed config and reference."""
-    rows: list[list[str]] = []
-    for d, producer in enumerate(data.producers):
-        for r, name in enumerate(data.references):
-            if at[d] < 0 or len(rows) >= SHOWN:
-                continue
-            c = at[d]
-            prefill = DASH
-            if data.prefill is not None:
-                prefill = f"{data.prefill.content_equal_DCR[d, c, r]}/{data.prefill.expected_DCR[d, c, r]}"
-            rows.append(
-                [
-                    str(result["claim"].values[d]),
-                    name,
-                    producer,
-                    f"{data.decode.content_equal_DCR[d, c, r]}/{data.decode.expected_DCR[d, c, r]}",
-                    prefill,
-                    f"{data.greedy_DCR[d, c, r]}/{data.emitted_DR[d, r]}",
-                    str(int(data.misfit_DCRT[d, c, r].sum())),
-                    _margin(float(data.margin_DCR[d, c, r])),
-                ]
-            )
+def _references(data: Replays, result: xr.Dataset, at: Sequence[int]) -> list[Block]:
+    """A row a claimed config and reference."""
+    judged = [(d, r) for d in range(len(data.producers)) if at[d] >= 0 for r in range(len(data.references))]
+    rows: list[list[Cell]] = [
+        [
+            _name(result, d),
+            data.references[r],
+            part(data.decode.content_equal_DCR[d, at[d], r], data.decode.expected_DCR[d, at[d], r]),
+            DASH
+            if data.prefill is None
+            else part(data.prefill.content_equal_DCR[d, at[d], r], data.prefill.expected_DCR[d, at[d], r]),
+            part(data.greedy_DCR[d, at[d], r], data.emitted_DR[d, r]),
+            int(data.misfit_DCRT[d, at[d], r].sum()),
+            float(data.margin_DCR[d, at[d], r]),
+        ]
+        for d, r in judged[:SHOWN]
+    ]
     if not rows:
         return []
-    head = ["claim", "reference", "producer", "decode", "prefill", "greedy", "misfits", "mean margin"]
-    lines = [
-        "",
-        wrap(
-            "Rows that are bit-equal, of those that the verifier has; tokens that are greedy by the "
-            "verifier's own rows, of those emitted; tokens that do not fit a bit-equal row; mean margin "
-            "[nat].",
-            "  ",
-        ),
-        table(head, rows, left=3),
-    ]
-    left = sum(c >= 0 for c in at) * len(data.references) - len(rows)
-    return [*lines, f"    … {plural(left, 'more line')}: sweep.nc /analysis/verify"] if left > 0 else lines
-
-
-def _margin(value: float) -> str:
-    return DASH if not np.isfinite(value) else f"{value:.3g}"
-
-
-def _p(value: float) -> str:
-    return DASH if not np.isfinite(value) else f"{value:.2g}"
+    left = len(judged) - len(rows)
+    table = Table(
+        "Rows that are bit-equal, of those that the verifier has; tokens that are greedy by the verifier's "
+        "own rows, of those emitted; tokens that do not fit a bit-equal row; mean margin [nat]",
+        ["claim", "reference", "decode", "prefill", "greedy", "misfits", "mean margin"],
+        rows,
+        2,
+        f"… {plural(left, 'more row')}: sweep.nc /analysis/verify" if left > 0 else "",
+    )
+    return [Details("Reference by reference", [table])]

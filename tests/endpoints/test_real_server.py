@@ -1,0 +1,171 @@
+"""vLLM's own server on this machine: formats behind HTTP are told apart, and what a provider hides is seen.
+
+Run in the environment of ``scripts/vllm_cpu_venv.sh``. The model is tiny and random; the servers are the real
+ones, and so is everything that they write.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+pytest.importorskip("httpx2")
+
+from safetensors.torch import load_file, save_file
+
+from qdx.models import awq
+from tests import tiny
+from tests.sweeping import checkpoints, qdx_anew
+
+START_S = 240
+PROMPTS = ["prompts=pydoc", "prompts.references=12", "prompts.snippet_tokens=40", "generate.tokens=24"]
+
+
+def rounded(folder: Path, target: Path) -> Path:
+    """Write a dense checkpoint with the weights that the AWQ one holds: a cheaper format behind a name."""
+    shutil.copytree(folder / "none", target)
+    stored = load_file(target / "model.safetensors")
+    packed = load_file(folder / "awq" / "model.safetensors")
+    for name in [key.removesuffix(".qweight") for key in packed if key.endswith(".qweight")]:
+        parts = {kind: packed[f"{name}.{kind}"] for kind in ("qweight", "qzeros", "scales")}
+        stored[f"{name}.weight"] = awq.unpack(parts, 128).dequantize().T.contiguous()
+    save_file(stored, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@contextmanager
+def vllm_server(model: Path, log: Path) -> Iterator[str]:
+    """Start vLLM's server; its address is good as soon as `ready` has seen it."""
+    port = free_port()
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    command += ["--served-model-name", "demo", "--port", str(port), "--max-model-len", "512"]
+    command += ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "4"]
+    more = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    with log.open("w") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, env={**os.environ, **more})
+    try:
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def ready(address: str, log: Path) -> None:
+    ends = time.monotonic() + START_S
+    while time.monotonic() < ends:
+        try:
+            urllib.request.urlopen(f"{address}/models", timeout=5).close()
+            return
+        except OSError:
+            time.sleep(1)
+    pytest.fail(f"the server did not start: {log.read_text()[-2000:]}")
+
+
+@contextmanager
+def hiding(change: Any) -> Iterator[str]:
+    """Stand before servers and hide something: `change` is given a request's number and body, and gives
+    the server that answers and the body that it gets."""
+    count = iter(range(10**6))
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                number = next(count)
+            address, body = change(number, body)
+            request = urllib.request.Request(
+                address + self.path.removeprefix("/v1"),
+                json.dumps(body).encode(),
+                {"Content-Type": "application/json"},
+            )
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                data = answer.read()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_what_five_providers_run_is_told_from_their_answers(tmp_path: Path) -> None:
+    models = tiny.build(tmp_path / "models")
+    cheap = rounded(tmp_path / "models", tmp_path / "cheap")
+    logs = tmp_path / "one.log", tmp_path / "two.log"
+    with vllm_server(models["none"], logs[0]) as honest, vllm_server(cheap, logs[1]) as other:
+        ready(honest, logs[0])
+        ready(other, logs[1])
+        hidden = [7, 11, 13, 17, 19, 23, 29, 31, 37]  # in front of every prompt
+        with (
+            hiding(lambda number, body: (honest, {**body, "temperature": 0.6})) as cooler,
+            hiding(lambda number, body: (honest, {**body, "prompt": hidden + body["prompt"]})) as prompted,
+            hiding(lambda number, body: ((honest, other)[number % 2], body)) as mixed,
+        ):
+            addresses = {
+                "honest": honest,
+                "other": other,
+                "cooler": cooler,
+                "prompted": prompted,
+                "mixed": mixed,
+            }
+            asked = qdx_anew(
+                "-m", "backend=openai", f"backend.base_url={','.join(addresses.values())}",
+                "backend.model=demo", "backend.temperature=1.0", "backend.seed=1", "quant=none", *PROMPTS,
+                *checkpoints(models), "hydra.sweep.dir=asked", cwd=tmp_path,
+            )  # fmt: skip
+    assert asked.returncode == 0, asked.stderr
+    names = {who: f"{address.split('/')[2].replace(':', '_')}+demo" for who, address in addresses.items()}
+    claims = ",".join(f"{name}: none" for name in names.values())
+    judged = qdx_anew(
+        "-m", "prompts=transcripts", "prompts.path=asked", "quant=none,awq", "repeats=1",
+        f"verify.claims={{{claims}}}", "metric=[l2]", *checkpoints(models),
+        "hydra.sweep.dir=judged", cwd=tmp_path,
+    )  # fmt: skip
+    assert judged.returncode == 3, judged.stdout + judged.stderr
+    summary = json.loads((tmp_path / "judged" / "summary.json").read_text())
+    verdicts = {one["producer"]: one["verdict"] for one in summary["verdicts"]["claims"]}
+    found = {who: verdicts[name] for who, name in names.items()}
+    print(json.dumps(summary["verdicts"], indent=1))
+    assert found["honest"] in ("not refuted", "undecided")
+    assert found["other"] in ("refuted", "other config")
+    assert found["cooler"] == "refuted"
+    assert found["prompted"] in ("refuted", "other config")
+    assert found["mixed"] in ("refuted", "other config")
+    servers = json.loads((tmp_path / "asked" / "summary.json").read_text())["servers"].values()
+    more = {one["base_url"]: one["prompt_tokens_more"] for one in servers}
+    assert more[honest] == [0, 0] and more[prompted] == [len(hidden)] * 2
