@@ -9,11 +9,15 @@ without what the machine and its user are called.
 Of a sweep that ran a verifier's challenge (``prompts=challenge``) it writes ``commitment.json`` instead: it
 binds every row, token and fact, and shows none. Its SHA-256, the root, can be sent or published at once; the
 rows that the verifier draws then are opened with ``python -m qdx.open_rows``.
+
+Of a verifier's sweep ``--verdict`` writes ``verdict.json``: its verdicts as hashes and numbers, without
+prompts, answers, token ids, sentences, and the names of machines, users, files and folders.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -36,13 +40,15 @@ from qdx.errors import QdxError
 from qdx.experiment import CACHED, find_checkpoint
 from qdx.program import of_disk, run
 from qdx.prompts import challenge
+from qdx.prompts.transcripts import COPY
 from qdx.schema import validate
 from qdx.verification import binding, merkle
 from qdx.verification.commitments import of_run
 from qdx.verification.compare import own_repeats
+from qdx.verification.published import published
 
 PHASES = ("prefill", "decode")
-NAME, PUBLISHED = "commitments.nc", "published.nc"
+NAME, PUBLISHED, VERDICT = "commitments.nc", "published.nc", "verdict.json"
 NAMESPACE = "qdx-commitment"  # of a signature by ssh-keygen
 SMALL = 16 * 1024  # bytes
 # Of /provenance: what decides which numbers an honest run computes, and what ties the file to weights, tokens
@@ -142,6 +148,45 @@ def publish(directory: Path, out: Path | None = None) -> Path:
     finally:
         tree.close()
     write_groups(target, "sweep", groups)
+    return target
+
+
+def publish_verdict(directory: Path, out: Path | None = None) -> Path:
+    """Write the verdicts of a verifier's sweep so that anybody may see them; see `verification.published`.
+
+    Parameters
+    ----------
+    directory : Path
+        A verifier's sweep folder, with ``sweep.nc`` and ``producers.nc``.
+    out : Path, optional
+        Default ``DIR/verdict.json``.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    QdxError
+        When the folder is not a verifier's, or judged nothing.
+    """
+    directory = Path(directory)
+    for name, remedy in (
+        (SWEEP, f"run python -m qdx.report {directory}"),
+        (COPY, "a verifier's sweep has one"),
+    ):
+        if not (directory / name).is_file():
+            raise QdxError(f"{directory} holds no {name}: {remedy}")
+    target = directory / VERDICT if out is None else Path(out)
+    verifier, producers = open_file(directory / SWEEP), open_file(directory / COPY)
+    try:
+        found = published(verifier, producers)
+    finally:
+        verifier.close()
+        producers.close()
+    with disk_errors(target), new_file.replacing(target) as part:
+        part.write_text(json.dumps(found, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
     return target
 
 
@@ -450,14 +495,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"a copy of sweep.nc to be published, DIR/{PUBLISHED} by default: rows and no commitments",
     )
     parser.add_argument(
+        "--verdict",
+        action="store_true",
+        help=f"of a verifier's sweep: its verdicts as hashes and numbers, DIR/{VERDICT} by default",
+    )
+    parser.add_argument(
         "--sign",
         metavar="KEY",
         type=Path,
         help=f"sign the commitment of a challenge with this OpenSSH key (ssh-keygen -Y sign -n {NAMESPACE})",
     )
     chosen = parser.parse_args(arguments)
-    binds = not chosen.sweep and (chosen.directory / challenge.COPY).is_file()
+    binds = not (chosen.sweep or chosen.verdict) and (chosen.directory / challenge.COPY).is_file()
     try:
+        if chosen.verdict and (chosen.sweep or chosen.sign is not None):
+            raise QdxError("--verdict writes what a verifier found: leave --sweep and --sign out")
+        if chosen.verdict:
+            target = publish_verdict(chosen.directory, chosen.out)
+            print(f"{target}: {readable(target.stat().st_size)}, no prompts, answers or token ids in it")
+            return 0
         if chosen.sign is not None and not binds:
             raise QdxError("--sign signs the commitment of a challenge: run the sweep with prompts=challenge")
         target = (publish if chosen.sweep else bind if binds else commit)(chosen.directory, chosen.out)

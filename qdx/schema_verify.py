@@ -42,7 +42,8 @@ class ChallengePrompts:
 class Verify:
     """How replayed transcripts are judged.
 
-    ``claims`` maps a producer to the config that it claims to be, where that is not its own label;
+    ``claims`` maps a producer to the config that it claims to be, where that is not its own label, and a
+    provider whose records are judged to that, or to a format (``awq``, ``int4``): all its configs;
     ``calibration`` is the folder of an earlier verifier's sweep, of transcripts whose configs are known, or a
     list of such folders: other kernels, settings and cards of the config that is claimed. ``challenge`` is
     the file of ``python -m qdx.challenge`` that the transcripts have to answer, and ``require`` maps what the

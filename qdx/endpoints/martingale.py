@@ -46,7 +46,7 @@ class Gambler:
         self._of_change = np.append(self._of_change, started)
         t = c + 1
         k = np.arange(t, 0, -1)  # rounds since each change, this one among them
-        bets = EVEN
+        bets = np.full(t, EVEN)
         for share, most in ((SHARP, k / t), (WIDE, np.minimum(2 * k / t, 1))):
             bets = bets + share * (p <= most) / most
         self._of_change = self._of_change * bets

@@ -12,6 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,7 @@ def transcript(
         "completion_tokens": -1 if record.completion_tokens is None else record.completion_tokens,
         "cached": record.cached,
         "end_open": ids.open(record, answer),
+        "digits": digits_of([one.logprob for token in tokens for one in (token, *token.top)]),
     }
     return Transcript(
         _who(record),
@@ -362,6 +364,22 @@ def transcript(
         prompt_id_PK,
         prompt_logprob_PK,
     )
+
+
+def digits_of(values: Sequence[float]) -> int:
+    """Count the decimals to which log-probabilities are printed; −1 where there are none.
+
+    The shortest decimal that a number is read from is what was printed, up to trailing zeros.
+
+    Examples
+    --------
+    >>> digits_of([-0.0625, -1.5, math.nan]), digits_of([-3.0]), digits_of([])
+    (4, 0, -1)
+    >>> digits_of([-1.25e-05])
+    7
+    """
+    found = [Decimal(repr(value)).normalize().as_tuple().exponent for value in values if math.isfinite(value)]
+    return max((max(0, -one) for one in found if isinstance(one, int)), default=-1)
 
 
 def _json(value: object) -> str:

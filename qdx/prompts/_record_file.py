@@ -289,6 +289,7 @@ ABOUT = {
     "prompt_alone": "no request stands beside the answer",
     "prompt_day": "day that the chat template wrote into the prompt",
     "completion_tokens": "tokens of the answer as the record states them; -1: not stated",
+    "digits": "decimals of the listed log-probabilities as they are printed; -1: none are listed",
     "end_open": "a token was chosen after the last one, or may have been, and is not among them",
     "tokens_left_out": "tokens of the answer that cannot be known; -1: no transcript",
     "other": "fields of the record that are not read, as JSON",

@@ -15,6 +15,7 @@ from qdx.verification.compare import Compared
 from qdx.verification.environment import DEMANDED
 from qdx.verification.environment_class import compare
 from qdx.verification.evidence import Claim, counts_needed, other_prompts, sampling_of
+from qdx.verification.listed import MOST_DIGITS, TOKENS
 from qdx.verification.listed_tests import Test, judged_groups, shown_of, weights_of
 from qdx.verification.obligations import Obligations
 from qdx.verification.parameters import Fit
@@ -24,6 +25,8 @@ from qdx.verification.sampled import Alternatives, not_told_apart
 
 # Sampling parameters that change which tokens are drawn: a server may set one that nobody states.
 SHAPING = ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+# Tests that honest tokens fail where such a parameter was in force and is not stated.
+OF_SAMPLING = ("uniformity", "parameters", "seeded tokens")
 MOST_SAID = 2  # rows that a reason names
 
 
@@ -164,9 +167,9 @@ class Case:
 
     @property
     def strongest(self) -> str:
-        """The name of the test with the least p."""
+        """The part of the claim that the test with the least p is about."""
         found = [test for test in self.tested.tests if test.p is not None]
-        return min(found, key=lambda test: test.p or Fraction(1)).name
+        return part_of(min(found, key=lambda test: test.p or Fraction(1)))
 
     def refutation(self, about: str) -> str:
         """Say by what the tests refute the claim."""
@@ -437,8 +440,26 @@ class RecordsCase(Case):
 
     @property
     def judged_as(self) -> str:
-        """As which config, and on whose word."""
-        return f"judged as {self.label}, as verify.claims says"
+        """As which config, and on whose word; of a format that names several, as which of them."""
+        meant = self.tested.meant
+        if len(meant) < 2:
+            return f"judged as {self.label}, as verify.claims says"
+        names = ", ".join(self.data.configs[v] for v in meant)
+        return (
+            f"judged as any of {names}, which verify.claims may mean: {self.label} fits best and stands here "
+            "(not covered: any other kernel, setting or card)"
+        )
+
+    @property
+    def listed(self) -> str:
+        """Of how many tokens every listed value is the one printed here; "" where nothing is listed."""
+        listed = self.data.listed
+        if listed is None or listed.digits_D[self.d] < 0:
+            return ""
+        equal_CR, tokens_R = listed.equal_DCR(self.d)
+        digits = plural(min(listed.digits_D[self.d], MOST_DIGITS), "decimal")
+        tokens = plural(int(tokens_R.sum()), "listed token")
+        return f"all log-probabilities of {int(equal_CR[self.c].sum()):,} of {tokens} equal to {digits}"
 
     @property
     def unknown_sampling(self) -> str:
@@ -458,7 +479,7 @@ class RecordsCase(Case):
         record, emitted = self.stated, int(self.data.emitted_DR[self.d].sum())
         drawn = f"{self.drawn:,} of {plural(emitted, 'token')} drawn as stated"
         text = drawn if self.drawn else self.greedy_text(self.c)
-        said = [part for part in (text, self.judged_as, self.blocked) if part]
+        said = [part for part in (text, self.listed, self.judged_as, self.blocked) if part]
         if record.assumed:
             said.append(f"assumed to do nothing, since it is not stated: {record.assumed}")
         if record.from_text:
@@ -531,9 +552,9 @@ class RecordsCase(Case):
         assumed = [name for name in SHAPING if name in record.assumed.split(", ")]
         if not (assumed or record.order_matters) or not self.refuted_by_tests:
             return ""
-        drawn = tested.test("drawn tokens")
+        others = [test.p for test in tested.tests if test.name not in OF_SAMPLING and test.p is not None]
         times = len(tested.tests) * self.asked
-        if drawn is not None and drawn.p is not None and times * drawn.p <= self.evidence.alpha:
+        if others and times * min(others) <= self.evidence.alpha:
             return ""
         if record.order_matters:
             return (
@@ -565,6 +586,11 @@ class RecordsCase(Case):
         units, there = (values[self.d].tolist() for values in (self.data.units_DR, self.data.there_DR))
         pairs = zip(units, self.stated.answers_R, there, strict=True)
         return any(here and seen.setdefault(unit, answer) != answer for unit, answer, here in pairs)
+
+
+def part_of(test: Test) -> str:
+    """Return the part of a claim that a test is about: distances of greedy tokens are about the text."""
+    return "text" if test.name == "distances" and test.null.startswith(TOKENS) else test.name
 
 
 def text_misfits(data: Replays, d: int, c: int) -> tuple[int, int]:

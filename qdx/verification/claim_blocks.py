@@ -163,6 +163,7 @@ def _assumed(data: Replays, evidence: Evidence) -> list[str]:
         "Distances and text of kernels that do not repeat, or of other machines: against known transcripts "
         "(verify.calibration) by a pooled exact test (tail count and rank sum), or, in one environment "
         "class, against the config's own repeats here by permutation within each reference.",
+        *_of_listed(data),
         *_of_drawn(data),
         "Assumed: judged and known transcripts are exchangeable (prompts of one kind), and an engine's start "
         f"does not choose the kernel: {most} starts here were compared, and one that differs with "
@@ -185,6 +186,18 @@ def _assumed(data: Replays, evidence: Evidence) -> list[str]:
         if counts:
             said.append(_spread(min(counts), evidence))
     return [*said, *_lacking(data, evidence)]
+
+
+def _of_listed(data: Replays) -> list[str]:
+    """What is compared of records."""
+    if all(record is None for record in data.records_D):
+        return []
+    return [
+        "Distances of records are those of their listed log-probabilities, or of their greedy tokens' "
+        "margins where they list none: the mean square over the listed tokens, the emitted one and one "
+        "bucket for the rest, in nat². Known transcripts are cut to as many values and tokens, and rounded "
+        "to as many decimals. A claim of a format has the greatest p of its configs that were replayed."
+    ]
 
 
 def _of_drawn(data: Replays) -> list[str]:
@@ -241,9 +254,11 @@ def _lacking(data: Replays, evidence: Evidence) -> list[str]:
 def _summary(data: Replays, evidence: Evidence, result: xr.Dataset, at: Sequence[int]) -> Table:
     """A row a claim: its verdict, its rows and tokens, and its tests."""
     # Nobody has rows of records whose tokens were drawn.
-    tests = (
-        ("distances", "text") if data.drawn is None else ("text", "drawn tokens", "uniformity", "parameters")
-    )
+    tests: tuple[str, ...] = ("distances", "text")
+    if data.drawn is not None:
+        tests = ("text", "drawn tokens", "uniformity", "parameters")
+        if any(claim is not None and claim.test("distances") for claim in evidence.claims):
+            tests = ("distances", *tests)
     rows: list[list[Cell]] = []
     for d, (c, claim) in enumerate(zip(at, evidence.claims, strict=True)):
         row: list[Cell] = [_name(result, d), str(result["verdict"].values[d])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import xarray as xr
 
 from qdx.analysis.section import Section
 from qdx.errors import QdxError
-from qdx.statistics import Floats
+from qdx.statistics import Floats, Ints
 from qdx.verification.binding import PHASES
 from qdx.verification.cases import Evidence
 from qdx.verification.claim_blocks import claim_blocks
@@ -18,8 +19,10 @@ from qdx.verification.environment import record_differs
 from qdx.verification.environment_class import compare
 from qdx.verification.evidence import Claim, sampling_of, weigh, weigh_pairs
 from qdx.verification.exchange import Exchange
+from qdx.verification.format_names import meant
 from qdx.verification.judge import best
 from qdx.verification.likelihood import log_likelihood, token_misfits
+from qdx.verification.listed import compared
 from qdx.verification.listed_tests import parameters_of, weights_of
 from qdx.verification.obligations import Obligations, Stated, obligations
 from qdx.verification.p_values import level
@@ -93,12 +96,14 @@ def verify(
     data, exact_alpha = Replays.of(producer_tree, verifier_tree), level(alpha)
     known = calibrating(data, calibration)
     claimed = _claimed(data, claims or {})
-    at = [_index(data, d, label, claims or {}) for d, label in enumerate(claimed)]
-    demanded = _obligations(data, producer_tree, at, require or {}, exchange)
+    may_be = [_meant(data, d, label, claims or {}) for d, label in enumerate(claimed)]
+    firsts = [min(one, default=-1) for one in may_be]
+    demanded = _obligations(data, producer_tree, firsts, require or {}, exchange)
     judged = exchange is None or exchange.fits
     if not judged:  # it may have been edited on its way: no test of it counts for or against anybody
-        at = [-1] * len(at)
-    tested = weigh(data, known, at, exact_alpha)
+        may_be = [[]] * len(may_be)
+    tested = weigh(data, known, may_be, exact_alpha)
+    at = [-1 if one is None else one.config for one in tested]
     likelihood_DCR = _likelihood(data, known)
     likeliest = best(likelihood_DCR)
     evidence = Evidence(
@@ -135,10 +140,11 @@ def calibrating(data: Replays, calibration: Trees | Sequence[Trees] | None) -> l
     """
     if calibration is None:
         return []
-    pairs = [calibration] if isinstance(calibration[0], xr.DataTree) else list(calibration)
+    pairs: list[Any] = [calibration] if isinstance(calibration[0], xr.DataTree) else list(calibration)
     found = []
-    for pair in pairs:
-        known = Replays.of(*pair)
+    recorded = any(one is not None for one in data.records_D)
+    for own, here in pairs:
+        known = _as_known(Replays.of(own, here, lists=recorded), here)
         if known.components != data.components:
             raise QdxError(
                 f"calibration has sketches of {known.components} components, the judged {data.components}: "
@@ -146,7 +152,6 @@ def calibrating(data: Replays, calibration: Trees | Sequence[Trees] | None) -> l
             )
         tokens = [int(one.emitted_DR.max(initial=0)) for one in (known, data)]
         # Records have lengths of their own: their texts are scored on as many tokens as both sides have.
-        recorded = any(one is not None for one in data.records_D)
         if tokens[0] != tokens[1] and not recorded:
             raise QdxError(
                 f"the calibration's transcripts have {tokens[0]} tokens, the judged {tokens[1]}: means over "
@@ -154,6 +159,17 @@ def calibrating(data: Replays, calibration: Trees | Sequence[Trees] | None) -> l
             )
         found.append(known)
     return found
+
+
+def _as_known(known: Replays, verifier_tree: xr.DataTree) -> Replays:
+    """Call known records by the config that the verifier of them said they are (``verify.claims``)."""
+    if all(one is None for one in known.records_D) or "analysis" not in verifier_tree.children:
+        return known
+    judged = verifier_tree["analysis"].children.get("verify")
+    if judged is None or "claim" not in judged:
+        return known
+    claim = judged["claim"].to_series().to_dict()
+    return replace(known, producers=[str(claim.get(label, label)) for label in known.producers])
 
 
 def _claimed(data: Replays, claims: Mapping[str, str]) -> list[str]:
@@ -164,22 +180,31 @@ def _claimed(data: Replays, claims: Mapping[str, str]) -> list[str]:
                 f"verify.claims names {producer!r}, which is no producer: {', '.join(data.producers)}"
             )
     for producer, label in zip(data.producers, claimed, strict=True):
-        if producer in claims and label not in data.configs:
+        d = data.producers.index(producer)
+        if producer in claims and not _meant(data, d, label, claims):
+            named = f"{label!r}, which was not replayed"
+            if data.records_D[d] is not None:
+                named = f"{label!r}: neither that config nor any of that format was replayed"
             raise QdxError(
-                f"producer {producer!r} claims {label!r}, which was not replayed: add it to quant=… "
+                f"producer {producer!r} claims {named}: add it to quant=… "
                 f"(replayed: {', '.join(data.configs)})"
             )
     return claimed
 
 
-def _index(data: Replays, d: int, label: str, claims: Mapping[str, str]) -> int:
-    """The config that a producer is judged as; −1: none.
+def _meant(data: Replays, d: int, label: str, claims: Mapping[str, str]) -> list[int]:
+    """The configs that a producer may claim to be; none: it claims nothing that was replayed.
 
-    Records of other programs claim none: what they call their model, the provider chose.
+    Records of other programs claim none: what they call their model, the provider chose. What the verifier
+    says of them may be a format, which is a claim of any of its kernels.
     """
-    if data.records_D[d] is not None and data.producers[d] not in claims:
-        return -1
-    return data.configs.index(label) if label in data.configs else -1
+    if data.records_D[d] is None:
+        return [data.configs.index(label)] if label in data.configs else []
+    if data.producers[d] not in claims:
+        return []
+    dtypes = [record.get("dtype", "") for record in data.record_C]
+    formats = data.formats_C or [""] * len(data.configs)
+    return meant(label, data.configs, formats, dtypes)
 
 
 def _likelihood(data: Replays, known: Sequence[Replays]) -> Floats:
@@ -190,14 +215,20 @@ def _likelihood(data: Replays, known: Sequence[Replays]) -> Floats:
     found = np.full(data.energy_DCRT.shape[:3], np.nan)
     if not known:
         return found
-    one = known[0]
-    calibration = one.calibration(data.configs)
-    measured = calibration.references_C > 0
-    for d, r in np.ndindex(len(data.producers), len(data.references)):
-        same = [i for i, key in enumerate(one.reference_keys) if key == data.reference_keys[r]]
-        others = calibration.without(same[0]) if same else calibration
-        misfits = token_misfits(data.energy_DCRT[d, :, r], data.floor_DRT[d, r], others)
-        found[d, :, r] = np.where(measured, log_likelihood(misfits, calibration.components), np.nan)
+    for d in range(len(data.producers)):
+        judged, one = data, known[0]
+        if data.records_D[d] is not None:
+            alike = compared(data, one, d)
+            if isinstance(alike, str):
+                continue
+            judged, one = alike.judged, alike.known
+        calibration = one.calibration(data.configs)
+        measured = calibration.references_C > 0
+        for r in np.flatnonzero(data.there_DR[d] | (data.records_D[d] is None)):
+            same = [i for i, key in enumerate(one.reference_keys) if key == data.reference_keys[r]]
+            others = calibration.without(same[0]) if same else calibration
+            misfits = token_misfits(judged.energy_DCRT[d, :, r], judged.floor_DRT[d, r], others)
+            found[d, :, r] = np.where(measured, log_likelihood(misfits, calibration.components), np.nan)
     return found
 
 
@@ -272,6 +303,11 @@ def _of_references(data: Replays, likelihood_DCR: Floats) -> dict[str, Variable]
         "text_misfits": (data.misfit_DCRT.sum(-1), "tokens that are not greedy on a bit-equal row"),
         "log_likelihood": (likelihood_DCR, "ℓ of the config, scales from known transcripts"),
     }
+    listed = [_listed_rows(data, d) for d in range(len(data.producers))]
+    if any(tokens.any() for _, tokens in listed):
+        rows["listed"] = (np.stack([tokens for _, tokens in listed]), "tokens with log-probabilities listed")
+        about = "those whose every listed value is the one that the config's row here gives, as printed"
+        rows["listed_equal"] = (np.stack([equal for equal, _ in listed]), about)
     if data.drawn is not None:
         about = "log-probability of the drawn tokens under the config's rows and the stated sampling"
         of_drawn = log_likelihood_of_drawn(data.drawn)
@@ -372,6 +408,15 @@ def _fit(data: Replays, claim: Claim | None, d: int, c: int, alpha: float) -> Fi
     if claim is None or claim.test("parameters") is None:
         return None
     return parameters_of(data, d, c, alpha, interval=True)
+
+
+def _listed_rows(data: Replays, d: int) -> tuple[Ints, Ints]:
+    """Tokens of which every listed value is equal here, and all with a list: (config, reference)."""
+    shape = (len(data.configs), len(data.references))
+    if data.listed is None or data.records_D[d] is None:
+        return np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    equal_CR, tokens_R = data.listed.equal_DCR(d)
+    return equal_CR, np.broadcast_to(tokens_R, shape)
 
 
 def _listed(claim: Claim | None, name: str) -> tuple[float, str]:

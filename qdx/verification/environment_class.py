@@ -131,6 +131,8 @@ def class_of(tree: xr.DataTree, rows: xr.Dataset, label: str) -> dict[str, str]:
     if of("batch_size") not in (*_ABSENT, "1"):  # 0: records of other programs do not say
         names += COMPANIONS
     facts |= {name: of(name) for name in names}
+    if recorded:  # what a provider ran beside an answer nobody states; the file's prompts are no batch
+        facts |= dict.fromkeys(COMPANIONS, "")
     facts["kernel_environment"] = _deciding(facts["kernel_environment"])
     settings = dict(zip(SETTINGS, settings_of(of), strict=True))
     if facts["backend"] == "vllm":

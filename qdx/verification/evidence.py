@@ -62,6 +62,10 @@ class Claim:
         Whether another config is nearer, beside the claimed one, than known transcripts of it show.
     p_holm : Fraction or None
         The same adjusted over all claims.
+    config : int
+        That was tested: of several that a provider may mean, the one that fits best.
+    meant : tuple of int
+        All of these.
     """
 
     tests: list[Test]
@@ -70,10 +74,12 @@ class Claim:
     p: Fraction | None
     behind: bool = False
     p_holm: Fraction | None = None
+    config: int = -1
+    meant: tuple[int, ...] = ()
 
     @property
     def false_at_least(self) -> int:
-        """Lower bound of the units that are false, of the test that finds most."""
+        """Lower bound of the units that are false of this config, of the test that finds most."""
         return max((test.false_at_least for test in self.tests), default=0)
 
     def test(self, name: str) -> Test | None:
@@ -111,18 +117,21 @@ def why_no_rows(data: Replays, rows: Compared, match: Match, c: int) -> str:
 def weigh(
     data: Replays,
     known: Sequence[Replays],
-    at: Sequence[int],
+    at: Sequence[Sequence[int]],
     alpha: Fraction,
 ) -> list[Claim | None]:
     """Test every claim.
+
+    A provider that names a format may mean several configs. It is refuted where each of them is: the one with
+    the greatest p stands for the claim, and one that no test can refute has the greatest there is.
 
     Parameters
     ----------
     data : Replays
     known : sequence of Replays
         Calibration: transcripts whose labels are known to be right.
-    at : sequence of int
-        The claimed config of every producer; −1: it was not replayed.
+    at : sequence of sequence of int
+        The configs that every producer may claim to be; none: nothing was replayed of it.
     alpha : Fraction
 
     Returns
@@ -130,9 +139,15 @@ def weigh(
     list of Claim or None
         Of every producer; None where the claimed config was not replayed.
     """
-    asked = sum(c >= 0 for c in at)
+    asked = sum(len(meant) > 0 for meant in at)
     starts = [_start_check(data, c) for c in range(len(data.configs))]
-    found = [_claim(data, known, d, c, alpha, asked, starts[c]) if c >= 0 else None for d, c in enumerate(at)]
+    found: list[Claim | None] = []
+    for d, meant in enumerate(at):
+        each = [
+            replace(_claim(data, known, d, c, alpha, asked, starts[c]), config=c, meant=tuple(meant))
+            for c in meant
+        ]
+        found.append(max(each, key=lambda one: 2 if one.p is None else one.p, default=None))
     listed = [claim for claim in found if claim is not None and claim.tests]
     adjusted = dict(zip(map(id, listed), holm([claim.p for claim in listed]), strict=True))
     return [claim and replace(claim, p_holm=adjusted.get(id(claim))) for claim in found]
@@ -228,6 +243,13 @@ def _rows_test(data: Replays, rows: Compared, d: int, c: int, name: str) -> List
 
 
 def _why_no_distances(data: Replays, d: int, c: int) -> str:
+    if (record := data.records_D[d]) is not None:
+        if not any(answer and not other for answer, other in _judged(record)):
+            return other_prompts(record)
+        if sampling_of(data, d) is None:
+            return _not_stated(record)
+        lists = data.listed is not None and data.listed.digits_D[d] >= 0
+        return "" if lists or sampling_of(data, d) else "the record lists no log-probabilities of its tokens"
     if not np.isfinite(data.energy_DCRT[d, c]).any():
         return "the producer published no sketches"
     if not data.decode.covered_DC[d, c] and not data.decode.missing:
@@ -241,13 +263,17 @@ def _why_no_text(greedy: bool | None, record: Recorded | None) -> str:
     if greedy:
         return ""
     if greedy is None:
-        if record is not None and record.asked:
-            return (
-                f"the record does not state {record.asked}, which 'prompts.assume={{…}}' can say (of a field "
-                "of the request that changes no token 'prompts.harmless=[…]')"
-            )
-        return "the record does not state how its tokens were chosen"
+        return _not_stated(record)
     return "the record states another decoding than plain greedy, which other tests judge"
+
+
+def _not_stated(record: Recorded | None) -> str:
+    if record is not None and record.asked:
+        return (
+            f"the record does not state {record.asked}, which 'prompts.assume={{…}}' can say (of a field "
+            "of the request that changes no token 'prompts.harmless=[…]')"
+        )
+    return "the record does not state how its tokens were chosen"
 
 
 def _judged(record: Recorded) -> list[tuple[str, bool]]:
@@ -295,6 +321,10 @@ def _noisy_test(
         recorded = data.records_D[d] is not None
         if one_value := why_one_arithmetic(sets) if recorded else why_one_value(sets):
             return one_value
+        if name == "distances" and (
+            why := next((one.records for one in sets if isinstance(one.records, str)), "")
+        ):
+            return why
         made = pooled_test(data, sets, d, c, name)
         if made is not None:
             return made
@@ -302,7 +332,8 @@ def _noisy_test(
     if not match.same and data.records_D[d] is not None:
         return (
             "no calibration, and the provider states nothing of its machine: known transcripts of another "
-            "kernel, setting or machine say how many tokens of an honest one are not greedy here"
+            "kernel, setting or machine say how many tokens of an honest one are not greedy here, and how "
+            "far its log-probabilities are"
         )
     if not match.same:
         return f"no calibration, and the environment classes are not shown to be one ({match.why})"

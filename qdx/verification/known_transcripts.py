@@ -8,12 +8,14 @@ from fractions import Fraction
 
 import numpy as np
 
+from qdx.backends.sampling import plain_greedy
 from qdx.document.format import plural
 from qdx.statistics import Floats, Ints
 from qdx.verification.calibration_size import split
 from qdx.verification.environment import record_differs
 from qdx.verification.environment_class import MACHINE, TITLES, Match, compare
 from qdx.verification.likelihood import row_mean
+from qdx.verification.listed import Comparable, compared
 from qdx.verification.listed_tests import ListedTest, Pooled, Silent, explained
 from qdx.verification.p_values import pooled_p
 from qdx.verification.profile import fit_profile
@@ -34,19 +36,32 @@ class Calibrated:
         The producer's class against that of these transcripts.
     dropped : list of int
         References of this set that are judged too, or share a unit with one: they count for nothing here.
+    records : Comparable or str
+        Of a claim about records, energies of both sides that are made alike, or why there are none; "" of a
+        claim about a file that qdx recorded, whose sketches are compared.
     """
 
     data: Replays
     label: str
     made: Match
     dropped: list[int] = field(default_factory=list)
+    records: Comparable | str = ""
+
+    def energies(self, data: Replays) -> tuple[Replays, Replays]:
+        """The judged transcripts and these, with energies that can be compared."""
+        return (
+            (self.records.judged, self.records.known)
+            if isinstance(self.records, Comparable)
+            else (data, self.data)
+        )
 
     @property
     def machine(self) -> str:
         """What the transcripts were made on, in a few words."""
         facts = self.data.class_D[self.data.producers.index(self.label)]
         names = [name for name in (*MACHINE, "backend_version", "torch_version") if facts.get(name)]
-        return ", ".join(facts[n] if n == "gpu or cpu" else f"{TITLES[n]} {facts[n]}" for n in names)
+        said = ", ".join(facts[n] if n == "gpu or cpu" else f"{TITLES[n]} {facts[n]}" for n in names)
+        return said or "a machine that they do not state"
 
 
 def calibrated(data: Replays, known: Sequence[Replays], d: int, c: int) -> list[Calibrated]:
@@ -64,7 +79,8 @@ def calibrated(data: Replays, known: Sequence[Replays], d: int, c: int) -> list[
             continue  # known transcripts of other weights or kernels under the same label
         judged = set(data.reference_keys)
         dropped = [i for i, key in enumerate(one.reference_keys) if key in judged]
-        found.append(Calibrated(one, label, made, dropped))
+        alike = compared(data, one, d) if data.records_D[d] is not None else ""
+        found.append(Calibrated(one, label, made, dropped, alike))
     return found
 
 
@@ -97,6 +113,12 @@ def why_one_arithmetic(sets: Sequence[Calibrated]) -> str:
         rows = one.data.decode
         if rows.compared_DCR[d, c].any() and not rows.all_equal_DC[d, c]:
             return ""
+        if one.data.listed is not None and not rows.compared_DCR[d, c].any():
+            equal_CR, listed_R = one.data.listed.equal_DCR(d)
+            # A drawn token is not the greatest one, whatever arithmetic it was drawn by.
+            greedy = plain_greedy(one.data.sampling_D[d])
+            if (equal_CR[c] < listed_R).any() or (greedy and (one.data.margin_DCRT[d, c] > 0).any()):
+                return ""
     return (
         "the provider states nothing of its machine, and the calibration holds no transcript of another "
         "kernel, setting or machine than the replay's (verify.calibration)"
@@ -126,6 +148,10 @@ def pooled_test(data: Replays, sets: Sequence[Calibrated], d: int, c: int, name:
         null_SN.append(null_U)
     count = min(len(null) for null in null_SN)
     null = f"{plural(count, 'known transcript')} of it made on {'; '.join(one.machine for one in sets)}"
+    if name == "distances" and isinstance(alike := sets[0].records, Comparable):
+        null = f"{alike.what}, first {plural(alike.tokens, 'token')}, against {null}"
+        if alike.shorter:
+            null += f"; {plural(alike.shorter, 'answer')} with fewer tokens not counted"
     unstated = sorted({title for one in sets for title in one.made.unstated})
     if unstated:
         null += (
@@ -183,7 +209,7 @@ def _token_scores(
 
 
 def _profile_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | None:
-    known = one.data
+    data, known = one.energies(data)
     fit, test = _usable(one)
     if not test:
         return None
@@ -196,6 +222,7 @@ def _profile_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | 
     if profile is None:
         return None
     judged_VR = np.stack([row_mean(data.energy_DCRT[d, data.configs.index(v)]) for v in labels])
+    judged_VR[:, ~data.there_DR[d]] = np.nan
     return profile.score(judged_VR), profile.score(energy_VN), test
 
 
@@ -204,7 +231,7 @@ def gap_p(data: Replays, one: Calibrated, d: int, c: int) -> Fraction | None:
 
     Of a transcript it is the greatest x_c − x_v over the other configs v: a likelihood ratio.
     """
-    known, (fit, test) = one.data, _usable(one)
+    (data, known), (fit, test) = one.energies(data), _usable(one)
     labels = [label for label in data.configs if label in known.configs]
     claim, producer = labels.index(one.label), known.producers.index(one.label)
     if len(labels) < 2 or not test:
@@ -219,6 +246,7 @@ def gap_p(data: Replays, one: Calibrated, d: int, c: int) -> Fraction | None:
         return np.asarray(np.where(energy_VR[claim] <= least, np.minimum(gap_R, 0.0), gap_R))
 
     judged = gaps(np.stack([row_mean(data.energy_DCRT[d, data.configs.index(v)]) for v in labels]))
+    judged[~data.there_DR[d]] = np.nan
     null = gaps(np.stack([row_mean(known.energy_DCRT[producer, known.configs.index(v)]) for v in labels]))
     return pooled_p(judged, null[sorted([*fit, *test])])
 

@@ -52,6 +52,8 @@ class Recorded:
         See `qdx.dataset.layout.Producer`; NaN where no token was drawn, or nobody knows how.
     fingerprint : str
         What the records call the server's build, such as ``vllm-0.32.0-523d7c03``.
+    logprobs_mode : str
+        Of the listed log-probabilities, such as ``raw_logprobs``; "" where no record says.
     noise : str
         How its engine makes noise of a seed, as the verifier says; see `qdx.capture.noise_names`.
     """
@@ -73,6 +75,7 @@ class Recorded:
     open_R: Bools = field(default_factory=lambda: np.zeros(0, bool))
     samplers_RP: Floats = field(default_factory=lambda: np.zeros((0, 4)))
     fingerprint: str = ""
+    logprobs_mode: str = ""
     noise: str = ""
 
     @property
@@ -164,6 +167,9 @@ def record_of(tree: xr.DataTree, stored: xr.Dataset, label: str, references: lis
         open_R=here & (_flags(about, "end_open") if "end_open" in about else True),
         samplers_RP=samplers_of(about["decoding"].values if "decoding" in about else [""] * len(here)),
         fingerprint=stated_text(stored, "fingerprint", label),
+        logprobs_mode=", ".join(sorted(set(about["logprobs_mode"].values[here].astype(str)) - {""}))
+        if "logprobs_mode" in about
+        else "",
         noise=stated_text(stored, "noise", label),
     )
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from qdx.analysis.view import stated
 from qdx.capture.densities import Drawn
 from qdx.dataset.lacking import versions
 from qdx.dataset.layout import RECORDS
@@ -29,6 +30,7 @@ from qdx.verification.compare import Compared, marks, prefill
 from qdx.verification.environment import facts_of
 from qdx.verification.environment_class import class_of
 from qdx.verification.likelihood import Calibration, row_mean
+from qdx.verification.listed import Listed, first_ones
 from qdx.verification.recorded import (
     Recorded,
     notes_of,
@@ -119,6 +121,10 @@ class Replays:
         Margin of a drawn token after the noise that its request's seed makes; NaN where it is not known.
     other_DCRTA, most_DCRTK : array (producer, config, reference, token, …), or None
         What other sampling parameters give drawn tokens, see `parameters.Hypotheses`.
+    listed : Listed or None
+        Log-probabilities that the producers list of each token, and the rows' here. None where none are read.
+    formats_C : list of str
+        Weight format of each config here; "" where the file does not state it.
     """
 
     producers: list[str]
@@ -153,9 +159,11 @@ class Replays:
     seeded_DCRT: Floats | None = None
     other_DCRTA: Floats | None = None
     most_DCRTK: Floats | None = None
+    listed: Listed | None = None
+    formats_C: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, producer_tree: xr.DataTree, verifier_tree: xr.DataTree) -> Replays:
+    def of(cls, producer_tree: xr.DataTree, verifier_tree: xr.DataTree, *, lists: bool = False) -> Replays:
         """Read both trees and align producers, references and positions.
 
         Parameters
@@ -164,6 +172,9 @@ class Replays:
             The producers' sweep: ``/decode``, first repeat, are the rows behind each transcript.
         verifier_tree : xarray.DataTree
             The verifier's sweep of ``prompts=transcripts``: ``/replay`` with a dimension ``producer``.
+        lists : bool
+            Whether the greatest log-probabilities of each token are read: beside records of other programs,
+            which always have theirs read.
 
         Raises
         ------
@@ -208,7 +219,12 @@ class Replays:
         kept = [name for name in (*names, "commitment") if name in own]
         mine = own[kept].drop_vars("region", errors="ignore").sel(config=producers, reference=references)
         mine = mine.reindex(position=replay["position"].values, fill_value=_FILL)
-        return _align(producer_tree, verifier_tree, mine, replay, producers, references)
+        aligned = _align(producer_tree, verifier_tree, mine, replay, producers, references)
+        if not (recorded or lists):
+            return aligned
+        emitted = transcripts(producer_tree, producers, references)
+        alike = (producer_tree, verifier_tree, producers, aligned.configs, references, emitted)
+        return replace(aligned, listed=Listed.of(*alike, recorded=recorded))
 
     @property
     def there_DR(self) -> Bools:
@@ -282,7 +298,8 @@ class Replays:
         -------
         array (producer, config, reference)
         """
-        margin_DCRT = self.margin_DCRT[..., :most]
+        # Tokens of references of unequal lengths stand at positions of their own.
+        margin_DCRT = first_ones(self.margin_DCRT)[..., :most]
         wrong = np.nansum((margin_DCRT > 0).astype(float), -1)
         mean_DCR = row_mean(margin_DCRT)
         margin = np.where(np.isfinite(mean_DCR), mean_DCR, 0.0)
@@ -302,7 +319,7 @@ class Replays:
             Nat; NaN where the noise of an answer is not known.
         """
         assert self.seeded_DCRT is not None
-        margin_DCRT = self.seeded_DCRT[..., :most]
+        margin_DCRT = first_ones(self.seeded_DCRT)[..., :most]
         counts_DCR = np.isfinite(self.seeded_DCRT).sum(-1)
         least = most if whole and most is not None else 1
         known = (counts_DCR == self.emitted_DR[:, None]) & (self.emitted_DR[:, None] >= least)
@@ -435,6 +452,7 @@ def _align(
         notes=notes_of(tree) if recorded else [],
         schema_D=[versions(tree).get(label, 0) for label in producers],
         groups_D=shared,
+        formats_C=[stated(replay, shown, "format", label) for label in configs],
         **(_drawn(verifier, replay, producers, references) if recorded else {}),
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from qdx.document.format import plural
-from qdx.verification.cases import Case, Evidence, RecordsCase, RowsCase
+from qdx.verification.cases import Case, Evidence, RecordsCase, RowsCase, part_of
 from qdx.verification.evidence import other_prompts
 
 KINDS: Mapping[str, str] = {
@@ -223,7 +223,7 @@ RECORDS: tuple[Rule[RecordsCase], ...] = (
         "a greedy text that passed",
         lambda case: case.strong,
         "not refuted",
-        "text",
+        lambda case: ", ".join(dict.fromkeys(map(part_of, case.strong))),
         lambda case: case.summary,
         "its tests could have refuted the claim",
     ),

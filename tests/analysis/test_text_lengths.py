@@ -79,3 +79,15 @@ def test_a_reference_that_somebody_did_not_answer_has_no_score() -> None:
     one = replays(np.random.default_rng(1), base, 0.2, np.array([0, 5, 16]))
     assert np.isnan(one.text_scores()[0, 0, 0]) and np.isfinite(one.text_scores()[0, 0, 1:]).all()
     assert np.isnan(one.text_scores(8, whole=True)[0, 0, :2]).all()
+
+
+def test_the_first_tokens_are_counted_wherever_a_longer_prompt_puts_them() -> None:
+    """Positions are those of all references together: a longer prompt's answer begins further on."""
+    base = Replays.of(*trees({"a": 0.0}, references=2, tokens=3))
+    margins = np.array([0.0, 2.0, 0.0, 3.0])
+    margin = np.full((1, 1, 2, 10), np.nan)
+    margin[0, 0, 0, :4] = margin[0, 0, 1, 6:] = margins
+    data = replace(base, margin_DCRT=margin, emitted_DR=np.full((1, 2), 4))
+    for most, wrong in ((1, 0), (2, 1), (3, 1), (None, 2)):
+        scores = data.text_scores(most)[0, 0]
+        assert scores[0] == scores[1] and int(scores[0]) == wrong

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import platform
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -282,3 +285,42 @@ def test_what_qdx_made_of_records_is_not_taken_from_a_stranger(
         "hydra.sweep.dir=s", *checkpoints(models), cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 2 and "which states itself how much was left out of them" in done.stderr
+
+
+def test_a_published_verdict_says_nothing_of_prompts_answers_and_places(
+    sweep: tuple[Path, str], tmp_path: Path
+) -> None:
+    from qdx.commit import main
+
+    target = tmp_path / "verdict.json"
+    assert main([str(sweep[0]), str(target), "--verdict"]) == 0
+    text = target.read_text()
+    found = json.loads(text)
+    assert {one["producer"] for one in found["claims"]} == set(CLAIMS)
+    assert {one["verdict"] for one in found["claims"]} == {"undecided"} and found["exit_status"] == 4
+    one = next(one for one in found["claims"] if one["producer"] == "tiny-greedy")
+    assert one["by_config"]["none"]["tokens"] == 56 and one["by_config"]["none"]["listed"] == 56
+    assert one["by_config"]["none"]["listed_equal"] == 0, "vLLM's float32 beside float16"
+    assert len(one["record_sha256"]) == 64 and one["unreadable"] == "1" and one["tests"]["text"] is None
+    assert set(found["configs"]) == {"none", "awq"} and found["configs"]["awq"]["format"] == "awq"
+    said = set()
+    for name in PARTS:
+        for line in (FILES / name).read_text().splitlines():
+            value = json.loads(line)
+            said |= {message["content"] for message in value["request"]["messages"]}
+            said |= {choice["message"]["content"] for choice in value["response"]["choices"]}
+    words = {word for part in said for word in part.split() if len(word) > 6 and word.isascii()}
+    assert len(words) > 20 and not {word for word in words if word in text}
+    secrets = {platform.node(), getpass.getuser(), "jsonl", str(tmp_path.parent), "/", "\\\\", "chatcmpl"}
+    assert not {secret for secret in secrets if secret and secret in text}
+    assert not re.search(r"\[\s*-?\d+\s*,", text), "a list of numbers, such as token ids"
+
+
+def test_a_producers_sweep_has_no_verdict_to_publish(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from qdx.commit import main
+
+    (tmp_path / "sweep.nc").write_bytes(b"")
+    assert main([str(tmp_path), "--verdict"]) == 2
+    assert "holds no producers.nc" in capsys.readouterr().err

@@ -7,6 +7,7 @@ against it.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from qdx.verification.cases import Evidence
 from qdx.verification.compare import Compared
 from qdx.verification.evidence import Claim
 from qdx.verification.exact import Repeating
+from qdx.verification.listed import LISTS, TOKENS
 from qdx.verification.listed_tests import Test
 from qdx.verification.obligations import Obligations
 from qdx.verification.recorded import Recorded
@@ -28,7 +30,9 @@ SAMPLED = json.dumps({**PLAIN, "method": "sampled", "temperature": 1.0})
 OTHER_SAMPLING = (SAMPLED, "", "not json")
 LEVELS = (Fraction(1), Fraction(3, 5), Fraction(1, 20), Fraction(1, 25), Fraction(1, 5000))
 TESTS_OF_ROWS = ("decode rows", "prefill rows", "distances", "text")
-TESTS_OF_RECORDS = ("text", "drawn tokens", "uniformity")
+TESTS_OF_GREEDY = ("distances", "text")
+TESTS_OF_DRAWN = ("drawn tokens", "uniformity", "parameters", "seeded tokens")
+TESTS_OF_RECORDS = (*TESTS_OF_GREEDY, *TESTS_OF_DRAWN)
 WHY_NOT = ("no calibration: give one", "the config does not repeat bit by bit here", "not greedy")
 
 
@@ -75,7 +79,8 @@ class Maker:
         p = self.one(LEVELS[2:]) if self.bad() else self.one(LEVELS[:2])
         value = None if self.bad() and self.bad() else p
         least = self.one(LEVELS) if self.bad() else LEVELS[-1]
-        return Test(name, value, least, "known transcripts", 3, int(self.rng.integers(3)))
+        of = self.one((LISTS, TOKENS)) if name == "distances" else "tokens"
+        return Test(name, value, least, f"{of} of known transcripts", 3, int(self.rng.integers(3)))
 
     def claim(self, names: tuple[str, ...]) -> Claim:
         """The tests of a claim; of those that are not listed it is said why."""
@@ -86,6 +91,13 @@ class Maker:
         p_holm = self.one(LEVELS) if known and single else (LEVELS[0] if known else None)
         unlisted = {name: self.one(WHY_NOT) for name in names if name not in listed}
         return Claim(tests, unlisted, single, p_holm, self.bad(), p_holm)
+
+    def listed(self, shape: tuple[int, int, int]) -> Any:
+        """What the first producer lists of its tokens, or that it lists nothing."""
+        tokens_R = self.rng.integers(1, 4, shape[2])
+        equal_CR = self.rng.integers(0, tokens_R + 1, shape[1:])
+        digits = self.one((-1, 0, 4, 16))
+        return SimpleNamespace(digits_D=[digits, -1], equal_DCR=lambda _: (equal_CR, tokens_R))
 
     def obligations(self, recorded: bool) -> Obligations:
         """What was demanded; of a recorded file no rows are drawn."""
@@ -189,13 +201,22 @@ class Maker:
             units_DR=np.array([[0, 0, 1] if self.bad() else [0, 1, 2], [0, 1, 2]]),
             there_DR=np.ones((producers, references), bool),
             drawn=drawn_tokens if recorded and self.coin() | self.coin() else None,
-            seeded_DCRT=None,
             alike="marlin" if self.bad() else "",
+            listed=self.listed(shape) if recorded and self.coin() else None,
+            seeded_DCRT=np.where(np.isfinite(finite), rng.integers(0, 2, finite.shape), np.nan)
+            if recorded and self.coin()
+            else None,
         )
-        names = TESTS_OF_RECORDS if recorded else TESTS_OF_ROWS
+        names = TESTS_OF_ROWS
+        if recorded:
+            names = self.one((TESTS_OF_GREEDY, TESTS_OF_DRAWN, TESTS_OF_RECORDS))
         claimed = int(rng.integers(configs))
         claims: list[Claim | None] = [self.claim(names), self.claim(names) if self.coin() else None]
         at = -1 if self.bad() else claimed
+        if recorded and at >= 0:  # a format may mean several configs, of which one is tested
+            assert claims[0] is not None
+            members = [c for c in range(configs) if c == at or self.coin()]
+            claims[0] = replace(claims[0], config=at, meant=tuple(members))
         label = labels[claimed] if self.coin() else self.one(["awq", labels[claimed]])
         evidence = Evidence(
             data,

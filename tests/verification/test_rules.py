@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from qdx.verification import cases, verdicts
 from qdx.verification.binding import Drawn
 from qdx.verification.cases import Evidence
+from qdx.verification.listed import LISTS, TOKENS
 from qdx.verification.listed_tests import Test as Listed
 from qdx.verification.verdicts import BAD, KINDS, NOT_REPLAYED, RECORDS, ROWS, by_rule, decide
 from tests.verification.made_up import ALPHA, LEVELS, SAMPLED, Maker
@@ -159,6 +161,9 @@ def honest(drawn: bool = False, recorded: bool = False) -> Evidence:
             and (data.drawn is None or not recorded)
         ):
             listed = evidence.claims[0]
+            if recorded and listed and listed.test("text"):  # that one alone
+                listed = replace(listed, tests=[test for test in listed.tests if test.name == "text"])
+                evidence = replace(evidence, claims=[listed, *evidence.claims[1:]])
             names = {test.name for test in listed.tests} if listed else set()
             alone = not data.decode.all_equal_DC[0, 1]  # the other config's rows are others
             if alone and names == ({"text"} if recorded else {"decode rows", "prefill rows", "text"}):
@@ -175,6 +180,11 @@ def with_claim(**changes: Any) -> Edit:
         return replace(evidence, claims=[replace(claim, **changes), *evidence.claims[1:]])
 
     return edit
+
+
+def with_tests(*found: Listed, p_holm: Fraction = LEVELS[0]) -> Edit:
+    """Another list of tests."""
+    return with_claim(tests=list(found), unlisted={}, single=p_holm <= ALPHA, p=p_holm, p_holm=p_holm)
 
 
 def with_data(**changes: Any) -> Edit:
@@ -265,6 +275,11 @@ unfit = with_demands(unfit=("the root is another",))
 unstated = with_data(sampling_D=["", ""])
 sampled = with_data(sampling_D=[SAMPLED, ""])
 behind = with_claim(behind=True)
+lists = Listed("distances", LEVELS[0], LEVELS[-1], f"{LISTS} of known transcripts", 3)
+margins = replace(lists, null=f"{TOKENS} of known transcripts")
+low_lists, low_margins = (replace(one, p=LEVELS[-1]) for one in (lists, margins))
+high_text = Listed("text", LEVELS[0], LEVELS[-1], "known transcripts", 3)
+weak_text = replace(high_text, least=LEVELS[0])
 no_test = with_claim(tests=[], p_holm=None, p=None, unlisted={"text": "no calibration: give one"})
 
 
@@ -350,11 +365,74 @@ def test_of_two_things_the_stronger_one_decides_about_drawn_rows(edits, kind) ->
         ((no_test,), "undecided", "evidence"),
         ((unmet,), "obligation not met", "obligations"),
         ((unmet, refuted), "refuted", "text"),
+        ((with_tests(lists, high_text),), "not refuted", "distances, text"),
+        (
+            (with_tests(margins, high_text),),
+            "not refuted",
+            "text",
+        ),  # margins of greedy tokens are of the text
+        ((with_tests(lists, weak_text),), "not refuted", "distances"),  # what could not refute is not named
+        ((with_tests(weak_text),), "undecided", "evidence"),
+        ((with_tests(low_lists, high_text, p_holm=Fraction(1, 25)),), "refuted", "distances"),
+        ((with_tests(low_margins, high_text, p_holm=Fraction(1, 25)),), "refuted", "text"),
+        (
+            (with_tests(low_lists, high_text, p_holm=Fraction(1, 25)), with_record(from_text=1)),
+            "undecided",
+            "text",
+        ),
     ],
 )
 def test_of_two_things_the_stronger_one_decides_about_records(edits, kind, concerns) -> None:
     found = decide(edited(honest(recorded=True), edits), 0, 0, "awq")
     assert (found.kind, found.concerns) == (kind, concerns), found.because
+
+
+@pytest.mark.parametrize(
+    ("low_one", "assumed", "kind", "concerns"),
+    [
+        ("uniformity", "top_p", "undecided", "sampling"),
+        ("parameters", "top_p", "undecided", "sampling"),
+        ("seeded tokens", "top_p", "undecided", "sampling"),
+        ("drawn tokens", "top_p", "refuted", "drawn tokens"),
+        ("distances", "top_p", "refuted", "distances"),
+        ("uniformity", "", "refuted", "uniformity"),
+        ("parameters", "seed", "refuted", "parameters"),  # a seed cuts off no token
+    ],
+)
+def test_what_a_hidden_truncation_explains_refutes_nobody(low_one, assumed, kind, concerns) -> None:
+    names = ("distances", "drawn tokens", "uniformity", "parameters", "seeded tokens")
+    each = [Listed(n, LEVELS[-1 if n == low_one else 0], LEVELS[-1], f"{LISTS} of others", 3) for n in names]
+    evidence = honest(recorded=True)
+    data: Any = evidence.data
+    drawn = np.where(np.arange(3) < data.emitted_DR[:, None, :, None], -1.0, np.nan)
+    known = SimpleNamespace(logprob=np.broadcast_to(drawn, (2, len(data.configs), 3, 3)))
+    edits = (
+        sampled,
+        with_data(drawn=known, seeded_DCRT=None),
+        with_record(assumed=assumed),
+        with_tests(*each, p_holm=Fraction(1, 25)),
+    )
+    found = decide(edited(evidence, edits), 0, 0, "awq")
+    assert (found.kind, found.concerns) == (kind, concerns), found.because
+
+
+def test_a_claim_of_a_format_says_which_configs_it_may_mean_and_which_one_stands() -> None:
+    found = decide(edited(honest(recorded=True), (with_claim(config=0, meant=(0,)),)), 0, 0, "awq")
+    assert "judged as awq, as verify.claims says" in found.because
+    found = decide(edited(honest(recorded=True), (with_claim(config=0, meant=(0, 1)),)), 0, 0, "int4")
+    assert "judged as any of awq, marlin, which verify.claims may mean: awq fits best" in found.because
+    assert "not covered: any other kernel, setting or card" in found.because
+
+
+@pytest.mark.parametrize(
+    ("digits", "said"),
+    [(4, "of 3 of 6 listed tokens equal to 4 decimals"), (16, "equal to 6 decimals"), (-1, "")],
+)
+def test_a_verdict_counts_the_lists_that_are_equal_here(digits: int, said: str) -> None:
+    counts = (np.array([[1, 2, 0], [0, 0, 0], [0, 0, 0]]), np.array([2, 2, 2]))
+    listed = SimpleNamespace(digits_D=[digits, -1], equal_DCR=lambda _: counts)
+    found = decide(edited(honest(recorded=True), (with_data(listed=listed),)), 0, 0, "awq")
+    assert said in found.because and ("all log-probabilities" in found.because) is bool(said)
 
 
 def test_a_config_that_was_not_replayed_is_undecided_whatever_the_tests_say() -> None:

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +56,14 @@ def test_one_far_token_counts_for_a_nat() -> None:
     margin = np.zeros((2, 10))
     margin[0, 3], margin[1, 4:8] = 40.0, 0.3
     assert np.allclose(scores(margin), [1.0, 1.2])
+
+
+def test_the_first_tokens_are_scored_wherever_a_longer_prompt_puts_them() -> None:
+    margin = np.full((1, 1, 2, 10), np.nan)
+    margin[0, 0, 0, :4] = margin[0, 0, 1, 6:] = [0.0, 0.5, 0.0, 0.25]
+    two: Any = SimpleNamespace(seeded_DCRT=margin, emitted_DR=np.full((1, 2), 4))
+    for most, total in ((1, 0.0), (2, 0.5), (3, 0.5), (4, 0.75), (None, 0.75)):
+        assert np.allclose(Replays.seed_scores(two, most)[0, 0], total)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -133,7 +142,7 @@ def judge(
         sets = [
             of(records(0.0, sampling=SAMPLED, judged=60), margin_K, rows_K, ids_K, 100, **(known_facts or {}))
         ]
-    found = weigh(of(pair, margin, rows, ids, 0, **facts), sets, [0], Fraction(1, 20))[0]
+    found = weigh(of(pair, margin, rows, ids, 0, **facts), sets, [[0]], Fraction(1, 20))[0]
     assert found is not None
     return found
 
