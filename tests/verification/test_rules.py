@@ -388,18 +388,19 @@ def test_of_two_things_the_stronger_one_decides_about_records(edits, kind, conce
 
 
 @pytest.mark.parametrize(
-    ("low_one", "assumed", "kind", "concerns"),
+    ("low_one", "assumed", "mode", "kind", "concerns"),
     [
-        ("uniformity", "top_p", "undecided", "sampling"),
-        ("parameters", "top_p", "undecided", "sampling"),
-        ("seeded tokens", "top_p", "undecided", "sampling"),
-        ("drawn tokens", "top_p", "refuted", "drawn tokens"),
-        ("distances", "top_p", "refuted", "distances"),
-        ("uniformity", "", "refuted", "uniformity"),
-        ("parameters", "seed", "refuted", "parameters"),  # a seed cuts off no token
+        ("uniformity", "top_p", "", "undecided", "sampling"),
+        ("parameters", "top_p", "", "undecided", "sampling"),
+        ("seeded tokens", "top_p", "", "undecided", "sampling"),
+        ("drawn tokens", "top_p", "", "refuted", "drawn tokens"),
+        ("distances", "top_p", "raw_logprobs", "refuted", "distances"),
+        ("distances", "top_p", "", "undecided", "sampling"),  # what is listed may be cut off, too
+        ("uniformity", "", "", "refuted", "uniformity"),
+        ("parameters", "seed", "", "refuted", "parameters"),  # a seed cuts off no token
     ],
 )
-def test_what_a_hidden_truncation_explains_refutes_nobody(low_one, assumed, kind, concerns) -> None:
+def test_what_a_hidden_truncation_explains_refutes_nobody(low_one, assumed, mode, kind, concerns) -> None:
     names = ("distances", "drawn tokens", "uniformity", "parameters", "seeded tokens")
     each = [Listed(n, LEVELS[-1 if n == low_one else 0], LEVELS[-1], f"{LISTS} of others", 3) for n in names]
     evidence = honest(recorded=True)
@@ -409,7 +410,7 @@ def test_what_a_hidden_truncation_explains_refutes_nobody(low_one, assumed, kind
     edits = (
         sampled,
         with_data(drawn=known, seeded_DCRT=None),
-        with_record(assumed=assumed),
+        with_record(assumed=assumed, logprobs_mode=mode),
         with_tests(*each, p_holm=Fraction(1, 25)),
     )
     found = decide(edited(evidence, edits), 0, 0, "awq")
