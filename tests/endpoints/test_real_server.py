@@ -33,7 +33,7 @@ from tests import tiny
 from tests.sweeping import checkpoints, qdx_anew
 
 START_S = 240
-PROMPTS = ["prompts=pydoc", "prompts.references=12", "prompts.snippet_tokens=40", "generate.tokens=24"]
+PROMPTS = ["prompts=pydoc", "prompts.references=10", "prompts.snippet_tokens=40", "generate.tokens=16"]
 
 
 def rounded(folder: Path, target: Path) -> Path:
