@@ -74,7 +74,8 @@ def gather(folders: Mapping[str, Path], names: Mapping[str, str], target: Path) 
     with disk_errors(target), new_file.rewritten(target) as stream:
         for label, folder in folders.items():
             for line in lines_of(folder / ANSWERS):
-                line["provider"] = names[label]
+                # Every server is asked the same questions, and two answers of one name count as one.
+                line |= {"provider": names[label], "custom_id": f"{names[label]}/{line['custom_id']}"}
                 stream.write(json.dumps(line, ensure_ascii=True).encode() + b"\n")
     return target.stat().st_size
 

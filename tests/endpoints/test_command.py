@@ -57,6 +57,7 @@ def test_two_servers_are_asked_and_compared(tmp_path: Path, tiny_models: dict[st
     folder = tmp_path / "asked"
     lines = [json.loads(line) for line in (folder / "responses.jsonl").read_text().splitlines()]
     assert len(lines) == 4 and len({line["provider"] for line in lines}) == 2
+    assert len({line["custom_id"] for line in lines}) == 4
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["kind"] == "servers"
     found = {one["base_url"]: one for one in summary["servers"].values()}

@@ -151,21 +151,25 @@ def test_what_five_providers_run_is_told_from_their_answers(tmp_path: Path) -> N
     assert asked.returncode == 0, asked.stderr
     names = {who: f"{address.split('/')[2].replace(':', '_')}+demo" for who, address in addresses.items()}
     claims = ",".join(f"{name}: none" for name in names.values())
+    # What nobody states the verifier has to: a truncation would explain a lower temperature, too.
+    assumed = "top_p: 1, top_k: 0, min_p: 0, repetition_penalty: 1, presence_penalty: 0, frequency_penalty: 0"
     judged = qdx_anew(
         "-m", "prompts=transcripts", "prompts.path=asked", "quant=none,awq", "repeats=1",
         f"verify.claims={{{claims}}}", "metric=[l2]", *checkpoints(models),
+        f"prompts.assume={{{assumed}}}",
         "hydra.sweep.dir=judged", cwd=tmp_path,
     )  # fmt: skip
     assert judged.returncode == 3, judged.stdout + judged.stderr
     summary = json.loads((tmp_path / "judged" / "summary.json").read_text())
-    verdicts = {one["producer"]: one["verdict"] for one in summary["verdicts"]["claims"]}
-    found = {who: verdicts[name] for who, name in names.items()}
-    print(json.dumps(summary["verdicts"], indent=1))
-    assert found["honest"] in ("not refuted", "undecided")
-    assert found["other"] in ("refuted", "other config")
-    assert found["cooler"] == "refuted"
-    assert found["prompted"] in ("refuted", "other config")
-    assert found["mixed"] in ("refuted", "other config")
+    claims_by_name = {one["producer"]: one for one in summary["verdicts"]["claims"]}
+    found = {who: claims_by_name[name] for who, name in names.items()}
+    said = {who: (one["verdict"], one["because"]) for who, one in found.items()}
+    assert said["honest"][0] in ("not refuted", "undecided"), said["honest"]
+    assert said["other"][0] == "refuted" and "drawn tokens: p = " in said["other"][1], said["other"]
+    assert said["cooler"][0] == "refuted" and "not 1 as stated" in said["cooler"][1], said["cooler"]
+    assert said["prompted"][0] == "undecided" and "hidden system prompt" in said["prompted"][1], said
+    assert said["mixed"][0] == "refuted" and found["mixed"]["false_at_least"] >= 1, said["mixed"]
+    assert not any("name of another" in because for _, because in said.values())
     servers = json.loads((tmp_path / "asked" / "summary.json").read_text())["servers"].values()
     more = {one["base_url"]: one["prompt_tokens_more"] for one in servers}
     assert more[honest] == [0, 0] and more[prompted] == [len(hidden)] * 2
