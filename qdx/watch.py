@@ -26,10 +26,12 @@ from typing import Any
 import numpy as np
 
 from qdx import new_file
+from qdx.endpoints.answers import lines_of
 from qdx.endpoints.ask import key_of
 from qdx.endpoints.client import Budget, Client
 from qdx.endpoints.martingale import Gambler, conformal_p, strangeness
-from qdx.endpoints.requests import PATHS
+from qdx.endpoints.requests import PATHS, Manner
+from qdx.endpoints.requests import fields as fields_of
 from qdx.errors import QdxError, nearest, printable
 from qdx.locking import locked
 from qdx.program import of_disk, run
@@ -201,20 +203,12 @@ def features_of(answer: Mapping[str, Any], base: Mapping[str, Any]) -> list[tupl
 
 def body_of(prompt: str, target: OpenaiBackend, tokens: int, number: int) -> dict[str, Any]:
     """Return the request of a prompt; a seed that is given counts on from round to round."""
-    found: dict[str, Any] = {"model": target.model, "max_tokens": tokens, "temperature": target.temperature}
+    found: dict[str, Any] = {"model": target.model}
     if target.route == "chat":
         found["messages"] = [{"role": "user", "content": prompt}]
     else:
         found["prompt"] = prompt
-    for name in ("top_p", "top_k", "min_p"):
-        if getattr(target, name) is not None:
-            found[name] = getattr(target, name)
-    if target.seed is not None:
-        found["seed"] = target.seed + number
-    if target.logprobs is not None:
-        chat = {"logprobs": True, "top_logprobs": target.logprobs}
-        found |= chat if target.route == "chat" else {"logprobs": target.logprobs}
-    return found | dict(target.extra or {})
+    return found | fields_of(target, Manner(ids=False), tokens, number)
 
 
 def compact(response: Mapping[str, Any]) -> dict[str, Any]:
@@ -305,16 +299,7 @@ class State:
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
             os.truncate(self.path, len(whole))
-        found = []
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                value = json.loads(line)
-                if not isinstance(value, dict):
-                    raise ValueError("not an object")
-            except ValueError as error:
-                raise QdxError(f"{self.path}: line {number} is damaged ({error}): remove it") from None
-            found.append(value)
-        return found
+        return list(lines_of(self.path))
 
     def add(self, name: str, answers: Sequence[Mapping[str, Any]]) -> Target:
         """Write a round down, then bet on it."""

@@ -89,12 +89,27 @@ def body(question: Question, asked: OpenaiBackend, manner: Manner, tokens: int) 
         found["messages"] = [{"role": "user", "content": question.reference.text}]
     else:
         found["prompt"] = question.reference.token_ids.tolist()
-    found |= {"max_tokens": tokens, "temperature": asked.temperature}
+    return found | fields(asked, manner, tokens, question.number)
+
+
+def fields(asked: OpenaiBackend, manner: Manner, tokens: int, number: int) -> dict[str, Any]:
+    """Return what a request has beside model and prompt.
+
+    Parameters
+    ----------
+    asked : OpenaiBackend
+    manner : Manner
+    tokens : int
+        Of the answer, at most.
+    number : int
+        Of the answer to this prompt: a seed counts on from it.
+    """
+    found: dict[str, Any] = {"max_tokens": tokens, "temperature": asked.temperature}
     for name in ("top_p", "top_k", "min_p"):
         if getattr(asked, name) is not None:
             found[name] = getattr(asked, name)
     if asked.seed is not None:
-        found["seed"] = asked.seed + question.number
+        found["seed"] = asked.seed + number
     if asked.logprobs is not None and manner.logprobs:
         if asked.route == "chat":
             found |= {"logprobs": True, "top_logprobs": asked.logprobs}

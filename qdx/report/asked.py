@@ -105,11 +105,12 @@ def blocks(found: Sequence[Asked]) -> list[Block]:
         head,
         rows,
     )
+    names = providers(found)
     who = Table(
         "Whom",
         ["config", "address", "model, as the answers state it", "as a producer"],
         [
-            [one.label, str(one.facts.get("base_url", "")), _names(one.models), providers(found)[one.label]]
+            [one.label, str(one.facts.get("base_url", "")), _names(one.models), names[one.label]]
             for one in found
         ],
         4,
