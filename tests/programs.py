@@ -22,3 +22,15 @@ def lacking(reason: str) -> NoReturn:
     if os.environ.get("QDX_NEEDS") == "all":
         pytest.fail(reason + " (QDX_NEEDS=all)")
     pytest.skip(reason)
+
+
+def all_of(terminal: int) -> bytes:
+    """Read what a program writes on a terminal until it ends, and close this side of it."""
+    shown = b""
+    try:
+        while block := os.read(terminal, 4096):
+            shown += block
+    except OSError:  # Linux says so when the other end closes
+        pass
+    os.close(terminal)
+    return shown

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from qdx.progress import Progress
+from tests.programs import all_of
 
 SCRIPT = """
 from qdx.progress import Progress
@@ -31,13 +32,7 @@ def test_terminal_gets_a_bar_that_counts_its_steps() -> None:
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
     process = subprocess.Popen([sys.executable, "-c", SCRIPT], stderr=child, env=environment)
     os.close(child)
-    shown = b""
-    try:
-        while block := os.read(parent, 4096):
-            shown += block
-    except OSError:  # Linux says so when the other end closes
-        pass
-    os.close(parent)
+    shown = all_of(parent)
     assert process.wait(timeout=30) == 0
     text = shown.decode()
     assert "making: waiting" in text

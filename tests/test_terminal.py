@@ -27,6 +27,7 @@ from qdx.program import Stream, harmless
 from qdx.progress import Progress
 from tests import warm
 from tests.helpers import write_sweep
+from tests.programs import all_of
 from tests.slowly import slow_but
 from tests.sweeping import SMALL, checkpoints, environment
 
@@ -171,13 +172,7 @@ def test_on_a_terminal_only_the_bar_moves_the_cursor() -> None:
         env={**environment(), "TERM": "xterm-256color", "COLUMNS": "200", "FORCE_COLOR": "1"},
     )
     os.close(child)
-    shown = b""
-    try:
-        while block := os.read(parent, 4096):
-            shown += block
-    except OSError:  # Linux says so when the other end closes
-        pass
-    os.close(parent)
+    shown = all_of(parent)
     assert process.wait(timeout=60) == 1
     text = shown.decode()
     for part in ("old ", "new ", "warned ", "printed ", "original ", "[bold]noted ", "[red]bar ", "raised "):
