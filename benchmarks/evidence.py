@@ -40,8 +40,8 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).parent))
 from evidence_rows import capture
 
+from qdx.capture.densities import Drawn
 from qdx.capture.fingerprints import Sketcher
-from qdx.verification.e_values import Drawn
 from qdx.verification.listed import Listed
 from qdx.verification.profile import fit_profile
 from qdx.verification.sampled import UNIFORM, Alternatives, evidence_against
