@@ -80,13 +80,12 @@ def _rows(
         seen = maximum > _MINUS_INFINITY
         shift = np.where(seen, maximum, np.float32(0))
         shrink = ex2_approx_ftz((before - shift) * c)
-        own_RT *= shrink[:, None]
         with np.errstate(invalid="ignore"):  # a masked score is -inf
             p = ex2_approx_ftz(fma(part, c, -(shift * c)[:, None]))
         by_thread = p.reshape(rows, block // 8, 4, 2)
-        for eight in range(block // 8):
-            for column in range(2):
-                own_RT += by_thread[:, eight, :, column]
+        own_RT = fma(own_RT, shrink[:, None], by_thread[:, 0, :, 0])  # the compiler fuses both
+        for column in range(1, block // 4):
+            own_RT += by_thread[:, column // 2, :, column % 2]
         rounded = torch.from_numpy(p).to(torch.float16).to(torch.float32)
         held_RD = weighted_RD * torch.from_numpy(shrink)[:, None]
         weighted_RD = tensor_core.chain(rounded, value_KD[first : first + block], rule, held_RD)
