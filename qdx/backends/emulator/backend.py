@@ -38,7 +38,7 @@ class EmulatorBackend:
     ----------
     checkpoint : Checkpoint
     quant : Quant
-        The kernel to compute its quantized layers with: marlin, machete or dense.
+        The kernel to compute its layers with: one of the engine's (`qdx.schema.EMULATED_ENGINES`).
     dtype : str
         float16.
     seed : int
@@ -88,9 +88,9 @@ class EmulatorBackend:
         self._eos_token_ids = _eos_token_ids(checkpoint)
 
     @staticmethod
-    def identity(threads: int | None = None, **_: Any) -> dict[str, Any]:
+    def identity(**options: Any) -> dict[str, Any]:
         """Return the emulated engine's version; threads divide no sum."""
-        return {"emulates": "vllm 0.33.0"}
+        return {"emulates": f"vllm {options.get('engine', EmulatorOptions.engine)}"}
 
     @staticmethod
     def rehearse(checkpoint: Checkpoint, quant: Quant, dtype: str, batch_size: int, **options: Any) -> None:
