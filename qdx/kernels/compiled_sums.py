@@ -10,12 +10,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qdx.kernels.cards import Rule
@@ -25,7 +26,7 @@ from qdx.kernels.vector_instructions import LANES, instructions
 COLUMNS = 64  # of one block: its accumulators and one step's weights stay in the first-level cache
 ROWS = 128
 _AT_ONCE = 256  # columns that a thread takes
-_ALONE = 1 << 18  # products under which threads are not worth their start
+_ALONE = 1 << 20  # products under which threads are not worth their start
 # Largest exponents between which a scale and what it scales are normal float32 numbers. A product that
 # float32 makes subnormal lies too far under these for any of its bits to be kept.
 _LEAST, _MOST = -80, 100
@@ -93,21 +94,17 @@ def sums(
         return None
     kernel, powers = _kernel_of(rule), _powers(x, rule.least_factor)
     found, held, joined = np.empty((3, len(x), weight.shape[1]), np.float32)
-    beyond = np.zeros(found.shape, np.int32)
-    steps = np.arange(0, x.shape[1], rule.products)
-    blocks = steps // block
+    beyond = np.zeros(held.shape, np.int32)
+    groups = tuple(map(tuple, accumulators))
 
-    def run(task: tuple[Region, int, int]) -> bool:
+    def run(task: tuple[Region, int, int]) -> None:
         part, first, last = task
         here = slice(*part.rows), slice(first, last)
-        slices = list(pairwise(part.cuts))
-        for number, (start, stop) in enumerate(slices[:: -1 if last_first else 1]):
-            for place, group in enumerate(accumulators):
-                own = np.isin(blocks % shares, group) & (steps >= start) & (steps < stop)
+        slices = _steps(part.cuts, rule.products, block, shares, groups)
+        for number, accumulated in enumerate(slices[:: -1 if last_first else 1]):
+            for place, own in enumerate(accumulated):
                 held[here] = 0
-                kernel(x, powers, weight, held, beyond, part.rows, (first, last), steps[own])
-                if beyond[here].any():
-                    return False
+                kernel(x, powers, weight, held, beyond, part.rows, (first, last), own)
                 if place == 0:
                     joined[here] = held[here]
                 else:
@@ -116,7 +113,6 @@ def sums(
                 found[here] = joined[here]
             else:
                 found[here] += joined[here]
-        return True
 
     tasks = [
         (part, first, min(first + _AT_ONCE, stop))
@@ -125,8 +121,20 @@ def sums(
         for first in range(start, stop, _AT_ONCE)
     ]
     alone = found.size * x.shape[1] <= _ALONE or torch.get_num_threads() == 1
-    valid = map(run, tasks) if alone else _pool(torch.get_num_threads()).map(run, tasks)
-    return torch.from_numpy(found) if all(list(valid)) else None
+    list(map(run, tasks) if alone else _pool(torch.get_num_threads()).map(run, tasks))
+    return None if beyond.any() else torch.from_numpy(found)
+
+
+@lru_cache(maxsize=1024)
+def _steps(
+    cuts: tuple[int, ...], products: int, block: int, shares: int, groups: tuple[tuple[int, ...], ...]
+) -> list[list[NDArray[np.int64]]]:
+    """Return of each slice of K, and of each accumulator, where its steps begin."""
+    found = []
+    for start, stop in pairwise(cuts):
+        steps = np.arange(start, stop, products)
+        found.append([steps[np.isin(steps // block % shares, group)] for group in groups])
+    return found
 
 
 def _kernel_of(rule: Rule) -> Callable[..., None]:

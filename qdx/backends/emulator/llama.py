@@ -163,7 +163,7 @@ class Llama:
         exactly: bool = True,
     ) -> None:
         self.shape = shape
-        self._most_sequences, self._exactly = most_sequences, exactly
+        self._most_sequences, self._exactly, self._sm_count = most_sequences, exactly, sm_count
         self._flash = attention_backend == "FLASH_ATTN"
         self.embedding = dense["model.embed_tokens.weight"]
         head = self.embedding if shape.tied else dense["lm_head.weight"]
@@ -276,7 +276,13 @@ class Llama:
         keys, values = cache.keys[layer], cache.values[layer]
         if self._flash:
             out_THD = flash_attention.attention(
-                q_THD, keys, values, batch.queries, HEAD**-0.5, exactly=self._exactly
+                q_THD,
+                keys,
+                values,
+                batch.queries,
+                HEAD**-0.5,
+                sm_count=self._sm_count,
+                exactly=self._exactly,
             )
         else:
             out_THD = triton_attention.attention(q_THD, keys, values, batch, HEAD**-0.5)
