@@ -114,12 +114,8 @@ def instructions(
     ) -> Any:
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             kinds = signature.args
-            own_x, own_power = (
-                address(context, builder, kinds[i], given[i], given[2]) for i in (0, 1)
-            )
-            factors, powers = (
-                address(context, builder, kinds[i], given[i], given[5]) for i in (3, 4)
-            )
+            own_x, own_power = (address(context, builder, kinds[i], given[i], given[2]) for i in (0, 1))
+            factors, powers = (address(context, builder, kinds[i], given[i], given[5]) for i in (3, 4))
             held_at = address(context, builder, kinds[6], given[6], given[8])
             marked_at = address(context, builder, kinds[7], given[7], given[8])
             steps = [(int64(k), int64(k * columns)) for k in range(products)]
@@ -148,9 +144,7 @@ def instructions(
                 wrong = builder.or_(wrong, low)
             top = greater(builder, top, every(floats, floor))
             scale = builder.sub(every(ints, 127 << 23), builder.bitcast(top, ints))
-            scale = builder.bitcast(
-                builder.add(scale, every(ints, (127 + fraction_bits) << 23)), floats
-            )
+            scale = builder.bitcast(builder.add(scale, every(ints, (127 + fraction_bits) << 23)), floats)
             total = zeros
             for k, row in steps:
                 product = builder.fmul(
@@ -172,9 +166,7 @@ def instructions(
                 magnitude = builder.bitcast(
                     builder.and_(builder.bitcast(after, ints), every(ints, 0x7FFFFFFF)), floats
                 )
-                wrong = builder.or_(
-                    wrong, builder.fcmp_unordered(">=", magnitude, every(floats, 2.0**16))
-                )
+                wrong = builder.or_(wrong, builder.fcmp_unordered(">=", magnitude, every(floats, 2.0**16)))
             else:
                 cut = builder.and_(bits, every(longs, -1 << (52 - result_bits)))
                 after = builder.fptrunc(builder.bitcast(cut, doubles), floats)
@@ -183,9 +175,7 @@ def instructions(
             store(builder, marks, marked_at)
             return context.get_dummy_value()
 
-        signature = types.void(
-            x, x_power, types.int64, factor, power, types.int64, held, marked, types.int64
-        )
+        signature = types.void(x, x_power, types.int64, factor, power, types.int64, held, marked, types.int64)
         return signature, generate
 
     return prepare, advance

@@ -49,9 +49,7 @@ def recorded(phase: xr.Dataset, config: str, reference: int) -> dict[int, int]:
     """Return the recorded hash of each position, of the first repeat."""
     own = phase.sel(config=config).isel(repeat=0, reference=reference)
     there = own.captured.values
-    return dict(
-        zip(own.position.values[there].tolist(), own.row_hash.values[there].tolist(), strict=True)
-    )
+    return dict(zip(own.position.values[there].tolist(), own.row_hash.values[there].tolist(), strict=True))
 
 
 def main() -> None:
@@ -78,7 +76,9 @@ def main() -> None:
             ids = references.token_ids.values[reference][: int(references.length[reference])].tolist()
             answer = tree["output"].token_id.sel(config=config).values[0, reference]
             answer = answer[answer >= 0][: options.decode + 1].tolist()
-            card = {name: recorded(tree[name].to_dataset(), config, reference) for name in ("prefill", "decode")}
+            card = {
+                name: recorded(tree[name].to_dataset(), config, reference) for name in ("prefill", "decode")
+            }
             key, seconds = f"{config}/{reference}", 0.0
             if f"{key}/decode" not in kept:
                 if engine is None:
