@@ -1,0 +1,179 @@
+"""Judge the transcripts that a card recorded by rows that a CPU computed: which kernel made them?
+
+    python scripts/gpu/emulated_verdicts.py SWEEP.nc ROWS.npz [STRANGERS.nc]
+
+ROWS is what ``emulated_rows.py`` made of SWEEP. Nothing is computed here: hashes of rows are compared, of each
+transcript with those of every emulated config after the same tokens. A transcript is *confirmed* as a config's
+when every recorded row of prefill and decode was computed and has that config's hash, *confirmed in prefill*
+when that holds of its prefill and no decode row was computed, and *unknown* when no row has any config's.
+Anything else is *not confirmed*, with the counts. STRANGERS is another sweep of the same model, whose formats
+and kernels were not emulated; of other prompts only what they begin with alike is compared.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+PHASES = ("prefill", "decode")
+SHARE = 0.01  # of rows that may be another's
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What a card recorded of one reference under one config.
+
+    Attributes
+    ----------
+    tokens : ndarray
+        The prompt's, then the answer's.
+    hashes : dict
+        Of each phase the hash of each recorded position's row.
+    """
+
+    tokens: NDArray[np.int64]
+    hashes: Mapping[str, Mapping[int, int]]
+
+
+def transcripts(path: Path) -> dict[tuple[str, int], Transcript]:
+    """Return the first repeat's transcript of every config and reference of a sweep."""
+    tree = xr.open_datatree(path)
+    references = tree["references"].to_dataset()
+    found = {}
+    for config in tree["prefill"].config.values.tolist():
+        phases = {name: tree[name].to_dataset().sel(config=config).isel(repeat=0) for name in PHASES}
+        answers = tree["output"].token_id.sel(config=config).values[0]
+        for number, length in enumerate(references.length.values):
+            hashes = {}
+            for name, phase in phases.items():
+                own = phase.isel(reference=number)
+                there = own.captured.values
+                hashes[name] = dict(
+                    zip(own.position.values[there].tolist(), own.row_hash.values[there].tolist(), strict=True)
+                )
+            answer = answers[number]
+            tokens = np.concatenate((references.token_ids.values[number][:length], answer[answer >= 0]))
+            found[config, number] = Transcript(tokens, hashes)
+    return found
+
+
+def emulated(path: Path) -> dict[tuple[str, int], dict[str, dict[int, int]]]:
+    """Return of each config and reference the hashes that were computed, by phase and position."""
+    found: dict[tuple[str, int], dict[str, dict[int, int]]] = {}
+    with np.load(path) as file:
+        for key in file.files:
+            if key.endswith("/positions"):
+                config, reference, phase, _ = key.split("/")
+                values = file[key.removesuffix("/positions")]
+                own = dict(zip(file[key].tolist(), values.tolist(), strict=True))
+                found.setdefault((config, int(reference)), {})[phase] = own
+    return found
+
+
+Counts = Mapping[str, tuple[int, int, int]]
+
+
+def compare(made: Transcript, own: Mapping[str, Mapping[int, int]], tokens: NDArray[np.int64]) -> Counts:
+    """Return of each phase how many rows are equal, were computed after the same tokens, and are recorded.
+
+    `tokens` are those that were fed to the emulator.
+    """
+    length = min(len(made.tokens), len(tokens))
+    differ = np.flatnonzero(made.tokens[:length] != tokens[:length])
+    same = int(differ[0]) if len(differ) else length  # tokens that both began with
+    found = {}
+    for phase in PHASES:
+        at = [p for p in made.hashes[phase] if p in own.get(phase, {}) and p <= same]
+        equal = sum(made.hashes[phase][p] == own[phase][p] for p in at)
+        found[phase] = equal, len(at), len(made.hashes[phase])
+    return found
+
+
+def verdict(counts: Mapping[str, Counts]) -> tuple[str, str]:
+    """Return what is said of a transcript, and the config that it is said of.
+
+    `counts` has what `compare` gave for each emulated config.
+    """
+    for config, phases in counts.items():
+        (equal, _, recorded), decode = phases["prefill"], phases["decode"]
+        if recorded and equal == recorded and decode[0] == decode[2] and decode[2]:
+            return "confirmed", config
+        if recorded and equal == recorded and not decode[1]:
+            return "confirmed in prefill", config
+    if not any(phase[0] for phases in counts.values() for phase in phases.values()):
+        return "unknown", ""
+    return "not confirmed", ""
+
+
+def rows_for(share: float, hypotheses: int, level: float = LEVEL) -> int:
+    """Return how many drawn rows must be equal for fewer than a share of the others to be another's."""
+    return math.ceil(math.log(level / hypotheses) / math.log(1 - share))
+
+
+def lines(sweep: Path, rows: Path, strangers: Path | None = None) -> Iterator[str]:
+    """Make the table."""
+    computed, card = emulated(rows), transcripts(sweep)
+    configs = sorted({config for config, _ in computed}, key=[c for c, _ in card].index)
+    yield f"{sweep.parent.parent.name}/{sweep.parent.name}, judged by rows that a CPU computed: {', '.join(configs)}"
+    yield ""
+    yield "made by          transcripts  verdicts                                  own rows equal: prefill, decode    rows equal to another's"
+    everything = {(sweep.parent.name, *key): one for key, one in card.items()}
+    if strangers is not None:
+        everything |= {(strangers.parent.name, *key): one for key, one in transcripts(strangers).items()}
+    others = Counter[str]()
+    for source, config in dict.fromkeys(key[:2] for key in everything):
+        said: Counter[str] = Counter()
+        own, other = np.zeros((2, 2), int), np.zeros(2, int)
+        for (its_source, its_config, number), made in everything.items():
+            if (its_source, its_config) != (source, config):
+                continue
+            counts = {
+                candidate: compare(made, computed[candidate, number], card[candidate, number].tokens)
+                for candidate in configs
+                if (candidate, number) in computed
+            }
+            outcome, name = verdict(counts)
+            said[outcome if not name else f"{outcome} as {name}"] += 1
+            for candidate, phases in counts.items():
+                values = np.array([phases[phase][:2] for phase in PHASES])
+                if candidate == config and source == sweep.parent.name:
+                    own += values
+                else:
+                    other += values.sum(0)
+        if said:
+            others.update(equal=int(other[0]), rows=int(other[1]))
+            label = config if source == sweep.parent.name else f"{config} ({source})"
+            outcomes = ", ".join(f"{count} {outcome}" for outcome, count in said.items())
+            mine = ", ".join(f"{a} of {b}" for a, b in own) if own[:, 1].any() else "–"
+            yield f"{label:16} {sum(said.values()):11}  {outcomes:41} {mine:34}  {other[0]} of {other[1]}"
+    yield ""
+    yield (
+        f"One row names the kernel: of {others['rows']} rows {others['equal']} equal one of another config after "
+        f"the same tokens (fewer than {3 / max(1, others['rows']):.1e} at 95 %, were they independent)."
+    )
+    for hypotheses in (1, len(configs)):
+        yield (
+            f"That fewer than {SHARE:.0%} of all rows are another's at {1 - LEVEL:.0%}, of {hypotheses} "
+            f"config{'s' if hypotheses > 1 else ''}: {rows_for(SHARE, hypotheses)} rows that the verifier draws, all equal."
+        )
+
+
+def main() -> None:
+    """Print the table."""
+    paths = [Path(one) for one in sys.argv[1:]]
+    for line in lines(*paths):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
