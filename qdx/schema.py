@@ -60,8 +60,8 @@ CLAIMED_QUANTS: Mapping[str, tuple[str, ...]] = {
 CLAIMED_DTYPES: Mapping[str, str] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 MODEL_RUNNERS = ("auto", "v1", "v2")
 REPLAYS = ("decode", "prefill")
-# What backend=emulator knows of: cards of 132 SMs and compute capability 9.0, and what of vLLM runs on them.
-EMULATED_CARDS = ("h100", "h200")
+# What backend=emulator knows of; of an A100 by publication alone (`qdx.backends.emulator.cards`).
+EMULATED_CARDS = ("h100", "h200", "a100")
 EMULATED_ENGINES: Mapping[str, tuple[str, ...]] = {  # and the kernels that each has
     "0.20.2": ("dense", "awq_gemm", "marlin", "machete"),
     "0.33.0": ("dense", "marlin", "machete"),

@@ -39,6 +39,7 @@ PREFILL_KEYS, FEW_QUERIES_KEYS = 128, 192
 PREFILL_ROWS, FEW_ROWS = 192, 64  # queries times heads that share keys, of one thread block
 MOST_BLOCKS = 4  # of keys, which are never cut
 MOST_PARTS = 128
+VERSION_2_KEYS = 256  # of FlashAttention 2 with heads of 64 and pages, by its source alone
 _LOG2_E, _LOG_2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
 _MINUS_INFINITY = np.float32(-np.inf)
 _AT_ONCE = 1 << 16  # scores of several heads that are handled together
@@ -240,6 +241,7 @@ def attention(
     *,
     sm_count: int = 132,
     exactly: bool = True,
+    block: int | None = None,
 ) -> Tensor:
     """Attend causally, the queries being the last tokens of their sequences.
 
@@ -259,6 +261,8 @@ def attention(
         Of the card, which decides into how many parts keys are cut.
     exactly : bool
         Refuse cut keys where no card was asked: in steps of many queries.
+    block : int, optional
+        Keys at a time, never cut, in place of FlashAttention 3's: `VERSION_2_KEYS` for FlashAttention 2.
 
     Returns
     -------
@@ -270,7 +274,9 @@ def attention(
     QdxError
         For another dtype or head size than those that were compared, and for what `exactly` refuses.
     """
-    return with_lse(q_THD, keys, values, queries, scale, rule, sm_count=sm_count, exactly=exactly)[0]
+    return with_lse(
+        q_THD, keys, values, queries, scale, rule, sm_count=sm_count, exactly=exactly, block=block
+    )[0]
 
 
 def with_lse(
@@ -283,6 +289,7 @@ def with_lse(
     *,
     sm_count: int = 132,
     exactly: bool = True,
+    block: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Do as `attention`, and return the log-sum-exps, float32 (tokens, heads), beside it."""
     _, heads, size = q_THD.shape
@@ -293,13 +300,16 @@ def with_lse(
         )
     kv_heads = keys[0].shape[1]
     group = heads // kv_heads
-    block = keys_at_once(max(queries), group)
-    tile = FEW_ROWS if block == FEW_QUERIES_KEYS else PREFILL_ROWS
     most, cuts = parts_of(queries, [len(one) for one in keys], heads, kv_heads, sm_count)
+    if block is not None:
+        most, cuts = 1, (1,) * len(keys)
+    else:
+        block = keys_at_once(max(queries), group)
+    tile = FEW_ROWS if block == FEW_QUERIES_KEYS else PREFILL_ROWS
     if exactly and block == PREFILL_KEYS and max(cuts) > 1:
         raise QdxError(
-            f"FlashAttention 3 cuts {max(map(len, keys))} keys of a step of {max(queries)} queries, which was "
-            f"not compared with a card; up to {MOST_BLOCKS * block} keys were: use shorter prompts, "
+            f"FlashAttention 3 cuts {max(map(len, keys))} keys of a step of {max(queries)} queries, which "
+            f"was not compared with a card; up to {MOST_BLOCKS * block} keys were: use shorter prompts, "
             "backend.attention_backend=TRITON_ATTN on both sides, or backend.approximate=true"
         )
     c = np.float32(np.float32(scale) * _LOG2_E)

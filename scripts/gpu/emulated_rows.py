@@ -1,11 +1,12 @@
 """Compute rows of a sweep that a card recorded on this CPU, and count those whose hashes are the card's.
 
-    python scripts/gpu/emulated_rows.py SWEEP.nc OUT.npz [--configs awq_marlin,…] [--references 0,1] [--decode 31]
+    python scripts/gpu/emulated_rows.py SWEEP.nc OUT.npz [--configs awq_marlin,…] [--references 0,1]
 
 Needs no GPU: `qdx.backends.emulator` computes each reference's prefill as one step, then one step a token of
 the answer that the sweep has. A line says for each config, reference and phase how many of the recorded rows
-have the hash that was computed here, and the first position that has another. OUT keeps the hashes computed,
-``<config>/<reference>/<phase>``, one for each of ``…/positions``; what is in it already is not computed again.
+have the hash that was computed here, and the first position that has another. OUT keeps the hashes,
+``<config>/<reference>/<phase>``, one for each of ``…/positions``, and the processor's seconds for a prefill and
+for a step; what is in it already is not computed again.
 """
 
 from __future__ import annotations
@@ -79,19 +80,24 @@ def main() -> None:
             card = {
                 name: recorded(tree[name].to_dataset(), config, reference) for name in ("prefill", "decode")
             }
-            key, seconds = f"{config}/{reference}", 0.0
+            key = f"{config}/{reference}"
             if f"{key}/decode" not in kept:
                 if engine is None:
                     engine = load(about.sel(config=config), tree["prefill"].coords, options.threads)
-                start = time.perf_counter()
+                start, used = time.perf_counter(), time.process_time()
                 rows = {name: Hashes(np.array(sorted(card[name]))) for name in card}
                 engine.prefill([ids], rows["prefill"])  # type: ignore[arg-type]
-                middle = time.perf_counter()
+                middle, used_by_prefill = time.perf_counter(), time.process_time() - used
                 engine.replay([ids], [answer], rows["decode"])  # type: ignore[arg-type]
                 seconds = time.perf_counter() - start
+                used = time.process_time() - used - used_by_prefill
+                steps = max(1, len(answer) - 1)
+                kept[f"{key}/seconds"] = np.array([used_by_prefill, used / steps])
                 print(
-                    f"{config} {reference}: prefill {middle - start:.1f} s, "
-                    f"a step after it {(seconds - middle + start) / max(1, len(answer) - 1):.2f} s"
+                    f"{config} {reference}: prefill {middle - start:.1f} s, a step after it "
+                    f"{(seconds - middle + start) / steps:.2f} s; of a processor {used_by_prefill:.1f} and "
+                    f"{used / steps:.2f} s",
+                    flush=True,
                 )
                 for name, own in rows.items():
                     kept[f"{key}/{name}/positions"] = np.array(sorted(own.found))
@@ -104,7 +110,8 @@ def main() -> None:
                 other = [p for p in mine if mine[p] != theirs[p]]
                 first = f", the first other one at position {other[0]}" if other else ""
                 print(
-                    f"{config} {reference} {name:8} {len(mine) - len(other)} of {len(mine)} rows equal{first}",
+                    f"{config} {reference} {name:8} {len(mine) - len(other)} of {len(mine)} rows "
+                    f"equal{first}",
                     flush=True,
                 )
 

@@ -2,12 +2,12 @@
 
     python scripts/gpu/emulated_verdicts.py SWEEP.nc ROWS.npz [STRANGERS.nc]
 
-ROWS is what ``emulated_rows.py`` made of SWEEP. Nothing is computed here: hashes of rows are compared, of each
-transcript with those of every emulated config after the same tokens. A transcript is *confirmed* as a config's
-when every recorded row of prefill and decode was computed and has that config's hash, *confirmed in prefill*
-when that holds of its prefill and no decode row was computed, and *unknown* when no row has any config's.
-Anything else is *not confirmed*, with the counts. STRANGERS is another sweep of the same model, whose formats
-and kernels were not emulated; of other prompts only what they begin with alike is compared.
+ROWS is what ``emulated_rows.py`` made of SWEEP. Nothing is computed here: each transcript's hashes of rows are
+compared with those of every emulated config after the same tokens. A transcript is *confirmed* as a config's
+when every recorded row of prefill and decode was computed and has that config's hash, and *confirmed in
+prefill* when that holds of its prefill and no decode row was computed. It is *unknown* when no row has any
+config's hash. Anything else is *not confirmed*. STRANGERS is another sweep of the same model, whose formats and
+kernels were not emulated; of other prompts only what they begin with alike is compared.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -126,7 +125,7 @@ def lines(sweep: Path, rows: Path, strangers: Path | None = None) -> Iterator[st
     configs = sorted({config for config, _ in computed}, key=[c for c, _ in card].index)
     yield f"{sweep.parent.parent.name}/{sweep.parent.name}, judged by rows that a CPU computed: {', '.join(configs)}"
     yield ""
-    yield "made by          transcripts  verdicts                                  own rows equal: prefill, decode    rows equal to another's"
+    yield f"{'made by':20} answers  {'verdicts':32} {'equal rows: prefill, decode':28}  equal to another config's"
     everything = {(sweep.parent.name, *key): one for key, one in card.items()}
     if strangers is not None:
         everything |= {(strangers.parent.name, *key): one for key, one in transcripts(strangers).items()}
@@ -142,11 +141,13 @@ def lines(sweep: Path, rows: Path, strangers: Path | None = None) -> Iterator[st
                 for candidate in configs
                 if (candidate, number) in computed
             }
+            if not counts:
+                continue
             outcome, name = verdict(counts)
             said[outcome if not name else f"{outcome} as {name}"] += 1
             for candidate, phases in counts.items():
                 values = np.array([phases[phase][:2] for phase in PHASES])
-                if candidate == config and source == sweep.parent.name:
+                if candidate == config:
                     own += values
                 else:
                     other += values.sum(0)
@@ -155,7 +156,7 @@ def lines(sweep: Path, rows: Path, strangers: Path | None = None) -> Iterator[st
             label = config if source == sweep.parent.name else f"{config} ({source})"
             outcomes = ", ".join(f"{count} {outcome}" for outcome, count in said.items())
             mine = ", ".join(f"{a} of {b}" for a, b in own) if own[:, 1].any() else "–"
-            yield f"{label:16} {sum(said.values()):11}  {outcomes:41} {mine:34}  {other[0]} of {other[1]}"
+            yield f"{label:24} {sum(said.values()):3}  {outcomes:32} {mine:28}  {other[0]} of {other[1]}"
     yield ""
     yield (
         f"One row names the kernel: of {others['rows']} rows {others['equal']} equal one of another config after "

@@ -1,7 +1,7 @@
 """FlashAttention 3 against a card: an H200, vLLM 0.33.0, where keys are cut and where they are not.
 
-``h200_flash.npz`` is a part of what ``scripts/gpu/record_layers.py`` recorded there: outputs, or 64-bit hashes
-of their rows, and log-sum-exps. What was attended to follows from the names.
+``h200_flash.npz`` is a part of what ``scripts/gpu/record_layers.py`` recorded there: outputs, or 64-bit
+hashes of their rows, and log-sum-exps. What was attended to follows from the names.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ def test_the_recorded_cases_cut_keys_into_up_to_19_parts() -> None:
 
 
 def test_parts_follow_the_schedulers_rule() -> None:
-    """By hand, of ``num_splits_heuristic`` and ``flash_prepare_scheduler.cu`` with 4 heads of keys, 132 SMs."""
+    """By hand, of ``num_splits_heuristic`` and ``flash_prepare_scheduler.cu``."""
     one = (12, 4, 132)
     # 5 blocks of 192 keys: 4 thread blocks fill 20 of 132 SMs at most, so 5 parts are the best
     assert flash_attention.parts_of((1,), (769,), *one) == (5, (5,))
     assert flash_attention.parts_of((1,), (768,), *one) == (1, (1,))
     # 32 sequences of 6 blocks: 192 blocks · 1.1 · 4 heads / 132 SMs = 6.4, so 7 blocks an SM: none is cut
     assert flash_attention.parts_of((1,) * 32, (1100,) * 32, *one) == (6, (1,) * 32)
-    # 10 blocks: 9 parts fill at least 0.85 of what 10 would. 16 blocks · 1.1 · 4 / 132 = 0.53: one block an SM
+    # 10 blocks: 9 parts fill at least 0.85 of what 10 would; 16 blocks · 1.1 · 4 / 132 = 0.53, one an SM
     assert flash_attention.parts_of((1, 1), (1900, 1000), *one) == (9, (9, 6))
 
 
@@ -87,5 +87,5 @@ def test_logarithms_are_the_cards_bit_for_bit() -> None:
     assert hashlib.sha256(lg2_approx_ftz(x).tobytes()).hexdigest() == FROM_ONE
     below = lg2_approx_ftz(x[-1 << 16 :] * np.float32(0.5))
     assert hashlib.sha256(below.tobytes()).hexdigest() == BELOW_ONE
-    with pytest.raises(QdxError, match="known from 1/2 on, got 0.25"):
+    with pytest.raises(QdxError, match=r"known from 1/2 on, got 0\.25"):
         lg2_approx_ftz(np.array([1.0, 0.25], np.float32))
