@@ -5,8 +5,8 @@
 Needs no GPU: `qdx.backends.emulator` computes each reference's prefill as one step, then one step a token of
 the answer that the sweep has. A line says for each config, reference and phase how many of the recorded rows
 have the hash that was computed here, and the first position that has another. OUT keeps the hashes,
-``<config>/<reference>/<phase>``, one for each of ``…/positions``, and the processor's seconds for a prefill and
-for a step; what is in it already is not computed again.
+``<config>/<reference>/<phase>``, one for each of ``…/positions``, and the processor's seconds for a prefill
+and for a step; what is in it already is not computed again.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
     python scripts/gpu/emulated_verdicts.py SWEEP.nc ROWS.npz [STRANGERS.nc]
 
-ROWS is what ``emulated_rows.py`` made of SWEEP. Nothing is computed here: each transcript's hashes of rows are
-compared with those of every emulated config after the same tokens. A transcript is *confirmed* as a config's
-when every recorded row of prefill and decode was computed and has that config's hash, and *confirmed in
-prefill* when that holds of its prefill and no decode row was computed. It is *unknown* when no row has any
-config's hash. Anything else is *not confirmed*. STRANGERS is another sweep of the same model, whose formats and
-kernels were not emulated; of other prompts only what they begin with alike is compared.
+ROWS is what ``emulated_rows.py`` made of SWEEP. Nothing is computed here: each transcript's hashes of rows
+are compared with those of every emulated config after the same tokens. A transcript is *confirmed* as a
+config's when every recorded row of prefill and decode was computed and has that config's hash, and *confirmed
+in prefill* when that holds of its prefill and no decode row was computed. It is *unknown* when no row has any
+config's hash. Anything else is *not confirmed*. STRANGERS is another sweep of the same model, whose formats
+and kernels were not emulated; of other prompts only what they begin with alike is compared.
 """
 
 from __future__ import annotations
@@ -119,54 +119,82 @@ def rows_for(share: float, hypotheses: int, level: float = LEVEL) -> int:
     return math.ceil(math.log(level / hypotheses) / math.log(1 - share))
 
 
+def tally(
+    config: str,
+    made: Mapping[int, Transcript],
+    card: Mapping[tuple[str, int], Transcript],
+    computed: Mapping[tuple[str, int], Mapping[str, Mapping[int, int]]],
+) -> tuple[Counter[str], NDArray[np.int64], NDArray[np.int64]]:
+    """Return what is said of a config's transcripts, and (equal, compared) rows: its own, all others'."""
+    said: Counter[str] = Counter()
+    own, other = np.zeros((2, 2), np.int64), np.zeros(2, np.int64)
+    for number, transcript in made.items():
+        counts = {
+            candidate: compare(transcript, hashes, card[candidate, number].tokens)
+            for (candidate, reference), hashes in computed.items()
+            if reference == number
+        }
+        if not counts:
+            continue
+        outcome, name = verdict(counts)
+        said[f"{outcome} as {name}" if name else outcome] += 1
+        for candidate, phases in counts.items():
+            values = np.array([phases[phase][:2] for phase in PHASES])
+            if candidate == config:
+                own += values
+            else:
+                other += values.sum(0)
+    return said, own, other
+
+
 def lines(sweep: Path, rows: Path, strangers: Path | None = None) -> Iterator[str]:
     """Make the table."""
     computed, card = emulated(rows), transcripts(sweep)
-    configs = sorted({config for config, _ in computed}, key=[c for c, _ in card].index)
-    yield f"{sweep.parent.parent.name}/{sweep.parent.name}, judged by rows that a CPU computed: {', '.join(configs)}"
-    yield ""
-    yield f"{'made by':20} answers  {'verdicts':32} {'equal rows: prefill, decode':28}  equal to another config's"
-    everything = {(sweep.parent.name, *key): one for key, one in card.items()}
+    configs = [config for config in dict.fromkeys(key[0] for key in card) if (config, 0) in computed]
+    sources = {sweep.parent.name: card}
     if strangers is not None:
-        everything |= {(strangers.parent.name, *key): one for key, one in transcripts(strangers).items()}
-    others = Counter[str]()
-    for source, config in dict.fromkeys(key[:2] for key in everything):
-        said: Counter[str] = Counter()
-        own, other = np.zeros((2, 2), int), np.zeros(2, int)
-        for (its_source, its_config, number), made in everything.items():
-            if (its_source, its_config) != (source, config):
+        sources[strangers.parent.name] = transcripts(strangers)
+    yield f"{sweep.parent.parent.name}/{sweep.parent.name} by rows that a CPU computed: {', '.join(configs)}"
+    yield ""
+    yield f"{'made by':22} answers  {'verdicts':31} {'equal rows: prefill, decode':28} to other configs' rows"
+    total = np.zeros(2, np.int64)
+    for source, found in sources.items():
+        for config in dict.fromkeys(key[0] for key in found):
+            made = {number: one for (name, number), one in found.items() if name == config}
+            said, own, other = tally(config, made, card, computed)
+            if not said:
                 continue
-            counts = {
-                candidate: compare(made, computed[candidate, number], card[candidate, number].tokens)
-                for candidate in configs
-                if (candidate, number) in computed
-            }
-            if not counts:
-                continue
-            outcome, name = verdict(counts)
-            said[outcome if not name else f"{outcome} as {name}"] += 1
-            for candidate, phases in counts.items():
-                values = np.array([phases[phase][:2] for phase in PHASES])
-                if candidate == config:
-                    own += values
-                else:
-                    other += values.sum(0)
-        if said:
-            others.update(equal=int(other[0]), rows=int(other[1]))
-            label = config if source == sweep.parent.name else f"{config} ({source})"
+            total += other
+            label = config if found is card else f"{config} ({source})"
             outcomes = ", ".join(f"{count} {outcome}" for outcome, count in said.items())
             mine = ", ".join(f"{a} of {b}" for a, b in own) if own[:, 1].any() else "–"
-            yield f"{label:24} {sum(said.values()):3}  {outcomes:32} {mine:28}  {other[0]} of {other[1]}"
+            yield f"{label:22} {sum(said.values()):7}  {outcomes:31} {mine:28} {other[0]} of {other[1]}"
     yield ""
     yield (
-        f"One row names the kernel: of {others['rows']} rows {others['equal']} equal one of another config after "
-        f"the same tokens (fewer than {3 / max(1, others['rows']):.1e} at 95 %, were they independent)."
+        f"One row names the kernel: {total[0]} of {total[1]} rows equal one of another config after the same "
+        f"tokens (at 95 % fewer than {3 / max(1, total[1]):.1e}, were they independent)."
     )
-    for hypotheses in (1, len(configs)):
+    yield from costs(rows, len(configs))
+
+
+def costs(path: Path, configs: int) -> Iterator[str]:
+    """Say how many rows a verifier draws for 1 %, and what computing them costs."""
+    with np.load(path) as file:
+        times = np.array([file[key] for key in file.files if key.endswith("/seconds")])
+        steps = max(len(file[key]) for key in file.files if key.endswith("/decode"))
+    for hypotheses in (1, configs):
+        drawn = rows_for(SHARE, hypotheses)
         yield (
-            f"That fewer than {SHARE:.0%} of all rows are another's at {1 - LEVEL:.0%}, of {hypotheses} "
-            f"config{'s' if hypotheses > 1 else ''}: {rows_for(SHARE, hypotheses)} rows that the verifier draws, all equal."
+            f"Fewer than {SHARE:.0%} of all rows are another's, at {1 - LEVEL:.0%} and of {hypotheses} "
+            f"config{'s' if hypotheses > 1 else ''}, when {drawn} rows that the verifier draws are all equal."
         )
+        if len(times):
+            prefill, step = np.median(times, 0)
+            yield (
+                f"  Of as many answers: {drawn * prefill:.0f} s of one processor for rows of the prefill, "
+                f"{drawn * (prefill + steps / 2 * step):.0f} s for rows of the decode "
+                f"(a prefill {prefill:.1f} s, a step {step:.2f} s, medians)."
+            )
 
 
 def main() -> None:

@@ -173,7 +173,7 @@ class Llama:
         self._most_sequences, self._exactly, self._sm_count = most_sequences, exactly, sm_count
         self._flash = attention_backend == "FLASH_ATTN"
         self._rule = rule_of(card)
-        self._block = None if flash_version == 3 else flash_attention.VERSION_2_KEYS
+        self.flash_block = None if flash_version == 3 else flash_attention.VERSION_2_KEYS
         self.embedding = dense["model.embed_tokens.weight"]
         head = self.embedding if shape.tied else dense["lm_head.weight"]
         self.norm = dense["model.norm.weight"]
@@ -285,21 +285,26 @@ class Llama:
             for item, part in enumerate(new_THD.split(batch.queries)):
                 line[item] = torch.cat((line[item], part))
         keys, values = cache.keys[layer], cache.values[layer]
-        if self._flash:
-            out_THD = flash_attention.attention(
-                q_THD,
-                keys,
-                values,
-                batch.queries,
-                HEAD**-0.5,
-                self._rule,
-                sm_count=self._sm_count,
-                exactly=self._exactly,
-                block=self._block,
-            )
-        else:
-            out_THD = triton_attention.attention(q_THD, keys, values, batch, HEAD**-0.5, self._rule)
+        out_THD = self.attention(q_THD, keys, values, batch)
         return heard("self_attn.attn", out_THD.flatten(1))
+
+    def attention(
+        self, q_THD: Tensor, keys: list[Tensor], values: list[Tensor], batch: triton_attention.Batch
+    ) -> Tensor:
+        """Attend as the engine's backend does on this card; see the two modules of attention."""
+        if not self._flash:
+            return triton_attention.attention(q_THD, keys, values, batch, HEAD**-0.5, self._rule)
+        return flash_attention.attention(
+            q_THD,
+            keys,
+            values,
+            batch.queries,
+            HEAD**-0.5,
+            self._rule,
+            sm_count=self._sm_count,
+            exactly=self._exactly,
+            block=self.flash_block,
+        )
 
 
 def merged(parts: list[QuantizedWeight | Tensor]) -> QuantizedWeight | Tensor:
