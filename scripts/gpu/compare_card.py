@@ -3,7 +3,7 @@
     PYTHONPATH=.:scripts/gpu python scripts/gpu/compare_card.py OUT [--card a100] [--recorded]
 
 Records every operation of a small model on this machine's GPU into OUT (``record_layers.py``, which needs
-vLLM 0.33.0 and takes two to four minutes), then compares each with `qdx.kernels`, given the card's own inputs,
+vLLM 0.33.0 and takes two to four minutes), then compares each with `qdx.kernels`, given the card's inputs,
 and the model by itself from the token ids. With ``--recorded`` OUT is there already and no GPU is needed.
 ``--card`` is whose constants the emulator takes.
 

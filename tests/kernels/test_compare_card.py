@@ -50,7 +50,7 @@ def test_an_equal_recording_has_no_difference_and_an_altered_one_is_named(tmp_pa
     assert bad.returncode == 1
     first = bad.stdout.split("First differences:")[1].splitlines()[1]
     assert first.strip().startswith(f"{CONFIG}, silu_and_mul: step 1, 1.mlp.act_fn, output (0, 5): ")
-    assert "silu_and_mul                         27647 of     27648 outputs equal" in bad.stdout
+    assert "silu_and_mul                         24575 of     24576 outputs equal" in bad.stdout
 
 
 @pytest.mark.slow
