@@ -3,8 +3,8 @@
     python benchmarks/emulator.py [--model demo:smollm2/awq] [--kernel marlin] [--prompt 294] [--steps 8]
         [--threads 2] [--attention FLASH_ATTN]
 
-Prints seconds on the wall and of the processor. On a machine that is shared the processor's are nearer to what
-an idle one takes; with more threads than one the wall's may be less.
+Prints seconds on the wall and of the processor. On a machine that is shared the processor's are nearer to
+what an idle one takes; with more threads than one the wall's may be less.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ def _squares() -> NDArray[np.int64]:
 def _cut(value: NDArray[np.int64], unit: int) -> Float32s:
     """Return value · 2^unit, cut toward zero to 24 bits."""
     over = np.maximum(np.frexp(value.astype(np.float64))[1] - 24, 0)
-    return np.ldexp((value >> over << over).astype(np.float64), unit).astype(np.float32)
+    cut = (value >> over << over).astype(np.float64)
+    return np.asarray(np.ldexp(cut, unit), np.float32)
 
 
 def lg2_approx_ftz(x: Float32s) -> Float32s:
@@ -94,4 +95,4 @@ def lg2_approx_ftz(x: Float32s) -> Float32s:
     above = _cut((np.maximum(exponent, 0) << 36) + coarse, -36)
     below = -_cut((1 << 36) - 1 - coarse, -36)
     result = np.where(exponent == 0, _cut(value, -38), np.where(exponent < 0, below, above))
-    return np.where(x == 1, np.float32(0), result).astype(np.float32)
+    return np.asarray(np.where(x == 1, np.float32(0), result), np.float32)

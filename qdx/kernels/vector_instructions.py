@@ -79,7 +79,7 @@ def instructions(
     def greater(builder: Any, a: Any, b: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
-    @intrinsic
+    @intrinsic  # type: ignore[untyped-decorator]
     def prepare(typing: Any, weight: Any, at: Any, factor: Any, power: Any, place: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
             kinds = signature.args
@@ -99,7 +99,7 @@ def instructions(
 
         return types.int32(weight, types.int64, factor, power, types.int64), generate
 
-    @intrinsic
+    @intrinsic  # type: ignore[untyped-decorator]
     def advance(
         typing: Any,
         x: Any,

@@ -189,7 +189,7 @@ def costs(path: Path, configs: int) -> Iterator[str]:
             f"config{'s' if hypotheses > 1 else ''}, when {drawn} rows that the verifier draws are all equal."
         )
         if len(times):
-            prefill, step = np.median(times, 0)
+            prefill, step = np.nanmedian(times, 0)
             yield (
                 f"  Of as many answers: {drawn * prefill:.0f} s of one processor for rows of the prefill, "
                 f"{drawn * (prefill + steps / 2 * step):.0f} s for rows of the decode "
