@@ -1,7 +1,7 @@
 """Measure how a page reads: ``python scripts/words.py [--list] [PAGE …]``, by default README and docs/.
 
 Prints, for each page, its sentences, words a sentence, colons and semicolons a sentence, sentences of more
-than 40 words, and places such as "is no checkpoint", which should say "is not a checkpoint". The last line
+than 40 words, and places such as "is not a checkpoint", which should say "is not a checkpoint". The last line
 counts these places in the sources of qdx, and the docstrings there that begin with a question word and not
 with a verb or a subject; ``--list`` prints all of them. The voice to compare with is docs/handbook's.
 
