@@ -390,7 +390,7 @@ class RowsCase(Case):
 
     @property
     def prefill_confirms(self) -> bool:
-        """Return whether prefill's rows are bit-equal and decode, which does not repeat, passed both tests."""
+        """Return whether prefill's rows are bit-equal, and decode, which may vary, passed both tests."""
         prefill = self.data.prefill
         return (
             prefill is not None
