@@ -150,7 +150,7 @@ def _binned(
 
 
 def _gaps(position: Ints) -> Ints:
-    """Where a line is broken: indices after a step of more than twice the usual one."""
+    """Return where a line is broken: indices after a step of more than twice the usual one."""
     steps = np.diff(position)
     return np.flatnonzero(steps > 2 * np.median(steps)) + 1 if len(steps) else np.array([], int)
 
