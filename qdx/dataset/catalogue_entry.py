@@ -1,4 +1,4 @@
-"""Say what one folder or file holds: a plain script that `qdx.dataset.catalogue` runs as a process of its own.
+"""Say what a folder or file holds: a plain script that `qdx.dataset.catalogue` runs in a process of its own.
 
 It reads the attributes and a few short texts of ``sweep.nc``, and ``summary.json``, ``sweep.json`` and
 ``status.json``. A stranger's could fill the memory, crash the HDF5 library or never end: hence a process that
@@ -115,7 +115,9 @@ def _of_folder(path: str, limits: Mapping[str, int]) -> dict[str, Any]:
     else:
         whole = bool(labels) and len(runs) == len(labels)
     if summary and merged and set(summary["configs"]) - set(merged_labels):
-        problems.append(f"{SUMMARY} names configs that {SWEEP} does not have: one of them is of another sweep")
+        problems.append(
+            f"{SUMMARY} names configs that {SWEEP} does not have: one of them is of another sweep"
+        )
     verdicts = _stated(summary, merged)
     if len({tuple(sorted(one["counts"].items())) for one in verdicts}) > 1:
         problems.append(f"{SUMMARY} and {SWEEP} state different verdicts: believe neither")
@@ -191,21 +193,22 @@ def _is_name(text: str) -> bool:
 
 def _with_runs(path: str) -> list[str]:
     """Names of the folders that hold a run, whole or not."""
-    found = []
+    found: list[str] = []
     with contextlib.suppress(OSError), os.scandir(path) as entries:
         for one in entries:
             if len(found) >= MOST_LABELS:
                 break
-            if one.is_dir(follow_symlinks=False) and _is_name(one.name):
-                if any(_has(one.path, name) for name in (RUN, PART, STATUS)):
-                    found.append(one.name)
+            if not one.is_dir(follow_symlinks=False) or not _is_name(one.name):
+                continue
+            if any(_has(one.path, name) for name in (RUN, PART, STATUS)):
+                found.append(one.name)
     return found
 
 
 def _state(
     path: str, labels: Iterable[str], largest: int, problems: list[str]
 ) -> tuple[list[str], list[str], list[str]]:
-    """Labels whose run is whole by its name, that failed, and that left nothing; see `dataset.folder.scan`."""
+    """Labels whose run is whole by its name, that failed, and that left nothing."""
     runs, failed, missing = [], [], []
     for label in labels:
         folder = _join(path, label)
