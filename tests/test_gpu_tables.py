@@ -44,6 +44,12 @@ TABLES: dict[str, tuple[str, Callable[[Path], Iterable[str]]]] = {
         )
         for name in ("own_time", "own_time_three_repeats")
     },
+    "h100_emulator/demo_verdicts.txt": (
+        "demo_rows.npz",
+        lambda p: script("scripts/gpu/emulated_verdicts.py").lines(
+            RESULTS / "h100_vllm_0_20_2/demo/sweep.nc", p, RESULTS / "h100_vllm_0_20_2/formats/sweep.nc"
+        ),
+    ),
     "h200_vllm_0_33_0/settings.txt": ("settings.nc", lambda p: script("scripts/gpu/settings.py").table(p)),
     "h200_vllm_0_33_0/formats.txt": ("formats.nc", lambda p: script("scripts/gpu/formats.py").table(p)),
 }

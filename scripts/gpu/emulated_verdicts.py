@@ -125,7 +125,10 @@ def tally(
     card: Mapping[tuple[str, int], Transcript],
     computed: Mapping[tuple[str, int], Mapping[str, Mapping[int, int]]],
 ) -> tuple[Counter[str], NDArray[np.int64], NDArray[np.int64]]:
-    """Return what is said of a config's transcripts, and (equal, compared) rows: its own, all others'."""
+    """Return what is said of a config's transcripts, and (equal, compared) rows: its own, all others'.
+
+    Nothing is said of one whose own config was emulated, but not on this reference.
+    """
     said: Counter[str] = Counter()
     own, other = np.zeros((2, 2), np.int64), np.zeros(2, np.int64)
     for number, transcript in made.items():
@@ -136,8 +139,9 @@ def tally(
         }
         if not counts:
             continue
-        outcome, name = verdict(counts)
-        said[f"{outcome} as {name}" if name else outcome] += 1
+        if config not in {candidate for candidate, _ in computed} or config in counts:
+            outcome, name = verdict(counts)
+            said[f"{outcome} as {name}" if name else outcome] += 1
         for candidate, phases in counts.items():
             values = np.array([phases[phase][:2] for phase in PHASES])
             if candidate == config:
@@ -156,19 +160,19 @@ def lines(sweep: Path, rows: Path, strangers: Path | None = None) -> Iterator[st
         sources[strangers.parent.name] = transcripts(strangers)
     yield f"{sweep.parent.parent.name}/{sweep.parent.name} by rows that a CPU computed: {', '.join(configs)}"
     yield ""
-    yield f"{'made by':22} answers  {'verdicts':31} {'equal rows: prefill, decode':28} to other configs' rows"
+    yield f"{'made by':22} answers  {'verdicts':36} {'equal rows: prefill, decode':28} to other configs' rows"
     total = np.zeros(2, np.int64)
     for source, found in sources.items():
         for config in dict.fromkeys(key[0] for key in found):
             made = {number: one for (name, number), one in found.items() if name == config}
             said, own, other = tally(config, made, card, computed)
+            total += other
             if not said:
                 continue
-            total += other
             label = config if found is card else f"{config} ({source})"
             outcomes = ", ".join(f"{count} {outcome}" for outcome, count in said.items())
             mine = ", ".join(f"{a} of {b}" for a, b in own) if own[:, 1].any() else "–"
-            yield f"{label:22} {sum(said.values()):7}  {outcomes:31} {mine:28} {other[0]} of {other[1]}"
+            yield f"{label:22} {sum(said.values()):7}  {outcomes:36} {mine:28} {other[0]} of {other[1]}"
     yield ""
     yield (
         f"One row names the kernel: {total[0]} of {total[1]} rows equal one of another config after the same "
