@@ -303,7 +303,9 @@ def curves(
             "nice": False,
             "domain": [float(x.min()), float(x.max())] if len(x) else [0, 1],
         },
-        "axis": {"grid": False, "tickCount": 6, "labelOverlap": "greedy"},
+        "axis": whole_numbers(x.astype(int).tolist(), "d")
+        if len(x) and (x == x.round()).all()
+        else {"grid": False, "tickCount": 6, "labelOverlap": "greedy"},
     }
     pointed = tooltip(at=across, line="line", said=up)
     drawing: Spec = {
