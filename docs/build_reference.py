@@ -26,6 +26,7 @@ GROUPS = {
     "experiment": "Sets of defaults.",
     "hydra/launcher": "What runs several jobs at once.",
     "hydra/sweeper": "How the jobs of a sweep are handed out.",
+    "hydra/callbacks": "What else is done with a sweep, when its report is written.",
 }
 # Module → names; what is not listed here may change without notice.
 PUBLIC = {

@@ -22,7 +22,8 @@ from qdx.document.text import render, wrap
 from qdx.errors import QdxError
 from qdx.program import of_disk, run
 from qdx.verification.machine_blocks import as_object, blocks, headline
-from qdx.verification.machines import Comparison, Side, compare
+from qdx.verification.machine_rows import Side
+from qdx.verification.machines import Comparison, compare
 
 PAGE = Path(__file__).parent / "report"  # the reports' style, so that a comparison looks like them
 UNEQUAL, PARTLY = 3, 4  # exit statuses of --equal

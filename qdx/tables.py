@@ -1,4 +1,4 @@
-"""A record as tidy tables, one observation a row: `tree.qdx.table` for pandas, `tree.qdx.to_parquet` for files.
+"""A record as tidy tables, one observation a row: `tree.qdx.table`, and `tree.qdx.to_parquet` for files.
 
 A table is made piece by piece, a config and a prompt at a time, so that the rows of a large sweep pass into
 a Parquet file without ever being in memory together.
@@ -75,9 +75,7 @@ def table(tree: xr.DataTree, what: str = "replay") -> pd.DataFrame:
     columns, pieces = _of(tree, what)
     parts = list(pieces)
     arrays = {
-        one.name: np.concatenate([part[one.name] for part in parts])
-        if parts
-        else np.zeros(0, one.dtype)
+        one.name: np.concatenate([part[one.name] for part in parts]) if parts else np.zeros(0, one.dtype)
         for one in columns
     }
     frame = pd.DataFrame(arrays)
