@@ -276,10 +276,20 @@ def _client(uri: str | None) -> MlflowClient:
         from mlflow import MlflowClient
     except ModuleNotFoundError as error:
         raise QdxError(f"hydra/callbacks=mlflow needs MLflow ({error}): pip install 'qdx[mlflow]'") from error
-    for name in ("mlflow.store.db.utils", "alembic"):  # they tell of every table that is made
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("mlflow.store.db.utils", "alembic"):  # they tell of every table, and of every try
+        logging.getLogger(name).setLevel(logging.ERROR)
+    _check_file(_address(uri))
     with _told(uri):
         return MlflowClient(tracking_uri=_address(uri))
+
+
+def _check_file(address: str) -> None:
+    """Refuse a database that cannot be a file: MLflow would try to open it for two minutes."""
+    if not address.startswith("sqlite:///"):
+        return
+    file = Path(address.removeprefix("sqlite:///"))
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        raise QdxError(f"MLflow at {address}: {file} cannot be a file: give a file of a folder that is there")
 
 
 def _experiment(client: MlflowClient, uri: str | None, name: str) -> str:

@@ -163,7 +163,7 @@ def test_a_sweep_without_a_finished_run_has_what_is_always_there(tmp_path: Path)
 def test_a_summary_of_servers_has_exactly_the_documented_keys(tmp_path: Path) -> None:
     one = Asked(
         "openai",
-        {"base_url": "http://127.0.0.1", "requests": {"temperature": 0}},
+        {"base_url": "http://127.0.0.1", "requests": 3},
         answered=2,
         prompt_tokens=np.array([0, 1]),
         seconds=np.array([0.5, 0.7]),
