@@ -1,4 +1,4 @@
-"""A record's tables have a line for every captured row or measured value, with its unit; Parquet has the same."""
+"""A record's tables have a line for every captured row or measured value, with its unit; so has Parquet."""
 
 from __future__ import annotations
 

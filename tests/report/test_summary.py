@@ -125,7 +125,7 @@ def check_analyses(analyses: Mapping[str, Any], names: set[str], when: set[str])
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     folder = write_sweep(tmp_path_factory.mktemp("summary") / "s", ["awq", "gptq"], repeats=2)
-    build(folder, console=False, trust=True)
+    build(folder, console=False, trust=True, formats=["txt"])
     content: Mapping[str, Any] = json.loads((folder / "summary.json").read_text())
     return content
 
@@ -154,7 +154,7 @@ def test_a_verifiers_verdicts_have_exactly_the_documented_keys(finished: Mapping
 def test_a_sweep_without_a_finished_run_has_what_is_always_there(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [], repeats=1)
     (folder / "sweep.json").write_text(json.dumps({"labels": ["awq"], "resume": "", "command_line": ""}))
-    build(folder, console=False, trust=True)
+    build(folder, console=False, trust=True, formats=["txt"])
     content = json.loads((folder / "summary.json").read_text())
     check(content, FILE, {"always"})
     assert content["labels"]["missing"] == ["awq"]
