@@ -1,4 +1,4 @@
-"""A record as tidy tables, one observation a row: `tree.qdx.table`, and `tree.qdx.to_parquet` for files.
+"""A record as tidy tables, one observation a row: `tree.qdx.table` (pandas), `tree.qdx.to_parquet` (files).
 
 A table is made piece by piece, a config and a prompt at a time, so that the rows of a large sweep pass into
 a Parquet file without ever being in memory together.

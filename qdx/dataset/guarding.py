@@ -25,7 +25,7 @@ BYTES_A_SECOND = 10 * 2**20  # read at least this fast, a file has the time that
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may claim; ``prompts.<name>=`` and ``python -m qdx.report --<name>`` raise each.
+    """Limit what a file may claim; ``prompts.<name>=`` and ``python -m qdx.report --<name>`` raise each.
 
     Attributes
     ----------
@@ -165,7 +165,7 @@ class Child:
 
     @property
     def lives(self) -> bool:
-        """Whether this process started it and it has not ended."""
+        """Return whether this process started it and it has not ended."""
         return self.pid == os.getpid() and self._process.poll() is None
 
     def ask(self, request: Mapping[str, Any], count: int, seconds: float) -> tuple[list[dict[str, Any]], str]:

@@ -21,8 +21,9 @@ MEANING = (
     "honestly.",
     "|Δ ln p| is of the token at the position, in nat, over the rows compared. An l2 by sketches estimates "
     "the distance of the centred logits, where full rows are not there.",
-    "Entries of one class are bit-equal in every row that they share. – was not compared; * does not repeat "
-    "on that machine, and is a class by itself; ? was not run again there: whether it repeats is not known.",
+    "Entries of one class are bit-equal in every row that they share. – was not compared; * does not "
+    "repeat on that machine, and is a class by itself; ? was not run again there, so nobody knows whether it "
+    "repeats.",
 )
 _DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b")
 MOST_HEADS = 64  # characters of the heads of a table of machines
