@@ -33,6 +33,7 @@ NEEDS = {
     "hydra/launcher=ray": "hydra_plugins.hydra_ray_launcher",  # which brings ray
     "hydra/launcher=joblib": "joblib",
     "hydra/launcher=submitit": "submitit",
+    "hydra/callbacks=mlflow": "mlflow",
 }
 
 
