@@ -361,8 +361,8 @@ TABLES = {
     },
 }
 
-# Text files, and folders of them, that no recorded file is left of, with the reason. A page says so above each
-# table that rests on one.
+# Text files, and folders of them, that no recorded file is left of, with the reason. A page says so above
+# each table that rests on one.
 REPORT = "the report of the version of that day; the recorded sweep beside it makes one of today's"
 PRINTED = {
     f"{H100}/attribution": "the sweeps of 100 references were not kept",
