@@ -63,3 +63,50 @@ def test_the_first_page_has_every_table_that_stands_in_a_page() -> None:
             assert re.search(rf"\]\({table.page}#.*\| `{name}` \|", index), name
     for command in re.findall(r"\| `(\w[\w/.]*)` \|$", index, re.MULTILINE):
         assert command in results.TABLES
+
+
+def printed(path: Path) -> dict[str, dict[str, int]]:
+    """Return what a report's table of single transcripts states of each producer, by the pages' columns."""
+    text = path.read_text(encoding="utf-8")
+    head, *lines = re.search(r"^  made by .*bit-equal\n(  \S.*\n)+", text, re.MULTILINE)[0].splitlines()  # type: ignore[index]
+    columns = re.split(r" {2,}", head.strip().replace("made by ", "made by  ", 1))
+    configs = columns[1 : next(i for i, name in enumerate(columns) if name in ("one of", "unknown"))]
+    of_letters = dict(re.findall(r"\b([A-F]) = (\w+)", text))
+    found = {}
+    for line in lines:
+        cells = re.split(r" {2,}", line.strip())
+        of = dict(zip(columns, cells, strict=True))
+        named = {of_letters.get(name, name): int(of[name]) for name in configs}
+        right = named.pop(cells[0], 0)
+        found[cells[0]] = {"named alone, rightly": right, "named wrongly": sum(named.values())}
+        found[cells[0]]["named alone, wrongly"] = sum(named.values())
+        if "one of" in of:
+            found[cells[0]]["one of several"] = int(of["one of"])
+        for name, title in (("likeliest", "is right"), ("nearest", "is right"), ("bit-equal", "")):
+            if of[name] != "–":
+                key = f"{name} {title}" if title else "transcripts bit-equal"
+                found[cells[0]][key] = int(of[name].partition("/")[0])
+    return found
+
+
+def test_tables_of_a_hundred_references_have_the_numbers_of_the_printed_text() -> None:
+    page = (results.RESULTS / "attribution.md").read_text(encoding="utf-8")
+    compared = 0
+    for above, table in re.findall(
+        r"This table rests on ([^\n]*)\n\n(\| made by \|.*?)\n\n", page, re.DOTALL
+    ):
+        head, _, *rows = (
+            [cell.strip(" *") for cell in line.strip("|").split("|")] for line in table.splitlines()
+        )
+        folder = (re.findall(r"in `(\S+)/`", above) or [""])[0]
+        for name in re.findall(r"`([\w/]+\.txt)`", above):
+            stated = printed(results.RESULTS / folder / name)
+            for row in rows:
+                of = dict(zip(head, row, strict=True))
+                own = stated[of["made by"].partition(" ")[0]]
+                for column, cell in of.items():
+                    key = column.partition(" (")[0]
+                    if key in own and cell != "–":
+                        assert int(re.match(r"\d+", cell)[0]) == own[key], (name, row, column)  # type: ignore[index]
+                        compared += 1
+    assert compared > 100
