@@ -15,6 +15,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parent.parent
 PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 OPTIONS = re.compile(r"^<!-- options of (\S+) -->$", re.MULTILINE)
+OTHERS = "<!-- options of all other groups -->"
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)")
 
 
@@ -28,6 +29,14 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put the files of a config group where a page asks for them: ``<!-- options of metric -->``."""
+    if OTHERS in markdown:
+        folders = {
+            path.parent.relative_to(ROOT / "conf").as_posix() for path in (ROOT / "conf").rglob("*/*.yaml")
+        }
+        left = sorted(folders - set(OPTIONS.findall(markdown)))
+        markdown = markdown.replace(
+            OTHERS, "\n\n".join(f"## {group}\n\n<!-- options of {group} -->" for group in left)
+        )
     return OPTIONS.sub(lambda found: options(found[1]), markdown)
 
 
