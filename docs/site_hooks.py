@@ -19,6 +19,28 @@ OTHERS = "<!-- options of all other groups -->"
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)")
 
 
+SECTIONS = {"howto": "How to", "results": "Results", "handbook": "Explanation"}
+
+
+def on_config(config: Any) -> Any:
+    """Append pages that the navigation does not name to their folder's section, else to the reference."""
+    named = set(pages_of(config.nav))
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        page = path.relative_to(ROOT / "docs").as_posix()
+        if page not in named:
+            section = SECTIONS.get(page.partition("/")[0], "Reference")
+            next(entry[section] for entry in config.nav if section in entry).append(page)
+    return config
+
+
+def pages_of(nav: Any) -> list[str]:
+    """Return the pages that a navigation names, whatever the depth."""
+    if isinstance(nav, str):
+        return [nav]
+    entries = nav.values() if isinstance(nav, dict) else nav
+    return [page for entry in entries for page in pages_of(entry)]
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add the root's pages to those of ``docs/``."""
     for name, page in PAGES.items():
