@@ -524,7 +524,9 @@ class Experiment(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         runs_gguf = isinstance(self.backend, LlamacppBackend)
-        known_engine = runs_gguf or isinstance(self.backend, TransformersBackend | EmulatorBackend | VllmBackend)
+        known_engine = runs_gguf or isinstance(
+            self.backend, TransformersBackend | EmulatorBackend | VllmBackend
+        )
         if known_engine and runs_gguf != (self.quant.format in FILE_TYPES):
             raise QdxError(
                 f"quant={self.quant.name}: backend=llamacpp runs the formats of GGUF files and they run there "

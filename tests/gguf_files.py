@@ -63,12 +63,16 @@ def write_gguf(checkpoint: Path, target: Path, form: str = "f16", scale: float =
         if part[-1] in ("q_proj", "k_proj"):
             heads = config["num_attention_heads" if part[-1] == "q_proj" else "num_key_value_heads"]
             # llama.cpp's Llamas rotate neighbours, transformers' the two halves of a head.
-            values = values.reshape(heads, 2, len(values) // heads // 2, -1).swapaxes(1, 2).reshape(values.shape)
+            values = (
+                values.reshape(heads, 2, len(values) // heads // 2, -1).swapaxes(1, 2).reshape(values.shape)
+            )
         if "layers" in part:
             own = f"blk.{part[2]}.{NAMES['.'.join(part[3:])]}.weight"
             values = values * (scale if values.ndim > 1 else 1.0)
         else:
-            own = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}[part[-1]] + ".weight"
+            own = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}[
+                part[-1]
+            ] + ".weight"
         if values.ndim == 1:
             writer.add_tensor(own, values.astype(np.float32))
         elif base.endswith("_k"):
@@ -84,7 +88,10 @@ def write_gguf(checkpoint: Path, target: Path, form: str = "f16", scale: float =
 
 def _write_tokenizer(writer: Any, tokenizer: dict[str, Any], checkpoint: Path, kinds: Any) -> None:
     special = {one["id"] for one in tokenizer["added_tokens"] if one["special"]}
-    vocab = {**tokenizer["model"]["vocab"], **{one["content"]: one["id"] for one in tokenizer["added_tokens"]}}
+    vocab = {
+        **tokenizer["model"]["vocab"],
+        **{one["content"]: one["id"] for one in tokenizer["added_tokens"]},
+    }
     tokens = sorted(vocab, key=vocab.__getitem__)
     merges = [" ".join(one) if isinstance(one, list) else one for one in tokenizer["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")

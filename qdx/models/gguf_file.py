@@ -79,7 +79,7 @@ def _build(file: Path, digest: str, folder: Path) -> None:
     _write_tokenizer(file, folder)
     tokens = fields.get("tokenizer.ggml.tokens.length") or of("vocab_size")
     config: dict[str, Any] = {
-        "model_type": f"gguf:{architecture}",
+        "architecture": architecture,
         "vocab_size": tokens,
         "hidden_size": of("embedding_length"),
         "max_position_embeddings": of("context_length"),

@@ -49,7 +49,9 @@ def requantize(source: Path, target: Path, form: str) -> None:
         writer.add_key_value(name, value, field.types[0], inner)
     for tensor in reader.tensors:
         matrix = len(tensor.shape) > 1 and not tensor.name.endswith("_norm.weight")
-        data = quantize(dequantize(tensor.data, tensor.tensor_type), kind) if matrix else np.array(tensor.data)
+        data = (
+            quantize(dequantize(tensor.data, tensor.tensor_type), kind) if matrix else np.array(tensor.data)
+        )
         writer.add_tensor(tensor.name, data, raw_dtype=kind if matrix else tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -76,6 +76,8 @@ class Sampling:
         Tokens that end an answer beside the model's own; a text need not show them.
     unknown : tuple of str
         Fields of the request that no reader knows: they may change which tokens come.
+    temperature_last : bool
+        Whether the server truncates before it divides by the temperature, as llama.cpp does.
     """
 
     temperature: float | None = None
@@ -95,6 +97,7 @@ class Sampling:
     restrictions: Mapping[str, Any] = field(default_factory=dict)
     stop_ids: tuple[int, ...] = ()
     unknown: tuple[str, ...] = ()
+    temperature_last: bool = False
 
     def assuming(self, values: Mapping[str, Any]) -> Sampling:
         """Return it with these values where the record states none."""
@@ -203,6 +206,8 @@ class Record:
         Whether the record says that the answer came from a cache of answers.
     other : Mapping
         Every field that is not read here.
+    defaults : Mapping
+        What its server does where a request does not state a parameter, as far as it differs from nothing.
     """
 
     where: str
@@ -239,6 +244,7 @@ class Record:
     created: int | None = None
     cached: bool = False
     other: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 def shown(value: object) -> str:
@@ -460,5 +466,13 @@ def _bias(bias: Fields, name: str) -> float:
 
 def parameters() -> Iterator[str]:
     """Iterate over the names of the parameters of `Sampling` that are numbers or truth values."""
-    skipped = ("stop", "logprobs_mode", "restrictions", "logit_bias", "stop_ids", "unknown")
+    skipped = (
+        "stop",
+        "logprobs_mode",
+        "restrictions",
+        "logit_bias",
+        "stop_ids",
+        "unknown",
+        "temperature_last",
+    )
     return (one.name for one in fields(Sampling) if one.name not in skipped)

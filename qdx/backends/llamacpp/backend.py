@@ -126,7 +126,9 @@ class LlamacppBackend:
         quantized = {layer for layer, names in kernels.items() if not names <= set(FLOATS)}
         return Facts(
             kernel_class={layer: "+".join(sorted(names)) for layer, names in kernels.items()},
-            kernel={layer: "+".join(f"ggml_{one}" for one in sorted(names)) for layer, names in kernels.items()},
+            kernel={
+                layer: "+".join(f"ggml_{one}" for one in sorted(names)) for layer, names in kernels.items()
+            },
             quantized=frozenset(quantized),
             dtype="float32",
             vocab=self._vocab,
@@ -238,7 +240,8 @@ class LlamacppBackend:
             self._open(len(batch), max(len(ids) for ids in batch) + more)
             return self._prompts(prompts)
         cut = [
-            self._lib.llama_memory_seq_rm(self._memory, item, len(ids), -1) for item, ids in enumerate(prompts)
+            self._lib.llama_memory_seq_rm(self._memory, item, len(ids), -1)
+            for item, ids in enumerate(prompts)
         ]
         if not all(cut):  # a recurrent state cannot go back: compute it anew
             self._lib.llama_memory_clear(self._memory, True)
@@ -330,5 +333,3 @@ def _last_words() -> str:
 
 def _threads(asked: int | None) -> int:
     return asked or len(os.sched_getaffinity(0))
-
-

@@ -202,7 +202,12 @@ def _extension() -> Path:
     """
     spec = find_spec(PACKAGE)
     folders = list(spec.submodule_search_locations or []) if spec is not None else []
-    files = [file for folder in folders for file in sorted(Path(folder).glob(f"{PACKAGE}.*")) if file.suffix in LIBRARY]
+    files = [
+        file
+        for folder in folders
+        for file in sorted(Path(folder).glob(f"{PACKAGE}.*"))
+        if file.suffix in LIBRARY
+    ]
     if not files:
         raise QdxError(f"backend=llamacpp: {PACKAGE} is installed without its extension: {INSTALL}")
     return files[0]
