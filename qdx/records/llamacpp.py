@@ -7,7 +7,10 @@ Seen with build b11549, and read in ``tools/server`` there:
   prints probabilities in their place, which are refused here).
 - Where a request does not say, top-k is 40, top-p 0.95 and min-p 0.05, or what the server was started with.
 - Truncation comes before the temperature; vLLM and transformers do it the other way round.
-- The tokens of a character that is not whole at the end of an answer are counted, shown as � and not listed.
+- A token that is a part of a character, which no token after it makes whole, is counted, shown as � and not
+  listed.
+- It keeps a prompt's beginning in its cache and computes only what follows, so that rows depend on who asked
+  before; ``cache_prompt=false`` in a request prevents that.
 """
 
 from __future__ import annotations
@@ -61,9 +64,25 @@ def server_of(record: Record, body: Fields) -> Record:
 
 
 def to_its_end(record: Record) -> Record:
-    """Mark an answer as cut whose last tokens are counted and not listed, since they make no whole character."""
+    """Cut an answer where a token is counted and not listed, since it makes no whole character.
+
+    It shows as � in the text; the tokens before it are known, and what comes after it is not.
+    """
     hidden = (record.completion_tokens or 0) - len(record.tokens)
-    if not (record.defaults and record.tokens and hidden > 0 and (record.output or "").endswith(UNKNOWN)):
+    text, mark, _ = (record.output or "").partition(UNKNOWN)
+    if not (record.defaults and record.tokens and hidden > 0 and mark):
         return record
-    shown = (record.output or "").removesuffix(UNKNOWN)
-    return replace(record, output=shown, completion_tokens=None, cut=True)
+    octets, shown, count = text.encode(), b"", 0
+    for token in record.tokens:
+        if token.octets is None or not octets.startswith(shown + token.octets):
+            break
+        shown, count = shown + token.octets, count + 1
+    ids = None if record.output_ids is None else record.output_ids[:count]
+    return replace(
+        record,
+        output=shown.decode("utf-8", "replace"),
+        output_ids=ids,
+        tokens=record.tokens[:count],
+        completion_tokens=None,
+        cut=True,
+    )

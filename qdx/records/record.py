@@ -20,7 +20,7 @@ HARMLESS = frozenset({
     "service_tier", "provider", "parallel_tool_calls", "skip_special_tokens", "spaces_between_special_tokens",
     "include_stop_str_in_output", "detokenize", "priority", "request_id", "cache_salt", "timeout",
     "extra_headers", "extra_query", "usage", "prompt_cache_key", "safety_identifier", "session_id",
-    "include_reasoning",
+    "include_reasoning", "cache_prompt", "id_slot", "return_tokens", "timings_per_token", "return_progress",
 })  # fmt: skip
 
 
