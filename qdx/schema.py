@@ -529,8 +529,8 @@ class Experiment(Settings):
         )
         if known_engine and runs_gguf != (self.quant.format in FILE_TYPES):
             raise QdxError(
-                f"quant={self.quant.name}: backend=llamacpp runs the formats of GGUF files and they run there "
-                f"alone: {', '.join(FILE_TYPES)}"
+                f"quant={self.quant.name}: backend=llamacpp runs the formats of GGUF files, and they run "
+                f"there alone: {', '.join(FILE_TYPES)}"
             )
         if isinstance(self.backend, TransformersBackend) and self.quant.format not in MODELLED_FORMATS:
             raise QdxError(

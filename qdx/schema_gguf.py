@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from qdx.errors import QdxError, nearest
 
-# As llama.cpp calls them, and the number by which a file states them (``general.file_type``, enum llama_ftype).
+# As llama.cpp calls them, and how a file states them: its ``general.file_type``, of enum llama_ftype.
 FILE_TYPES: Mapping[str, int] = {
     "f32": 0,
     "f16": 1,

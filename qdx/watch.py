@@ -228,7 +228,7 @@ def body_of(prompt: str, target: OpenaiBackend, tokens: int, number: int) -> dic
 
 
 def most_tokens(prompt: str, tokens: int) -> int:
-    """Return the most tokens that a request may take: a token for each byte of the prompt, and the template's."""
+    """Return the most tokens that a request may take: one for each byte of the prompt, and the template's."""
     return len(prompt.encode()) + TEMPLATE_TOKENS + tokens
 
 
@@ -273,8 +273,8 @@ def compact(response: Mapping[str, Any]) -> dict[str, Any]:
 class State:
     """The file of a watch: a first line that says what is watched, a line a round, and one an attempt.
 
-    An attempt is written down before it is made, with all that was spent until then, so that a budget holds over
-    any number of starts, however they ended.
+    An attempt is written down before it is made, with all that was spent until then, so that a budget holds
+    over any number of starts, however they ended.
 
     Parameters
     ----------

@@ -73,12 +73,14 @@ def write_gguf(checkpoint: Path, target: Path, form: str = "f16", scale: float =
             own = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}[
                 part[-1]
             ] + ".weight"
+        fits = values.ndim == 2 and values.shape[1] % 256 == 0
         if values.ndim == 1:
             writer.add_tensor(own, values.astype(np.float32))
-        elif base.endswith("_k"):
+        elif base.endswith("_k") and fits:
             writer.add_tensor(own, _by_llamacpp(values, int(kind)), raw_dtype=kind)
         else:
-            writer.add_tensor(own, quantize(values.astype(np.float32), kind), raw_dtype=kind)
+            other = GGMLQuantizationType.Q8_0 if base.endswith("_k") else kind
+            writer.add_tensor(own, quantize(values.astype(np.float32), other), raw_dtype=other)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

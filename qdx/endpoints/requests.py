@@ -102,7 +102,8 @@ def fields(asked: OpenaiBackend, manner: Manner, tokens: int, number: int) -> di
     tokens : int
         Of the answer, at most.
     number : int
-        Of the request: a seed counts on from it, since answers of one seed share their noise and count as one.
+        Of the request: a seed counts on from it, since answers of one seed share their noise and count as
+        one.
     """
     found: dict[str, Any] = {"max_tokens": tokens, "temperature": asked.temperature}
     for name in ("top_p", "top_k", "min_p"):

@@ -1,7 +1,8 @@
 """A GGUF file as a checkpoint: one file of llama.cpp's that holds weights, tokenizer and template.
 
-Everything else in qdx reads a folder with a config.json and a tokenizer.json. So each file gets such a folder in
-the cache, named by the file's hash: what stands in it was read out of the file, and ``model.gguf`` links to it.
+Everything else in qdx reads a folder with a config.json and a tokenizer.json. So each file gets such a folder
+in the cache, named by the file's hash: what stands in it was read out of the file, and ``model.gguf`` links
+to the file.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from qdx.schema_gguf import FILE_TYPES
 
 RECIPE = 1  # part of a folder's name: raise it when anything below changes what is written
 SUFFIX = ".gguf"
-BLOCK = 256  # values of a block of the K types: a row that it does not divide gets another type
 NAMES: Mapping[int, str] = {number: name for name, number in FILE_TYPES.items()}
 
 
@@ -141,15 +141,12 @@ def format_of_file(file: Path, fields: Mapping[str, Any], types: Mapping[str, st
             f"{file} states general.file_type={number}, known are "
             f"{', '.join(f'{n} ({name})' for n, name in sorted(NAMES.items()))}: give another file"
         )
-    base = re.sub(r"_[sml]$", "", form)  # q4_k_m: most of its tensors are q4_k, some of another type
-    if base in ("iq3", "iq2"):  # mixtures of several types that begin so
-        held = [one for one in types.values() if one.startswith(base)]
-    else:
-        held = [one for one in types.values() if one == base]
-    if not held and not (base.endswith("_k") or base.startswith("iq")):
+    # The K and IQ types are mixtures, and rows that 256 does not divide have another type.
+    mixture = "_k" in form or form.startswith("iq")
+    if form not in types.values() and not mixture:
         raise QdxError(
-            f"{file} states that it is of type {form}, and its tensors are {counted(types)}: what it states is "
-            "wrong, give another file"
+            f"{file} states that it is of type {form}, and its tensors are {counted(types)}: what it states "
+            "is wrong, give another file"
         )
     return form
 
@@ -176,7 +173,7 @@ def _write_tokenizer(file: Path, folder: Path) -> None:
     except Exception as error:  # of several libraries, for architectures that it does not know
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise QdxError(
-            f"transformers cannot read the tokenizer of {file} ({said}): qdx makes its prompts with it, so the "
-            "file cannot be used"
+            f"transformers cannot read the tokenizer of {file} ({said}): qdx makes its prompts with it, so "
+            "the file cannot be used"
         ) from error
     tokenizer.save_pretrained(folder)

@@ -1,7 +1,7 @@
 """Write a GGUF file anew with its matrices in another type, by the quantizers of the package gguf.
 
-These give the bits of ggml's own reference quantizers. They know the types of plain blocks and not the K types,
-whose files come from ``llama-quantize``.
+They give the bits of ggml's own reference quantizers. They know the types of plain blocks and not the K
+types, whose files come from ``llama-quantize``.
 """
 
 from __future__ import annotations

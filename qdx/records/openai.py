@@ -318,7 +318,8 @@ def _with_answer(record: Record, choice: Fields, echo: bool) -> Record:
             raise FieldError(choice.at("text"), text, "a text")
         listed = choice.object("logprobs")
         if listed is not None and "content" in listed:  # as a chat has it: llama.cpp's completions
-            tokens, offsets = list(chat_tokens(listed)), []
+            tokens = list(chat_tokens(listed))
+            offsets: list[int] = []
         else:
             tokens, offsets = completion_tokens(listed)
         if echo and record.prompt is not None:

@@ -1,4 +1,4 @@
-"""What tests with real servers share: a free port, waiting for one to answer, and a stand-in that hides something."""
+"""What tests with real servers share: a free port, a wait for an answer, a stand-in that hides something."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llama.cpp's own server: which GGUF quantization it runs, told by replays of the same kernels on this machine."""
+"""llama.cpp's own server: which GGUF quantization it runs, told by replays of the same kernels here."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def ask(files: dict[str, Path], addresses: dict[str, str], folder: Path, *more: 
 def judge(files: dict[str, Path], folder: Path, *more: str) -> dict[str, Any]:
     """Replay answers by llama.cpp itself, and return the summary."""
     judged = qdx(
-        "-m", "prompts=transcripts", f"prompts.path={folder}", "backend=llamacpp", "quant=q8_0,q4_0", "repeats=1",
-        "backend.threads=1", "metric=[l2]", *chosen(files), *more, f"hydra.sweep.dir={folder}-judged",
+        "-m", "prompts=transcripts", f"prompts.path={folder}", "backend=llamacpp", "quant=q8_0,q4_0",
+        "repeats=1", "backend.threads=1", "metric=[l2]", *chosen(files), *more, f"hydra.sweep.dir={folder}-judged",
         cwd=folder.parent,
     )  # fmt: skip
     assert judged.returncode in (0, 3, 4), judged.stdout + judged.stderr

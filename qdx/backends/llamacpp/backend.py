@@ -34,9 +34,9 @@ REPACKED = re.compile(r"repack tensor (\S+) with (\S+)")
 class LlamacppBackend:
     """A GGUF file on this machine's CPU, by the kernels of the llama.cpp that the package xllamacpp brings.
 
-    A prompt is computed as llama.cpp's server computes it, in pieces of `n_ubatch` tokens of which the last row
-    alone is wanted; where other rows of a prompt are captured, it is computed twice, since a piece of which more
-    rows are wanted may run another kernel for its head.
+    A prompt is computed as llama.cpp's server computes it, in pieces of `n_ubatch` tokens of which the last
+    row alone is wanted. Where other rows of a prompt are captured, it is computed twice, since a piece of
+    which more rows are wanted may run another kernel for its head.
 
     Parameters
     ----------
@@ -77,8 +77,10 @@ class LlamacppBackend:
         vocab = self._lib.llama_model_get_vocab(self._model)
         self._vocab = int(self._lib.llama_vocab_n_tokens(vocab))
         self._ends = frozenset(i for i in range(self._vocab) if self._lib.llama_vocab_is_eog(vocab, i))
-        self._repacked = dict(REPACKED.findall("".join(library.heard)))
+        self._repacked = {one: kind.lower() for one, kind in REPACKED.findall("".join(library.heard))}
         self._context: Any = None
+        self._memory: Any = None
+        self._flash = ""
         self._room = self._sequences = 0
         self._state: tuple[list[list[int]], Tensor] | None = None
         self._open(1, CELLS)
@@ -115,7 +117,7 @@ class LlamacppBackend:
             )
 
     def observe(self) -> Facts:
-        """Return what is loaded: of every kind of layer the types of its tensors, and how they were repacked."""
+        """Return what is loaded: of every kind of layer its tensors' types, and how they were repacked."""
         kernels: dict[str, set[str]] = {}
         for tensor, kind in self._types.items():
             if (layer := _layer(tensor)) is not None:
@@ -183,8 +185,8 @@ class LlamacppBackend:
     def replay(self, batch: list[list[int]], forced: list[list[int]], recorder: Recorder) -> None:
         """Step through the forced tokens from the last prefill's cache.
 
-        A transcript that ended stays in the batch with its last token, so that the others' kernels see as many
-        rows as before; its own rows are not recorded.
+        A transcript that ended stays in the batch with its last token, so that the others' kernels see as
+        many rows as before; its own rows are not recorded.
         """
         longest = max(len(ids) for ids in forced)
         self._begin(batch, longest)

@@ -1,9 +1,10 @@
 """llama.cpp's C interface (``llama.h``), as far as rows of logits need it.
 
-The package xllamacpp is a wheel of llama.cpp with its server; from Python it offers the server alone, and its
-extension exports all functions of ``llama.h``. Their structures change from build to build, so only the versions
-are taken whose structures are written here, and what the library says of its own defaults is held against them.
-(llama-cpp-python offers these functions from Python, and has no wheel: it builds for many minutes.)
+The package xllamacpp is a wheel of llama.cpp with its server. From Python it offers the server alone, but its
+extension exports all functions of ``llama.h``. Their structures change from build to build, so only the
+versions are taken whose structures are written here, and what the library says of its own defaults is held
+against them. (llama-cpp-python offers these functions to Python and has no wheel: its build took ten minutes
+of a processor. llama-cpp-py-sync has wheels that need glibc 2.38, which many systems do not have.)
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_n_ubatch": (c.c_uint32, (POINTER,)),
     "llama_n_threads": (INT, (POINTER,)),
 }
-# What this build's defaults are, in places spread over each structure: read elsewhere they would be other numbers.
+# This build's defaults, in places spread over each structure: read elsewhere they would be other numbers.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama_model_default_params": {"n_gpu_layers": -1, "split_mode": 1, "load_mode": -1, "use_extra_bufts": True,
                                    "no_alloc": False},
@@ -197,8 +198,8 @@ def library() -> Any:
 def _extension() -> Path:
     """Return the file that holds the functions.
 
-    It is not imported as a module of Python: Cython's modules of two kinds (this one is of the limited API) do
-    not share a process.
+    It is not imported as a module of Python: Cython's modules of two kinds (this one is of the limited API)
+    do not share a process.
     """
     spec = find_spec(PACKAGE)
     folders = list(spec.submodule_search_locations or []) if spec is not None else []
@@ -216,9 +217,11 @@ def _extension() -> Path:
 heard: list[str] = []  # what the library says while it loads a model; it would write it to standard error
 
 
-@LOG
-def _listen(level: int, text: bytes, _: Any) -> None:
+def _hear(level: int, text: bytes, _: Any) -> None:
     heard.append(text.decode("utf-8", "replace"))
+
+
+_listen = LOG(_hear)  # must live as long as the library
 
 
 def features() -> str:
