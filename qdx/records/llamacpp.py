@@ -7,8 +7,8 @@ Seen with build b11549, and read in ``tools/server`` there:
   prints probabilities in their place, which are refused here).
 - Where a request does not say, top-k is 40, top-p 0.95 and min-p 0.05, or what the server was started with.
 - Truncation comes before the temperature; vLLM and transformers do it the other way round.
-- A token that is a part of a character, which no token after it makes whole, is counted, shown as � and not
-  listed.
+- A token that is a part of a character is counted and not listed: its bytes stand in the entry of the next
+  one. Where no whole character comes of it, the text shows �.
 - It keeps a prompt's beginning in its cache and computes only what follows, so that rows depend on who asked
   before; ``cache_prompt=false`` in a request prevents that.
 """
@@ -66,7 +66,7 @@ def server_of(record: Record, body: Fields) -> Record:
 def to_its_end(record: Record) -> Record:
     """Cut an answer where a token is counted and not listed, since it makes no whole character.
 
-    It shows as � in the text; the tokens before it are known, and what comes after it is not.
+    It shows as � in the text. The tokens before it are known; those after it cannot be replayed without it.
     """
     hidden = (record.completion_tokens or 0) - len(record.tokens)
     text, mark, _ = (record.output or "").partition(UNKNOWN)

@@ -386,8 +386,6 @@ def _token(entry: Fields) -> Token:
     if not isinstance(text, str):
         raise FieldError(entry.at("token"), text, "a text")
     number, octets = _id_of(text), entry.raw("bytes")
-    if number is None:  # llama.cpp says it beside the text
-        number = entry.integer("id", most=2**31 - 1)
     if octets is not None and not (
         isinstance(octets, list) and all(isinstance(b, int) and 0 <= b < 256 for b in octets)
     ):
@@ -395,6 +393,8 @@ def _token(entry: Fields) -> Token:
     # vLLM puts the bytes of the words "token_id:5" there in its list of alternatives.
     literal = number is not None and bytes(octets or ()) == text.encode()
     known = None if literal or not octets else bytes(octets)
+    if number is None:  # llama.cpp says it beside the text
+        number = entry.integer("id", most=2**31 - 1)
     return Token(text, known, number, logprob(entry.raw("logprob"), entry.at("logprob")))
 
 

@@ -86,8 +86,8 @@ def judge(files: dict[str, Path], folder: Path, *more: str) -> dict[str, Any]:
     """Replay answers by llama.cpp itself, and return the summary."""
     judged = qdx(
         "-m", "prompts=transcripts", f"prompts.path={folder}", "backend=llamacpp", "quant=q8_0,q4_0",
-        "repeats=1", "backend.threads=1", "metric=[l2]", *chosen(files), *more, f"hydra.sweep.dir={folder}-judged",
-        cwd=folder.parent,
+        "repeats=1", "backend.threads=1", "metric=[l2]", *chosen(files), *more,
+        f"hydra.sweep.dir={folder}-judged", cwd=folder.parent,
     )  # fmt: skip
     assert judged.returncode in (0, 3, 4), judged.stdout + judged.stderr
     found: dict[str, Any] = json.loads((Path(f"{folder}-judged") / "summary.json").read_text())

@@ -139,8 +139,8 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 }
 # This build's defaults, in places spread over each structure: read elsewhere they would be other numbers.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama_model_default_params": {"n_gpu_layers": -1, "split_mode": 1, "load_mode": -1, "use_extra_bufts": True,
-                                   "no_alloc": False},
+    "llama_model_default_params": {"n_gpu_layers": -1, "split_mode": 1, "load_mode": -1,
+                                   "use_extra_bufts": True, "no_alloc": False},
     "llama_context_default_params": {"n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1,
                                      "flash_attn_type": -1, "yarn_ext_factor": -1.0, "defrag_thold": -1.0,
                                      "type_k": 1, "type_v": 1, "embeddings": False, "offload_kqv": True,
