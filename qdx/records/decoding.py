@@ -90,12 +90,8 @@ class Decoding:
             "logit_bias": {name: value for name, value in (sampling.logit_bias or {}).items() if value},
             "ignore_eos": bool(sampling.ignore_eos),
         }
-        restrictions = sorted(sampling.restrictions)
-        cuts = values["top_p"] != 1 or values["min_p"] != 0
-        if sampling.temperature_last and not greedy and sampling.temperature != 1 and cuts:
-            restrictions.append("a temperature after top_p and min_p")
-        if restrictions:
-            values["structured_outputs"] = ", ".join(restrictions)
+        if sampling.restrictions:
+            values["structured_outputs"] = ", ".join(sorted(sampling.restrictions))
         return cls("" if asked or unknown else canonical(values), tuple(assumed), tuple(asked), unknown)
 
 

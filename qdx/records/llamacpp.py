@@ -6,7 +6,8 @@ Seen with build b11549, and read in ``tools/server`` there:
 - They are of the raw logits: neither temperature nor truncation is in them (with ``post_sampling_probs`` it
   prints probabilities in their place, which are refused here).
 - Where a request does not say, top-k is 40, top-p 0.95 and min-p 0.05, or what the server was started with.
-- Truncation comes before the temperature; vLLM and transformers do it the other way round.
+- Truncation comes before the temperature; vLLM and transformers do it the other way round. Where that matters
+  nothing is decided (`qdx.verification.recorded`).
 - A token that is a part of a character is counted and not listed: its bytes stand in the entry of the next
   one. Where no whole character comes of it, the text shows �.
 - It keeps a prompt's beginning in its cache and computes only what follows, so that rows depend on who asked
@@ -59,7 +60,7 @@ def server_of(record: Record, body: Fields) -> Record:
     if not (body.object("timings") is not None or FINGERPRINT.fullmatch(record.fingerprint)):
         return record
     mode = record.sampling.logprobs_mode or RAW
-    sampling = replace(record.sampling, logprobs_mode=mode, temperature_last=True)
+    sampling = replace(record.sampling, logprobs_mode=mode)
     return replace(record, sampling=sampling, defaults=DEFAULTS)
 
 

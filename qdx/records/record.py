@@ -76,8 +76,6 @@ class Sampling:
         Tokens that end an answer beside the model's own; a text need not show them.
     unknown : tuple of str
         Fields of the request that no reader knows: they may change which tokens come.
-    temperature_last : bool
-        Whether the server truncates before it divides by the temperature, as llama.cpp does.
     """
 
     temperature: float | None = None
@@ -97,7 +95,6 @@ class Sampling:
     restrictions: Mapping[str, Any] = field(default_factory=dict)
     stop_ids: tuple[int, ...] = ()
     unknown: tuple[str, ...] = ()
-    temperature_last: bool = False
 
     def assuming(self, values: Mapping[str, Any]) -> Sampling:
         """Return it with these values where the record states none."""
@@ -466,13 +463,5 @@ def _bias(bias: Fields, name: str) -> float:
 
 def parameters() -> Iterator[str]:
     """Iterate over the names of the parameters of `Sampling` that are numbers or truth values."""
-    skipped = (
-        "stop",
-        "logprobs_mode",
-        "restrictions",
-        "logit_bias",
-        "stop_ids",
-        "unknown",
-        "temperature_last",
-    )
+    skipped = ("stop", "logprobs_mode", "restrictions", "logit_bias", "stop_ids", "unknown")
     return (one.name for one in fields(Sampling) if one.name not in skipped)
