@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import threading
 import time
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
+
+from qdx.models import awq
 
 START_S = 240
 
@@ -74,3 +78,25 @@ def hiding(change: Any) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def rounded(folder: Path, target: Path) -> Path:
+    """Write a dense checkpoint with the weights that the AWQ one holds: a cheaper format behind a name."""
+    shutil.copytree(folder / "none", target)
+    stored = load_file(target / "model.safetensors")
+    packed = load_file(folder / "awq" / "model.safetensors")
+    for name in [key.removesuffix(".qweight") for key in packed if key.endswith(".qweight")]:
+        parts = {kind: packed[f"{name}.{kind}"] for kind in ("qweight", "qzeros", "scales")}
+        stored[f"{name}.weight"] = awq.unpack(parts, 128).dequantize().T.contiguous()
+    save_file(stored, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def whole_characters(checkpoint: Path) -> None:
+    """Take from a tiny model the tokens that are parts of characters: random weights answer in halves."""
+    vocab = json.loads((checkpoint / "tokenizer.json").read_text())["model"]["vocab"]
+    state = load_file(checkpoint / "model.safetensors")
+    for name, number in vocab.items():
+        if not name.removeprefix("Ġ").isascii():
+            state["lm_head.weight"][number] = 0
+    save_file(state, checkpoint / "model.safetensors", metadata={"format": "pt"})

@@ -16,10 +16,8 @@ import pytest
 
 pytest.importorskip("httpx2")
 
-from safetensors.torch import load_file, save_file
-
 from tests import tiny
-from tests.endpoints.real_servers import free_port, hiding, ready
+from tests.endpoints.real_servers import free_port, hiding, ready, whole_characters
 from tests.gguf_files import write_gguf
 from tests.sweeping import qdx
 
@@ -42,12 +40,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One model in two formats, which answers in whole characters."""
     folder = tmp_path_factory.mktemp("gguf")
     dense = tiny.build(folder / "models")["none"]
-    vocab = json.loads((dense / "tokenizer.json").read_text())["model"]["vocab"]
-    state = load_file(dense / "model.safetensors")
-    for name, number in vocab.items():
-        if not name.isascii() and name[0] != "Ġ":  # a byte that is part of a character
-            state["lm_head.weight"][number] = 0
-    save_file(state, dense / "model.safetensors", metadata={"format": "pt"})
+    whole_characters(dense)
     return {form: write_gguf(dense, folder / f"{form}.gguf", form) for form in FORMS}
 
 
@@ -118,4 +111,6 @@ def test_which_quantization_five_servers_run_is_told_from_sampled_answers(
     assert said["other"][0] == "refuted", said["other"]
     assert said["cooler"][0] == "refuted", said["cooler"]
     assert said["prompted"][0] == "undecided" and "hidden system prompt" in said["prompted"][1], said
+    report = (tmp_path / "asked-judged" / "report.txt").read_text()
+    assert "Providers side by side" in report and "llama.cpp, names no build" in " ".join(report.split())
     assert said["mixed"][0] == "refuted" and found["mixed"]["false_at_least"] >= 1, said["mixed"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,26 +19,11 @@ import pytest
 pytest.importorskip("vllm")
 pytest.importorskip("httpx2")
 
-from safetensors.torch import load_file, save_file
-
-from qdx.models import awq
 from tests import tiny
-from tests.endpoints.real_servers import free_port, hiding, ready
+from tests.endpoints.real_servers import free_port, hiding, ready, rounded
 from tests.sweeping import checkpoints, qdx_anew
 
 PROMPTS = ["prompts=pydoc", "prompts.references=10", "prompts.snippet_tokens=40", "generate.tokens=16"]
-
-
-def rounded(folder: Path, target: Path) -> Path:
-    """Write a dense checkpoint with the weights that the AWQ one holds: a cheaper format behind a name."""
-    shutil.copytree(folder / "none", target)
-    stored = load_file(target / "model.safetensors")
-    packed = load_file(folder / "awq" / "model.safetensors")
-    for name in [key.removesuffix(".qweight") for key in packed if key.endswith(".qweight")]:
-        parts = {kind: packed[f"{name}.{kind}"] for kind in ("qweight", "qzeros", "scales")}
-        stored[f"{name}.weight"] = awq.unpack(parts, 128).dequantize().T.contiguous()
-    save_file(stored, target / "model.safetensors", metadata={"format": "pt"})
-    return target
 
 
 @contextmanager
