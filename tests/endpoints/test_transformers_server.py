@@ -31,14 +31,16 @@ PROMPTS = ["prompts=pydoc", "prompts.references=6", "prompts.snippet_tokens=40",
 
 
 @contextmanager
-def transformers_server(log: Path) -> Iterator[str]:
-    """Start the server; a request names the folder of its model, which is loaded then."""
+def transformers_server(folder: Path, log: Path) -> Iterator[str]:
+    """Start the server in a folder; a request names a model below it, which is loaded then."""
     port = free_port()
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--device", "cpu", "--dtype", "float32"]
     more = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with log.open("w") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, env={**os.environ, **more})
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=stream, env={**os.environ, **more}, cwd=folder
+        )
     try:
         ready(f"http://127.0.0.1:{port}/v1", log)
         yield f"http://127.0.0.1:{port}/v1"
@@ -50,10 +52,10 @@ def transformers_server(log: Path) -> Iterator[str]:
 def test_two_formats_behind_one_address_are_told_apart_by_greedy_text(tmp_path: Path) -> None:
     models = tiny.build(tmp_path / "models")
     whole_characters(models["none"])
-    cheap = rounded(tmp_path / "models", tmp_path / "cheap")
-    with transformers_server(tmp_path / "server.log") as address:
+    rounded(tmp_path / "models", tmp_path / "cheap")
+    with transformers_server(tmp_path, tmp_path / "server.log") as address:
         asked = qdx(
-            "-m", "backend=openai", f"backend.base_url={address}", f"backend.model={models['none']},{cheap}",
+            "-m", "backend=openai", f"backend.base_url={address}", "backend.model=models/none,cheap",
             "backend.route=chat", "backend.concurrency=1", "quant=none", *PROMPTS, *checkpoints(models),
             "hydra.sweep.dir=asked", cwd=tmp_path,
         )  # fmt: skip
@@ -74,6 +76,4 @@ def test_two_formats_behind_one_address_are_told_apart_by_greedy_text(tmp_path: 
         greedy.append(int(found[1]) / int(found[2]))
     honest, other = sorted(greedy, reverse=True)
     assert honest >= 0.95 and other <= 0.7, greedy  # 60 and 25 of 60 when this was written
-    lines = [json.loads(line) for line in (tmp_path / "asked" / "responses.jsonl").read_text().splitlines()]
-    label = summary["verdicts"]["claims"][greedy.index(other)]["producer"]
-    assert {line["request"]["model"] for line in lines if line["provider"] in label} == {str(cheap)}
+    assert "cheap" in summary["verdicts"]["claims"][greedy.index(other)]["producer"]
