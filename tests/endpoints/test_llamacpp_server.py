@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,11 +30,15 @@ pytestmark = [
 
 SERVER = Path(__file__).with_name("llamacpp_server.py")
 FORMS = ("q8_0", "q4_0")
-PROMPTS = ["prompts=pydoc", "prompts.references=10", "prompts.snippet_tokens=40", "generate.tokens=16"]
-PLAIN = ["backend.temperature=1", "backend.top_p=1", "backend.top_k=0", "backend.min_p=0", "backend.seed=1"]
-# A prompt whose beginning the server has in its cache is computed in other pieces, which moves its rows.
-WHOLE = "backend.extra={cache_prompt: false}"
-ASSUMED = "prompts.assume={repetition_penalty: 1, presence_penalty: 0, frequency_penalty: 0}"
+PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "gguf.md").read_text()
+OWN = ("hydra.sweep.dir=", "backend.base_url=", "prompts.path=", "model.checkpoint.")  # of this test
+
+
+def of_page(sentence: str) -> list[str]:
+    """Return the arguments of the page's command in which this stands, with the formats of this test."""
+    (block,) = [one for one in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) if sentence in one]
+    words = [word.replace("q4_k_m", "q4_0") for word in shlex.split(block)[3:]]
+    return [word for word in words if not word.startswith(OWN)]
 
 
 @pytest.fixture(scope="module")
@@ -62,29 +68,30 @@ def llamacpp_server(file: Path, log: Path) -> Iterator[str]:
 
 
 def chosen(files: dict[str, Path]) -> list[str]:
-    return ["model=local", *(f"model.checkpoint.{form}='{file}'" for form, file in files.items())]
+    return [f"model.checkpoint.{form}='{file}'" for form, file in files.items()]
 
 
-def ask(files: dict[str, Path], addresses: dict[str, str], folder: Path, *more: str) -> dict[str, str]:
-    """Ask every address the same, and return what each is called as a producer."""
+def ask(files: dict[str, Path], addresses: dict[str, str], folder: Path) -> dict[str, str]:
+    """Ask every address the same by the page's command, and return what each is called as a producer."""
     asked = qdx(
-        "-m", "backend=openai", f"backend.base_url={','.join(addresses.values())}", "backend.model=demo",
-        "quant=q8_0", *PROMPTS, *chosen(files), *more, f"hydra.sweep.dir={folder}", cwd=folder.parent,
+        *of_page("backend=openai"), f"backend.base_url={','.join(addresses.values())}",
+        "prompts.snippet_tokens=40", *chosen(files), f"hydra.sweep.dir={folder}", cwd=folder.parent,
     )  # fmt: skip
     assert asked.returncode == 0, asked.stderr
-    return {who: f"{address.split('/')[2].replace(':', '_')}" for who, address in addresses.items()}
+    return {who: f"{address.split('/')[2].replace(':', '_')}+demo" for who, address in addresses.items()}
 
 
-def judge(files: dict[str, Path], folder: Path, *more: str) -> dict[str, Any]:
-    """Replay answers by llama.cpp itself, and return the summary."""
+def judge(files: dict[str, Path], folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Replay answers by llama.cpp itself, and return what is said of each producer as a q8_0."""
+    claims = ",".join(f"{name}: q8_0" for name in names)
     judged = qdx(
-        "-m", "prompts=transcripts", f"prompts.path={folder}", "backend=llamacpp", "quant=q8_0,q4_0",
-        "repeats=1", "backend.threads=1", "metric=[l2]", *chosen(files), *more,
-        f"hydra.sweep.dir={folder}-judged", cwd=folder.parent,
+        *of_page("prompts=transcripts"), f"prompts.path={folder}", f"verify.claims={{{claims}}}", "repeats=1",
+        "backend.threads=1", "metric=[l2]", *chosen(files), f"hydra.sweep.dir={folder}-judged",
+        cwd=folder.parent,
     )  # fmt: skip
     assert judged.returncode in (0, 3, 4), judged.stdout + judged.stderr
-    found: dict[str, Any] = json.loads((Path(f"{folder}-judged") / "summary.json").read_text())
-    return found
+    summary = json.loads((Path(f"{folder}-judged") / "summary.json").read_text())
+    return {one["producer"]: one for one in summary["verdicts"]["claims"]}
 
 
 def test_which_quantization_five_servers_run_is_told_from_sampled_answers(
@@ -100,14 +107,12 @@ def test_which_quantization_five_servers_run_is_told_from_sampled_answers(
         )
         mixed = stack.enter_context(hiding(lambda n, body: ((honest, other)[n % 2], body)))
         addresses = {"honest": honest, "other": other, "cooler": cooler, "prompted": prompted, "mixed": mixed}
-        names = ask(files, addresses, tmp_path / "asked", *PLAIN, WHOLE)
-    claims = ",".join(f"{name}+demo: q8_0" for name in names.values())
-    summary = judge(files, tmp_path / "asked", f"verify.claims={{{claims}}}", ASSUMED)
-    by_name = {one["producer"]: one for one in summary["verdicts"]["claims"]}
-    found = {who: by_name[f"{name}+demo"] for who, name in names.items()}
+        names = ask(files, addresses, tmp_path / "asked")
+    by_name = judge(files, tmp_path / "asked", names.values())
+    found = {who: by_name[name] for who, name in names.items()}
     said = {who: (one["verdict"], one["because"]) for who, one in found.items()}
-    print(json.dumps(said, indent=1))
     assert said["honest"][0] in ("not refuted", "undecided"), said["honest"]
+    assert found["honest"]["answer"] == "q8_0" and found["other"]["answer"] == "q4_0"
     assert said["other"][0] == "refuted", said["other"]
     assert said["cooler"][0] == "refuted", said["cooler"]
     assert said["prompted"][0] == "undecided" and "hidden system prompt" in said["prompted"][1], said
