@@ -36,7 +36,8 @@ OWN = ("hydra.sweep.dir=", "backend.base_url=", "prompts.path=", "model.checkpoi
 
 def of_page(sentence: str) -> list[str]:
     """Return the arguments of the page's command in which this stands, with the formats of this test."""
-    (block,) = [one for one in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) if sentence in one]
+    commands = re.findall(r"^`?(python -m qdx [^\n]*?)`?$", PAGE, re.MULTILINE)
+    (block,) = [one for one in commands if sentence in one]
     words = [word.replace("q4_k_m", "q4_0") for word in shlex.split(block)[3:]]
     return [word for word in words if not word.startswith(OWN)]
 
