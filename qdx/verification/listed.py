@@ -39,7 +39,7 @@ LISTS, TOKENS = "listed log-probabilities", "margins of the greedy tokens"
 
 @dataclass(frozen=True)
 class Listed:
-    """What producers list of each emitted token, and what the rows here say of the same tokens.
+    """Hold what producers list of each emitted token, and what the rows here say of the same tokens.
 
     Attributes
     ----------
@@ -248,7 +248,7 @@ def compared(data: Replays, known: Replays, d: int) -> Comparable | str:
 
 
 def same_sampling(data: Replays, d: int, known: Replays, p: int) -> bool:
-    """Whether known transcripts were chosen as the judged ones are: rows of drawn text are flatter."""
+    """Return whether known transcripts were chosen as the judged ones are: rows of drawn text are flatter."""
     greedy = plain_greedy(data.sampling_D[d])
     if greedy or plain_greedy(known.sampling_D[p]):
         return bool(greedy and plain_greedy(known.sampling_D[p]))
@@ -260,7 +260,7 @@ def same_sampling(data: Replays, d: int, known: Replays, p: int) -> bool:
 
 
 def _listing(data: Replays, known: Replays, d: int, made: Sequence[int]) -> tuple[int, int] | str:
-    """How many listed values, of how many decimals, both sides have."""
+    """Return how many listed values, of how many decimals, both sides have."""
     record = data.records_D[d]
     assert record is not None
     if data.listed is None or known.listed is None:
@@ -284,7 +284,7 @@ def _listing(data: Replays, known: Replays, d: int, made: Sequence[int]) -> tupl
 
 
 def _unchanged(samplers_RP: Floats) -> bool:
-    """Whether temperature 1 without truncation draws from the raw distribution, so that modes are one."""
+    """Return whether tokens are drawn from the raw distribution (T = 1, no truncation): modes are one."""
     known = samplers_RP[np.isfinite(samplers_RP).all(-1)]
     temperature, top_k, top_p, min_p = known.T
     return len(known) > 0 and bool(((temperature == 1) & (top_k <= 0) & (top_p == 1) & (min_p == 0)).all())
@@ -399,7 +399,7 @@ def _of_rows(
     length_R: Ints,
     emitted_DRO: Ints,
 ) -> _Theirs:
-    """What the API of a producer that qdx recorded would have listed."""
+    """Return what the API of a producer that qdx recorded would have listed."""
     shape = emitted_DRO.shape
     at = {"config": list(producers), "reference": list(references)}
     parts = [

@@ -113,7 +113,8 @@ def test_quantization_stated_only_in_a_side_file_is_not_taken_for_unquantized(tm
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c", "~/nowhere-qdx", ""])
 def test_missing_folder_is_an_error_without_asking_the_hub(name: str) -> None:
     with pytest.raises(
-        QdxError, match=r"no such folder: give a checkpoint folder, a hub id, a \.gguf file or demo:smollm2/awq"
+        QdxError,
+        match=r"no such folder: give a checkpoint folder, a hub id, a \.gguf file or demo:smollm2/awq",
     ):
         resolve(name, format="awq")
 
