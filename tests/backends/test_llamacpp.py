@@ -18,12 +18,16 @@ from qdx.models import resolve, tokenizer_sha256, vocab_size
 from qdx.schema import Quant
 from tests import tiny
 from tests.gguf_files import write_gguf
+from tests.programs import lacking
 from tests.sweeping import SMALL, qdx
 
-pytestmark = pytest.mark.skipif(
-    find_spec("xllamacpp") is None, reason="needs xllamacpp: pip install 'qdx[gguf]'"
-)
 FORMS = ("f16", "q8_0", "q4_0")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library() -> None:
+    if find_spec("xllamacpp") is None:
+        lacking("xllamacpp is not installed: pip install 'qdx[gguf]'")
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,10 @@ pytest.importorskip("httpx2")
 from tests import tiny
 from tests.endpoints.real_servers import free_port, hiding, ready, whole_characters
 from tests.gguf_files import write_gguf
+from tests.programs import lacking
 from tests.sweeping import qdx
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_spec("xllamacpp") is None, reason="needs xllamacpp: pip install 'qdx[gguf]'"),
-]
+pytestmark = pytest.mark.slow
 
 SERVER = Path(__file__).with_name("llamacpp_server.py")
 FORMS = ("q8_0", "q4_0")
@@ -45,6 +43,8 @@ def of_page(sentence: str) -> list[str]:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One model in two formats, which answers in whole characters."""
+    if find_spec("xllamacpp") is None:
+        lacking("xllamacpp is not installed: pip install 'qdx[gguf]'")
     folder = tmp_path_factory.mktemp("gguf")
     dense = tiny.build(folder / "models")["none"]
     whole_characters(dense)

@@ -18,15 +18,11 @@ pytest.importorskip("httpx2")
 
 from tests import tiny
 from tests.endpoints.real_servers import free_port, ready, rounded, whole_characters
+from tests.programs import lacking
 from tests.sweeping import checkpoints, qdx
 
 NEEDED = ("openai", "fastapi", "uvicorn", "accelerate")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        any(find_spec(name) is None for name in NEEDED), reason="needs pip install 'transformers[serving]'"
-    ),
-]
+pytestmark = pytest.mark.slow
 PROMPTS = ["prompts=pydoc", "prompts.references=6", "prompts.snippet_tokens=40", "generate.tokens=12"]
 
 
@@ -50,6 +46,8 @@ def transformers_server(folder: Path, log: Path) -> Iterator[str]:
 
 
 def test_two_formats_behind_one_address_are_told_apart_by_greedy_text(tmp_path: Path) -> None:
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        lacking(f"{', '.join(missing)} not installed: pip install 'transformers[serving]'")
     models = tiny.build(tmp_path / "models")
     whole_characters(models["none"])
     rounded(tmp_path / "models", tmp_path / "cheap")
