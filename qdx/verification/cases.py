@@ -15,10 +15,11 @@ from qdx.verification.compare import Compared
 from qdx.verification.environment import DEMANDED
 from qdx.verification.environment_class import compare
 from qdx.verification.evidence import Claim, counts_needed, other_prompts, sampling_of
-from qdx.verification.listed import MOST_DIGITS, RAW, TOKENS
+from qdx.verification.listed import MOST_DIGITS, TOKENS
 from qdx.verification.listed_tests import Test, judged_groups, shown_of, weights_of
 from qdx.verification.obligations import Obligations
 from qdx.verification.parameters import Fit
+from qdx.verification.processed import RAW
 from qdx.verification.recorded import Recorded, own_units
 from qdx.verification.replays import Replays
 from qdx.verification.sampled import Alternatives, not_told_apart
@@ -179,6 +180,7 @@ class Case:
         why = f"{about}; {self.tests_text}; p = {_p(self.tested.p_holm)} adjusted over tests and claims"
         if share := self.tested.false_at_least:
             why += f"; at least {share} of {plural(most.judged, 'independent transcript')} false"
+            why += " of any config that is meant" if len(self.tested.meant) > 1 else ""
         ranks = self.ranks
         return f"{why}; {ranks}" if ranks else why
 

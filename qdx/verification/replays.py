@@ -21,6 +21,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from qdx.analysis.view import stated
+from qdx.backends.sampling import plain_greedy
 from qdx.capture.densities import Drawn
 from qdx.dataset.lacking import versions
 from qdx.dataset.layout import RECORDS
@@ -31,6 +32,7 @@ from qdx.verification.environment import facts_of
 from qdx.verification.environment_class import class_of
 from qdx.verification.likelihood import Calibration, row_mean
 from qdx.verification.listed import Listed, first_ones
+from qdx.verification.processed import temperature_of
 from qdx.verification.recorded import (
     Recorded,
     notes_of,
@@ -224,7 +226,10 @@ class Replays:
             return aligned
         emitted = transcripts(producer_tree, producers, references)
         alike = (producer_tree, verifier_tree, producers, aligned.configs, references, emitted)
-        return replace(aligned, listed=Listed.of(*alike, recorded=recorded))
+        pairs = zip(aligned.records_D, aligned.sampling_D, strict=True)
+        cold_DR = np.stack([temperature_of(r, bool(plain_greedy(s)), len(references)) for r, s in pairs])
+        listed = Listed.of(*alike, recorded=recorded, temperature_DR=cold_DR)
+        return replace(aligned, listed=listed)
 
     @property
     def there_DR(self) -> Bools:
