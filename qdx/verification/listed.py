@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from qdx.backends.sampling import plain_greedy
 from qdx.statistics import Bools, Floats, Ints
+from qdx.verification.kernel_noise import margin_allowed
 from qdx.verification.likelihood import MANTISSA
 from qdx.verification.processed import MODES, mode_of, printed
 
@@ -240,8 +241,9 @@ def compared(data: Replays, known: Replays, d: int) -> Comparable | str:
     if isinstance(listing, str):
         if not plain_greedy(data.sampling_D[d]):
             return listing
-        judged = _with_energies(data, {d: margins(data, d)})
-        beside = _with_energies(known, {p: margins(known, p) for p in made})
+        allowed = max(margin_allowed(one.get("dtype", "")) for one in data.record_C)
+        judged = _with_energies(data, {d: margins(data, d, allowed)})
+        beside = _with_energies(known, {p: margins(known, p, allowed) for p in made})
         what = TOKENS
     else:
         rank, digits = listing
@@ -314,9 +316,9 @@ def _lists(data: Replays, d: int, rank: int, digits: int) -> Energies:
     return energy_CRT, np.maximum(data.listed.floor_DCRT[d].min(0), rounding)
 
 
-def margins(data: Replays, d: int) -> Energies:
-    """Squared margins of a producer's tokens, the first tokens first."""
-    margin_CRT = first_ones(data.margin_DCRT[d])
+def margins(data: Replays, d: int, allowed: float = 0.0) -> Energies:
+    """Squared margins of a producer's tokens beyond what is allowed, the first tokens first."""
+    margin_CRT = np.maximum(first_ones(data.margin_DCRT[d]) - allowed, 0.0)
     least = float(np.finfo(np.float32).tiny)
     floor_RT = np.full((margin_CRT.shape[1], margin_CRT.shape[2]), least, np.float64)
     if data.listed is not None:

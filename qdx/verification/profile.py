@@ -72,13 +72,18 @@ class Profile:
     spread_E: Floats
     floor: float
 
-    def score(self, energy_VM: Floats) -> Floats:
+    def score(self, energy_VM: Floats, allowed: float = 0.0, alike_V: Bools | None = None) -> Floats:
         """Score transcripts, judged ones and the calibration's testing part alike.
 
         Parameters
         ----------
         energy_VM : array (config, transcript)
             Mean energy of each transcript against each config's replay.
+        allowed : float
+            By how much an honest transcript's x may be off, in nat of an energy's logarithm. It is taken off
+            x_c and x_c − x_v, and off the deviation of x_v for `alike_V`.
+        alike_V : array of bool (config,), optional
+            Configs that are other kernels of the claimed weights. None: none.
 
         Returns
         -------
@@ -88,7 +93,15 @@ class Profile:
         energy = np.asarray(energy_VM, np.float64)[self.used_V]
         claim = int(self.used_V[: self.claim].sum())
         entry_EM = _entries(energy, claim, self.floor)
-        deviation_EM = (entry_EM - self.centre_E[:, None]) / self.spread_E[:, None]
+        apart_EM = entry_EM - self.centre_E[:, None]
+        if allowed:
+            apart_EM[: len(energy)] -= allowed
+            alike = np.zeros(len(energy), bool) if alike_V is None else np.asarray(alike_V)[self.used_V]
+            own = apart_EM[len(energy) :][np.delete(alike, claim)]
+            apart_EM[len(energy) :][np.delete(alike, claim)] = np.sign(own) * np.maximum(
+                np.abs(own) - allowed, 0
+            )
+        deviation_EM = apart_EM / self.spread_E[:, None]
         score = _greatest(deviation_EM, len(energy) - 1, energy[claim] <= self.floor)
         return np.asarray(np.where(np.isfinite(energy).all(0), score, np.nan))
 

@@ -286,7 +286,7 @@ class Replays:
         """Whether every repeat of a config here ran in a process of its own."""
         return self.processes_C[config] >= self.repeats > 1
 
-    def text_scores(self, most: int | None = None, *, whole: bool = False) -> Floats:
+    def text_scores(self, most: int | None = None, *, whole: bool = False, allowed: float = 0.0) -> Floats:
         """Score each text by its tokens that are not greedy here, ties excepted.
 
         Equal numbers of them are ordered by the mean margin m: the score is their number + m/(1 + m).
@@ -298,13 +298,15 @@ class Replays:
         whole : bool
             NaN for a text that is shorter than `most`: fewer tokens give smaller scores by themselves, which
             known transcripts must not have beside longer judged ones.
+        allowed : float
+            Margin up to which a token is an honest kernel's greedy choice, nat; see `kernel_noise`.
 
         Returns
         -------
         array (producer, config, reference)
         """
         # Tokens of references of unequal lengths stand at positions of their own.
-        margin_DCRT = first_ones(self.margin_DCRT)[..., :most]
+        margin_DCRT = np.maximum(first_ones(self.margin_DCRT)[..., :most] - allowed, 0.0)
         wrong = np.nansum((margin_DCRT > 0).astype(float), -1)
         mean_DCR = row_mean(margin_DCRT)
         margin = np.where(np.isfinite(mean_DCR), mean_DCR, 0.0)
@@ -313,10 +315,10 @@ class Replays:
         known = (self.tokens_DCR == self.emitted_DR[:, None]) & (self.emitted_DR[:, None] >= least)
         return np.asarray(np.where(known, score, np.nan))
 
-    def seed_scores(self, most: int | None = None, *, whole: bool = False) -> Floats:
+    def seed_scores(self, most: int | None = None, *, whole: bool = False, allowed: float = 0.0) -> Floats:
         """Score drawn tokens by their margins after the noise of the seed, each cut off at `MARGIN_MOST`.
 
-        `most` and `whole` as in `text_scores`: a sum over fewer tokens is smaller by itself.
+        `most`, `whole` and `allowed` as in `text_scores`: a sum over fewer tokens is smaller by itself.
 
         Returns
         -------
@@ -324,7 +326,7 @@ class Replays:
             Nat; NaN where the noise of an answer is not known.
         """
         assert self.seeded_DCRT is not None
-        margin_DCRT = first_ones(self.seeded_DCRT)[..., :most]
+        margin_DCRT = np.maximum(first_ones(self.seeded_DCRT)[..., :most] - allowed, 0.0)
         counts_DCR = np.isfinite(self.seeded_DCRT).sum(-1)
         least = most if whole and most is not None else 1
         known = (counts_DCR == self.emitted_DR[:, None]) & (self.emitted_DR[:, None] >= least)

