@@ -32,7 +32,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,7 @@ from evidence_tables import EQUAL, HELD, NEEDED, Row
 
 from qdx.capture.densities import Drawn
 from qdx.capture.fingerprints import Sketcher
+from qdx.verification.kernel_noise import FACTOR, margin_allowed
 from qdx.verification.listed import Listed
 from qdx.verification.profile import fit_profile
 from qdx.verification.sampled import UNIFORM, Alternatives, evidence_against
@@ -260,7 +261,7 @@ def _one(
 
 
 def _replayed(pair: Pair) -> list[str]:
-    return [pair.claim, pair.false] if pair.known else [pair.claim]
+    return [pair.claim, pair.false] if pair.known and pair.temperature == 1 else [pair.claim]
 
 
 def _joined(rows: Rows, pair: Pair, who: dict[str, tuple[str, float]], made: dict[str, _Made]) -> Places:
@@ -307,6 +308,7 @@ class Found:
     level: float
     most: int
     power: float
+    level_most: float  # with the most tokens that were tried
 
 
 def first_with_power(
@@ -317,8 +319,9 @@ def first_with_power(
     for count in grid:
         reached = power(count)
         if reached >= POWER:
-            return Found(count, level(count), grid[-1], reached)
-    return Found(0, level(grid[-1]), grid[-1], reached)
+            return Found(count, level(count), grid[-1], reached, level(grid[-1]))
+    last = level(grid[-1])
+    return Found(0, last, grid[-1], reached, last)
 
 
 def of_means(
@@ -362,7 +365,8 @@ def of_profiles(
             profile = fit_profile(means(null, count, 200), 0, floor)
             assert profile is not None
             scores = np.sort(profile.score(means(null, count, redraws)))
-            refuted &= profile.score(records) > scores[-max(1, int(ALPHA * (redraws + 1)))]
+            apart = profile.score(records, FACTOR)
+            refuted &= apart > scores[-max(1, int(ALPHA * (redraws + 1)))]
         return float(refuted.mean())
 
     floor = 10.0 ** (-2 * DIGITS) / 6
@@ -406,14 +410,14 @@ def e_values(
     honest = crossings("honest", honest_tokens)
     held = [(n, float((honest <= n).mean())) for n in (128, 256, 512, 1024, 2048, 4096) if n <= honest_tokens]
     if gain <= 0.002:
-        return Found(-1, held[-1][1], grid[-1], 0.0), held
+        return Found(-1, held[-1][1], grid[-1], 0.0, held[-1][1]), held
     tokens = int(min(grid[-1], 2 ** math.ceil(math.log2(max(16.0, 6 * math.log(1 / ALPHA) / gain)))))
     false = np.sort(crossings("false", tokens))
     at = int(false[math.ceil(POWER * redraws) - 1])
     level = next((share for n, share in held if n >= at), held[-1][1])
     if at > tokens:
-        return Found(0, level, tokens, float((false <= tokens).mean())), held
-    return Found(at, level, tokens, POWER), held
+        return Found(0, level, tokens, float((false <= tokens).mean()), held[-1][1]), held
+    return Found(at, level, tokens, POWER, held[-1][1]), held
 
 
 def uniformity(found: Places, redraws: int, generator: np.random.Generator, grid: Sequence[int]) -> Found:
@@ -510,6 +514,7 @@ def evaluate(
     held: list[tuple[int, float]] = []
 
     def score(margin: Array) -> Array:  # non-greedy tokens, equal numbers by their margin, as `text_scores`
+        margin = np.maximum(margin - margin_allowed("float16"), 0.0)
         return np.asarray((margin > 0) + 1e-3 * margin / (1 + margin))
 
     def clipped(pools: dict[str, Array]) -> dict[str, Array]:
@@ -526,7 +531,7 @@ def evaluate(
     for name in ("e-value", "uniformity"):
         if (ids := results.get(f"sampled ids: {name}")) is not None:
             tokens = math.ceil(ids.tokens / survive) if ids.tokens > 0 else ids.tokens
-            results[f"text: {name}"] = Found(tokens, ids.level, ids.most, ids.power)
+            results[f"text: {name}"] = replace(ids, tokens=tokens)
     results["greedy ids"] = means({w: score(m) for w, m in found.greedy.items()})
     results["seeded ids"] = means({w: score(m) for w, m in found.seeded.items()})
     for name in ("top-5", "top-20", "sketch"):
@@ -571,7 +576,7 @@ def rows_of(
     """What was measured of a pair, as `evidence_tables` takes it."""
     return [
         *(
-            Row(NEEDED, pair.title, name, one.tokens, one.most, one.power, one.level)
+            Row(NEEDED, pair.title, name, one.tokens, one.most, one.power, one.level, one.level_most)
             for name, one in results.items()
         ),
         *(Row(HELD, pair.title, f"{count:,}", value=share) for count, share in held),

@@ -53,8 +53,8 @@ class Row:
         Power at `tokens`, or at the most that were tried; of the other kinds a share.
     level : float
         Share of honest records that the test refutes there; NaN: nothing was measured.
-    measured : bool
-        Whether the honest records came from another producer than the calibration.
+    level_most : float
+        The same with the most tokens that were tried.
     """
 
     kind: str
@@ -64,7 +64,7 @@ class Row:
     most: int = 0
     value: float = math.nan
     level: float = math.nan
-    measured: bool = True
+    level_most: float = math.nan
 
     def __str__(self) -> str:
         if self.tokens < 0:
@@ -82,9 +82,10 @@ def write(rows: Sequence[Row], path: Path) -> None:
         writer.writeheader()
         for row in rows:
             numbers = {
-                n: "" if math.isnan(getattr(row, n)) else f"{getattr(row, n):.4f}" for n in ("value", "level")
+                n: "" if math.isnan(getattr(row, n)) else f"{getattr(row, n):.4f}"
+                for n in ("value", "level", "level_most")
             }
-            writer.writerow({**asdict(row), **numbers, "measured": int(row.measured)})
+            writer.writerow({**asdict(row), **numbers})
 
 
 def read(path: Path) -> list[Row]:
@@ -93,7 +94,7 @@ def read(path: Path) -> list[Row]:
         return [
             Row(
                 one["kind"], one["pair"], one["what"], int(one["tokens"]), int(one["most"]),
-                float(one["value"] or "nan"), float(one["level"] or "nan"), one["measured"] == "1",
+                *(float(one[name] or "nan") for name in ("value", "level", "level_most")),
             )
             for one in csv.DictReader(file)
         ]  # fmt: skip
@@ -127,9 +128,9 @@ def levels(rows: Sequence[Row]) -> Table:
         row = cells.get((what, pair))
         if row is None:
             return ""
-        return f"{row.level:.4f}" if row.measured else "by constr."
+        return f"{row.level:.4f} ({row.level_most:.4f})"
 
-    title = "Honest records refuted there (another kernel or card of the claimed weights than the verifier's)"
+    title = "Honest records of another kernel or card refuted there (in brackets: with the most tokens tried)"
     return Table(
         title,
         ["claim, and what was run", *pairs],

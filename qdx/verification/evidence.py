@@ -90,6 +90,11 @@ class Claim:
         found = max((test.false_at_least for test in self.tests), default=0)
         return found if self.most_false is None else min(found, self.most_false)
 
+    def judged(self, units: int) -> int:
+        """Units of the test that bounds the false ones; `units` where none does."""
+        most = max(self.tests, key=lambda test: test.false_at_least, default=None)
+        return units if most is None or not most.false_at_least else most.judged
+
     def test(self, name: str) -> Test | None:
         """The listed test of that name."""
         return next((test for test in self.tests if test.name == name), None)

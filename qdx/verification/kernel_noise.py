@@ -13,13 +13,10 @@ int4 1.4 and more; on H100s the L2 distances of three kernels of one checkpoint 
 
 from __future__ import annotations
 
-import math
-
 from qdx.verification.likelihood import MANTISSA
 
 # Of a mean squared difference: twice the distance.
 FACTOR = 4.0
-LOG_FACTOR = math.log(FACTOR)
 # Nat by which two honest kernels in float16 may differ in a logit: 0.01 to 0.05 were seen.
 LOGIT = 0.05
 _FLOAT16 = 10  # bits of its mantissa

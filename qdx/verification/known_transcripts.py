@@ -16,10 +16,10 @@ from qdx.statistics import Floats, Ints
 from qdx.verification.calibration_size import split
 from qdx.verification.environment import record_differs
 from qdx.verification.environment_class import MACHINE, TITLES, Match, compare
-from qdx.verification.kernel_noise import LOG_FACTOR, margin_allowed
+from qdx.verification.kernel_noise import FACTOR, margin_allowed
 from qdx.verification.likelihood import row_mean
 from qdx.verification.listed import Comparable, compared
-from qdx.verification.listed_tests import ListedTest, Pooled, Silent, explained, weights_of
+from qdx.verification.listed_tests import ListedTest, Pooled, Silent, explained
 from qdx.verification.p_values import pooled_p
 from qdx.verification.profile import fit_profile
 from qdx.verification.replays import Replays
@@ -217,7 +217,7 @@ def _token_scores(
 
 
 def _profile_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | None:
-    recorded, weights_C = data.records_D[d] is not None, weights_of(data)
+    recorded = data.records_D[d] is not None
     data, known = one.energies(data)
     fit, test = _usable(one)
     if not test:
@@ -232,10 +232,8 @@ def _profile_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | 
         return None
     judged_VR = np.stack([row_mean(data.energy_DCRT[d, data.configs.index(v)]) for v in labels])
     judged_VR[:, ~data.there_DR[d]] = np.nan
-    if not recorded:
-        return profile.score(judged_VR), profile.score(energy_VN), test
-    same = [bool(weights_C[c]) and weights_C[data.configs.index(v)] == weights_C[c] for v in labels]
-    return profile.score(judged_VR, LOG_FACTOR, np.array(same)), profile.score(energy_VN), test
+    factor = FACTOR if recorded else 0.0
+    return profile.score(judged_VR, factor), profile.score(energy_VN), test
 
 
 def gap_p(data: Replays, one: Calibrated, d: int, c: int) -> Fraction | None:

@@ -287,8 +287,8 @@ def _listing(data: Replays, known: Replays, d: int, made: Sequence[int]) -> tupl
     for own in (known.records_D[p] for p in made):
         # What qdx recorded is raw, and greedy where it is compared at all.
         if own is not None and (other := mode_of(own, greedy)) != mode:
-            stated = other if other in MODES else "values of a mode that is not known"
-            return f"the known transcripts list {stated}, and the record {mode}: {other}"
+            stated = other if other in MODES else f"values of a mode that is not known ({other})"
+            return f"the known transcripts list {stated}, and the record {mode}"
     ranks = [data.listed.rank_D[d], *(known.listed.rank_D[p] for p in made)]
     # Servers put a drawn token that is not among the greatest in the place of the last one.
     return max(0, min(ranks) - (0 if greedy else 1)), min(digits)

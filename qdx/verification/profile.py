@@ -72,18 +72,17 @@ class Profile:
     spread_E: Floats
     floor: float
 
-    def score(self, energy_VM: Floats, allowed: float = 0.0, alike_V: Bools | None = None) -> Floats:
+    def score(self, energy_VM: Floats, factor: float = 0.0) -> Floats:
         """Score transcripts, judged ones and the calibration's testing part alike.
 
         Parameters
         ----------
         energy_VM : array (config, transcript)
             Mean energy of each transcript against each config's replay.
-        allowed : float
-            By how much an honest transcript's x may be off, in nat of an energy's logarithm. It is taken off
-            x_c and x_c − x_v, and off the deviation of x_v for `alike_V`.
-        alike_V : array of bool (config,), optional
-            Configs that are other kernels of the claimed weights. None: none.
+        factor : float
+            By how many times an honest transcript's energy against the claim may be what is usual; 0: by
+            none. x_c and x_c − x_v are lowered by its logarithm. x_v may move by what the triangle inequality
+            allows: twice log(1 + the greatest such distance from c over the distance of c from v).
 
         Returns
         -------
@@ -94,13 +93,12 @@ class Profile:
         claim = int(self.used_V[: self.claim].sum())
         entry_EM = _entries(energy, claim, self.floor)
         apart_EM = entry_EM - self.centre_E[:, None]
-        if allowed:
-            apart_EM[: len(energy)] -= allowed
-            alike = np.zeros(len(energy), bool) if alike_V is None else np.asarray(alike_V)[self.used_V]
-            own = apart_EM[len(energy) :][np.delete(alike, claim)]
-            apart_EM[len(energy) :][np.delete(alike, claim)] = np.sign(own) * np.maximum(
-                np.abs(own) - allowed, 0
-            )
+        if factor:
+            count = len(energy)
+            apart_EM[:count] -= np.log(factor)
+            moved_V = 2 * np.log1p(np.sqrt(factor * np.exp(self.centre_E[1:count])))[:, None]
+            beyond = np.maximum(np.abs(apart_EM[count:]) - moved_V, 0)
+            apart_EM[count:] = np.sign(apart_EM[count:]) * beyond
         deviation_EM = apart_EM / self.spread_E[:, None]
         score = _greatest(deviation_EM, len(energy) - 1, energy[claim] <= self.floor)
         return np.asarray(np.where(np.isfinite(energy).all(0), score, np.nan))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,26 +103,13 @@ def providers(none: Path) -> dict[str, Answers]:
     return {
         "known": stating(answers("known")),
         "honest": own,
-        "other-format": other,
         "half": [*own[:4], *other[4:]],
         "attached": as_ids(claimed_values(none, other)),
         "copied": one_for_all(other),
         "cached": one_for_all(own),
-        "hotter": stating(answers("answers"), temperature=1.5),
         "colder": stating(answers("answers"), temperature=0.3),
         "said-raw": stating(answers("answers"), mode="raw_logprobs"),
-        "flattened": _flattened(other),
     }
-
-
-def _flattened(values: Answers) -> Answers:
-    """Another format's answers, whose lists are rounded to whole numbers so that they say nothing."""
-    made = copy.deepcopy(values)
-    for one in made:
-        for token in content(one):
-            for each in (token, *token["top_logprobs"]):
-                each["logprob"] = float(round(each["logprob"]))
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -144,31 +131,79 @@ def result(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) ->
     assert done.returncode == 4, done.stdout + done.stderr
     judged = names[1:]
     with qdx.open(folder / "s" / "producers.nc") as made, qdx.open(folder / "s") as here:
-        known = only(made, "config", ["known"]), only(here, "producer", ["known"])
-        rest = only(made, "config", judged), only(here, "producer", judged)
+        known, rest = parted(made, here, ["known"]), parted(made, here, judged)
         known[1]["analysis/verify"] = xr.DataTree(
             xr.Dataset({"claim": ("producer", np.array(["none"], object))}, {"producer": ["known"]})
         )
         return verify(*rest, claims=dict.fromkeys(judged, "none"), calibration=known).result.load()
 
 
-def only(tree: xr.DataTree, axis: str, labels: list[str]) -> xr.DataTree:
-    """A file of some producers, as if the others had never been in it."""
+def parted(made: xr.DataTree, here: xr.DataTree, labels: list[str]) -> tuple[xr.DataTree, xr.DataTree]:
+    """Both files of some providers, as if the others had never been in them."""
+    answered = (made["stated/group"].sel(config=labels) >= 0).any("config")
+    names = answered["reference"].values[answered.values].tolist()
+    return only(made, {"config": labels, "reference": names}), only(
+        here, {"producer": labels, "reference": names}
+    )
+
+
+def only(tree: xr.DataTree, at: dict[str, list[str]]) -> xr.DataTree:
     groups: Iterator[xr.DataTree] = tree.subtree
     made = {}
     for node in groups:
         data = node.to_dataset(inherit=False)
-        if axis in data.dims and set(labels) <= set(map(str, data[axis].values)):
-            data = data.sel({axis: labels})
+        for axis, labels in at.items():
+            if axis in data.dims and set(labels) <= set(map(str, data[axis].values)):
+                data = data.sel({axis: labels})
         made[node.path] = data.load()
     found = xr.DataTree.from_dict(made)
     found.attrs = dict(tree.attrs)
     return found
 
 
-def test_show(result: xr.Dataset) -> None:
-    for p in result["producer"].values:
-        one = result.sel(producer=p)
-        print("\n==", p, one["verdict"].item(), "|", one["concerns"].item(), "|", {str(t): float(one["test_p"].sel(test=t)) for t in one["test"].values})
-        print(one["because"].item())
-    raise AssertionError
+def verdict(result: xr.Dataset, name: str) -> tuple[str, str]:
+    one = result.sel(producer=name)
+    return one["verdict"].item(), one["because"].item()
+
+
+def test_honest_answers_of_vllm_are_not_refuted_and_their_lists_after_truncation_are_compared(
+    result: xr.Dataset,
+) -> None:
+    kind, because = verdict(result, "honest")
+    assert kind == "not refuted", because
+    null = result["test_null"].sel(producer="honest", test="distances").item()
+    assert null.startswith("listed log-probabilities (the 4 greatest and the emitted one, 6 decimals)"), null
+    assert result["test_p"].sel(producer="honest").min("test").item() > 0.05
+
+
+def test_half_of_another_formats_answers_are_found_and_counted(result: xr.Dataset) -> None:
+    kind, because = verdict(result, "half")
+    one = result.sel(producer="half")
+    assert kind == "refuted" and 2 <= one["false_at_least"].item() <= 4, because
+    assert one["false_share_at_least"].item() == one["false_at_least"].item() / 8
+
+
+def test_log_probabilities_of_the_claimed_model_do_not_cover_another_models_text(result: xr.Dataset) -> None:
+    kind, because = verdict(result, "attached")
+    assert kind == "refuted", because
+    assert result["test_p"].sel(producer="attached", test="drawn tokens").item() < 1e-6
+
+
+def test_values_that_are_said_to_be_of_another_mode_are_not_compared(result: xr.Dataset) -> None:
+    null = result["test_null"].sel(producer="said-raw", test="distances").item()
+    assert "the known transcripts list processed_logprobs, and the record raw_logprobs" in null
+
+
+def test_another_temperature_than_stated_is_not_good_news(result: xr.Dataset) -> None:
+    kind, because = verdict(result, "colder")
+    assert kind == "refuted" and "not 0.3 as stated" in because, because
+
+
+def test_one_answer_given_eight_times_counts_once_for_and_against_its_provider(result: xr.Dataset) -> None:
+    """Seeds of their own do not make copies independent: a cache may stand before the engine."""
+    kind, because = verdict(result, "copied")
+    assert kind not in GOOD and "may come from a cache" in because, because
+    once = result["test_p"].sel(producer="copied", test="drawn tokens").item()
+    assert once > 1e-6, "eight copies of it would have 10^-19"
+    assert result["false_share_at_least"].sel(producer="copied").item() <= 1
+    assert verdict(result, "cached")[0] in ("not refuted", "undecided"), verdict(result, "cached")
