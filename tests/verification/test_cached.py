@@ -1,4 +1,4 @@
-"""Equal answers to one prompt under seeds of their own: an honest claim keeps its level, whoever gave them."""
+"""Equal answers to one prompt under different seeds: an honest claim keeps its level, whatever gave them."""
 
 from __future__ import annotations
 
