@@ -2,9 +2,9 @@
 
 No prompt, answer or token id is in it, no sentence that quotes a record, and no name of a machine, a user, a
 file or a folder. Prompts may be short enough to be guessed, and a hash of what can be guessed tells who was
-right. So digests of prompts, answers and records are keyed (HMAC-SHA256): whoever gets the key and the records
-can check that the verdict is about them, and by the seed of the draw which of them were judged. Sums over
-tokens are rounded for the same reason.
+right. So digests of prompts, answers and records are keyed (HMAC-SHA256). Whoever gets the key and the
+records can check that the verdict is about them, and by the seed of the draw which of them were judged. Sums
+over tokens are rounded for the same reason.
 """
 
 from __future__ import annotations
