@@ -93,7 +93,7 @@ def commit(directory: Path, out: Path | None = None) -> Path:
     Raises
     ------
     QdxError
-        When the folder is no sweep's, is a verifier's, or a run or its full rows are missing.
+        When the folder is not a sweep's, is a verifier's, or a run or its full rows are missing.
     """
     directory = Path(directory)
     source = directory / SWEEP
@@ -128,7 +128,7 @@ def publish(directory: Path, out: Path | None = None) -> Path:
     Raises
     ------
     QdxError
-        When the folder is no sweep's, or is a verifier's.
+        When the folder is not a sweep's, or is a verifier's.
     """
     directory = Path(directory)
     source = directory / SWEEP
@@ -271,7 +271,7 @@ def bound(directory: Path) -> Bound:
 
 @dataclass(frozen=True)
 class Bound:
-    """What a prover bound, and what she opens it with.
+    """Hold what a prover bound, and what she opens it with.
 
     Attributes
     ----------
@@ -473,7 +473,7 @@ def _phase(tree: xr.DataTree, directory: Path, phase: str) -> xr.Dataset:
 
 
 def _captured(tree: xr.DataTree, phase: str) -> xr.Dataset:
-    """Which rows of the first repeats were captured, what is stated of the configs, and how they repeat."""
+    """Return which rows of the first repeats were captured, what configs state, and how they repeat."""
     data = tree[phase].to_dataset().isel(repeat=[0])
     labels = [str(label) for label in data["config"].values]
     repeats = own_repeats(tree, phase, labels)

@@ -123,7 +123,7 @@ def _one_line(text: str) -> str:
 
 
 def _on_terminal() -> bool:
-    """Whether a bar is drawn: on a terminal only. rich would draw one into a log file for ``FORCE_COLOR``."""
+    """Return whether a bar is drawn: on a terminal only. rich would draw one for ``FORCE_COLOR``, too."""
     return _stream().isatty() and os.environ.get("TTY_COMPATIBLE") != "0" and _console().is_terminal
 
 

@@ -112,7 +112,7 @@ def check_label(label: str) -> None:
 
 
 def names_folder(label: object) -> bool:
-    """Whether a label is the name of a folder inside the sweep's, not a path such as ``../x``."""
+    """Return whether a label is the name of a folder inside the sweep's, not a path such as ``../x``."""
     if not isinstance(label, str) or not label.isprintable():  # a line break would begin a line of a report
         return False
     return label not in ("", ".", "..") and not set(label) & set("/\\")
@@ -120,7 +120,7 @@ def names_folder(label: object) -> bool:
 
 @dataclass
 class Model:
-    """Where the checkpoint of each format is: a ``demo:`` name, a local folder or a hub id."""
+    """Say where the checkpoint of each format is: a ``demo:`` name, a local folder or a hub id."""
 
     name: str
     checkpoint: dict[str, str | None]
@@ -392,7 +392,7 @@ class InlinePrompts:
 
 @dataclass
 class CaptureSettings:
-    """How much of a captured row is kept.
+    """Say how much of a captured row is kept.
 
     Attributes
     ----------
@@ -445,7 +445,7 @@ class Generate:
 
 @dataclass
 class Dataset:
-    """How files are written."""
+    """Say how files are written."""
 
     portable: bool = False
 

@@ -40,7 +40,7 @@ class ChallengePrompts:
 
 @dataclass
 class Verify:
-    """How replayed transcripts are judged.
+    """Say how replayed transcripts are judged.
 
     ``claims`` maps a producer to the config that it claims to be, where that is not its own label, and a
     provider whose records are judged to that, or to a format (``awq``, ``int4``): all its configs;

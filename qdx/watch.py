@@ -46,7 +46,7 @@ FLOORS = {"agreement": 0.02, "length": 0.02, "logprob": 1e-3, "listed": 1e-3}
 
 @dataclass(frozen=True)
 class Watch:
-    """What is watched; the fields of the configuration file.
+    """Hold what is watched: the fields of the configuration file.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ class Watch:
         except OSError as error:
             raise QdxError(f"{path}: {error.strerror}: give the file that says what is watched") from error
         except Exception as error:
-            raise QdxError(f"{path} is no YAML that can be read: {error}") from error
+            raise QdxError(f"{path} is not YAML that can be read: {error}") from error
         if not isinstance(value, dict) or not isinstance(value.get("targets"), dict):
             raise QdxError(f"{path}: must have targets, {{name: {{base_url: …, model: …}}}}, and prompts")
         known = [one.name for one in fields(cls)]
@@ -134,7 +134,7 @@ def _target(path: Path, name: str, options: Any) -> OpenaiBackend:
 
 @dataclass
 class Target:
-    """What is known of one provider.
+    """Hold what is known of one provider.
 
     Attributes
     ----------
@@ -217,7 +217,7 @@ def compact(response: Mapping[str, Any]) -> dict[str, Any]:
     Raises
     ------
     QdxError
-        When it is no answer that a record can be made of.
+        When it is not an answer that a record can be made of.
     """
     from qdx.records.openai import answers
     from qdx.records.record import FieldError, Fields, Unreadable
@@ -225,9 +225,9 @@ def compact(response: Mapping[str, Any]) -> dict[str, Any]:
     try:
         record = next(iter(answers("answer", None, Fields(dict(response)))))
     except FieldError as error:
-        raise QdxError(f"a response that is no answer: {error}") from None
+        raise QdxError(f"a response that is not an answer: {error}") from None
     if isinstance(record, Unreadable):
-        raise QdxError(f"a response that is no answer: {record}")
+        raise QdxError(f"a response that is not an answer: {record}")
     text = (record.output or "") + record.reasoning
     values = [one.logprob for one in record.tokens if math.isfinite(one.logprob)]
     first = {one.text: one.logprob for one in record.tokens[0].top} if record.tokens else {}
@@ -273,7 +273,7 @@ class State:
         lines = self._lines()
         head = lines[0] if lines else {}
         if head.get("kind") != "watch" or head.get("version") != 1:
-            raise QdxError(f"{path} is no state of a watch: name another file as state")
+            raise QdxError(f"{path} is not a state of a watch: name another file as state")
         if head.get("about") != about:
             raise QdxError(
                 f"{path} is of other prompts, providers or options, and rounds of both cannot be compared: "
@@ -284,7 +284,7 @@ class State:
             self._take(line)
 
     def _about(self) -> dict[str, Any]:
-        """What an answer depends on; how it is fetched does not count."""
+        """Return what an answer depends on; how it is fetched does not count."""
         skipped = ("concurrency", "timeout", "retries", "max_requests", "max_tokens", "price_in", "price_out",
                    "key", "insecure")  # fmt: skip
         targets = {

@@ -178,7 +178,7 @@ def test_impossible_values_name_the_key_the_value_and_the_choices(overrides: lis
             ["metric=[topk_overlap]", "metric.topk_overlap.k=many"],
             "metric.topk_overlap.k=many: must be an int",
         ),
-        (["quant"], "is no override: write key=value"),
+        (["quant"], "is not an override: write key=value"),
         (["repeats=2,0"], "repeats=0: must be at least 1"),
         (["prompts.path=/no/such.pdf"], "/no/such.pdf"),
     ],

@@ -47,17 +47,6 @@ def test_load_and_plot_writes_a_whole_svg(
     assert float(next(line for line in printed.splitlines() if "gptq" in line).split()[1]) > 1
 
 
-def test_compare_sweeps_counts_equal_rows(
-    sweeps: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run("compare_sweeps.py", monkeypatch, sweeps[0], sweeps[1] / "sweep.nc")
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-    assert [(row[0], row[1]) for row in rows] == [
-        (c, p) for p in ("prefill", "replay") for c in ("awq", "gptq")
-    ]
-    assert all(row[2] == row[4] and float(row[5]) == 0 for row in rows)
-
-
 def test_custom_analysis_prints_a_line_a_pair(
     sweeps: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

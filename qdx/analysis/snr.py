@@ -118,7 +118,7 @@ def snr(
 
 
 def word(at: xr.Dataset, a: int, b: int, distance: float) -> str:
-    """What to write where signal to noise is no number; empty where it is, or was not measured.
+    """Return what to write where signal to noise is not a number; empty where it is, or was not measured.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def _blocks(
 
 
 def _missing(view: View, result: xr.Dataset, names: list[str], phases: list[str]) -> str:
-    """Why there is nothing to show; empty where there is something."""
+    """Say why there is nothing to show; empty where there is something."""
     if len(view.configs) == 1:
         return "One config: no pair."
     if not names:

@@ -37,7 +37,7 @@ def merge(directory: Path, target: Path, *, damaged: dict[str, str] | None = Non
     ------
     QdxError
         When no run is finished and whole, or runs differ in tokenizer, references, vocabulary or sketch
-        (named with their labels), or the disk is full. Failed and missing labels are no error: they are
+        (named with their labels), or the disk is full. Failed and missing labels are not an error: they are
         listed in the root attributes, never filled with NaN.
     """
     state = folder.scan(Path(directory))

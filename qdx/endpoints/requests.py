@@ -1,4 +1,4 @@
-"""What is in a request: the prompt as ids or as a conversation, how tokens are chosen, what is asked back."""
+"""Build a request: the prompt as ids or a conversation, how tokens are chosen, what is asked back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PATHS = {"completions": "completions", "chat": "chat/completions"}
 
 @dataclass(frozen=True)
 class Manner:
-    """What this server lets one ask back; servers refuse fields that they do not know.
+    """Say what this server lets one ask back; servers refuse fields that they do not know.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class Manner:
     logprobs: bool = True
 
     def without(self) -> Iterator[Manner]:
-        """What to try next when a server refuses a request: the fields that fewest servers know go first.
+        """Return what to try when a server refuses a request: the fields that fewest servers know go first.
 
         How tokens are chosen is never left out: an answer to another question than the user's would be taken
         for one to his.

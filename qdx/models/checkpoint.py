@@ -113,7 +113,7 @@ def read_config(path: Path) -> dict[str, Any]:
     file = Path(path) / "config.json"
     if not file.is_file():
         raise QdxError(
-            f"folder {path} has no config.json: it is no checkpoint, give the folder that holds one"
+            f"folder {path} has no config.json: it is not a checkpoint, give the folder that holds one"
         )
     return read_object(file)
 
@@ -122,7 +122,9 @@ def vocab_size(path: Path) -> int:
     """Return the number of logits in a row of the model in a checkpoint folder, as its config.json says."""
     size = _stated(path, "vocab_size")
     if not isinstance(size, int):
-        raise QdxError(f"{path / 'config.json'} states no vocab_size: it is no language model's checkpoint")
+        raise QdxError(
+            f"{path / 'config.json'} states no vocab_size: it is not a language model's checkpoint"
+        )
     return size
 
 

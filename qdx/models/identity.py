@@ -1,4 +1,4 @@
-"""What identifies a checkpoint: hashes of its weight files and of its tokenizer, which is loaded here."""
+"""Identify a checkpoint: hashes of its weight files and of its tokenizer, which is loaded here."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _essence(file: Path) -> dict[str, Any]:
         return {"vocab": model["vocab"], "merges": merges, "added_tokens": sorted(added)}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise QdxError(
-            f"{file} is no tokenizer ({type(error).__name__}: {error}): download it again"
+            f"{file} is not a tokenizer ({type(error).__name__}: {error}): download it again"
         ) from error
 
 

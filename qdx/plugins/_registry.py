@@ -24,7 +24,7 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Plugin:
-    """What the framework knows of one registered function or class.
+    """Hold what the framework knows of one registered function or class.
 
     Attributes
     ----------
@@ -245,7 +245,7 @@ def _require_function(
 
 def _require_class(member: Callable[..., Any], kind: str, who: str) -> None:
     if not inspect.isclass(member):
-        raise QdxError(f"{who} is no class, must be a class with {', '.join(METHODS[kind])}")
+        raise QdxError(f"{who} is not a class, must be a class with {', '.join(METHODS[kind])}")
     for name, arguments in METHODS[kind].items():
         method = inspect.getattr_static(member, name, None)
         if method is None:
@@ -361,7 +361,7 @@ def check_options(member: Callable[..., Any], prefix: str, node: Mapping[str, An
 
 
 def _fits(value: Any, default: Any) -> bool:
-    """Whether a value is of the default's type; None always is, and an int is a float."""
+    """Return whether a value is of the default's type; None always is, and an int is a float."""
     if value is None or default is None:
         return True
     if isinstance(default, bool) or isinstance(value, bool):

@@ -30,7 +30,7 @@ from qdx.statistics import Joined
 
 MOST = 2_000  # answers that are replayed without being asked for
 MOST_NAMED = 4  # answers of one reason that are named
-SAME = 8  # tokens: shorter answers of one prompt may be equal by chance, so they are no cached answer
+SAME = 8  # tokens: shorter answers of one prompt may be equal by chance, so they are not a cached answer
 ASSUMABLE = ("temperature", *NEUTRAL, "seed", "logprobs_mode")
 NUMBERS = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
@@ -40,7 +40,7 @@ NUMBERS = (
 
 @dataclass(frozen=True)
 class Request:
-    """What of a file of records is taken, and what is taken for granted; see `qdx.prompts.Transcripts`."""
+    """Say what is taken of a file of records, and taken for granted; see `qdx.prompts.Transcripts`."""
 
     path: Path
     reader: str = ""
@@ -108,7 +108,7 @@ class Lost:
 
 @dataclass
 class Collected:
-    """What was taken of a file, and what was not.
+    """Hold what was taken of a file, and what was not.
 
     Attributes
     ----------
@@ -439,7 +439,7 @@ def groups_of(transcripts: Sequence[Transcript]) -> NDArray[np.int64]:
 
 
 def prompt_differs(one: Transcript) -> bool:
-    """Whether the record states another number of prompt tokens than the ids that are replayed have."""
+    """Return whether the record states another number of prompt tokens than is replayed."""
     stated = one.stated["prompt_tokens"]
     return bool(stated >= 0 and stated != len(one.prompt.ids))
 

@@ -41,7 +41,7 @@ DECIDING = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json"
 
 
 def is_record_file(path: Path) -> bool:
-    """Whether a file is none that qdx wrote, so that a reader of records has to take it.
+    """Return whether a file is none that qdx wrote, so that a reader of records has to take it.
 
     What is called ``.nc`` is one of qdx's, which may be damaged.
     """
@@ -52,7 +52,7 @@ def is_record_file(path: Path) -> bool:
 
 
 def is_own(path: Path) -> bool:
-    """Whether `convert` made a file of transcripts here: only of these it is known what was lost."""
+    """Return whether `convert` made a file of transcripts here: only of these it is known what was lost."""
     from qdx import models
 
     return path.parent.resolve() == (models.cache_folder() / "records").resolve()

@@ -40,7 +40,7 @@ COPY = "producers.nc"  # of the file, in the verifier's sweep folder
 @register("prompts", "transcripts")
 @dataclass
 class Transcripts:
-    """What producers generated, to be replayed: the program is the verifier then.
+    """Replay what producers generated: the program is the verifier then.
 
     Parameters
     ----------

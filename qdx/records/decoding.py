@@ -1,4 +1,4 @@
-"""What a record says of its decoding, as text that `qdx.backends.sampling` judges; what it leaves open."""
+"""Write a record's decoding as text that `qdx.backends.sampling` judges, and say what it leaves open."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LONGEST_NAME = 40  # characters of a request's field
 
 @dataclass(frozen=True)
 class Decoding:
-    """What is known of how an answer's tokens were chosen.
+    """Hold what is known of how an answer's tokens were chosen.
 
     Attributes
     ----------

@@ -53,7 +53,7 @@ class OpenAI:
         self._requests = Requests(Path(requests)) if requests else None
 
     def matches(self, head: bytes) -> bool:
-        """Whether the first value is a response, a piece of one, or a line around one."""
+        """Return whether the first value is a response, a piece of one, or a line around one."""
         return "choices" in answer_of(lines.peek(head))
 
     def read(self, path: Path) -> Iterator[Record | Unreadable]:
@@ -101,7 +101,7 @@ class OpenAI:
         if isinstance(response, list):
             response = Streams.joined(response)
         if response is None:
-            raise FieldError("", value.value, "a field response, or choices: this line is no answer")
+            raise FieldError("", value.value, "a field response, or choices: this line is not an answer")
         yield from answers(value.where, request, Fields(response, path), identity, envelope)
 
     def _streamed(self, bodies: Iterator[tuple[str, Any] | Unreadable]) -> Iterator[Record | Unreadable]:
@@ -129,7 +129,7 @@ def answer_of(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def is_piece(value: object, event: bool) -> bool:
-    """Whether a value is a piece of a streamed answer."""
+    """Return whether a value is a piece of a streamed answer."""
     return isinstance(value, dict) and (value.get("object") == CHUNK or (event and "choices" in value))
 
 
@@ -254,7 +254,7 @@ def _left(*parts: tuple[str, Fields | None]) -> dict[str, Any]:
 
 
 def _common(where: str, request: Fields | None, body: Fields) -> Record:
-    """What all choices of a response share."""
+    """Return what all choices of a response share."""
     from qdx.records.openrouter import marketplace
     from qdx.records.vllm import prompt_of
 
@@ -348,7 +348,7 @@ def content_text(value: object, path: str) -> str | None:
     Raises
     ------
     FieldError
-        For a part that is no text, such as a picture: it has no token ids here.
+        For a part that is not text, such as a picture: it has no token ids here.
     """
     if value is None or isinstance(value, str):
         return value

@@ -53,7 +53,7 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the tokens of an answer were chosen. None is a parameter that the record does not state.
+    """State how the tokens of an answer were chosen. None is a parameter that the record does not state.
 
     Attributes
     ----------
@@ -128,7 +128,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Shared:
-    """What a response counts of all its choices together.
+    """Hold what a response counts of all its choices together.
 
     Attributes
     ----------
@@ -449,7 +449,7 @@ def stated_sampling(request: Fields, harmless: frozenset[str] = frozenset()) -> 
 
 
 def moment(value: object) -> int | None:
-    """Return a time in seconds since 1970; None for what is no such time, which decides nothing."""
+    """Return a time in seconds since 1970; None for what is not such a time, which decides nothing."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < LATEST:
         return None
     return int(value)

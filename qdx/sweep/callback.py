@@ -46,7 +46,7 @@ SUBDIR = "${label}"  # hydra.sweep.subdir in conf/config.yaml
 
 
 class _Running(NamedTuple):
-    """The sweep whose jobs the launcher has.
+    """State of the running sweep: its folder, what to measure at the end, and whether jobs run elsewhere.
 
     Attributes
     ----------
@@ -139,7 +139,7 @@ def command_line() -> str:
 
 
 def _flags() -> list[str]:
-    """What Hydra does not know and was taken from the command line: a sweep is resumed as it was started."""
+    """Return the flags that Hydra does not know: a sweep is resumed as it was started."""
     return [NO_PLUGINS] if plugins.are_left_out() else []
 
 

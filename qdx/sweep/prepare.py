@@ -1,4 +1,4 @@
-"""What happens before the first job of a sweep: everything that would stop a later one is looked for now."""
+"""Look for everything that would stop a later job, before the first job of a sweep."""
 
 from __future__ import annotations
 
@@ -224,8 +224,8 @@ def keep_for_the_report(transcripts: Transcripts, asked: Verify, directory: Path
     Raises
     ------
     QdxError
-        For a claim of somebody who is no producer, a calibration that is no verifier's sweep, a demand that
-        means nothing, or opened rows without their challenge.
+        For a claim of somebody who is not a producer, a calibration that is not a verifier's sweep, a demand
+        that means nothing, or opened rows without their challenge.
     """
     from qdx.verification import ledger, obligations
     from qdx.verification.sections import CHALLENGE, adopt_calibration, adopt_challenge
@@ -234,7 +234,7 @@ def keep_for_the_report(transcripts: Transcripts, asked: Verify, directory: Path
     for producer in asked.claims or {}:
         if producer not in names:
             raise QdxError(
-                f"verify.claims names {producer!r}, which is no producer in {transcripts.file.path}: "
+                f"verify.claims names {producer!r}, which is not a producer in {transcripts.file.path}: "
                 f"{', '.join(names)}{nearest(producer, names)}"
             )
     for number, earlier in enumerate(asked.calibrations, 1):

@@ -177,7 +177,7 @@ def _claimed(data: Replays, claims: Mapping[str, str]) -> list[str]:
     for producer in claims:
         if producer not in data.producers:
             raise QdxError(
-                f"verify.claims names {producer!r}, which is no producer: {', '.join(data.producers)}"
+                f"verify.claims names {producer!r}, which is not a producer: {', '.join(data.producers)}"
             )
     for producer, label in zip(data.producers, claimed, strict=True):
         d = data.producers.index(producer)
@@ -239,7 +239,7 @@ def _obligations(
     require: Mapping[str, Any],
     exchange: Exchange | None,
 ) -> list[Obligations]:
-    """What was demanded of every producer."""
+    """Say what was demanded of every producer."""
     stored = tree["provenance"].to_dataset() if "provenance" in tree.children else xr.Dataset()
     found = []
     for d, label in enumerate(data.producers):
@@ -261,7 +261,7 @@ def _obligations(
 
 
 def _others(data: Replays) -> list[list[str]]:
-    """What of a producer's own record is not the config's."""
+    """Say what of a producer's own record is not the config's."""
     return [[record_differs(own, here) for here in data.record_C] for own in data.record_D]
 
 
@@ -294,7 +294,7 @@ Variable = tuple[str | tuple[str, ...], Any, dict[str, str]]
 
 
 def _of_references(data: Replays, likelihood_DCR: Floats) -> dict[str, Variable]:
-    """What was counted of every transcript under every config."""
+    """Say what was counted of every transcript under every config."""
     rows = {
         "margin": (data.margin_DCR, "mean margin of the producer's tokens under the config's own rows here"),
         "tokens": (data.tokens_DCR, "tokens judged by their margins: every emitted one"),
@@ -345,7 +345,7 @@ def _of_tests(evidence: Evidence) -> dict[str, Variable]:
 def _texts(
     data: Replays, evidence: Evidence, decided: Sequence[Verdict], claimed: Sequence[str], p_DC: Floats
 ) -> dict[str, Variable]:
-    """What is said of every claim in words."""
+    """Say what is said of every claim in words."""
     greedy = {True: "yes", False: "no", None: "not stated"}
     columns = {
         "claim": ([*claimed], "claimed config"),
@@ -366,7 +366,7 @@ def _texts(
 
 
 def _numbers(data: Replays, evidence: Evidence, decided: Sequence[Verdict]) -> dict[str, Variable]:
-    """What is counted of every claim, and its p."""
+    """Say what is counted of every claim, and its p."""
     p = [(claim.p, claim.p_holm) if claim else (None, None) for claim in evidence.claims]
     columns = {
         "p_test": ([_float(one) for one, _ in p], "T · min p over the claim's T listed tests"),
@@ -407,7 +407,7 @@ def _numbers(data: Replays, evidence: Evidence, decided: Sequence[Verdict]) -> d
 
 
 def _fit(data: Replays, claim: Claim | None, d: int, c: int, alpha: float) -> Fit | None:
-    """Which sampling parameters a producer's tokens fit; None where none of them was drawn."""
+    """Say which sampling parameters a producer's tokens fit; None where none of them was drawn."""
     if claim is None or claim.test("parameters") is None:
         return None
     return parameters_of(data, d, c, alpha, interval=True)

@@ -47,7 +47,7 @@ GREEDY_ONLY = 1  # files of this schema version and before could hold nothing bu
 
 @dataclass(frozen=True)
 class Claim:
-    """What was tested of one claim.
+    """Hold what was tested of one claim.
 
     Attributes
     ----------
@@ -101,7 +101,7 @@ class Claim:
 
 
 def sampling_of(data: Replays, d: int) -> bool | None:
-    """Whether a producer states plain greedy decoding; None where its record does not say."""
+    """Return whether a producer states plain greedy decoding; None where its record does not say."""
     recorded = data.records_D[d] is not None
     if not recorded and not data.sampling_D[d] and 0 < data.schema_D[d] <= GREEDY_ONLY:
         return True  # a file of that version could hold nothing else
@@ -109,7 +109,7 @@ def sampling_of(data: Replays, d: int) -> bool | None:
 
 
 def repeats_exactly(rows: Compared, c: int) -> bool:
-    """Whether every rerun of a config here was bit-equal."""
+    """Return whether every rerun of a config here was bit-equal."""
     return rows.repeats_C[c].bit_equal
 
 

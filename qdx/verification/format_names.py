@@ -1,4 +1,4 @@
-"""Which configs a provider means that names a weight format: all of it that were replayed, whatever kernel.
+"""Find the replayed configs that a provider's name of a weight format means, whatever their kernel.
 
 A provider says "awq", "int4" or "fp8", and not which kernel, card or checkpoint. So its claim is a composite
 one: it is refuted when every config that it may mean is refuted, and p is the greatest over them.

@@ -60,7 +60,7 @@ class Calibrated:
 
     @property
     def machine(self) -> str:
-        """What the transcripts were made on, in a few words."""
+        """Return what the transcripts were made on, in a few words."""
         facts = self.data.class_D[self.data.producers.index(self.label)]
         names = [name for name in (*MACHINE, "backend_version", "torch_version") if facts.get(name)]
         said = ", ".join(facts[n] if n == "gpu or cpu" else f"{TITLES[n]} {facts[n]}" for n in names)

@@ -42,7 +42,7 @@ LISTS, TOKENS = "listed log-probabilities", "margins of the greedy tokens"
 
 @dataclass(frozen=True)
 class Listed:
-    """What producers list of each emitted token, and what the rows here say of the same tokens.
+    """Hold what producers list of each emitted token, and what the rows here say of the same tokens.
 
     Attributes
     ----------
@@ -259,7 +259,7 @@ def compared(data: Replays, known: Replays, d: int) -> Comparable | str:
 
 
 def same_sampling(data: Replays, d: int, known: Replays, p: int) -> bool:
-    """Whether known transcripts were chosen as the judged ones are: rows of drawn text are flatter."""
+    """Return whether known transcripts were chosen as the judged ones are: rows of drawn text are flatter."""
     greedy = plain_greedy(data.sampling_D[d])
     if greedy or plain_greedy(known.sampling_D[p]):
         return bool(greedy and plain_greedy(known.sampling_D[p]))
@@ -271,7 +271,7 @@ def same_sampling(data: Replays, d: int, known: Replays, p: int) -> bool:
 
 
 def _listing(data: Replays, known: Replays, d: int, made: Sequence[int]) -> tuple[int, int] | str:
-    """How many listed values, of how many decimals, both sides have."""
+    """Return how many listed values, of how many decimals, both sides have."""
     record = data.records_D[d]
     assert record is not None
     if data.listed is None or known.listed is None:
@@ -403,7 +403,7 @@ def _of_rows(
     length_R: Ints,
     emitted_DRO: Ints,
 ) -> _Theirs:
-    """What the API of a producer that qdx recorded would have listed."""
+    """Return what the API of a producer that qdx recorded would have listed."""
     shape = emitted_DRO.shape
     at = {"config": list(producers), "reference": list(references)}
     parts = [

@@ -332,7 +332,7 @@ def groupings(data: Replays, d: int) -> list[list[int]]:
 
 
 def shown_of(data: Replays, d: int) -> Shown:
-    """What is known of a producer's answers beside their tokens."""
+    """Return what is known of a producer's answers beside their tokens."""
     record = data.records_D[d]
     assert record is not None
     return Shown(record.samplers_RP[:, 0], record.open_R, record.lost_answers)

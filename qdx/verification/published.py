@@ -149,7 +149,7 @@ def _claim(
 
 
 def _names(labels: list[str], noun: str) -> dict[str, str]:
-    """What each label is called: itself, or a number where it says where something lies."""
+    """Return what each label is called: itself, or a number where it says where something lies."""
     return {
         label: f"{noun} {number}" if _PLACE.search(label) else label for number, label in enumerate(labels, 1)
     }

@@ -1,4 +1,4 @@
-"""What a file of other programs' records says of its transcripts, beside their tokens."""
+"""Read what a file of other programs' records says of its transcripts, beside their tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_NOTES, LONGEST_NOTE = 60, 400  # lines of such a file, and characters of ea
 
 @dataclass(frozen=True)
 class Recorded:
-    """What records of another program say of a producer, and what had to be taken for granted.
+    """Hold what records of another program say of a producer, and what had to be taken for granted.
 
     Attributes
     ----------
@@ -85,7 +85,7 @@ class Recorded:
 
     @property
     def order_matters(self) -> bool:
-        """Whether engines cut off other tokens by these parameters, and the records name no known one.
+        """Return whether engines cut off other tokens by these parameters, and the records name no known one.
 
         vLLM divides by the temperature first, and takes min-p, top-k and then top-p of what is left. Others
         divide last (llama.cpp), or take top-p of all tokens.
@@ -98,7 +98,7 @@ class Recorded:
 
     @property
     def lost(self) -> str:
-        """What of the provider's answers was not judged, in words; "" where nothing was lost.
+        """Return what of the provider's answers was not judged, in words; "" where nothing was lost.
 
         Whoever writes the answers can make those unreadable that would speak against them.
         """

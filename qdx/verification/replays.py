@@ -56,7 +56,7 @@ from qdx.verification.replayed_rows import (
 from qdx.verification.units import spans_of, units_of
 
 SHARED = {"tokenizer_sha256": "tokenizer", "vocab": "vocabulary size", "sketch_seed": "seed of the sketches"}
-MARGIN_MOST = 1.0  # nats that one drawn token counts for at most: one outlier is no pattern
+MARGIN_MOST = 1.0  # nats that one drawn token counts for at most: one outlier is not a pattern
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,7 @@ class Replays:
         return [self.producers.index(c) if c in self.producers else -1 for c in self.configs]
 
     def own_processes(self, config: int) -> bool:
-        """Whether every repeat of a config here ran in a process of its own."""
+        """Return whether every repeat of a config here ran in a process of its own."""
         return self.processes_C[config] >= self.repeats > 1
 
     def text_scores(self, most: int | None = None, *, whole: bool = False, allowed: float = 0.0) -> Floats:
@@ -381,7 +381,7 @@ _FILL = {"captured": False, "token_id": -1, "row_hash": 0, "commitment": 0}
 
 def _group(tree: xr.DataTree, name: str) -> xr.Dataset:
     if name not in tree.children:
-        raise QdxError(f"no group /{name} in the file: it is no sweep with that phase")
+        raise QdxError(f"no group /{name} in the file: it is not a sweep with that phase")
     return tree[name].to_dataset()
 
 
@@ -467,7 +467,7 @@ def _align(
 def _drawn(
     verifier: xr.DataTree, replay: xr.Dataset, producers: list[str], references: list[str]
 ) -> dict[str, Any]:
-    """What the first repeat's rows say of drawn tokens, see `Replays`; the first token's are prefill's."""
+    """Return what the first repeat's rows say of drawn tokens, see `Replays`; prefill's of first tokens."""
     if "drawn_logprob" not in replay or "prefill" not in verifier.children:
         return {}
     here = verifier["prefill"].to_dataset().sel(reference=references, producer=producers).isel(repeat=0)

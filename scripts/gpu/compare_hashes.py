@@ -25,9 +25,8 @@ def lines(one: str, two: str) -> list[str]:
     for phase in PHASES:
         a, b = (xr.open_dataset(path, group=phase) for path in (one, two))
         for label in [name for name in a.config.values if name in set(b.config.values)]:
-            first, second = xr.align(
-                a.sel(config=label).isel(repeat=0), b.sel(config=label).isel(repeat=0), join="inner"
-            )
+            sides = (data.sel(config=label).isel(repeat=0) for data in (a, b))
+            first, second = xr.align(*sides, join="inner")
             equal, both = _counts(phase, (label, label), first, second, (one, two))
             kernels = f"{first.observed_kernel.item()} ~ {second.observed_kernel.item()}"
             found.append(f"{label!s:14} {phase:8} {equal:6} of {both:6} rows  {kernels}")
@@ -49,8 +48,8 @@ def within(path: str) -> list[str]:
             found.append(f"{phase:8} {label}: {said if repeats > 1 else 'not run again'}")
             for j in [j for j in range(i + 1, len(kind)) if kind[j] == kind[i]]:
                 other = data.config.values[j]
-                sides = [data.sel(config=name).isel(repeat=0) for name in (label, other)]
-                equal, both = _counts(phase, (label, other), *sides, (path, path))
+                first, second = (data.sel(config=name).isel(repeat=0) for name in (label, other))
+                equal, both = _counts(phase, (label, other), first, second, (path, path))
                 found.append(f"{phase:8} {label} ~ {other}: {equal} of {both} rows equal")
     return found
 

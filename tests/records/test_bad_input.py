@@ -55,7 +55,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "deep nesting": ('{"response": ' + DEEP + "}", "nested too deeply"),
     "not UTF-8": ("\udcff{}", "not"),
     "a list": ("[1, 2]", "an object"),
-    "another format": ('{"doc_id": 1, "arguments": {}, "resps": []}', "this line is no answer"),
+    "another format": ('{"doc_id": 1, "arguments": {}, "resps": []}', "this line is not an answer"),
     "an answer of the provider's that is an error": (
         '{"request": {}, "response": {"error": {"message": "overloaded"}}}',
         "response.error is 'overloaded'",
