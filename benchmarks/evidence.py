@@ -102,7 +102,7 @@ class Pair:
 
 
 PAIRS = (
-    Pair("none, ran 8-bit rounding", "none", "none split", "w8", ("none split 8",)),
+    Pair("none, ran 8-bit", "none", "none split", "w8", ("none split 8",)),
     Pair("none, ran awq", "none", "none split", "awq", ("none split 8",)),
     Pair("awq, ran gptq", "awq", "awq_marlin", "gptq_marlin", ("awq_machete", "awq_marlin 58")),
     Pair("awq_marlin, ran awq", "awq_marlin", "awq_marlin 58", "awq", ("awq_marlin 46",)),

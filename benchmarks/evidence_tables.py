@@ -207,7 +207,7 @@ def chart(rows: Sequence[Row]) -> Chart:
             at = cells.get((cell["p"], cell["q"]))
             cell["text"] = "–" if at is None else NEVER if at.tokens < 0 else f">{at.most:,}"
     legend = found.drawing["layer"][1]["encoding"]["color"]["legend"]
-    legend["title"] = "tokens, logarithmic; grey: more than were tried, or no test"
+    legend["title"] = "tokens; grey: more, or no test"
     return found
 
 

@@ -315,6 +315,8 @@ def test_a_format_is_refuted_where_each_of_its_kernels_is(base: Replays) -> None
     one, any_of_two = (weigh(unstated, [both], [members], ALPHA)[0] for members in ([0], [0, 1]))
     assert one is not None and any_of_two is not None and one.p is not None and any_of_two.p is not None
     assert one.p <= ALPHA < any_of_two.p and any_of_two.config == 1 and any_of_two.meant == (0, 1)
+    assert one.false_at_least > 0 == any_of_two.false_at_least, "false of a is not of the format"
+    assert replace(one, most_false=1).false_at_least == 1
 
 
 def test_names_of_formats_are_those_of_the_market() -> None:
