@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-from tests.test_gpu_tables import script
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+from results import script
 
 
 @pytest.fixture(scope="module")

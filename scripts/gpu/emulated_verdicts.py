@@ -181,6 +181,33 @@ def lines(sweep: Path, rows: Path, strangers: Path | None = None) -> Iterator[st
     yield from costs(rows, len(configs))
 
 
+def equal_rows(sweep: Path, rows: Path) -> Iterator[str]:
+    """List of each answer that was computed how many of its rows are equal, and what they took."""
+    computed, card = emulated(rows), transcripts(sweep)
+    total = np.zeros((2, 2), np.int64)
+    yield f"{sweep.parent.parent.name}/{sweep.parent.name}: rows that a CPU computed with the card's hash"
+    yield "(seconds of one processor; where two threads waited for each other they are more)"
+    yield ""
+    with np.load(rows) as file:
+        times = {key.rpartition("/")[0]: file[key] for key in file.files if key.endswith("/seconds")}
+    for config, number in sorted(
+        computed, key=lambda key: ([name for name, _ in card].index(key[0]), key[1])
+    ):
+        made = card[config, number]
+        counts = compare(made, computed[config, number], made.tokens)
+        values = np.array([counts[phase][:2] for phase in PHASES])
+        total += values
+        took = times.get(f"{config}/{number}", np.array([np.nan, np.nan]))
+        seconds = f"  prefill {took[0]:4.1f} s" if took[0] > 0 else ""
+        seconds += f", a step {took[1]:4.2f} s" if took[1] > 0 else ""
+        said = ", ".join(f"{phase} {a:3} of {b:3}" for phase, (a, b) in zip(PHASES, values, strict=True))
+        yield f"{config:13} reference {number}  {said}{seconds}"
+    yield ""
+    yield ", ".join(
+        f"{phase} {a} of {b}" for phase, (a, b) in zip(("together: prefill", "decode"), total, strict=True)
+    )
+
+
 def costs(path: Path, configs: int) -> Iterator[str]:
     """Say how many rows a verifier draws for 1 %, and what computing them costs."""
     with np.load(path) as file:
