@@ -66,13 +66,13 @@ def main() -> None:
     print("load                              {:10.2f} s {:9.2f} s".format(*lap()))
     ids = [list(range(100, 100 + options.prompt))]
     nothing = Nothing()
-    engine.prefill([ids[0][:20]], nothing)  # type: ignore[arg-type]  # compiles, unpacks tables
-    engine.replay([ids[0][:20]], [[1, 2]], nothing)  # type: ignore[arg-type]
+    engine.prefill([ids[0][:20]], nothing)  # compiles, unpacks tables
+    engine.replay([ids[0][:20]], [[1, 2]], nothing)
     print("first use: compiling, tables      {:10.2f} s {:9.2f} s".format(*lap()))
-    engine.prefill(ids, nothing)  # type: ignore[arg-type]
+    engine.prefill(ids, nothing)
     wall, used = lap()
     print(f"prefill of {options.prompt} tokens             {wall:10.2f} s {used:9.2f} s")
-    engine.replay(ids, [list(range(options.steps + 1))], nothing)  # type: ignore[arg-type]
+    engine.replay(ids, [list(range(options.steps + 1))], nothing)
     wall, used = (value / options.steps for value in lap())
     print(f"a decode step, mean of {options.steps}          {wall:10.3f} s {used:9.3f} s")
     print(f"decode tokens a second            {1 / wall:10.2f}   {1 / used:9.2f}")

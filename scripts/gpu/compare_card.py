@@ -17,7 +17,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def compared(
     return counts, firsts, rows
 
 
-def lines(files: list[Mapping[str, NDArray[Any]]], card: str, found: list[str]) -> Iterator[str]:
+def lines(files: Sequence[Mapping[str, NDArray[Any]]], card: str, found: list[str]) -> Iterator[str]:
     """Make the table; `found` gets what differs."""
     configs = [(file, name) for file in files for name in record_layers.CONFIGS if f"{name}/about" in file]
     if configs:

@@ -96,7 +96,7 @@ def main() -> None:
                 for name, own in rows.items():
                     kept[f"{key}/{name}/positions"] = np.array(sorted(own.found), np.int64)
                     kept[f"{key}/{name}"] = np.array([own.found[p] for p in sorted(own.found)], np.uint64)
-                np.savez_compressed(options.out, **kept)
+                np.savez_compressed(options.out, **kept)  # type: ignore[arg-type]
             for name, theirs in card.items():
                 mine = dict(
                     zip(kept[f"{key}/{name}/positions"].tolist(), kept[f"{key}/{name}"].tolist(), strict=True)
@@ -118,10 +118,10 @@ def compute(
     Where the kernel leaves a step's sums to chance (exllama), there are no steps, and their seconds are NaN.
     """
     start = time.process_time()
-    engine.prefill([ids], rows["prefill"])  # type: ignore[arg-type]
+    engine.prefill([ids], rows["prefill"])
     middle = time.process_time()
     try:
-        engine.replay([ids], [answer], rows["decode"])  # type: ignore[arg-type]
+        engine.replay([ids], [answer], rows["decode"])
     except QdxError as error:
         print(f"no decode: {error}", flush=True)
         return middle - start, float("nan")
