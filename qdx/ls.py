@@ -140,7 +140,7 @@ def _completeness(one: Entry) -> str:
 
 
 def _verdict(one: Entry) -> str:
-    """What files state; "stated" stands in the very cell, which may be all that somebody copies."""
+    """Return what files state; "stated" stands in the very cell, which may be all that somebody copies."""
     if not one.verdicts:
         return "–"
     counts = one.verdicts[0]["counts"]

@@ -76,7 +76,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What was found below a folder.
+    """List what was found below a folder.
 
     Attributes
     ----------
@@ -145,7 +145,7 @@ def _order(stated: str) -> str:
 
 
 def _entry(child: Child, path: str, size: int) -> Entry | None:
-    """What a place states; None for a file that qdx did not write."""
+    """Return what a place states; None for a file that qdx did not write."""
     started = time.monotonic()
     answers, why = child.ask({"paths": [os.path.abspath(path)], "limits": LIMITS}, 1, SECONDS)  # noqa: PTH100
     if not answers:
@@ -201,7 +201,7 @@ class _Walk:
             yield from self.sweeps(one.path, depth + 1)
 
     def _full(self) -> bool:
-        """Whether a limit is reached; it is said once."""
+        """Return whether a limit is reached; it is said once."""
         if self._folders < MOST_FOLDERS and self._found < MOST_ENTRIES:
             return False
         said = f"not everything is listed: more than {MOST_FOLDERS:,} folders or {MOST_ENTRIES:,} sweeps"
@@ -211,7 +211,7 @@ class _Walk:
 
 
 def _holds_run(path: str) -> bool:
-    """Whether a folder is a config's: it holds a run, or the one of its first repeat."""
+    """Return whether a folder is a config's: it holds a run, or the one of its first repeat."""
     return any(_is_file(f"{path}/{at}{name}") for at in ("", "repeat_0/") for name in (RUN, PART, STATUS))
 
 

@@ -232,7 +232,7 @@ def _state(
 
 
 def _summary(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What is listed of a ``summary.json``, whose fields may hold anything."""
+    """Return what is listed of a ``summary.json``, whose fields may hold anything."""
     kind = content.get("kind")
     if kind not in ("summary", "servers"):
         raise Unreadable("is not a summary that qdx wrote")
@@ -261,7 +261,7 @@ def _summary(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stated(summary: Mapping[str, Any] | None, merged: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """How many claims each file says have which verdict."""
+    """Return how many claims each file says have which verdict."""
     found = []
     for name, of in ((SUMMARY, summary), (SWEEP, merged)):
         if of and of["verdicts"]:
@@ -271,7 +271,7 @@ def _stated(summary: Mapping[str, Any] | None, merged: Mapping[str, Any] | None)
 
 
 def _has(path: str, name: str) -> bool:
-    """Whether a regular file of the name is there; a link to one is none."""
+    """Return whether a regular file of the name is there; a link to one is none."""
     try:
         return stat.S_ISREG(os.lstat(_join(path, name)).st_mode)
     except OSError:
@@ -380,7 +380,7 @@ def _attribute(group: Any, name: str) -> str:
 
 
 def _member(group: Any, name: str) -> Any:
-    """What a group holds under a name by a hard link; None where nothing is."""
+    """Return what a group holds under a name by a hard link; None where nothing is."""
     import h5py
 
     key = name.encode()
