@@ -382,8 +382,11 @@ def _numbers(data: Replays, evidence: Evidence, decided: Sequence[Verdict]) -> d
     }
     units_D = [own_units(*pair) for pair in zip(data.units_DR, data.there_DR, strict=True)]
     columns["false_share_at_least"] = (
-        [one.false_at_least / max(1, units) for one, units in zip(decided, units_D, strict=True)],
-        "false_at_least, as a share of the units",
+        [
+            one.false_at_least / max(1, units if claim is None else claim.judged(units))
+            for one, claim, units in zip(decided, evidence.claims, units_D, strict=True)
+        ],
+        "false_at_least, as a share of the units that were judged",
     )
     if data.other_DCRTA is not None:
         nothing = (float("nan"), float("nan"))
