@@ -113,8 +113,24 @@ def test_a_verdict_is_printed_as_stated_and_never_alone(place: Path) -> None:
     for line in printed.splitlines():
         assert "confirmed" not in line or "stated" in line
     (one,) = json.loads(ls.as_json(catalogue.catalogue(place)))["sweeps"]
-    assert one["verdicts_stated"] == [{"by": "summary.json", "counts": {"confirmed": 2, "refuted": 1}}]
+    assert one["verdicts_stated"] == [
+        {"by": "summary.json", "claims": 3, "counts": {"confirmed": 2, "refuted": 1}}
+    ]
     assert set(one) == SWEEP_KEYS  # no field says "verdict" without saying who states it
+
+
+def test_no_verdict_is_lost_among_many_others(place: Path) -> None:
+    many = summary(verdicts=judged("refuted", *(f"v{i}" for i in range(100))))
+    (place / "honest" / "summary.json").write_text(json.dumps(many))
+    assert re.search(r"stated: 1 refuted, 1 v0, .*, 93\s+other", text(place))
+
+
+def test_configs_that_only_sweep_json_names_are_missing(place: Path) -> None:
+    (place / "copied").mkdir()
+    shutil.copy(place / "honest" / "sweep.nc", place / "copied")
+    (place / "copied" / "sweep.json").write_text(json.dumps({"labels": [*LABELS, "marlin"]}))
+    one = listed(place)["copied"]
+    assert (one.complete, one.configs, one.missing) == (False, 3, 1)
 
 
 def test_a_summary_that_contradicts_sweep_nc_is_named(place: Path) -> None:
@@ -290,6 +306,8 @@ def test_limits_of_folders_and_depth_are_said(place: Path, monkeypatch: pytest.M
     deep = place.joinpath(*(["d"] * 14))
     deep.mkdir(parents=True)
     assert any("12 deep" in said for said in catalogue.catalogue(place).problems)
+    monkeypatch.setattr(catalogue, "MOST_IN_FOLDER", 0)
+    assert any("only 0 of its files" in said for said in catalogue.catalogue(place).problems)
     monkeypatch.setattr(catalogue, "MOST_FOLDERS", 1)
     assert any("not everything is listed" in said for said in catalogue.catalogue(place).problems)
 
