@@ -111,6 +111,8 @@ def _of_folder(path: str, limits: Mapping[str, int]) -> dict[str, Any]:
     runs, failed, missing = _state(path, labels, limits["json_bytes"], problems)
     if merged and not runs and not failed:  # sweep.nc was copied here without its runs
         failed, missing = merged["failed"], merged["missing"]
+        stated = {*merged_labels, *failed, *missing}
+        missing = [*missing, *(label for label in labels if label not in stated)]
         whole = not failed and not missing
     else:
         whole = bool(labels) and len(runs) == len(labels)
@@ -247,7 +249,7 @@ def _summary(content: Mapping[str, Any]) -> dict[str, Any]:
     ]
     judged = content.get("verdicts")
     claims = judged.get("claims") if isinstance(judged, dict) else None
-    claims = claims[:MOST_LABELS] if isinstance(claims, list) else []
+    claims = claims if isinstance(claims, list) else []
     verdicts = [claim["verdict"] for claim in claims if isinstance(claim, dict) and "verdict" in claim]
     return {
         "kind": kind,
@@ -266,7 +268,8 @@ def _stated(summary: Mapping[str, Any] | None, merged: Mapping[str, Any] | None)
     for name, of in ((SUMMARY, summary), (SWEEP, merged)):
         if of and of["verdicts"]:
             counts = Counter(text[:LONGEST_SHOWN] for text in of["verdicts"])
-            found.append({"by": name, "counts": dict(counts.most_common(SHOWN))})
+            shown = dict(counts.most_common(SHOWN))
+            found.append({"by": name, "claims": counts.total(), "counts": shown})
     return found
 
 
