@@ -267,7 +267,8 @@ def test_records_of_other_settings_are_of_another_environment_class() -> None:
             "backend": "llama.cpp", "backend_version": "b11549", "batch_size": 1, "batch_layout": "in order",
             "torch_version": "2", "kernel_environment": "{}", "torch_switches": "{}", "cpu": "c",
             "threads": "1", "cpu_capability": "AVX2", "blas": "MKL", "backend_n_ubatch": "512",
-            "backend_repack": "True", "backend_flash_attention": "on", "backend_cpu_features": "AVX2 FMA", **settings,
+            "backend_repack": "True", "backend_flash_attention": "on", "backend_cpu_features": "AVX2 FMA",
+            **settings,
         }  # fmt: skip
         rows = xr.Dataset(coords={"config": ["a"], **{name: ("config", [v]) for name, v in stated.items()}})
         return class_of(xr.DataTree(xr.Dataset()), rows, "a")
