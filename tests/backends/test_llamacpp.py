@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from qdx import compose
 from qdx.errors import QdxError
 from qdx.models import resolve, tokenizer_sha256, vocab_size
 from qdx.schema import Quant
@@ -251,9 +252,10 @@ def test_a_sweep_and_a_verifier_of_gguf_files(files: dict[str, Path], tmp_path: 
     assert verdicts["q4_0"]["verdict"] == "refuted"
 
 
-def test_a_format_and_a_backend_that_do_not_go_together(tmp_path: Path) -> None:
-    ended = qdx("-m", "backend=llamacpp", "quant=awq", "hydra.sweep.dir=x", cwd=tmp_path)
-    assert ended.returncode == 2 and "backend=llamacpp runs the formats of GGUF files" in ended.stderr
+@pytest.mark.parametrize("chosen", [["backend=llamacpp", "quant=awq"], ["backend=vllm", "quant=q4_1"]])
+def test_a_format_and_a_backend_that_do_not_go_together(chosen: list[str]) -> None:
+    with pytest.raises(QdxError, match="backend=llamacpp runs the formats of GGUF files, and they run there"):
+        compose(chosen)
 
 
 def test_records_of_other_settings_are_of_another_environment_class() -> None:
