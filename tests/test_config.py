@@ -34,6 +34,7 @@ GROUPS = [
     "experiment",
     "hydra/launcher",
     "hydra/sweeper",
+    "hydra/callbacks",
 ]
 OPTIONS = [(g, file.stem) for g in GROUPS for file in sorted((conf_dir() / g).glob("*.yaml"))]
 

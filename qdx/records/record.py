@@ -98,7 +98,8 @@ class Sampling:
 
     def assuming(self, values: Mapping[str, Any]) -> Sampling:
         """Return it with these values where the record states none."""
-        return replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
+        stated = {name: getattr(self, name) for name in values}
+        return replace(self, **{n: v for n, v in values.items() if stated[n] is None or stated[n] == ""})
 
 
 @dataclass(frozen=True)

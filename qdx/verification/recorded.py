@@ -175,9 +175,7 @@ def record_of(tree: xr.DataTree, stored: xr.Dataset, label: str, references: lis
         open_R=here & (_flags(about, "end_open") if "end_open" in about else True),
         samplers_RP=samplers_of(about["decoding"].values if "decoding" in about else [""] * len(here)),
         fingerprint=stated_text(stored, "fingerprint", label),
-        logprobs_mode=", ".join(sorted(set(about["logprobs_mode"].values[here].astype(str)) - {""}))
-        if "logprobs_mode" in about
-        else "",
+        logprobs_mode=_mode(about, here),
         noise=stated_text(stored, "noise", label),
         prompt_more=_prompt_more((said - length)[here & (said >= 0)]),
         seconds_R=np.array([_seconds(text) for text in about["other"].values])
@@ -201,6 +199,15 @@ def _seconds(other: object) -> float:
         return float("nan")
     known = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
     return float(value) if known else float("nan")
+
+
+def _mode(about: xr.Dataset, here_R: Bools) -> str:
+    """The modes of all answers that list any log-probability; "" where one of them does not say."""
+    if "logprobs_mode" not in about:
+        return ""
+    listing = here_R & (about["listed_count"].values > 0) if "listed_count" in about else here_R
+    modes = set(about["logprobs_mode"].values[listing].astype(str))
+    return "" if "" in modes else ", ".join(sorted(modes))
 
 
 def _flags(about: xr.Dataset, name: str) -> Bools:

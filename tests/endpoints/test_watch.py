@@ -294,7 +294,7 @@ def test_a_state_of_another_watch_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert "of other prompts" in capsys.readouterr().err
     state = tmp_path / "watch.jsonl"
     state.write_text("{}\n" + state.read_text())
-    with pytest.raises(QdxError, match="no state of a watch"):
+    with pytest.raises(QdxError, match="not a state of a watch"):
         command.State(state, command.Watch.read(config(tmp_path, address)))
 
 
