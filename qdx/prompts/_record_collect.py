@@ -360,7 +360,7 @@ def transcript(
         prompt,
         answer,
         stated,
-        Decoding.of(sampling, defaults, harmless),
+        Decoding.of(sampling, {**defaults, **record.defaults}, harmless),
         record.fingerprint,
         logprob_T,
         top_id_TK,

@@ -20,7 +20,7 @@ HARMLESS = frozenset({
     "service_tier", "provider", "parallel_tool_calls", "skip_special_tokens", "spaces_between_special_tokens",
     "include_stop_str_in_output", "detokenize", "priority", "request_id", "cache_salt", "timeout",
     "extra_headers", "extra_query", "usage", "prompt_cache_key", "safety_identifier", "session_id",
-    "include_reasoning",
+    "include_reasoning", "cache_prompt", "id_slot", "return_tokens", "timings_per_token", "return_progress",
 })  # fmt: skip
 
 
@@ -204,6 +204,8 @@ class Record:
         Whether the record says that the answer came from a cache of answers.
     other : Mapping
         Every field that is not read here.
+    defaults : Mapping
+        What its server does where a request does not state a parameter, as far as it differs from nothing.
     """
 
     where: str
@@ -240,6 +242,7 @@ class Record:
     created: int | None = None
     cached: bool = False
     other: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 def shown(value: object) -> str:
