@@ -19,20 +19,20 @@ from qdx.capture import row_hash
 from qdx.dataset.lacking import SINCE_2, lacking
 from qdx.verification.environment import record_differs
 from tests.hostile.making import Groups, rewritten
-from tests.sweeping import SMALL, checkpoints, qdx
+from tests.sweeping import PLAIN, SMALL, checkpoints, qdx
 
 pytestmark = pytest.mark.slow
 
 CONFIGS = ["awq", "awq_marlin", "gptq"]
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 FIVE = [*(a for a in SMALL if not a.startswith("prompts.references")), "prompts.references=5"]
-HERE = ["repeats=3", "backend.threads=1", "metric=[l2]"]
+HERE = ["repeats=3", "backend.threads=1", "metric=[l2]", "report.formats=[txt]"]
 
 
 @pytest.fixture(scope="module")
 def produced(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> Path:
     cwd = tmp_path_factory.mktemp("producers")
-    arguments = [f"quant={','.join(CONFIGS)}", *FIVE, "metric=[l2]", *checkpoints(tiny_models)]
+    arguments = [f"quant={','.join(CONFIGS)}", *FIVE, *PLAIN, *checkpoints(tiny_models)]
     done = qdx("-m", *arguments, "hydra.sweep.dir=made", cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return cwd / "made"
@@ -57,7 +57,8 @@ def verified(produced: Path, tmp_path_factory: pytest.TempPathFactory, tiny_mode
     """A verifier's sweep whose producers' folder has gone since."""
     copy = tmp_path_factory.mktemp("sent") / "sweep.nc"
     shutil.copy(produced / "sweep.nc", copy)
-    folder, done = replay(copy, tmp_path_factory.mktemp("verifier"), tiny_models)
+    html = "report.formats=[txt,html]"
+    folder, done = replay(copy, tmp_path_factory.mktemp("verifier"), tiny_models, html)
     assert done.returncode == 0, done.stdout + done.stderr
     copy.unlink()
     return folder
@@ -386,11 +387,12 @@ def test_a_verifiers_file_is_refused_as_transcripts(
 def test_resume_keeps_what_was_replayed_and_redoes_it_for_other_transcripts(
     produced: Path, tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
-    folder, done = replay(produced, tmp_path, tiny_models, quant="awq")
+    once = "repeat_scope=engine"  # whose repeats need no further processes
+    folder, done = replay(produced, tmp_path, tiny_models, once, quant="awq")
     assert done.returncode == 4, done.stdout + done.stderr  # two claims were not replayed
-    _, done = replay(produced, tmp_path, tiny_models, quant="awq")
+    _, done = replay(produced, tmp_path, tiny_models, once, quant="awq")
     assert "complete already, kept" in done.stderr
-    _, done = replay(liar(produced, tmp_path / "lies.nc"), tmp_path, tiny_models, quant="awq")
+    _, done = replay(liar(produced, tmp_path / "lies.nc"), tmp_path, tiny_models, once, quant="awq")
     assert done.returncode == 3, done.stdout + done.stderr
     assert "complete already" not in done.stderr
     assert json.loads((folder / "summary.json").read_text())["analyses"]["verify"]["verdict"]["awq"]
