@@ -14,8 +14,8 @@ import pytest
 
 from tests.costs import by_cost
 
-# One thread for each of xdist's processes and their children, where a test asks for no more: they are as many as
-# the cores, and OpenMP's threads spin while they wait for each other. It is read when torch is imported.
+# One thread for each of xdist's processes and their children, where a test asks for no more: they are as many
+# as the cores, and OpenMP's threads spin while they wait. It is read when torch is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
