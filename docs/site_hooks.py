@@ -15,7 +15,30 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parent.parent
 PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 OPTIONS = re.compile(r"^<!-- options of (\S+) -->$", re.MULTILINE)
+OTHERS = "<!-- options of all other groups -->"
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)")
+
+
+SECTIONS = {"howto": "How to", "results": "Results", "handbook": "Explanation"}
+
+
+def on_config(config: Any) -> Any:
+    """Append pages that the navigation does not name to their folder's section, else to the reference."""
+    named = set(pages_of(config.nav))
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        page = path.relative_to(ROOT / "docs").as_posix()
+        if page not in named:
+            section = SECTIONS.get(page.partition("/")[0], "Reference")
+            next(entry[section] for entry in config.nav if section in entry).append(page)
+    return config
+
+
+def pages_of(nav: Any) -> list[str]:
+    """Return the pages that a navigation names, whatever the depth."""
+    if isinstance(nav, str):
+        return [nav]
+    entries = nav.values() if isinstance(nav, dict) else nav
+    return [page for entry in entries for page in pages_of(entry)]
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -28,6 +51,14 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put the files of a config group where a page asks for them: ``<!-- options of metric -->``."""
+    if OTHERS in markdown:
+        folders = {
+            path.parent.relative_to(ROOT / "conf").as_posix() for path in (ROOT / "conf").rglob("*/*.yaml")
+        }
+        left = sorted(folders - set(OPTIONS.findall(markdown)))
+        markdown = markdown.replace(
+            OTHERS, "\n\n".join(f"## {group}\n\n<!-- options of {group} -->" for group in left)
+        )
     return OPTIONS.sub(lambda found: options(found[1]), markdown)
 
 

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from qdx import new_file
 from qdx.errors import QdxError, nearest
 from qdx.schema_endpoint import ENDPOINT, OpenaiBackend
+from qdx.schema_gguf import FILE_TYPES, LlamacppBackend
 from qdx.schema_verify import ChallengePrompts, TranscriptPrompts, Verify
 
 FORMAT_KERNELS: Mapping[str, tuple[str, ...]] = {
@@ -36,6 +37,8 @@ FORMAT_KERNELS: Mapping[str, tuple[str, ...]] = {
     "nvfp4": ("any",),
     "mxfp4": ("any",),
     "bitsandbytes": ("any",),
+    # Of GGUF files, which backend=llamacpp runs.
+    **dict.fromkeys(FILE_TYPES, ("any",)),
 }
 # What marketplaces call the weights of a provider (OpenRouter's names), and the configs that it may mean: the
 # name of a format says nothing of the kernel. fp6 has no format here; fp16, bf16 and fp32 are model.dtype's.
@@ -49,13 +52,14 @@ CLAIMED_QUANTS: Mapping[str, tuple[str, ...]] = {
         "gptq_machete",
         "w4a16",
         "w4a8",
+        *(name for name in FILE_TYPES if name.startswith(("q4", "iq4"))),
     ),
-    "int8": ("w8a16", "w8a8", "bitsandbytes"),
+    "int8": ("w8a16", "w8a8", "bitsandbytes", "q8_0"),
     "fp4": ("nvfp4", "mxfp4", "bitsandbytes"),
     "fp8": ("fp8", "fp8_block"),
-    "fp16": ("none",),
-    "bf16": ("none",),
-    "fp32": ("none",),
+    "fp16": ("none", "f16"),
+    "bf16": ("none", "bf16"),
+    "fp32": ("none", "f32"),
 }
 CLAIMED_DTYPES: Mapping[str, str] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 MODEL_RUNNERS = ("auto", "v1", "v2")
@@ -519,6 +523,15 @@ class Experiment(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        runs_gguf = isinstance(self.backend, LlamacppBackend)
+        known_engine = runs_gguf or isinstance(
+            self.backend, TransformersBackend | EmulatorBackend | VllmBackend
+        )
+        if known_engine and runs_gguf != (self.quant.format in FILE_TYPES):
+            raise QdxError(
+                f"quant={self.quant.name}: backend=llamacpp runs the formats of GGUF files, and they run "
+                f"there alone: {', '.join(FILE_TYPES)}"
+            )
         if isinstance(self.backend, TransformersBackend) and self.quant.format not in MODELLED_FORMATS:
             raise QdxError(
                 f"quant={self.quant.name}: backend=transformers has no kernel for format "
@@ -569,6 +582,7 @@ BY_TARGET: Mapping[str, type] = {
     "qdx.backends.transformers.TransformersBackend": TransformersBackend,
     "qdx.backends.emulator.EmulatorBackend": EmulatorBackend,
     "qdx.backends.vllm.VllmBackend": VllmBackend,
+    "qdx.backends.llamacpp.LlamacppBackend": LlamacppBackend,
     "qdx.prompts.Pdf": FilePrompts,
     "qdx.prompts.Text": FilePrompts,
     "qdx.prompts.Pydoc": PydocPrompts,

@@ -19,7 +19,7 @@ class TranscriptPrompts:
     requests: str | None = None
     records: int | None = None
     draw_seed: int | None = None
-    assume: dict[str, float] | None = None
+    assume: dict[str, Any] | None = None  # numbers, and logprobs_mode by its name
     harmless: list[str] | None = None
     date: str | None = None
     noise: str | None = None

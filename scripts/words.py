@@ -22,14 +22,14 @@ LONG = 40  # words
 FENCE = re.compile(r"^(`{3,}).*?^\1`*$|<!--.*?-->|\n\n(?: {4}[^\n]*\n)+", re.DOTALL | re.MULTILINE)
 NOT_PROSE = re.compile(r"^(?:#|\||!\[).*$", re.MULTILINE)
 BREAK = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )")  # between paragraphs and items
-SENTENCE_END = re.compile(r"(?<=[.!?])[*_)\"”]*\s+(?=[\"“(*_`]*[A-Z0-9…`])")
+SENTENCE_END = re.compile(r"(?<=[.!?])[*_)\"”]*\s+(?=[\"“(*_]*(?:[A-Z0-9…]|qdx ))")
 IS_NO = re.compile(r"(?<!there )\b(?:is|are|was|were) no (?!longer|further|more\b|fewer|less)(?=\w)", re.I)
 RIDDLE = ("What", "Which", "How", "Whether", "Who", "Where", "When", "Of", "Why")
 
 
 def sentences(text: str) -> Iterator[str]:
     """Yield the sentences of a Markdown page's prose."""
-    text = re.sub(r"`+[^`\n]+`+", "code", NOT_PROSE.sub("", FENCE.sub("\n\n", text)))
+    text = re.sub(r"`+[^`\n]+`+", "Code", NOT_PROSE.sub("", FENCE.sub("\n\n", text)))
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
     for block in BREAK.split(text):
         joined = re.sub(r"^(?:[-*]|\d+\.) ", "", " ".join(block.split()))

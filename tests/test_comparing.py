@@ -20,7 +20,8 @@ from qdx.dataset import merge
 from qdx.errors import QdxError
 from qdx.verification.machine_blocks import as_object
 from qdx.verification.machine_names import LONGEST, machine_names
-from qdx.verification.machines import Comparison, Pair, Side, compare
+from qdx.verification.machine_rows import Side
+from qdx.verification.machines import Comparison, Pair, compare
 from tests import helpers
 from tests.analysis import replaying
 from tests.helpers import write_sweep

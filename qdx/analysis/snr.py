@@ -41,10 +41,11 @@ def snr(
     Returns
     -------
     Section
-        Result over (metric, phase, config, config_b): ``ratio`` = median over references of d / √((n_a² +
-        n_b²) / 2), ``exact`` (both floors are 0 and both configs repeat bit for bit in that phase; the ratio
-        is NaN), ``floor`` (config): mean over references of each one's mean distance between repeats,
-        content rows. Where both floors are 0 but rows differ between repeats the ratio is NaN and not exact.
+        Result over (metric, phase, config, config_b). ``ratio`` is the median over references of
+        d / √((n_a² + n_b²) / 2). ``exact`` says that both floors are 0 and both configs repeat bit for bit in
+        that phase; the ratio is NaN then. ``floor`` (config) is the mean over references of each one's mean
+        distance between repeats, content rows. Where both floors are 0 but rows differ between repeats, the
+        ratio is NaN and not exact.
     """
     view = View(tree)
     names = [m for m in select_metrics(view, metrics) if view.is_distance(m)]

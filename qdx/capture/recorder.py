@@ -63,9 +63,9 @@ class _Taken:
 class Recorder:
     """Writes ``run.nc.part`` while the model runs, and ``run.nc`` when everything is there.
 
-    A context manager. A backend says what it runs with `begin`, hands over rows of logits with `rows` in any
-    split and order of items, and calls `sync` after every batch: what was handed over before a `sync` is on
-    disk then and survives ``kill -9``. Full rows wait in ``run.nc.rows`` until they are compressed at the
+    A context manager. A backend says what it runs with `begin` and hands over rows of logits with `rows`, in
+    any split and order of items. After every batch it calls `sync`: what was handed over before is on disk
+    then and survives ``kill -9``. Full rows wait in ``run.nc.rows`` until they are compressed at the
     end. At most eight rows of an item are copied for it, besides the derived numbers of the batch.
 
     Parameters

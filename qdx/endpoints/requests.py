@@ -56,7 +56,7 @@ class Question:
         ``ref_0/0``: reference and number of the answer; the ``custom_id`` of its line.
     reference : Reference
     number : int
-        Of the answer to this prompt.
+        Of the request among all of this config, from 0: a seed counts on from it.
     """
 
     name: str
@@ -67,9 +67,9 @@ class Question:
 def questions(references: Sequence[Reference], answers: int) -> list[Question]:
     """Return every answer that is wanted: all first answers, then all second ones."""
     return [
-        Question(f"{reference.name}/{number}", reference, number)
+        Question(f"{reference.name}/{number}", reference, number * len(references) + i)
         for number in range(answers)
-        for reference in references
+        for i, reference in enumerate(references)
     ]
 
 
@@ -102,7 +102,8 @@ def fields(asked: OpenaiBackend, manner: Manner, tokens: int, number: int) -> di
     tokens : int
         Of the answer, at most.
     number : int
-        Of the answer to this prompt: a seed counts on from it.
+        Of the request: a seed counts on from it, since answers of one seed share their noise and count as
+        one.
     """
     found: dict[str, Any] = {"max_tokens": tokens, "temperature": asked.temperature}
     for name in ("top_p", "top_k", "min_p"):

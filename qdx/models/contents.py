@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qdx.errors import QdxError
-from qdx.models.identity import weight_files
+from qdx.models.identity import GGUF, weight_files
 from qdx.models.stated import read_object
 
 MOST_HEADER = 100 << 20  # bytes; safetensors itself reads no longer one
@@ -80,6 +80,8 @@ def contents(path: Path) -> dict[str, Stored]:
     path = Path(path)
     found: dict[str, Stored] = {}
     for file in weight_files(path):
+        if file.name == GGUF:  # held against what it states when its folder was made
+            continue
         for name, tensor in _header(file).items():
             if name in found:
                 raise QdxError(

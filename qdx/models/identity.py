@@ -13,10 +13,11 @@ from qdx.models import remembered
 from qdx.models.stated import read_object
 
 Hashed = dict[str, tuple[int, int, str]]
+GGUF = "model.gguf"  # in the folder that `qdx.models.gguf_file` makes for such a file
 
 
 def weight_files(path: Path) -> list[Path]:
-    """Return the safetensors files of a checkpoint folder: the index's, or the only ones there.
+    """Return the safetensors files of a checkpoint folder: the index's, or the only ones there; or its GGUF.
 
     Raises
     ------
@@ -40,6 +41,8 @@ def weight_files(path: Path) -> list[Path]:
             )
         return [path / name for name in names]
     files = sorted(path.glob("*.safetensors"))
+    if not files and (path / GGUF).is_file():
+        return [path / GGUF]
     if not files:
         raise QdxError(
             f"checkpoint {path} has no *.safetensors file: only safetensors weights are read, convert it"

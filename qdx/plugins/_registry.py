@@ -93,17 +93,28 @@ def register(kind: str, name: str, **meta: Any) -> Callable[[T], T]:
     name : str
         Its name on the command line; letters, digits and ``_``.
     **meta
-        For a metric: ``on`` (what its rows hold: "logprob", "logit", "top" with the keywords ``p_id`` and
-        ``q_id``, or "hidden", the last hidden state, of runs with ``capture=hidden``), ``needs`` (what it is
-        given as keywords beside the rows: "target", the ids of the tokens at the positions, that of
-        ``config`` where two runs differ; "position", their indices; "prob", ``p_prob`` and ``q_prob``, the
-        exponentials of log-probability rows, computed once for all pairs), ``symmetric``, ``units``,
-        ``higher_means`` ("less alike" or "more alike"), ``formula`` (one line), ``coarse`` (whether it means
-        something on rows that were coarsened to shared ids and a tail; with "target" it does not),
-        ``on_self`` (its value for two equal rows) and ``nan_when`` (when the metric itself answers NaN). For
-        an analysis: ``title``, and ``check``, a function of a mapping of its options that raises a `QdxError`
-        beginning with ``option=value`` for what it could not use: it is called before anything runs. For a
-        backend that takes its options as ``**options``: ``options``, a dataclass that has them as fields.
+        Facts about it. For a metric:
+
+        - ``on``: what its rows hold: "logprob", "logit", "top" with the keywords ``p_id`` and ``q_id``, or
+          "hidden", the last hidden state, of runs with ``capture=hidden``;
+        - ``needs``: what it is given as keywords beside the rows. "target" is the ids of the tokens at the
+          positions, that of ``config`` where two runs differ. "position" is their indices. "prob" is
+          ``p_prob`` and ``q_prob``, the exponentials of log-probability rows, computed once for all pairs;
+        - ``symmetric``, ``units``, ``higher_means`` ("less alike" or "more alike"), ``formula`` (one line);
+        - ``coarse``: whether it means something on rows that were coarsened to shared ids and a tail; with
+          "target" it does not;
+        - ``on_self``: its value for two equal rows;
+        - ``nan_when``: when the metric itself answers NaN.
+
+        For an analysis:
+
+        - ``title``;
+        - ``check``: a function of a mapping of its options, called before anything runs. For what it could
+          not use, it raises a `QdxError` that begins with ``option=value``.
+
+        For a backend that takes its options as ``**options``:
+
+        - ``options``: a dataclass that has them as fields.
 
     Returns
     -------

@@ -64,7 +64,7 @@ class Transcripts:
     requests: str | None = None
     records: int | None = None
     draw_seed: int | None = None
-    assume: dict[str, float] | None = None
+    assume: dict[str, Any] | None = None
     harmless: list[str] | None = None
     date: str | None = None
     noise: str | None = None

@@ -27,6 +27,9 @@ NEUTRAL: Mapping[str, Any] = {
 }
 # Of a greedy choice these change nothing, so nobody has to be asked for them.
 HARMLESS_IF_GREEDY = ("top_p", "top_k", "min_p")
+# How log-probabilities were listed, as vLLM calls it: before temperature, penalties and truncation, or after.
+RAW, PROCESSED = "raw_logprobs", "processed_logprobs"
+MODES = (RAW, PROCESSED)
 LONGEST_NAME = 40  # characters of a request's field
 
 

@@ -20,6 +20,7 @@ SHIPPED = {
     "k2": "K2",
     "openrouter": "OpenRouter",
     "vllm": "Vllm",
+    "llamacpp": "Llamacpp",
     "openai": "OpenAI",
     "difr": "Difr",
     "inspect": "Inspect",

@@ -20,7 +20,7 @@ HARMLESS = frozenset({
     "service_tier", "provider", "parallel_tool_calls", "skip_special_tokens", "spaces_between_special_tokens",
     "include_stop_str_in_output", "detokenize", "priority", "request_id", "cache_salt", "timeout",
     "extra_headers", "extra_query", "usage", "prompt_cache_key", "safety_identifier", "session_id",
-    "include_reasoning",
+    "include_reasoning", "cache_prompt", "id_slot", "return_tokens", "timings_per_token", "return_progress",
 })  # fmt: skip
 
 
@@ -98,7 +98,8 @@ class Sampling:
 
     def assuming(self, values: Mapping[str, Any]) -> Sampling:
         """Return it with these values where the record states none."""
-        return replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
+        stated = {name: getattr(self, name) for name in values}
+        return replace(self, **{n: v for n, v in values.items() if stated[n] is None or stated[n] == ""})
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,8 @@ class Record:
         Whether the record says that the answer came from a cache of answers.
     other : Mapping
         Every field that is not read here.
+    defaults : Mapping
+        What its server does where a request does not state a parameter, as far as it differs from nothing.
     """
 
     where: str
@@ -239,6 +242,7 @@ class Record:
     created: int | None = None
     cached: bool = False
     other: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 def shown(value: object) -> str:

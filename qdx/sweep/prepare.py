@@ -27,6 +27,7 @@ from qdx.prompts import KEPT, keep, kept, references_sha256, refusals, same_text
 from qdx.prompts.challenge import locate
 from qdx.schema import Experiment, validate
 from qdx.schema_endpoint import OpenaiBackend
+from qdx.schema_gguf import LlamacppBackend
 from qdx.schema_verify import ChallengePrompts, TranscriptPrompts, Verify
 from qdx.sweep.job import NOT_MET, NotMetError
 
@@ -383,7 +384,8 @@ def expected_bytes(job: Job) -> tuple[int, int]:
     )
     width = models.hidden_size(job.checkpoint.path) if capture.mode == "hidden" else job.vocab
     full = 0 if capture.mode == "topk" else width
-    dtype = experiment.model.dtype
+    # llama.cpp's rows are float32, whatever its file holds
+    dtype = "float32" if isinstance(experiment.backend, LlamacppBackend) else experiment.model.dtype
     once = size.bytes_per_run(
         rows,
         repeats=experiment.repeats,

@@ -15,10 +15,11 @@ from qdx.verification.compare import Compared
 from qdx.verification.environment import DEMANDED
 from qdx.verification.environment_class import compare
 from qdx.verification.evidence import Claim, counts_needed, other_prompts, sampling_of
-from qdx.verification.listed import MOST_DIGITS, RAW, TOKENS
-from qdx.verification.listed_tests import Test, judged_groups, shown_of, weights_of
+from qdx.verification.listed import MOST_DIGITS, TOKENS
+from qdx.verification.listed_tests import Test, groupings, shown_of, weights_of
 from qdx.verification.obligations import Obligations
 from qdx.verification.parameters import Fit
+from qdx.verification.processed import RAW
 from qdx.verification.recorded import Recorded, own_units
 from qdx.verification.replays import Replays
 from qdx.verification.sampled import Alternatives, not_told_apart
@@ -179,6 +180,7 @@ class Case:
         why = f"{about}; {self.tests_text}; p = {_p(self.tested.p_holm)} adjusted over tests and claims"
         if share := self.tested.false_at_least:
             why += f"; at least {share} of {plural(most.judged, 'independent transcript')} false"
+            why += " of any config that is meant" if len(self.tested.meant) > 1 else ""
         ranks = self.ranks
         return f"{why}; {ranks}" if ranks else why
 
@@ -489,6 +491,8 @@ class RecordsCase(Case):
             said.append(f"{alone} without a request, so that they alone say what was asked")
         if self.drawn and (unseen := int(record.open_R.sum())):
             said.append(f"{plural(unseen, 'answer')} with a token after the last one that is listed")
+        if self.drawn and len(groupings(self.data, self.d)) > 1:
+            said.append("equal answers to one prompt may come from a cache, so that they count as one, too")
         said += [part for part in (self.seeds, self.temperature) if part]
         return "; ".join(said)
 
@@ -574,9 +578,12 @@ class RecordsCase(Case):
         """Configs of other weights that the drawn tokens do not refute beside this one; "" for none."""
         data, weights_C = self.data, weights_of(self.data)
         assert data.drawn is not None
-        groups, shown = judged_groups(data, self.d), shown_of(data, self.d)
-        alpha = float(self.evidence.alpha)
-        found = not_told_apart(data.drawn, groups, self.d, self.c, weights_C, alpha, shown)
+        shown, alpha = shown_of(data, self.d), float(self.evidence.alpha)
+        each = [
+            not_told_apart(data.drawn, way, self.d, self.c, weights_C, alpha, shown)
+            for way in groupings(data, self.d)
+        ]
+        found = sorted({v for one in each for v in one})
         if not Alternatives.of(weights_C, self.c).others:
             return "anything: no config of other weights was replayed"
         return ", ".join(data.configs[v] for v in found)

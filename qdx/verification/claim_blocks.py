@@ -14,6 +14,7 @@ from qdx.verification.calibration_size import calibration_total, fewest_false
 from qdx.verification.cases import Evidence
 from qdx.verification.evidence import Claim, counts_needed, sampling_of
 from qdx.verification.p_values import false_alarm_spread
+from qdx.verification.provider_blocks import provider_blocks
 from qdx.verification.replays import Replays
 from qdx.verification.sampled import KERNEL_KL
 from qdx.verification.shares import PRIOR, likeliest
@@ -48,6 +49,7 @@ def claim_blocks(
         Text("\n".join([*top, f"{result.attrs['headline']}."])),
         _summary(data, evidence, result, at),
         Text("\n".join(_verdicts(data, decided, result))),
+        *provider_blocks(data, evidence, result, at),
     ]
     if notes:
         blocks.append(Details("About the records", [Text("\n".join(notes))]))

@@ -77,21 +77,23 @@ def verify(
     Section
         Result over (producer, config, reference): ``margin``, ``tokens``, ``tokens_greedy``, ``tokens_tied``,
         ``text_misfits``, ``log_likelihood`` (NaN without a calibration), ``rows_compared``, ``rows_equal``,
-        ``rows_expected``, and the same with ``prefill_…`` of content rows; over (producer, config):
-        ``p_config``; over (producer, test): ``test_p`` and ``test_null``; over producer: ``claim``,
-        ``verdict`` (one of `verdicts.KINDS`), ``concerns``, ``because``, ``p_test`` (T · min p of the listed
-        tests), ``p_test_holm``, ``false_at_least``, ``units``, ``plain_greedy``, ``answer``, ``unmet`` (what
-        was demanded and not met), ``drawn_rows`` (rows that the verifier drew, 0 without a challenge),
-        ``false_share_at_least``, and of drawn tokens ``temperature_low`` and ``temperature_high`` (ends of
-        the temperatures that fit) and over (producer, config, reference) ``posterior``;
-        ``drawn_prefill`` and ``drawn_decode``, ``false_share_prefill`` and ``false_share_decode`` (bounds
-        that drawn rows confirm, else NaN).
+        ``rows_expected``, and the same with ``prefill_…`` of content rows; of drawn tokens ``posterior``.
+
+        Over (producer, config): ``p_config``. Over (producer, test): ``test_p`` and ``test_null``.
+
+        Over producer: ``claim``, ``verdict`` (one of `verdicts.KINDS`), ``concerns``, ``because``,
+        ``p_test`` (T · min p of the listed tests), ``p_test_holm``, ``false_at_least``, ``units``,
+        ``plain_greedy``, ``answer``, ``unmet`` (what was demanded and not met), ``false_share_at_least``.
+        Of drawn tokens ``temperature_low`` and ``temperature_high`` (ends of the temperatures that fit).
+        Of drawn rows ``drawn_rows`` (how many, 0 without a challenge), ``drawn_prefill``, ``drawn_decode``,
+        ``false_share_prefill`` and ``false_share_decode`` (bounds that drawn rows confirm, else NaN).
+
         Attribute ``headline``: all verdicts in a sentence.
 
     Raises
     ------
     QdxError
-        See `gather.Replays.of`; also for a claim of a config that was not replayed.
+        See `qdx.verification.replays.Replays.of`; also for a claim of a config that was not replayed.
     """
     data, exact_alpha = Replays.of(producer_tree, verifier_tree), level(alpha)
     known = calibrating(data, calibration)
@@ -380,8 +382,11 @@ def _numbers(data: Replays, evidence: Evidence, decided: Sequence[Verdict]) -> d
     }
     units_D = [own_units(*pair) for pair in zip(data.units_DR, data.there_DR, strict=True)]
     columns["false_share_at_least"] = (
-        [one.false_at_least / max(1, units) for one, units in zip(decided, units_D, strict=True)],
-        "false_at_least, as a share of the units",
+        [
+            one.false_at_least / max(1, units if claim is None else claim.judged(units))
+            for one, claim, units in zip(decided, evidence.claims, units_D, strict=True)
+        ],
+        "false_at_least, as a share of the units that were judged",
     )
     if data.other_DCRTA is not None:
         nothing = (float("nan"), float("nan"))

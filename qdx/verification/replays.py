@@ -21,6 +21,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from qdx.analysis.view import stated
+from qdx.backends.sampling import plain_greedy
 from qdx.capture.densities import Drawn
 from qdx.dataset.lacking import versions
 from qdx.dataset.layout import RECORDS
@@ -31,6 +32,7 @@ from qdx.verification.environment import facts_of
 from qdx.verification.environment_class import class_of
 from qdx.verification.likelihood import Calibration, row_mean
 from qdx.verification.listed import Listed, first_ones
+from qdx.verification.processed import temperature_of
 from qdx.verification.recorded import (
     Recorded,
     notes_of,
@@ -224,7 +226,10 @@ class Replays:
             return aligned
         emitted = transcripts(producer_tree, producers, references)
         alike = (producer_tree, verifier_tree, producers, aligned.configs, references, emitted)
-        return replace(aligned, listed=Listed.of(*alike, recorded=recorded))
+        pairs = zip(aligned.records_D, aligned.sampling_D, strict=True)
+        cold_DR = np.stack([temperature_of(r, bool(plain_greedy(s)), len(references)) for r, s in pairs])
+        listed = Listed.of(*alike, recorded=recorded, temperature_DR=cold_DR)
+        return replace(aligned, listed=listed)
 
     @property
     def there_DR(self) -> Bools:
@@ -281,7 +286,7 @@ class Replays:
         """Return whether every repeat of a config here ran in a process of its own."""
         return self.processes_C[config] >= self.repeats > 1
 
-    def text_scores(self, most: int | None = None, *, whole: bool = False) -> Floats:
+    def text_scores(self, most: int | None = None, *, whole: bool = False, allowed: float = 0.0) -> Floats:
         """Score each text by its tokens that are not greedy here, ties excepted.
 
         Equal numbers of them are ordered by the mean margin m: the score is their number + m/(1 + m).
@@ -293,13 +298,15 @@ class Replays:
         whole : bool
             NaN for a text that is shorter than `most`: fewer tokens give smaller scores by themselves, which
             known transcripts must not have beside longer judged ones.
+        allowed : float
+            Margin up to which a token is an honest kernel's greedy choice, nat; see `kernel_noise`.
 
         Returns
         -------
         array (producer, config, reference)
         """
         # Tokens of references of unequal lengths stand at positions of their own.
-        margin_DCRT = first_ones(self.margin_DCRT)[..., :most]
+        margin_DCRT = np.maximum(first_ones(self.margin_DCRT)[..., :most] - allowed, 0.0)
         wrong = np.nansum((margin_DCRT > 0).astype(float), -1)
         mean_DCR = row_mean(margin_DCRT)
         margin = np.where(np.isfinite(mean_DCR), mean_DCR, 0.0)
@@ -308,10 +315,10 @@ class Replays:
         known = (self.tokens_DCR == self.emitted_DR[:, None]) & (self.emitted_DR[:, None] >= least)
         return np.asarray(np.where(known, score, np.nan))
 
-    def seed_scores(self, most: int | None = None, *, whole: bool = False) -> Floats:
+    def seed_scores(self, most: int | None = None, *, whole: bool = False, allowed: float = 0.0) -> Floats:
         """Score drawn tokens by their margins after the noise of the seed, each cut off at `MARGIN_MOST`.
 
-        `most` and `whole` as in `text_scores`: a sum over fewer tokens is smaller by itself.
+        `most`, `whole` and `allowed` as in `text_scores`: a sum over fewer tokens is smaller by itself.
 
         Returns
         -------
@@ -319,7 +326,7 @@ class Replays:
             Nat; NaN where the noise of an answer is not known.
         """
         assert self.seeded_DCRT is not None
-        margin_DCRT = first_ones(self.seeded_DCRT)[..., :most]
+        margin_DCRT = np.maximum(first_ones(self.seeded_DCRT)[..., :most] - allowed, 0.0)
         counts_DCR = np.isfinite(self.seeded_DCRT).sum(-1)
         least = most if whole and most is not None else 1
         known = (counts_DCR == self.emitted_DR[:, None]) & (self.emitted_DR[:, None] >= least)

@@ -175,7 +175,7 @@ def test_broken_settings_are_named(folders: dict[str, Path], name: str, dangling
     file = folders["none"] / name
     file.unlink(missing_ok=True)
     file.symlink_to("nowhere") if dangling else file.write_text('{"half": ')
-    with pytest.raises(QdxError, match=rf"{name} is no JSON"):
+    with pytest.raises(QdxError, match=rf"{name} is not JSON"):
         check_contents(folders["none"], "none")
 
 
