@@ -387,12 +387,11 @@ def test_a_verifiers_file_is_refused_as_transcripts(
 def test_resume_keeps_what_was_replayed_and_redoes_it_for_other_transcripts(
     produced: Path, tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
-    once = "repeat_scope=engine"  # whose repeats need no further processes
-    folder, done = replay(produced, tmp_path, tiny_models, once, quant="awq")
+    folder, done = replay(produced, tmp_path, tiny_models, quant="awq")
     assert done.returncode == 4, done.stdout + done.stderr  # two claims were not replayed
-    _, done = replay(produced, tmp_path, tiny_models, once, quant="awq")
+    _, done = replay(produced, tmp_path, tiny_models, quant="awq")
     assert "complete already, kept" in done.stderr
-    _, done = replay(liar(produced, tmp_path / "lies.nc"), tmp_path, tiny_models, once, quant="awq")
+    _, done = replay(liar(produced, tmp_path / "lies.nc"), tmp_path, tiny_models, quant="awq")
     assert done.returncode == 3, done.stdout + done.stderr
     assert "complete already" not in done.stderr
     assert json.loads((folder / "summary.json").read_text())["analyses"]["verify"]["verdict"]["awq"]
