@@ -33,7 +33,13 @@ SETTINGS = {  # coordinates of an engine's settings that decide what it computes
     "backend_max_num_batched_tokens": "step's token budget",
     "backend_replay": "replay",
     "backend_companions": "companions in the batch",
+    "backend_n_ubatch": "tokens computed together",
+    "backend_repack": "repacked weights",
+    "backend_flash_attention": "flash attention",
+    "backend_cpu_features": "instructions of the build",
 }
+# Of `SETTINGS`, those that an engine other than vLLM has; vLLM states all the others.
+NOT_VLLM = ("backend_n_ubatch", "backend_repack", "backend_flash_attention", "backend_cpu_features")
 
 
 class View:

@@ -124,11 +124,17 @@ def asked_of(folder: Path) -> Asked:
         if isinstance(sent, list) and counted is not None:
             differences.append(counted - len(sent))
         choice = response["choices"][0] if response.get("choices") else {}
-        found.with_ids += isinstance(choice.get("token_ids"), list)
+        found.with_ids += isinstance(choice.get("token_ids"), list) or _lists_ids(choice.get("logprobs"))
         found.with_logprobs += bool(choice.get("logprobs"))
     found.seconds = np.array(seconds)
     found.prompt_tokens = np.array(differences, np.int64)
     return found
+
+
+def _lists_ids(logprobs: object) -> bool:
+    """Whether every listed token has its id, as llama.cpp's server writes them."""
+    entries = _object(logprobs).get("content")
+    return isinstance(entries, list) and bool(entries) and all("id" in _object(one) for one in entries)
 
 
 def _object(value: object) -> Mapping[str, Any]:

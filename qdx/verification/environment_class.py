@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import xarray as xr
 
-from qdx.analysis.view import SETTINGS, settings_of, stated
+from qdx.analysis.view import NOT_VLLM, SETTINGS, settings_of, stated
 from qdx.dataset.arithmetic import canonical
 from qdx.dataset.layout import RECORDS
 
@@ -136,6 +136,8 @@ def class_of(tree: xr.DataTree, rows: xr.Dataset, label: str) -> dict[str, str]:
     facts["kernel_environment"] = _deciding(facts["kernel_environment"])
     settings = dict(zip(SETTINGS, settings_of(of), strict=True))
     if facts["backend"] == "vllm":
+        for name in NOT_VLLM:
+            del settings[name]
         # The step's token budget counts only where it may cut a prefill: `settings_of` empties it elsewhere.
         if settings["backend_chunked_prefill"] in ("False", "0"):
             del settings["backend_max_num_batched_tokens"]

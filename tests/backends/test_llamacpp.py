@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from qdx import compose
 from qdx.errors import QdxError
 from qdx.models import resolve, tokenizer_sha256, vocab_size
 from qdx.schema import Quant
@@ -108,10 +109,10 @@ def test_a_replay_gives_a_generation_s_rows_back_bit_by_bit_also_in_a_batch(file
         backend = loaded(files["q4_0"], "q4_0")
         first, again = Rows(batch, every=False), Rows(batch, every=False)
         backend.prefill(batch, first)
-        generated = backend.generate(batch, 300, first)  # beyond the room that the prefill asked for
+        generated = backend.generate(batch, 500, first)  # beyond the room that the prefill asked for
         for item, ids in enumerate(batch):
             assert generated[item][0] == int(first.found[item, len(ids)].argmax())
-            for step in range(1, 300):
+            for step in range(1, 500):
                 assert generated[item][step] == int(first.found[item, len(ids) + step].argmax())
         backend.replay(batch, [ids[:20] for ids in generated], again)
         assert len(again.found) == 19 * len(batch)
@@ -251,6 +252,31 @@ def test_a_sweep_and_a_verifier_of_gguf_files(files: dict[str, Path], tmp_path: 
     assert verdicts["q4_0"]["verdict"] == "refuted"
 
 
-def test_a_format_and_a_backend_that_do_not_go_together(tmp_path: Path) -> None:
-    ended = qdx("-m", "backend=llamacpp", "quant=awq", "hydra.sweep.dir=x", cwd=tmp_path)
-    assert ended.returncode == 2 and "backend=llamacpp runs the formats of GGUF files" in ended.stderr
+@pytest.mark.parametrize("chosen", [["backend=llamacpp", "quant=awq"], ["backend=vllm", "quant=q4_1"]])
+def test_a_format_and_a_backend_that_do_not_go_together(chosen: list[str]) -> None:
+    with pytest.raises(QdxError, match="backend=llamacpp runs the formats of GGUF files, and they run there"):
+        compose(chosen)
+
+
+def test_records_of_other_settings_are_of_another_environment_class() -> None:
+    """Rows depend on them, so an honest producer who has others must not be refuted by unequal rows."""
+    import xarray as xr
+
+    from qdx.verification.environment_class import class_of, compare
+
+    def of(**settings: str) -> dict[str, str]:
+        stated = {
+            "backend": "llama.cpp", "backend_version": "b11549", "batch_size": 1, "batch_layout": "in order",
+            "torch_version": "2", "kernel_environment": "{}", "torch_switches": "{}", "cpu": "c",
+            "threads": "1", "cpu_capability": "AVX2", "blas": "MKL", "backend_n_ubatch": "512",
+            "backend_repack": "True", "backend_flash_attention": "on", "backend_cpu_features": "AVX2 FMA",
+            **settings,
+        }  # fmt: skip
+        rows = xr.Dataset(coords={"config": ["a"], **{name: ("config", [v]) for name, v in stated.items()}})
+        return class_of(xr.DataTree(xr.Dataset()), rows, "a")
+
+    assert compare(of(), of()).same
+    for name, value in (("n_ubatch", "256"), ("repack", "False"), ("flash_attention", "off")):
+        assert not compare(of(), of(**{f"backend_{name}": value})).same
+    assert not compare(of(), of(backend_cpu_features="AVX512")).same
+    assert not compare(of(), of(backend_n_ubatch="")).same  # not stated is not the same

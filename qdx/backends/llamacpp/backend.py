@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from qdx.backends import ANY, Facts, sampling
 from qdx.backends.llamacpp import library
 from qdx.capture import Recorder, greedy
 from qdx.errors import QdxError
-from qdx.models.gguf_file import read
+from qdx.models.gguf_file import counted, read
 from qdx.models.identity import GGUF
 from qdx.plugins import register
 from qdx.schema_gguf import FLASH_ATTENTION, LlamacppOptions
@@ -145,7 +144,7 @@ class LlamacppBackend:
                 "cpu_features": library.features(),
             },
             sampling=sampling.greedy(),  # the loop in `generate` takes `greedy` of the bare logits
-            attrs={"gguf_tensor_types": json.dumps(self._types, sort_keys=True)},
+            attrs={"gguf_tensor_types": counted(self._types)},
         )
 
     def prefill(self, batch: list[list[int]], recorder: Recorder) -> None:
@@ -320,7 +319,7 @@ def _layer(tensor: str) -> str | None:
 
 
 def _flash_attention(said: str, asked: str) -> str:
-    """Whether flash attention runs, as the library says where it was to choose."""
+    """Return whether flash attention runs, as the library says where it was to choose."""
     if asked != "auto":
         return asked
     found = re.search(r"Flash Attention (enabled|disabled)", said)
@@ -328,7 +327,7 @@ def _flash_attention(said: str, asked: str) -> str:
 
 
 def _last_words() -> str:
-    """What the library said last."""
+    """Return what the library said last."""
     lines = [line for line in "".join(library.heard).splitlines() if line.strip()]
     return lines[-1].strip() if lines else "it does not say why"
 
