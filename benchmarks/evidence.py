@@ -269,7 +269,7 @@ def _joined(rows: Rows, pair: Pair, who: dict[str, tuple[str, float]], made: dic
     energy, rank, token = ({w: {} for w in who}, {}, {})  # type: ignore[var-annotated]
     for w, into in made.items():
         ids, own, before, ranks = (np.stack(part) for part in zip(*into.own, strict=True))
-        ones, place = np.ones(own.shape), np.full(own.shape, 2, np.int8)
+        ones, place = np.ones(own.shape), np.full(own.shape, 2, np.int64)
         other = np.stack(into.other).astype(np.float64)
         drawn[w] = [
             Drawn(own.astype(np.float64), before, ones, ones, place),

@@ -130,7 +130,7 @@ def loaded(model: str, config: Config) -> CausalLM:
     return changed(backend._lm, config.change, config.parts)
 
 
-@torch.inference_mode()
+@torch.inference_mode()  # type: ignore[untyped-decorator]  # mypy skips torch
 def draw(model: CausalLM, prompts: list[list[int]], tokens: int, seed: int) -> np.ndarray:
     """Draw so many tokens after each prompt at temperature 1: (prompt, token)."""
     generator = torch.Generator().manual_seed(seed)
@@ -146,10 +146,10 @@ def draw(model: CausalLM, prompts: list[list[int]], tokens: int, seed: int) -> n
         found.append(chosen)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         logits, cache = model.run(chosen, mask, torch.arange(len(prompts)), cache)
-    return torch.cat(found, 1).numpy()
+    return np.asarray(torch.cat(found, 1))
 
 
-@torch.inference_mode()
+@torch.inference_mode()  # type: ignore[untyped-decorator]  # mypy skips torch
 def rows(model: CausalLM, prompt: list[int], answer: list[int]) -> np.ndarray:
     """Compute the rows that predict each token of an answer: (token, vocab) float16."""
     ids, cache, found = [*prompt, *answer[:-1]], None, []

@@ -208,7 +208,7 @@ def _key(path: Path) -> bytes:
             part.write_text(secrets.token_hex(32) + "\n", encoding="ascii")
     text = path.read_text(encoding="ascii", errors="replace").strip()
     if not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise QdxError(f"{path} is no key of 64 hexadecimal digits: remove it, and a new one is made")
+        raise QdxError(f"{path} is not a key of 64 hexadecimal digits: remove it, and a new one is made")
     return bytes.fromhex(text)
 
 

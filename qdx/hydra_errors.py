@@ -165,6 +165,6 @@ def _no_name(overrides: Sequence[str], conf: Path) -> str:
             example = (
                 f"'{group}=[{options[0]}]'" if group in ("metric", "analysis") else f"{group}={options[0]}"
             )
-            said = f"is no name of an option, one of {', '.join(options)}"
+            said = f"is not a name of an option, one of {', '.join(options)}"
             return f"{override.input_line}: {said}: write {example}"
     return "a config group was given something that names no option: write group=option, such as quant=awq"

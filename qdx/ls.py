@@ -27,6 +27,7 @@ STATED = (
     "Nothing was judged here: a verdict is what the files of that folder state, and whoever wrote them could "
     "write anything. python -m qdx.report FOLDER judges a verifier's sweep again from its records."
 )
+MOST_VERDICTS = 8  # kinds; qdx has eight
 LONGEST_VERDICT = 30  # characters of one
 LONGEST_MODEL = 14
 LONGEST_CONFIGS = 26
@@ -140,13 +141,16 @@ def _completeness(one: Entry) -> str:
 
 
 def _verdict(one: Entry) -> str:
-    """What files state; "stated" stands in the very cell, which may be all that somebody copies."""
+    """Return what files state; "stated" stands in the very cell, which may be all that somebody copies."""
     if not one.verdicts:
         return "–"
     counts = one.verdicts[0]["counts"]
     if any(other["counts"] != counts for other in one.verdicts[1:]):
         return "its files state different verdicts"
-    named = [f"{count:,} {_shortened(name, LONGEST_VERDICT)}" for name, count in counts.items()]
+    shown = list(counts.items())[:MOST_VERDICTS]
+    named = [f"{count:,} {_shortened(name, LONGEST_VERDICT)}" for name, count in shown]
+    if others := one.verdicts[0]["claims"] - sum(count for _, count in shown):
+        named.append(f"{others:,} other")
     return f"stated: {', '.join(named)}"
 
 

@@ -64,11 +64,13 @@ CLAIMED_QUANTS: Mapping[str, tuple[str, ...]] = {
 CLAIMED_DTYPES: Mapping[str, str] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 MODEL_RUNNERS = ("auto", "v1", "v2")
 REPLAYS = ("decode", "prefill")
-# What backend=emulator knows of: cards of 132 SMs and compute capability 9.0, and what of vLLM runs on them.
-EMULATED_CARDS = ("h100", "h200")
-EMULATED_ENGINES = ("0.33.0",)
+# What backend=emulator knows of; of an A100 by publication alone (`qdx.backends.emulator.cards`).
+EMULATED_CARDS = ("h100", "h200", "a100")
+EMULATED_ENGINES: Mapping[str, tuple[str, ...]] = {  # and the kernels that each has
+    "0.20.2": ("dense", "awq_gemm", "marlin", "machete"),
+    "0.33.0": ("dense", "marlin", "machete"),
+}
 EMULATED_ATTENTION = ("FLASH_ATTN", "TRITON_ATTN")
-EMULATED_KERNELS = ("dense", "marlin", "machete")
 MODELLED_FORMATS = ("none", "awq", "gptq")
 # Activation dtypes that the GPU kernels take; what is not here takes all of `DTYPES`.
 KERNEL_DTYPES: Mapping[str, tuple[str, ...]] = {
@@ -195,7 +197,7 @@ class EmulatorOptions:
 
     def __post_init__(self) -> None:
         _one_of("backend.card", self.card, EMULATED_CARDS)
-        _one_of("backend.engine", self.engine, EMULATED_ENGINES)
+        _one_of("backend.engine", self.engine, tuple(EMULATED_ENGINES))
         _one_of("backend.attention_backend", self.attention_backend, EMULATED_ATTENTION)
         for name in ("max_num_seqs", "max_num_batched_tokens"):
             _at_least(f"backend.{name}", getattr(self, name), 1)
@@ -543,11 +545,13 @@ class Experiment(Settings):
                 f"quant.kernel=any: backend=transformers models one kernel: choose quant.kernel="
                 f"{' or '.join(modelled)}, or backend=vllm on a GPU"
             )
-        if isinstance(self.backend, EmulatorBackend) and self.quant.kernel not in EMULATED_KERNELS:
-            raise QdxError(
-                f"quant.kernel={self.quant.kernel}: backend=emulator emulates vLLM {self.backend.engine} "
-                f"with {', '.join(EMULATED_KERNELS)}: choose one of them, or backend=transformers"
-            )
+        if isinstance(self.backend, EmulatorBackend):
+            kernels = EMULATED_ENGINES[self.backend.engine]
+            if self.quant.kernel not in kernels:
+                raise QdxError(
+                    f"quant.kernel={self.quant.kernel}: backend=emulator emulates vLLM {self.backend.engine} "
+                    f"with {', '.join(kernels)}: choose one of them, or backend=transformers"
+                )
         allowed = KERNEL_DTYPES.get(self.quant.kernel, DTYPES)
         if self.model.dtype not in allowed:
             raise QdxError(

@@ -157,7 +157,7 @@ def _group(tree: xr.DataTree, name: str) -> xr.Dataset:
 
 
 def _stated(tree: xr.DataTree) -> dict[str, Any]:
-    """What the file says of itself, as plain values."""
+    """Return what the file says of itself, as plain values."""
     found = {name: tree.attrs[name] for name in STATED if name in tree.attrs}
     return {name: value.item() if hasattr(value, "item") else value for name, value in found.items()}
 

@@ -352,6 +352,16 @@ TABLES = {
     "capture_long": Table(
         "And of long prompts, with vLLM 0.20.2?", (f"{H100}/capture_graphs.json",), capture, "costs.md"
     ),
+    "h100_emulator/demo_rows.txt": Table(
+        "Which rows of the demo model does a CPU compute as an H100 did?",
+        (f"{H100}/demo/sweep.nc", "h100_emulator/demo_rows.npz"),
+        _script("scripts/gpu/emulated_verdicts.py", "equal_rows"),
+    ),
+    "h100_emulator/demo_verdicts.txt": Table(
+        "Which kernel made an H100's transcripts, by these rows?",
+        (f"{H100}/demo/sweep.nc", "h100_emulator/demo_rows.npz", f"{H100}/formats/sweep.nc"),
+        _script("scripts/gpu/emulated_verdicts.py", "lines"),
+    ),
     **{
         f"{H200_33}/{name}.txt": Table(question, (f"{H200_33}/{name}.json",), own_time)
         for name, question in (
@@ -385,7 +395,13 @@ PRINTED = {
     f"{VERDICTS}/facts.txt": "of its producers only those of the folders base and batch4 were kept",
     f"{VERDICTS}/report.txt": REPORT,
     f"{VERDICTS}/false_report.txt": "the report of the version of that day, of a copy with false names",
-    "h100_emulator": "outputs were compared on the card and not kept; tests hold a part of them",
+    **dict.fromkeys(
+        (
+            f"h100_emulator/{name}.txt"
+            for name in ("cublas", "functions", "layers", "operations", "tensor_cores")
+        ),
+        "outputs were compared on the card and not kept; tests hold a part of them",
+    ),
     "cpu_models": "the sweeps, 18 and 27 MB, were not kept; the commands make them again on a CPU",
     "calibration.txt": "a simulation that `python benchmarks/calibration.py` makes again",
     "evidence.txt": "a simulation that `python benchmarks/evidence.py` makes again",

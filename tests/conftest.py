@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,6 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.costs import by_cost
+
+# One thread for each of xdist's processes and their children, where a test asks for no more: they are as many
+# as the cores, and OpenMP's threads spin while they wait. It is read when torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 class _Deprecations(logging.Handler):

@@ -113,8 +113,24 @@ def test_a_verdict_is_printed_as_stated_and_never_alone(place: Path) -> None:
     for line in printed.splitlines():
         assert "confirmed" not in line or "stated" in line
     (one,) = json.loads(ls.as_json(catalogue.catalogue(place)))["sweeps"]
-    assert one["verdicts_stated"] == [{"by": "summary.json", "counts": {"confirmed": 2, "refuted": 1}}]
+    assert one["verdicts_stated"] == [
+        {"by": "summary.json", "claims": 3, "counts": {"confirmed": 2, "refuted": 1}}
+    ]
     assert set(one) == SWEEP_KEYS  # no field says "verdict" without saying who states it
+
+
+def test_no_verdict_is_lost_among_many_others(place: Path) -> None:
+    many = summary(verdicts=judged("refuted", *(f"v{i}" for i in range(100))))
+    (place / "honest" / "summary.json").write_text(json.dumps(many))
+    assert re.search(r"stated: 1 refuted, 1 v0, .*, 93\s+other", text(place))
+
+
+def test_configs_that_only_sweep_json_names_are_missing(place: Path) -> None:
+    (place / "copied").mkdir()
+    shutil.copy(place / "honest" / "sweep.nc", place / "copied")
+    (place / "copied" / "sweep.json").write_text(json.dumps({"labels": [*LABELS, "marlin"]}))
+    one = listed(place)["copied"]
+    assert (one.complete, one.configs, one.missing) == (False, 3, 1)
 
 
 def test_a_summary_that_contradicts_sweep_nc_is_named(place: Path) -> None:
@@ -162,15 +178,18 @@ BAD_JSON = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_JSON)
-def test_a_broken_summary_costs_its_own_line_only(name: str, place: Path) -> None:
-    shutil.copytree(place / "honest", place / "broken")
-    (place / "broken" / "summary.json").write_text(BAD_JSON[name])
+def test_broken_summaries_cost_their_own_lines_only(place: Path) -> None:
+    for name, text in BAD_JSON.items():
+        (place / name).mkdir()
+        os.link(place / "honest" / "sweep.nc", place / name / "sweep.nc")
+        (place / name / "summary.json").write_text(text)
     found = listed(place)
-    assert found["honest"].problems == [] and found["broken"].labels == LABELS
-    told = found["broken"].problems
-    assert len(told) == (name != "other types"), told
-    assert all(problem.startswith("summary.json") for problem in told)
+    assert found["honest"].problems == [] and set(found) == {"honest", *BAD_JSON}
+    for name in BAD_JSON:
+        told = found[name].problems
+        assert found[name].labels == LABELS
+        assert len(told) == (name != "other types"), (name, told)
+        assert all(problem.startswith("summary.json") for problem in told)
 
 
 def test_a_huge_summary_is_not_read(place: Path) -> None:
@@ -287,6 +306,8 @@ def test_limits_of_folders_and_depth_are_said(place: Path, monkeypatch: pytest.M
     deep = place.joinpath(*(["d"] * 14))
     deep.mkdir(parents=True)
     assert any("12 deep" in said for said in catalogue.catalogue(place).problems)
+    monkeypatch.setattr(catalogue, "MOST_IN_FOLDER", 0)
+    assert any("only 0 of its files" in said for said in catalogue.catalogue(place).problems)
     monkeypatch.setattr(catalogue, "MOST_FOLDERS", 1)
     assert any("not everything is listed" in said for said in catalogue.catalogue(place).problems)
 

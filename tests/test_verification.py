@@ -19,20 +19,20 @@ from qdx.capture import row_hash
 from qdx.dataset.lacking import SINCE_2, lacking
 from qdx.verification.environment import record_differs
 from tests.hostile.making import Groups, rewritten
-from tests.sweeping import SMALL, checkpoints, qdx
+from tests.sweeping import PLAIN, SMALL, checkpoints, qdx
 
 pytestmark = pytest.mark.slow
 
 CONFIGS = ["awq", "awq_marlin", "gptq"]
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 FIVE = [*(a for a in SMALL if not a.startswith("prompts.references")), "prompts.references=5"]
-HERE = ["repeats=3", "backend.threads=1", "metric=[l2]"]
+HERE = ["repeats=3", "backend.threads=1", "metric=[l2]", "report.formats=[txt]"]
 
 
 @pytest.fixture(scope="module")
 def produced(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]) -> Path:
     cwd = tmp_path_factory.mktemp("producers")
-    arguments = [f"quant={','.join(CONFIGS)}", *FIVE, "metric=[l2]", *checkpoints(tiny_models)]
+    arguments = [f"quant={','.join(CONFIGS)}", *FIVE, *PLAIN, *checkpoints(tiny_models)]
     done = qdx("-m", *arguments, "hydra.sweep.dir=made", cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return cwd / "made"
@@ -57,7 +57,8 @@ def verified(produced: Path, tmp_path_factory: pytest.TempPathFactory, tiny_mode
     """A verifier's sweep whose producers' folder has gone since."""
     copy = tmp_path_factory.mktemp("sent") / "sweep.nc"
     shutil.copy(produced / "sweep.nc", copy)
-    folder, done = replay(copy, tmp_path_factory.mktemp("verifier"), tiny_models)
+    html = "report.formats=[txt,html]"
+    folder, done = replay(copy, tmp_path_factory.mktemp("verifier"), tiny_models, html)
     assert done.returncode == 0, done.stdout + done.stderr
     copy.unlink()
     return folder

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ SCRIPT = Path(__file__).with_name("catalogue_entry.py")
 DEPTH = 12  # of folders below the one that is listed
 MOST_FOLDERS = 200_000  # that are looked into
 MOST_ENTRIES = 20_000  # sweeps that are listed
+MOST_IN_FOLDER = 50_000  # files and folders of one folder
 OWN_DEPTH = 4  # of a sweep's own folders, whose bytes are counted: <label>/repeat_0/…
 SECONDS = 20.0  # that one sweep may take
 # What a sweep's folder may hold beside the folders of its configs: files of that sweep, none of its own.
@@ -53,8 +55,9 @@ class Entry:
     runs, failed, missing : int
         Configs whose ``run.nc`` is there, that failed or stopped, and that left nothing.
     verdicts : list of Mapping
-        For each file that states verdicts, ``by``, its name, and ``counts``, how many claims have which. They
-        are what the file says: nothing was judged to list them.
+        For each file that states verdicts, ``by``, its name, ``claims``, how many it judges, and ``counts``,
+        how many of them have which verdict, the 40 most frequent. They are what the file says: nothing was
+        judged to list them.
     problems : list of str
         What could not be read, or does not agree.
     """
@@ -76,7 +79,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What was found below a folder.
+    """List what was found below a folder.
 
     Attributes
     ----------
@@ -145,7 +148,7 @@ def _order(stated: str) -> str:
 
 
 def _entry(child: Child, path: str, size: int) -> Entry | None:
-    """What a place states; None for a file that qdx did not write."""
+    """Return what a place states; None for a file that qdx did not write."""
     started = time.monotonic()
     answers, why = child.ask({"paths": [os.path.abspath(path)], "limits": LIMITS}, 1, SECONDS)  # noqa: PTH100
     if not answers:
@@ -176,10 +179,13 @@ class _Walk:
         self._folders += 1
         try:
             with os.scandir(path) as entries:
-                here = sorted(entries, key=lambda one: one.name)
+                here = list(islice(entries, MOST_IN_FOLDER + 1))
         except OSError as error:
             self.problems.append(f"{path}: {error.strerror or error}")
             return
+        if len(here) > MOST_IN_FOLDER:
+            self.problems.append(f"{path}: only {MOST_IN_FOLDER:,} of its files and folders are looked at")
+        here.sort(key=lambda one: one.name)
         files = {one.name: one for one in here if one.is_file(follow_symlinks=False)}
         folders = [one for one in here if one.is_dir(follow_symlinks=False) and one.name[:1] != "."]
         self.links += sum(one.is_symlink() and one.is_dir() for one in here)
@@ -192,6 +198,8 @@ class _Walk:
             files = {name: one for name, one in files.items() if name not in OF_SWEEP}
         for name, one in files.items():
             if name.endswith(".nc"):
+                if self._full():
+                    return
                 self._found += 1
                 yield one.path, _size(one)
         if depth >= DEPTH and folders:
@@ -201,7 +209,7 @@ class _Walk:
             yield from self.sweeps(one.path, depth + 1)
 
     def _full(self) -> bool:
-        """Whether a limit is reached; it is said once."""
+        """Return whether a limit is reached; it is said once."""
         if self._folders < MOST_FOLDERS and self._found < MOST_ENTRIES:
             return False
         said = f"not everything is listed: more than {MOST_FOLDERS:,} folders or {MOST_ENTRIES:,} sweeps"
@@ -211,7 +219,7 @@ class _Walk:
 
 
 def _holds_run(path: str) -> bool:
-    """Whether a folder is a config's: it holds a run, or the one of its first repeat."""
+    """Return whether a folder is a config's: it holds a run, or the one of its first repeat."""
     return any(_is_file(f"{path}/{at}{name}") for at in ("", "repeat_0/") for name in (RUN, PART, STATUS))
 
 

@@ -111,6 +111,8 @@ def _of_folder(path: str, limits: Mapping[str, int]) -> dict[str, Any]:
     runs, failed, missing = _state(path, labels, limits["json_bytes"], problems)
     if merged and not runs and not failed:  # sweep.nc was copied here without its runs
         failed, missing = merged["failed"], merged["missing"]
+        stated = {*merged_labels, *failed, *missing}
+        missing = [*missing, *(label for label in labels if label not in stated)]
         whole = not failed and not missing
     else:
         whole = bool(labels) and len(runs) == len(labels)
@@ -232,7 +234,7 @@ def _state(
 
 
 def _summary(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What is listed of a ``summary.json``, whose fields may hold anything."""
+    """Return what is listed of a ``summary.json``, whose fields may hold anything."""
     kind = content.get("kind")
     if kind not in ("summary", "servers"):
         raise Unreadable("is not a summary that qdx wrote")
@@ -247,7 +249,7 @@ def _summary(content: Mapping[str, Any]) -> dict[str, Any]:
     ]
     judged = content.get("verdicts")
     claims = judged.get("claims") if isinstance(judged, dict) else None
-    claims = claims[:MOST_LABELS] if isinstance(claims, list) else []
+    claims = claims if isinstance(claims, list) else []
     verdicts = [claim["verdict"] for claim in claims if isinstance(claim, dict) and "verdict" in claim]
     return {
         "kind": kind,
@@ -261,17 +263,18 @@ def _summary(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stated(summary: Mapping[str, Any] | None, merged: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """How many claims each file says have which verdict."""
+    """Return how many claims each file says have which verdict."""
     found = []
     for name, of in ((SUMMARY, summary), (SWEEP, merged)):
         if of and of["verdicts"]:
             counts = Counter(text[:LONGEST_SHOWN] for text in of["verdicts"])
-            found.append({"by": name, "counts": dict(counts.most_common(SHOWN))})
+            shown = dict(counts.most_common(SHOWN))
+            found.append({"by": name, "claims": counts.total(), "counts": shown})
     return found
 
 
 def _has(path: str, name: str) -> bool:
-    """Whether a regular file of the name is there; a link to one is none."""
+    """Return whether a regular file of the name is there; a link to one is none."""
     try:
         return stat.S_ISREG(os.lstat(_join(path, name)).st_mode)
     except OSError:
@@ -380,7 +383,7 @@ def _attribute(group: Any, name: str) -> str:
 
 
 def _member(group: Any, name: str) -> Any:
-    """What a group holds under a name by a hard link; None where nothing is."""
+    """Return what a group holds under a name by a hard link; None where nothing is."""
     import h5py
 
     key = name.encode()

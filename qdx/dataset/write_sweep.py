@@ -160,7 +160,7 @@ def _put(file: Any, group: str, plain: xr.Dataset) -> None:
 
 
 class _Values:
-    """What xarray hands over to be written: it is, when every variable of the group is defined.
+    """Take what xarray hands over to be written; it is written when every variable of the group is defined.
 
     Whenever a value follows a definition, netCDF walks through all groups and flushes the file: here once a
     group, and not once a variable.

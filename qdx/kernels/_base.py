@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qdx.errors import QdxError
+from qdx.kernels.cards import Rule, rule_of
 from qdx.kernels.weights import QuantizedWeight
 
 _LOCAL = threading.local()
@@ -45,8 +46,11 @@ class KernelModel(torch.nn.Module):  # type: ignore[misc]  # mypy skips torch
         Activation dtypes that the GPU kernel takes.
     multiples : tuple of int
         What the kernel needs in-features and out-features to be divisible by.
+    rule : Rule
+        Of the card's tensor cores, for `exact`; an H100's unless it is set.
     """
 
+    rule: Rule = rule_of("h100")
     name: ClassVar[str]
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float16, torch.bfloat16)
     multiples: ClassVar[tuple[int, int]] = (1, 1)

@@ -89,13 +89,17 @@ class AwqGemm(KernelModel):
         missing = self._turns * SPLITS * BLOCK - self.in_features
         x_MK_padded = torch.nn.functional.pad(x_MK[rows], (0, missing)).to(torch.float32)
         x_SMK = x_MK_padded.view(len(rows), self._turns, SPLITS, BLOCK).permute(2, 0, 1, 3)
-        weight_SKN = self._weight_SKN[:, :, columns]
+        weight_SKN = self._weight_SKN
+        if len(columns) < self.out_features or not torch.equal(columns, torch.arange(self.out_features)):
+            weight_SKN = weight_SKN[:, :, columns]
         if x_MK.shape[0] >= DEQUANTIZE_FROM_ROWS:
             weight_STBN = weight_SKN.view(SPLITS, self._turns, BLOCK, len(columns))
             weight_KN = weight_STBN.transpose(0, 1).reshape(-1, len(columns))
-            return self.add_bias(tensor_core.chain(x_MK_padded, weight_KN).to(torch.float16), columns)
+            return self.add_bias(
+                tensor_core.chain(x_MK_padded, weight_KN, self.rule).to(torch.float16), columns
+            )
         partials = [
-            tensor_core.chain(x.reshape(len(rows), -1), weight_KN).to(torch.float16)
+            tensor_core.chain(x.reshape(len(rows), -1), weight_KN, self.rule).to(torch.float16)
             for x, weight_KN in zip(x_SMK, weight_SKN, strict=True)
         ]
         return self.add_bias(torch.stack(partials).to(torch.float32).sum(0).to(torch.float16), columns)

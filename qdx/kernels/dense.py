@@ -63,7 +63,7 @@ class Dense(KernelModel):
         weight_KN = self._contiguous_KN
         if len(columns) < self.out_features or not torch.equal(columns, torch.arange(self.out_features)):
             weight_KN = weight_KN[:, columns]
-        sum_MN = tensor_core.chain(x_MK[rows].to(torch.float32), weight_KN)
+        sum_MN = tensor_core.chain(x_MK[rows].to(torch.float32), weight_KN, self.rule)
         if self.bias is not None:
             sum_MN.add_(self.bias[columns].to(torch.float32))
         return sum_MN.to(x_MK.dtype)

@@ -227,5 +227,7 @@ class Machete(KernelModel):
         weight_KN = self._weight_LKN[0]
         if len(columns) < self.out_features or not torch.equal(columns, torch.arange(self.out_features)):
             weight_KN = weight_KN[:, columns]
-        sum_MN = tensor_core.sums(x_MK[rows].to(torch.float32), weight_KN, parts, rows, columns)
+        sum_MN = tensor_core.sums(
+            x_MK[rows].to(torch.float32), weight_KN, parts, rows, columns, rule=self.rule
+        )
         return self.add_bias(sum_MN.to(x_MK.dtype), columns)

@@ -214,6 +214,7 @@ class Marlin(KernelModel):
                 shares=SHARES,
                 accumulators=_ACCUMULATORS[tile_k],
                 last_first=True,
+                rule=self.rule,
             ).to(y_MN.dtype)
         if self._per_column:
             y_MN.mul_(self._source.scale_GN[0, columns].to(y_MN.dtype))

@@ -141,6 +141,7 @@ def sums(
     shares: int = 1,
     accumulators: Sequence[Sequence[int]] = ((0,),),
     last_first: bool = False,
+    rule: Rule = HOPPER,
 ) -> Tensor:
     """Sum over K, slice by slice, as `qdx.kernels.partition.accumulate` does, with the sums of `chain`.
 
@@ -158,6 +159,8 @@ def sums(
         Shares that each accumulator sums, in the order of K.
     last_first : bool
         Add slices from the end of K to its beginning.
+    rule : Rule
+        Of the card.
 
     Returns
     -------
@@ -169,7 +172,7 @@ def sums(
             x_MK,
             weight_KN,
             parts,
-            HOPPER,
+            rule,
             block=_BLOCK,
             shares=shares,
             accumulators=accumulators,
@@ -192,7 +195,7 @@ def sums(
             for group in accumulators:
                 own = block[torch.isin(block % shares, torch.tensor(group))]
                 k = (own[:, None] * _BLOCK + torch.arange(_BLOCK)).flatten()
-                sum_MN = chain(x_part[:, k], weight_part[k])
+                sum_MN = chain(x_part[:, k], weight_part[k], rule)
                 total = sum_MN if total is None else total.add_(sum_MN)
             assert total is not None
             slices.append(total)

@@ -1,4 +1,4 @@
-"""What llama.cpp's server adds to answers of the OpenAI interface, and what it does otherwise than others.
+"""Read what llama.cpp's server adds to answers of the OpenAI interface, and does otherwise than others.
 
 Seen with build b11549, and read in ``tools/server`` there:
 
@@ -42,12 +42,12 @@ class Llamacpp(openai.OpenAI):
     """
 
     def matches(self, head: bytes) -> bool:
-        """Whether the first answer has what only this server states of itself."""
+        """Return whether the first answer has what only this server states of itself."""
         return wrote(openai.answer_of(lines.peek(head)))
 
 
 def wrote(answer: Mapping[str, Any]) -> bool:
-    """Whether an answer is llama.cpp's: its fingerprint names a build, or its times are in ``timings``."""
+    """Return whether an answer is llama.cpp's: a fingerprint that names a build, or times in ``timings``."""
     timings, fingerprint = answer.get("timings"), answer.get("system_fingerprint")
     return "choices" in answer and (
         (isinstance(timings, dict) and "predicted_n" in timings)

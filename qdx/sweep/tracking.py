@@ -104,7 +104,7 @@ def log(
     Raises
     ------
     QdxError
-        Without MLflow, when the store cannot be reached, or when the folder is no finished sweep's.
+        Without MLflow, when the store cannot be reached, or when the folder is not a finished sweep's.
     """
     from qdx.dataset import open
 
@@ -239,7 +239,7 @@ def _names(text: object) -> Mapping[str, Any]:
 
 
 def _simulated(tree: xr.DataTree) -> bool:
-    """Whether any config's kernels are numerical models."""
+    """Return whether any config's kernels are numerical models."""
     stored = tree["provenance"].to_dataset()
     return "simulated" in stored and any(str(v).lower() in ("1", "true") for v in stored["simulated"].values)
 

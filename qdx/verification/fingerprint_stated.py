@@ -1,7 +1,7 @@
-"""What a server states of its build (``system_fingerprint``), beside what an own config would state.
+"""Compare a server's stated build (``system_fingerprint``) with what a config here would state.
 
-It is the server's word: equal says that it names the same version, and another version is no lie. So nothing
-is decided by it.
+It is the server's word. If it is equal, the server names the same version, and another version is not a lie.
+So nothing is decided by it.
 """
 
 from __future__ import annotations

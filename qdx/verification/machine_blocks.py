@@ -1,4 +1,4 @@
-"""What is shown of a comparison of machines: blocks for text and page, and an object for JSON."""
+"""Show a comparison of machines: blocks for text and page, and an object for JSON."""
 
 from __future__ import annotations
 

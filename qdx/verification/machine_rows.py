@@ -122,7 +122,7 @@ class Side:
 
     @cached_property
     def prompts(self) -> list[str]:
-        """What each reference is by its token ids."""
+        """Return what each reference is by its token ids."""
         stored = self.tree["references"].to_dataset()
         ids = np.asarray(stored["token_ids"].transpose("reference", "token").values, np.int64)
         return [
@@ -198,7 +198,7 @@ def _rest(data: xr.DataArray) -> list[str]:
 
 @dataclass(frozen=True)
 class Shared:
-    """Which rows of a phase two sweeps have in common: indices of units and positions in each.
+    """Hold the rows of a phase that two sweeps have in common: indices of units and positions in each.
 
     Attributes
     ----------
@@ -246,7 +246,7 @@ class Shared:
 
 
 def unit_index(data: xr.Dataset, unit: int) -> dict[str, int]:
-    """Where a unit lies in a phase: along ``reference``, and along ``producer`` where it has that."""
+    """Return where a unit lies in a phase: along ``reference``, and along ``producer`` where it has that."""
     if "producer" in data["captured"].dims:
         producer, reference = divmod(unit, data.sizes["reference"])
         return {"producer": producer, "reference": reference}

@@ -65,7 +65,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What several sweeps have in common, and what not.
+    """Hold what several sweeps have in common, and what not.
 
     Attributes
     ----------
@@ -99,7 +99,7 @@ class Comparison:
 
     @property
     def all_equal(self) -> bool:
-        """Whether every compared row is equal."""
+        """Return whether every compared row is equal."""
         return all(pair.equal == pair.rows for pair in self.pairs)
 
 
@@ -179,7 +179,7 @@ def _two(count: int) -> Iterator[tuple[int, int]]:
 
 
 def _machine_facts(side: Side) -> dict[str, str]:
-    """What names a machine: each fact's values over the configs, joined."""
+    """Return what names a machine: each fact's values over the configs, joined."""
     names: tuple[str, ...] = (
         "gpu",
         "cpu",
@@ -203,7 +203,7 @@ def _machine_facts(side: Side) -> dict[str, str]:
 
 
 def _refusal(a: Side, b: Side) -> str:
-    """Why no row of two sweeps can be compared; "" where some may be."""
+    """Say why no row of two sweeps can be compared; "" where some may be."""
 
     def of(side: Side, name: str) -> set[str]:
         return {value for config in side.configs if (value := side.fact(name, config))}
@@ -370,7 +370,7 @@ def _equal(a: Rows, b: Rows, mark: str, shared: Shared, c: int, d: int) -> Bools
 
 
 def _repeat_state(rows: Rows, config: int, mark: str) -> str:
-    """Whether the config's own repeats are equal: one of `REPEATS`."""
+    """Return whether the config's own repeats are equal: one of `REPEATS`."""
     if not mark:
         return REPEATS[2]
     shared, reruns = Shared.of(rows, rows), 0
@@ -457,7 +457,7 @@ def _named(column: Sequence[str], configs: Sequence[str]) -> str:
 
 
 def _remarks(sides: Sequence[Side], names: Sequence[str]) -> list[str]:
-    """What a reader should not overlook."""
+    """Return what a reader should not overlook."""
     found = []
     for side, name in zip(sides, names, strict=True):
         unstated = [c for c in side.configs if not side.weights(c)]

@@ -63,7 +63,7 @@ def mode_of(record: Recorded, greedy: bool) -> str:
 
 
 def unchanged(samplers_RP: Floats) -> bool:
-    """Whether temperature 1 without truncation draws from the raw distribution, so that modes are one."""
+    """Return whether tokens are drawn from the raw distribution (T = 1, no truncation): modes are one."""
     known = samplers_RP[np.isfinite(samplers_RP).all(-1)]
     temperature, top_k, top_p, min_p = known.T
     return len(known) > 0 and bool(((temperature == 1) & (top_k <= 0) & (top_p == 1) & (min_p == 0)).all())

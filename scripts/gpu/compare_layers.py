@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qdx.backends.emulator.cards import CARDS
 from qdx.backends.emulator.llama import HEAD, Cache, Llama, Shape
 from qdx.kernels import flash_attention, operations, rotary, triton_attention
 
@@ -47,8 +48,8 @@ def embedding() -> Tensor:
     return small_model.halves("embedding", 1023, -13, SHAPE.vocab, SHAPE.hidden)
 
 
-def llama(form: str, kernel: str, attention: str = "TRITON_ATTN") -> Llama:
-    """Build the recorded model."""
+def llama(form: str, kernel: str, attention: str = "TRITON_ATTN", card: str = "h200") -> Llama:
+    """Build the recorded model as a card computes it."""
     weights: dict[str, Any] = {}
     for layer in range(SHAPE.layers):
         for short in small_model.MATRICES:
@@ -67,7 +68,9 @@ def llama(form: str, kernel: str, attention: str = "TRITON_ATTN") -> Llama:
         weights,
         dense,
         kernel or "dense",
-        sm_count=132,
+        sm_count=CARDS[card].sm_count,
+        card=card,
+        flash_version=3 if CARDS[card].hopper else 2,
         most_sequences=MOST_SEQUENCES,
         attention_backend=attention,
     )
@@ -91,9 +94,13 @@ def equal(own: Tensor, card: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def by_operation(
-    model: Llama, steps: list[dict[str, NDArray[Any]]], counts: Counts, attention: str = "TRITON_ATTN"
+    model: Llama,
+    steps: list[dict[str, NDArray[Any]]],
+    counts: Counts,
+    attention: str = "TRITON_ATTN",
+    firsts: dict[str, str] | None = None,
 ) -> None:
-    """Give each operation the card's inputs and count its outputs."""
+    """Give each operation the card's inputs and count its outputs; `firsts` gets what differs first."""
 
     def half(name: str) -> Tensor:
         return torch.from_numpy(step[name])
@@ -103,6 +110,11 @@ def by_operation(
         line = counts.setdefault(name, [0, 0])
         line[0] += int(same.sum())
         line[1] += same.size
+        if firsts is not None and not same.all() and name not in firsts:
+            at = tuple(np.argwhere(~same)[0].tolist())
+            number = next(i for i, one in enumerate(steps) if one is step)
+            mine = own.contiguous().numpy().reshape(step[card].shape)[at]
+            firsts[name] = f"step {number}, {card}, output {at}: {mine} here, {step[card][at]} on the card"
 
     starts = steps[0]["about.query_start_loc"]
     sequences = len(starts) - 1
@@ -151,7 +163,7 @@ def by_operation(
                     line[item] = torch.cat((line[item], part))
             batch = triton_attention.Batch(queries, MOST_SEQUENCES)
             turned_q = half(f"{prefix}rotary_emb.q").view(len(positions), -1, HEAD)
-            own, kind = attend(attention, turned_q, cache.keys[layer], cache.values[layer], batch)
+            own, kind = attend(model, attention, turned_q, cache.keys[layer], cache.values[layer], batch)
             count(f"attention, {kind}", own.flatten(1), f"{prefix}attn")
             multiply("self_attn.o_proj", f"{prefix}attn")
             out, added = operations.fused_add_rms_norm(
@@ -175,16 +187,22 @@ def by_operation(
 
 
 def attend(
-    attention: str, q: Tensor, keys: list[Tensor], values: list[Tensor], batch: triton_attention.Batch
+    model: Llama,
+    attention: str,
+    q: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    batch: triton_attention.Batch,
 ) -> tuple[Tensor, str]:
     """Return what an attention backend gives, and which of its kernels."""
     if attention == "FLASH_ATTN":
-        block = flash_attention.keys_at_once(max(batch.queries), SHAPE.heads // SHAPE.kv_heads)
-        return flash_attention.attention(
-            q, keys, values, batch.queries, HEAD**-0.5
-        ), f"FlashAttention, {block}"
-    kind = "segments" if batch.in_segments(SHAPE.heads, SHAPE.kv_heads) else "whole"
-    return triton_attention.attention(q, keys, values, batch, HEAD**-0.5), f"Triton, {kind}"
+        block = model.flash_block or flash_attention.keys_at_once(
+            max(batch.queries), SHAPE.heads // SHAPE.kv_heads
+        )
+        kind = f"FlashAttention, {block}"
+    else:
+        kind = "Triton, segments" if batch.in_segments(SHAPE.heads, SHAPE.kv_heads) else "Triton, whole"
+    return model.attention(q, keys, values, batch), kind
 
 
 def by_itself(model: Llama, steps: list[dict[str, NDArray[Any]]]) -> tuple[int, int, str]:

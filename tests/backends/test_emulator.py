@@ -70,7 +70,11 @@ def test_a_transcript_that_ends_leaves_the_batch(tiny_models: dict[str, Path]) -
 def test_the_card_and_the_engine_are_stated(tiny_models: dict[str, Path]) -> None:
     facts = emulator(tiny_models, "awq_marlin", card="h200").observe()
     assert facts.observed_kernel == "model:marlin" and facts.gpu == "" and facts.compute_capability == ""
-    assert facts.attrs == {"emulated_card": "h200", "emulated_engine": "vllm 0.33.0"}
+    assert facts.attrs == {
+        "emulated_card": "h200",
+        "emulated_engine": "vllm 0.33.0",
+        "compared_with_a_card": "yes",
+    }
     assert facts.settings["attention_backend"] == "FLASH_ATTN" and facts.sm_count == 132
 
 
@@ -104,8 +108,26 @@ def test_other_dtypes_batches_and_long_steps_are_refused(tiny_models: dict[str, 
         EmulatorBackend.rehearse(checkpoint, QUANTS["none"], "float16", 3, max_num_seqs=2)
     with pytest.raises(QdxError, match="the card would cut them into steps"):
         emulator(tiny_models, "none", max_num_batched_tokens=16).prefill(PROMPTS, Rows(PROMPTS))  # type: ignore[arg-type]
-    with pytest.raises(QdxError, match=r"backend.card=a100: not one of h100, h200"):
-        emulator(tiny_models, "none", card="a100")
+    with pytest.raises(QdxError, match=r"backend.card=v100: not one of h100, h200, a100"):
+        emulator(tiny_models, "none", card="v100")
+
+
+def test_a_card_that_nothing_was_compared_with_is_refused_or_marked(tiny_models: dict[str, Path]) -> None:
+    with pytest.raises(QdxError, match=r"backend.card=a100: no row was compared with such a card"):
+        emulator(tiny_models, "awq_marlin", card="a100")
+    with pytest.raises(QdxError, match=r"backend.card=a100: Machete runs on Hopper alone"):
+        emulator(tiny_models, "gptq_machete", card="a100", approximate=True)
+    engine = emulator(tiny_models, "awq_marlin", card="a100", approximate=True)
+    facts = engine.observe()
+    assert facts.sm_count == 108 and facts.attrs["compared_with_a_card"].startswith("no: how its cuBLAS cuts")
+    rows, hoppers = Rows(PROMPTS), Rows(PROMPTS)
+    engine.prefill(PROMPTS, rows)  # type: ignore[arg-type]
+    emulator(tiny_models, "awq_marlin").prefill(PROMPTS, hoppers)  # type: ignore[arg-type]
+    differ = [key for key, row in rows.logits.items() if not torch.equal(row, hoppers.logits[key])]
+    assert len(differ) > len(rows.logits) / 2  # 8 products a step, not 16
+    for key, row in rows.logits.items():
+        other = hoppers.logits[key].float()
+        assert (row.float() - other).abs().max() < 0.05 * other.std(), key
 
 
 def test_layers_of_one_input_are_merged(tiny_models: dict[str, Path]) -> None:
@@ -125,3 +147,4 @@ def test_kernels_of_other_versions_are_refused() -> None:
     assert composed("backend=emulator", "quant=awq_marlin").backend.engine == "0.33.0"
     with pytest.raises(QdxError, match=r"emulates vLLM 0.33.0 with dense, marlin, machete"):
         composed("backend=emulator", "quant=awq")
+    assert composed("backend=emulator", "backend.engine=0.20.2", "quant=awq").quant.kernel == "awq_gemm"

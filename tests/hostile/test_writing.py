@@ -300,7 +300,7 @@ def writers(source: str) -> list[str]:
 def test_no_source_writes_by_other_means(file: Path) -> None:
     name = file.relative_to(PACKAGE).as_posix()
     if not any(name == place or (place.endswith("/") and name.startswith(place)) for place in ELSEWHERE):
-        reading = ("dataset/structure_check.py",)
+        reading = ("dataset/structure_check.py", "dataset/catalogue_entry.py")
         assert name in reading or not writers(file.read_text(encoding="utf-8"))
 
 

@@ -15,7 +15,13 @@ from tests.slowly import slow_but
 
 AXE = Path(os.environ.get("QDX_AXE", "no/axe.min.js"))
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
-LOOKS = [(width, dark) for width in (400, 1400) for dark in (False, True)]
+# Every look of the page of real files; the others, of the same style, narrow and dark, and wide and light.
+LOOKS = [("real", width, dark) for width in (400, 1400) for dark in (False, True)]
+LOOKS += [
+    (case, width, dark)
+    for case in ("single", "hostile", "sixteen", "nothing")
+    for width, dark in ((400, True), (1400, False))
+]
 OPEN_ALL = "document.querySelectorAll('details').forEach(d => d.open = true)"
 
 # Text in charts stands on the page, or on the cell or bar that was drawn before it.
@@ -128,8 +134,7 @@ def test_the_reader_chooses_the_metric_of_the_positions_by_keyboard(browser, tmp
 
 @pytest.mark.slow
 @pytest.mark.skipif(not AXE.is_file(), reason="QDX_AXE names no axe.min.js (npm pack axe-core)")
-@pytest.mark.parametrize(("width", "dark"), LOOKS)
-@pytest.mark.parametrize("case", ["real", "single", "hostile", "sixteen", "nothing"])
+@pytest.mark.parametrize(("case", "width", "dark"), LOOKS)
 def test_axe_finds_nothing(browser, pages, case: str, width: int, dark: bool) -> None:  # noqa: F811
     browser.open(pages[case], width=width, dark=dark)
     browser.value(OPEN_ALL)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qdx.backends import Facts, sampling
+from qdx.backends.emulator.cards import card_of
 from qdx.backends.emulator.llama import MERGED, Cache, Llama, Shape
 from qdx.capture import Recorder, greedy
 from qdx.errors import QdxError
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from qdx.models import Checkpoint
     from qdx.schema import Quant
 
-SM_COUNT = 132  # of an H100 and an H200
 HEAD_ROWS = 256  # rows of logits that are in memory at once
 
 
@@ -38,7 +38,7 @@ class EmulatorBackend:
     ----------
     checkpoint : Checkpoint
     quant : Quant
-        The kernel to compute its quantized layers with: marlin, machete or dense.
+        The kernel to compute its layers with: one of the engine's (`qdx.schema.EMULATED_ENGINES`).
     dtype : str
         float16.
     seed : int
@@ -57,6 +57,7 @@ class EmulatorBackend:
     ) -> None:
         self._options = EmulatorOptions(**options)
         self.rehearse(checkpoint, quant, dtype, batch_size=1, **options)
+        self._card = card_of(self._options.card, quant.kernel, approximate=self._options.approximate)
         torch.set_num_threads(_threads(self._options.threads))
         shape = Shape.read(checkpoint.path)
         weights: dict[str, Any] = dict(iter_quantized(checkpoint.path)) if checkpoint.format != "none" else {}
@@ -78,7 +79,9 @@ class EmulatorBackend:
             weights,
             dense,
             quant.kernel,
-            sm_count=SM_COUNT,
+            card=self._options.card,
+            sm_count=self._card.sm_count,
+            flash_version=3 if self._card.hopper else 2,
             most_sequences=self._options.max_num_seqs,
             attention_backend=self._options.attention_backend,
             exactly=not self._options.approximate,
@@ -88,9 +91,9 @@ class EmulatorBackend:
         self._eos_token_ids = _eos_token_ids(checkpoint)
 
     @staticmethod
-    def identity(threads: int | None = None, **_: Any) -> dict[str, Any]:
+    def identity(**options: Any) -> dict[str, Any]:
         """Return the emulated engine's version; threads divide no sum."""
-        return {"emulates": "vllm 0.33.0"}
+        return {"emulates": f"vllm {options.get('engine', EmulatorOptions.engine)}"}
 
     @staticmethod
     def rehearse(checkpoint: Checkpoint, quant: Quant, dtype: str, batch_size: int, **options: Any) -> None:
@@ -110,6 +113,7 @@ class EmulatorBackend:
             raise QdxError(
                 f"batch_size={batch_size} is more than backend.max_num_seqs={chosen.max_num_seqs}: raise that"
             )
+        card_of(chosen.card, quant.kernel, approximate=chosen.approximate)
         Shape.read(checkpoint.path)
 
     def observe(self) -> Facts:
@@ -126,7 +130,7 @@ class EmulatorBackend:
             vocab=self._llama.shape.vocab,
             engine="emulator",
             engine_version=f"vllm {options.engine}",
-            sm_count=SM_COUNT,
+            sm_count=self._card.sm_count,
             hidden=self._llama.shape.hidden,
             eos_token_ids=self._eos_token_ids,
             settings={
@@ -136,7 +140,11 @@ class EmulatorBackend:
                 "threads": str(torch.get_num_threads()),
             },
             sampling=sampling.greedy(),  # `generate` takes `greedy` of the bare logits
-            attrs={"emulated_card": options.card, "emulated_engine": f"vllm {options.engine}"},
+            attrs={
+                "emulated_card": options.card,
+                "emulated_engine": f"vllm {options.engine}",
+                "compared_with_a_card": "yes" if self._card.compared else f"no: {self._card.unknown}",
+            },
         )
 
     @torch.inference_mode()

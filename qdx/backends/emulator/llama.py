@@ -27,6 +27,7 @@ from qdx.kernels import (
     rotary,
     triton_attention,
 )
+from qdx.kernels.cards import rule_of
 
 HEAD = 64
 MERGED = {
@@ -142,6 +143,10 @@ class Llama:
         That computes the projections.
     sm_count : int
         Of the card.
+    card : str
+        Whose tensor cores sum, a key of `qdx.kernels.cards.CARDS`.
+    flash_version : int
+        3, or 2 before Hopper.
     most_sequences : int
         The engine's ``max_num_seqs``.
     attention_backend : str
@@ -159,12 +164,16 @@ class Llama:
         *,
         sm_count: int,
         most_sequences: int,
+        card: str = "h100",
+        flash_version: int = 3,
         attention_backend: str = "TRITON_ATTN",
         exactly: bool = True,
     ) -> None:
         self.shape = shape
-        self._most_sequences, self._exactly = most_sequences, exactly
+        self._most_sequences, self._exactly, self._sm_count = most_sequences, exactly, sm_count
         self._flash = attention_backend == "FLASH_ATTN"
+        self._rule = rule_of(card)
+        self.flash_block = None if flash_version == 3 else flash_attention.VERSION_2_KEYS
         self.embedding = dense["model.embed_tokens.weight"]
         head = self.embedding if shape.tied else dense["lm_head.weight"]
         self.norm = dense["model.norm.weight"]
@@ -187,6 +196,8 @@ class Llama:
                 }
             )
         self._head = make("dense", head)
+        for one in (self._head, *(one for line in self.linear for one in line.values())):
+            one.rule = self._rule
 
     def step(self, tokens: list[list[int]], cache: Cache, listen: Listener = _nothing) -> Tensor:
         """Feed tokens to each sequence; the cache grows by them.
@@ -274,13 +285,26 @@ class Llama:
             for item, part in enumerate(new_THD.split(batch.queries)):
                 line[item] = torch.cat((line[item], part))
         keys, values = cache.keys[layer], cache.values[layer]
-        if self._flash:
-            out_THD = flash_attention.attention(
-                q_THD, keys, values, batch.queries, HEAD**-0.5, exactly=self._exactly
-            )
-        else:
-            out_THD = triton_attention.attention(q_THD, keys, values, batch, HEAD**-0.5)
+        out_THD = self.attention(q_THD, keys, values, batch)
         return heard("self_attn.attn", out_THD.flatten(1))
+
+    def attention(
+        self, q_THD: Tensor, keys: list[Tensor], values: list[Tensor], batch: triton_attention.Batch
+    ) -> Tensor:
+        """Attend as the engine's backend does on this card; see the two modules of attention."""
+        if not self._flash:
+            return triton_attention.attention(q_THD, keys, values, batch, HEAD**-0.5, self._rule)
+        return flash_attention.attention(
+            q_THD,
+            keys,
+            values,
+            batch.queries,
+            HEAD**-0.5,
+            self._rule,
+            sm_count=self._sm_count,
+            exactly=self._exactly,
+            block=self.flash_block,
+        )
 
 
 def merged(parts: list[QuantizedWeight | Tensor]) -> QuantizedWeight | Tensor:

@@ -319,7 +319,7 @@ def _layer(tensor: str) -> str | None:
 
 
 def _flash_attention(said: str, asked: str) -> str:
-    """Whether flash attention runs, as the library says where it was to choose."""
+    """Return whether flash attention runs, as the library says where it was to choose."""
     if asked != "auto":
         return asked
     found = re.search(r"Flash Attention (enabled|disabled)", said)
@@ -327,7 +327,7 @@ def _flash_attention(said: str, asked: str) -> str:
 
 
 def _last_words() -> str:
-    """What the library said last."""
+    """Return what the library said last."""
     lines = [line for line in "".join(library.heard).splitlines() if line.strip()]
     return lines[-1].strip() if lines else "it does not say why"
 
