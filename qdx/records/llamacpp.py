@@ -1,6 +1,7 @@
 """Read what llama.cpp's server adds to answers of the OpenAI interface, and does otherwise than others.
 
-Seen with build b11549, and read in ``tools/server`` there:
+Seen with build b11549; defaults and the order of truncation are those of llama.cpp's ``common/common.h``
+(``common_params_sampling``, read at commit 001d906):
 
 - A completion's log-probabilities are laid out as a chat's, and every entry has the token's ``id``.
 - They are of the raw logits: neither temperature nor truncation is in them (with ``post_sampling_probs`` it
