@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,9 @@ from qdx.capture import Recorder, greedy
 from qdx.errors import QdxError
 from qdx.kernel_names import simulated
 from qdx.models import dense_state, iter_quantized
-from qdx.models.contents import PACKINGS, contents
-from qdx.models.reading import check_packing
+from qdx.models.contents import BUFFERS, PACKINGS, contents
+from qdx.models.identity import weight_files
+from qdx.models.reading import check_packing, zero_biases
 from qdx.plugins import register
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ OTHER_PARTS = (
     "talker",
     "code2wav",
 )
-BUFFERS = ("rotary_emb\\.inv_freq", "attn\\.bias", "attn\\.masked_bias", "attention\\.bias", "position_ids")
 HEAD_ROWS = 512  # rows of logits that are in memory at once
 
 
@@ -79,18 +79,37 @@ def _layout(checkpoint: Checkpoint) -> tuple[Any, Any]:
     return causal_lm.language_model(config, mapping[type(config)])
 
 
-def _load(checkpoint: Checkpoint, dtype: torch.dtype, state: dict[str, Tensor]) -> Any:
+def _load(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    state: dict[str, Tensor],
+    packed: Mapping[str, tuple[int, ...]],
+) -> Any:
     """Load a causal LM from tensors, and hold the two to each other.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    dtype : torch.dtype
+    state : dict of str to Tensor
+        What its files hold beside packed layers.
+    packed : Mapping
+        Packed layers and their (out, in): kernels take their places later.
 
     Raises
     ------
     QdxError
-        When a weight is missing, or a tensor is read by nothing: a scale, or a part of another model.
+        When a weight is missing or of another shape, or a tensor is read by nothing: a scale, or a part of
+        another model.
     """
     config, architecture = _layout(checkpoint)
     with causal_lm.one_line(
         checkpoint.source, "cannot load its weights as its config.json describes them", REMEDY
     ):
+        with torch.device("meta"):
+            empty = architecture(copy.deepcopy(config))
+        state |= causal_lm.zeros_like_stored(causal_lm.stored_shapes(empty, packed), dtype)
+        _same_shapes(checkpoint, empty, state)
         model, found = architecture.from_pretrained(
             None,
             config=config,
@@ -100,18 +119,48 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype, state: dict[str, Tensor]) 
             experts_implementation=causal_lm.EXPERTS,
             output_loading_info=True,
         )
+    unread = sorted(set(found["unexpected_keys"]) - _elsewhere(found["unexpected_keys"]))
+    if unread and checkpoint.format != "none":
+        unread = sorted(set(unread) - zero_biases(checkpoint.path))
     if missing := sorted(found["missing_keys"]):
         # transformers would draw them at random
+        if unread:
+            raise QdxError(
+                f"{checkpoint.source}: {len(missing)} weights of {architecture.__name__} are missing, such "
+                f"as {missing[0]}, and {len(unread)} tensors are read by nothing, such as {unread[0]}"
+                f"{_in_file(checkpoint, unread)}: they are named, fused or packed otherwise than its "
+                "config.json says; give a checkpoint whose files agree"
+            )
         raise QdxError(
             f"{checkpoint.source}: {len(missing)} weights are missing, such as {missing[0]}: {REMEDY}"
         )
-    if unread := sorted(set(found["unexpected_keys"]) - _elsewhere(found["unexpected_keys"])):
+    if unread:
         raise QdxError(
             f"{checkpoint.source}: {len(unread)} tensors are read by nothing in {architecture.__name__}, "
-            f"such as {unread[0]}: its config.json describes another model than its weights, or weights "
-            "whose scales would be left out; give a checkpoint whose files agree"
+            f"such as {unread[0]}{_in_file(checkpoint, unread)}: its config.json describes another model "
+            "than its weights, or weights whose scales would be left out; give a checkpoint whose files agree"
         )
     return model.eval()
+
+
+def _same_shapes(checkpoint: Checkpoint, model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Name a weight whose shape is not config.json's; transformers says that there is one, and not which."""
+    shapes = {name: tuple(one.shape) for name, one in model.named_parameters()}
+    wrong = [name for name, shape in shapes.items() if name in state and tuple(state[name].shape) != shape]
+    if wrong:
+        name = min(wrong, key=lambda one: ("layers" in one, one))  # an embedding says most
+        raise QdxError(
+            f"{checkpoint.source}: {len(wrong)} weights have another shape than its config.json describes, "
+            f"such as {name}: {tuple(state[name].shape)} in the file, {shapes[name]} in "
+            f"{type(model).__name__}; give the config.json that belongs to these weights"
+        )
+
+
+def _in_file(checkpoint: Checkpoint, names: list[str]) -> str:
+    """Say in which file tensors stand, where that is one of several: it may be another set of weights."""
+    files = {one.file.name for name, one in contents(checkpoint.path).items() if name in names}
+    several = len(weight_files(checkpoint.path)) > 1
+    return f" in {min(files)}" if several and len(files) == 1 else ""
 
 
 def _elsewhere(names: Iterable[str]) -> set[str]:
@@ -120,7 +169,7 @@ def _elsewhere(names: Iterable[str]) -> set[str]:
     Towers for pictures and sound, layers that predict several tokens ahead, and buffers that a model
     computes itself. Packed weights and scales are never among them.
     """
-    parts = re.compile(rf"(^|\.)({'|'.join(OTHER_PARTS)})\.|({'|'.join(BUFFERS)})$")
+    parts = re.compile(rf"(^|\.)({'|'.join(OTHER_PARTS)})\.|{BUFFERS.pattern}")
     own = [name.rpartition(".")[2] for name in names]
     return {
         name for name, last in zip(names, own, strict=True) if parts.search(name) and last not in PACKINGS
@@ -168,10 +217,9 @@ class TransformersBackend:
         self._generator = torch.Generator().manual_seed(seed)
         weights = {} if checkpoint.format == "none" else dict(iter_quantized(checkpoint.path))
         state = dict(dense_state(checkpoint.path))
-        shapes = {f"{name}.weight": (one.out_features, one.in_features) for name, one in weights.items()}
-        state |= causal_lm.zeros_like_stored(shapes, self._dtype)  # until kernels take their place
+        packed = {name: (one.out_features, one.in_features) for name, one in weights.items()}
         self._lm = causal_lm.CausalLM(
-            _load(checkpoint, self._dtype, state),
+            _load(checkpoint, self._dtype, state, packed),
             weights,
             quant.kernel,
             sm_count=sm_count,
@@ -201,10 +249,12 @@ class TransformersBackend:
             raise QdxError(ANY_KERNEL)
         config, architecture = _layout(checkpoint)
         shapes = {name: one.shape for name, one in contents(checkpoint.path).items()}
+        packed: dict[str, tuple[int, ...]] = {}
         if checkpoint.format != "none":
-            shapes = check_packing(checkpoint.path, quant.kernel, shapes)
+            shapes, packed = check_packing(checkpoint.path, quant.kernel, shapes)
         rehearsal.rehearse(config, architecture, batch_size=batch_size)
-        _load(checkpoint, getattr(torch, dtype), causal_lm.zeros_like_stored(shapes, getattr(torch, dtype)))
+        number_type: torch.dtype = getattr(torch, dtype)
+        _load(checkpoint, number_type, causal_lm.zeros_like_stored(shapes, number_type), packed)
 
     def observe(self) -> Facts:
         """Return the kernels of every layer type; all are numerical models."""
