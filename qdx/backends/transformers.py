@@ -21,7 +21,8 @@ from qdx.backends import ANY, Facts, causal_lm, rehearsal, sampling
 from qdx.capture import Recorder, greedy
 from qdx.errors import QdxError
 from qdx.kernel_names import simulated
-from qdx.models import dense_state, iter_quantized
+from qdx.models import dense_state, eos_token_ids, iter_quantized
+from qdx.models.checkpoint import read_config
 from qdx.models.contents import BUFFERS, PACKINGS, contents
 from qdx.models.identity import weight_files
 from qdx.models.reading import check_packing, zero_biases
@@ -52,6 +53,7 @@ OTHER_PARTS = (
     "talker",
     "code2wav",
 )
+MOST_LAYERS = 10_000
 HEAD_ROWS = 512  # rows of logits that are in memory at once
 
 
@@ -66,6 +68,8 @@ def _layout(checkpoint: Checkpoint) -> tuple[Any, Any]:
     from transformers import AutoConfig
 
     mapping = causal_lm.mapping()
+    stated = read_config(checkpoint.path)
+    _known_type(checkpoint, stated)
     with causal_lm.one_line(checkpoint.source, "cannot read its config.json", REMEDY):
         config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
         for one in (config, config.get_text_config()):
@@ -76,7 +80,62 @@ def _layout(checkpoint: Checkpoint) -> tuple[Any, Any]:
             f"{checkpoint.source}: transformers {version('transformers')} knows no causal LM of type "
             f"{config.model_type!r}: backend=transformers runs none of it, an engine may (backend=vllm)"
         )
+    _as_stated(checkpoint, stated, config, mapping[type(config)])
     return causal_lm.language_model(config, mapping[type(config)])
+
+
+def _known_type(checkpoint: Checkpoint, stated: dict[str, Any]) -> None:
+    from transformers import CONFIG_MAPPING
+
+    name = stated.get("model_type")
+    if not isinstance(name, str) or name not in CONFIG_MAPPING:
+        own = " (its own code, auto_map, is never run)" if stated.get("auto_map") else ""
+        raise QdxError(
+            f"{checkpoint.source}: transformers {version('transformers')} knows no model_type {name!r}, "
+            f"which its config.json states{own}: backend=transformers runs none of it, an engine may "
+            "(backend=vllm)"
+        )
+    for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
+        layers = stated.get(key)
+        if isinstance(layers, int) and layers > MOST_LAYERS:
+            raise QdxError(
+                f"{checkpoint.source}: its config.json states {key}={layers}, more than {MOST_LAYERS}: it is "
+                f"damaged, {REMEDY}"
+            )
+
+
+def _as_stated(checkpoint: Checkpoint, stated: dict[str, Any], config: Any, architecture: Any) -> None:
+    """Refuse a checkpoint that is of another class than the one that would run it.
+
+    transformers goes by ``model_type``, engines by ``architectures``.
+
+    Raises
+    ------
+    QdxError
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    names = stated.get("architectures")
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+    if name is None or name.lower() == architecture.__name__.lower():
+        return
+    known = {str(one) for one in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
+    headless = not re.search(r"For(CausalLM|ConditionalGeneration|Generation)$|LMHead|WithLMHead", name)
+    by = f"model_type={config.model_type!r}, by which {architecture.__name__} would run"
+    if name not in known and hasattr(transformers, name) and headless:
+        raise QdxError(
+            f"{checkpoint.source}: its config.json states architectures=[{name!r}], which has no language "
+            f"model's head, and {by}: give a language model's checkpoint, or write {architecture.__name__!r} "
+            "there if the head is meant"
+        )
+    # Some types are run by another family's class, as transformers' authors chose: their own name is free.
+    if name in known or (not hasattr(transformers, name) and architecture.config_class is type(config)):
+        raise QdxError(
+            f"{checkpoint.source}: its config.json states architectures=[{name!r}] and {by}: engines go by "
+            f"the first, and its own code is never run; write {architecture.__name__!r} there if it computes "
+            "the same"
+        )
 
 
 def _load(
@@ -248,6 +307,7 @@ class TransformersBackend:
         if quant.kernel == ANY:
             raise QdxError(ANY_KERNEL)
         config, architecture = _layout(checkpoint)
+        eos_token_ids(checkpoint.path)
         shapes = {name: one.shape for name, one in contents(checkpoint.path).items()}
         packed: dict[str, tuple[int, ...]] = {}
         if checkpoint.format != "none":
@@ -392,11 +452,9 @@ def _threads(asked: int | None) -> int:
 
 
 def _eos_token_ids(checkpoint: Checkpoint, model: nn.Module) -> frozenset[int]:
-    """Return the tokens that end a generation, as generation_config.json says, or else config.json."""
-    from transformers import GenerationConfig
-
-    stated = (checkpoint.path / "generation_config.json").is_file()
-    ids = (GenerationConfig.from_pretrained(checkpoint.path) if stated else model.config).eos_token_id
-    if ids is None:
-        return frozenset()
-    return frozenset(ids if isinstance(ids, list) else [ids])
+    """Return the tokens that end a generation; where its files state none, those of its config's class."""
+    stated = eos_token_ids(checkpoint.path)
+    if stated is not None:
+        return stated
+    ids: Any = model.config.get_text_config().eos_token_id
+    return frozenset() if ids is None else frozenset(ids if isinstance(ids, list) else [ids])

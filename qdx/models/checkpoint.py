@@ -150,6 +150,57 @@ def context_length(path: Path) -> int | None:
     return length if isinstance(length, int) else None
 
 
+def eos_token_ids(path: Path) -> frozenset[int] | None:
+    """Return the tokens that end a generation, as generation_config.json says, or else config.json.
+
+    Returns
+    -------
+    frozenset of int or None
+        Empty where generation_config.json is there and states none, None where only config.json is.
+
+    Raises
+    ------
+    QdxError
+        When one states something that is not a token id or a list of them.
+    """
+    generation = path / "generation_config.json"
+    file = generation if generation.is_file() else path / "config.json"
+    stated = read_object(file)
+    parts = (stated, *(_part(stated, name) for name in PARTS))
+    found = next((part["eos_token_id"] for part in parts if part.get("eos_token_id") is not None), None)
+    if found is None:
+        return frozenset() if file == generation else None
+    ids = found if isinstance(found, list) else [found]
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
+        raise QdxError(
+            f"{file} states eos_token_id={found!r:.60}, must be a token id or a list of them: correct it, "
+            "outputs are taken to end there"
+        )
+    return frozenset(ids)
+
+
+def switching_length(path: Path) -> int | None:
+    """Return the length beyond which a model rotates all its tokens otherwise; None where it does not.
+
+    Long-context rotations (longrope of Phi-3, dynamic) take other frequencies as soon as a call has a position
+    past this one, so that the same prompt gives other rows beside a longer one, or in a longer output.
+    """
+    config = read_config(path)
+    for part in (config, *(_part(config, name) for name in PARTS)):
+        rope = _part(part, "rope_scaling") or _part(part, "rope_parameters")
+        if not isinstance(rope.get("rope_type", rope.get("type")), str):  # one for each kind of layer
+            rope = next((one for one in rope.values() if isinstance(one, dict) and _switches(one)), {})
+        if _switches(rope):
+            stated = [rope.get("original_max_position_embeddings"), part.get("original_max_position_embeddings")]
+            known = [length for length in stated if isinstance(length, int)]
+            return known[0] if known else context_length(path)
+    return None
+
+
+def _switches(rope: dict[str, Any]) -> bool:
+    return rope.get("rope_type", rope.get("type")) in ("longrope", "su", "dynamic")
+
+
 def _stated(path: Path, keys: tuple[str, ...]) -> Any:
     """Return the first of these values that config.json states, for the language model where it has parts.
 

@@ -11,6 +11,7 @@ import json
 import math
 import operator
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,7 @@ BUFFERS = re.compile(
 )
 OWN = ("none", "awq", "gptq")  # formats that qdx reads itself; an engine holds the others to their config
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 INDEX = "model.safetensors.index.json"
 LFS = b"version https://git-lfs"
 
@@ -132,7 +134,10 @@ def _header(file: Path) -> dict[str, Stored]:
         return QdxError(f"checkpoint file {file} cannot be read ({why}): download it again")
 
     try:
-        size = file.stat().st_size
+        state = file.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise damaged("it is not a regular file")
+        size = state.st_size
         with file.open("rb") as stream:
             first = stream.read(8)
             if first == LFS[:8]:
@@ -151,6 +156,8 @@ def _header(file: Path) -> dict[str, Stored]:
     try:
         for name, one in stated.items():
             if name == "__metadata__":
+                if not all(isinstance(value, str) for value in one.values()):
+                    raise ValueError("its __metadata__ holds more than strings")
                 continue
             start, end = map(operator.index, one["data_offsets"])
             shape = tuple(int(n) for n in one["shape"])
@@ -190,12 +197,12 @@ def check_contents(path: Path, format: str) -> None:
     for name in SETTINGS:
         if (path / name).is_symlink() or (path / name).exists():
             read_object(path / name)
-    for name, what in (
-        ("adapter_config.json", "an adapter, which would not be applied: merge it into the weights"),
-        ("adapter_model.safetensors", "an adapter, which would not be applied: merge it into the weights"),
-    ):
+    for name in ADAPTERS:
         if (path / name).exists():
-            raise QdxError(f"checkpoint {path} holds {name}, {what}, and remove it")
+            raise QdxError(
+                f"checkpoint {path} holds {name}, an adapter, which would not be applied: merge it into the "
+                "weights, and remove it"
+            )
     one, index = path / "model.safetensors", path / INDEX
     if one.exists() and index.is_file() and one not in weight_files(path):
         raise QdxError(

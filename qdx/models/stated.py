@@ -6,6 +6,7 @@ nothing. AutoGPTQ did the same with ``quantize_config.json``. Engines read all o
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,14 @@ def read_object(file: Path) -> dict[str, Any]:
         When it cannot be read, is no JSON or no object.
     """
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        if file.exists() and not file.is_file():
+            raise OSError("it is not a regular file")
+        content = file.read_bytes()
+        if content.startswith(codecs.BOM_UTF8):
+            raise QdxError(
+                f"{file} begins with a byte order mark, which engines do not read: save it as UTF-8 without one"
+            )
+        value = json.loads(content.decode("utf-8"), parse_constant=_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise QdxError(
             f"{file} is no JSON ({error}): the checkpoint is damaged, download it again"
@@ -37,6 +45,13 @@ def read_object(file: Path) -> dict[str, Any]:
             f"{file} holds {type(value).__name__}, must be a JSON object: the checkpoint is damaged"
         )
     return value
+
+
+def _constant(name: str) -> float:
+    """Return an infinity, which settings state for "no limit"; nothing can be computed with NaN."""
+    if name == "NaN":
+        raise ValueError("it states NaN for a number")
+    return float(name)
 
 
 def quantization_of(config: dict[str, Any], path: Path) -> dict[str, Any]:
