@@ -191,7 +191,10 @@ def switching_length(path: Path) -> int | None:
         if not isinstance(rope.get("rope_type", rope.get("type")), str):  # one for each kind of layer
             rope = next((one for one in rope.values() if isinstance(one, dict) and _switches(one)), {})
         if _switches(rope):
-            stated = [rope.get("original_max_position_embeddings"), part.get("original_max_position_embeddings")]
+            stated = [
+                rope.get("original_max_position_embeddings"),
+                part.get("original_max_position_embeddings"),
+            ]
             known = [length for length in stated if isinstance(length, int)]
             return known[0] if known else context_length(path)
     return None

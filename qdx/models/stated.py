@@ -33,7 +33,7 @@ def read_object(file: Path) -> dict[str, Any]:
         content = file.read_bytes()
         if content.startswith(codecs.BOM_UTF8):
             raise QdxError(
-                f"{file} begins with a byte order mark, which engines do not read: save it as UTF-8 without one"
+                f"{file} begins with a byte order mark, which engines do not read: save it without one"
             )
         value = json.loads(content.decode("utf-8"), parse_constant=_constant)
     except (OSError, ValueError, RecursionError) as error:
@@ -168,8 +168,8 @@ def group_size_of(kind: str, stated: dict[str, Any], path: Path) -> int:
     for key in CHANGING:
         if stated.get(key):
             raise QdxError(
-                f"checkpoint {path}: {kind} with {key}={str(stated[key])[:60]}, which changes what its layers "
-                "compute and is not read: use another checkpoint"
+                f"checkpoint {path}: {kind} with {key}={str(stated[key])[:60]}, which changes what its "
+                "layers compute and is not read: use another checkpoint"
             )
     if str(word := stated.get("pack_dtype") or "int32").removeprefix("torch.") != "int32":
         raise QdxError(
