@@ -182,8 +182,9 @@ def eos_token_ids(path: Path) -> frozenset[int] | None:
 def switching_length(path: Path) -> int | None:
     """Return the length beyond which a model rotates all its tokens otherwise; None where it does not.
 
-    Long-context rotations (longrope of Phi-3, dynamic) take other frequencies as soon as a call has a position
-    past this one, so that the same prompt gives other rows beside a longer one, or in a longer output.
+    Long-context rotations (longrope of Phi-3, dynamic) take other frequencies as soon as a call has a
+    position past this one, so that the same prompt gives other rows beside a longer one, or in a longer
+    output.
     """
     config = read_config(path)
     for part in (config, *(_part(config, name) for name in PARTS)):

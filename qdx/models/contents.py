@@ -65,6 +65,7 @@ BUFFERS = re.compile(
 )
 OWN = ("none", "awq", "gptq")  # formats that qdx reads itself; an engine holds the others to their config
 SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+READ = (".json", ".jinja", ".model", ".txt", ".safetensors")  # what is read of a checkpoint's folder
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 INDEX = "model.safetensors.index.json"
 LFS = b"version https://git-lfs"
@@ -197,6 +198,11 @@ def check_contents(path: Path, format: str) -> None:
     for name in SETTINGS:
         if (path / name).is_symlink() or (path / name).exists():
             read_object(path / name)
+    for file in path.iterdir():
+        if file.suffix in READ and file.is_symlink() and not file.exists():
+            raise QdxError(
+                f"{file} is a link to a file that is not there: the checkpoint is damaged, download it again"
+            )
     for name in ADAPTERS:
         if (path / name).exists():
             raise QdxError(

@@ -16,7 +16,15 @@ from safetensors.torch import load_file, save_file
 
 from qdx.backends.transformers import TransformersBackend
 from qdx.errors import QdxError
-from qdx.models import check_contents, context_length, eos_token_ids, resolve, switching_length, vocab_size
+from qdx.models import (
+    check_contents,
+    context_length,
+    eos_token_ids,
+    load_tokenizer,
+    resolve,
+    switching_length,
+    vocab_size,
+)
 from qdx.schema import Quant
 from tests import tiny
 
@@ -122,7 +130,24 @@ def pipe(name: str) -> Callable[[Path], None]:
 
 
 def text(name: str, content: str) -> Callable[[Path], None]:
-    return lambda path: (path / name).write_text(content) and None
+    def write(path: Path) -> None:
+        (path / name).write_text(content)
+
+    return write
+
+
+def tied_again(path: Path) -> None:
+    """Store the embedding as the head too, in another type."""
+    restate(path, tie_word_embeddings=True)
+    stored(lambda state: state.update({HEAD: state[EMBEDDING].float()}))(path)
+
+
+def dangling(name: str) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        (path / name).unlink(missing_ok=True)
+        (path / name).symlink_to("nowhere")
+
+    return damage
 
 
 def marked(path: Path) -> None:
@@ -238,6 +263,11 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
     ),
     "a byte order mark": ("none", marked, "byte order mark"),
     "no number": ("none", restated(rms_norm_eps=float("nan")), "states NaN for a number"),
+    "a template that is not there": (
+        "none",
+        dangling("chat_template.jinja"),
+        "link to a file that is not there",
+    ),
     "a pipe for weights": ("none", pipe("model.safetensors"), "not a regular file"),
     "a pipe for settings": ("none", pipe("generation_config.json"), "not a regular file"),
     "tensors that overlap": (
@@ -268,13 +298,7 @@ RIGHT: dict[str, tuple[str, Callable[[Path], None]]] = {
     "rules that leave layers dense": ("gptq", packed_as(dynamic={"-:lm_head": {}})),
     "torch's name of a word": ("gptq", packed_as(pack_dtype="torch.int32")),
     "biases of nothing but zeros": ("gptq", biases(0.0)),
-    "the embedding again, wider": (
-        "none",
-        lambda path: (
-            restate(path, tie_word_embeddings=True),
-            stored(lambda state: state.update({HEAD: state[EMBEDDING].float()}))(path),
-        )[0],
-    ),
+    "the embedding again, wider": ("none", tied_again),
     "settings of generation that no version knows": (
         "none",
         text("generation_config.json", '{"eos_token_id": 2, "cache_implementation": "nope"}'),
@@ -426,3 +450,26 @@ def test_ends_of_generation(
     if generation is not None:
         (tmp_path / "generation_config.json").write_text(generation)
     assert eos_token_ids(tmp_path) == tokens
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"tokenizer_class": "FooTokenizer", "auto_map": {"AutoTokenizer": ["foo.FooTokenizer", None]}},
+            "code of its own .* never run: .*PreTrainedTokenizerFast",
+        ),
+        ({"tokenizer_class": "BertTokenizer"}, "its files do not fit each other"),
+    ],
+)
+def test_tokenizer_that_transformers_cannot_make_is_named(
+    folder: Callable[[str], Path], changed: dict[str, Any], message: str
+) -> None:
+    path = folder("none")
+    restate(path, "tokenizer_config.json", **changed)
+    with pytest.raises(QdxError, match=message):
+        load_tokenizer(path)
+    file = path / "tokenizer_config.json"
+    stated = json.loads(file.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    file.write_text(json.dumps({key: value for key, value in stated.items() if key != "auto_map"}))
+    load_tokenizer(path)
