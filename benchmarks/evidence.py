@@ -2,6 +2,7 @@
 
     python benchmarks/evidence.py --folder ROWS            # the demo model: an hour on busy cores
     python benchmarks/evidence.py --folder ROWS --quick    # a small random model: minutes, other figures
+    python benchmarks/evidence.py --folder ROWS --csv docs/results/evidence.csv   # for tables and figure
 
 `evidence_rows.py` first computes one text under every config. Each place of it has a row of the claimed
 config (the verifier's), of an honest producer, and of a false one. A *redraw* is a record of so many tokens:
@@ -12,8 +13,9 @@ sees the law that it would see, but no answer goes its own way.
 
 The honest producer ran *another* kernel or card of the claimed weights than the verifier: with the verifier's
 own rows an honest record would be refuted as rarely as the level says by construction. Tests that take a
-calibration have it from such a producer too; where only one honest producer other than the verifier is there,
-judged and calibration are its redraws, and the level is an identity (printed as "by constr.").
+calibration have it from producers that are again others, so that the level is measured. Of several of these
+the greatest p counts, as in a verdict. Rows of real cards are not at hand: kernels are numerical models, and
+the dense kernels beside the verifier's add partial sums over K that are rounded to float16.
 
 Tests of qdx: e-value and uniformity of drawn tokens (`qdx.verification.sampled`, with their allowance for the
 noise of kernels), non-greedy tokens, listed log-probabilities and sketches by profile (`…profile`), each at
@@ -30,7 +32,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +40,13 @@ import torch
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parent))
+import evidence_tables
 from evidence_rows import capture
+from evidence_tables import EQUAL, HELD, NEEDED, Row
 
 from qdx.capture.densities import Drawn
 from qdx.capture.fingerprints import Sketcher
+from qdx.verification.kernel_noise import FACTOR, margin_allowed
 from qdx.verification.listed import Listed
 from qdx.verification.profile import fit_profile
 from qdx.verification.sampled import UNIFORM, Alternatives, evidence_against
@@ -91,18 +96,18 @@ class Pair:
     claim: str
     honest: str
     false: str
-    calibration: str = ""  # another honest producer than `honest`; "": the same one
+    calibration: tuple[str, ...]  # honest producers, others than `honest` and the verifier
     temperature: float = 1.0  # of the false producer; the claim says 1
     known: bool = True  # whether the verifier replays what was run
 
 
 PAIRS = (
-    Pair("none, ran 8-bit rounding", "none", "none split", "w8"),
-    Pair("none, ran awq", "none", "none split", "awq"),
-    Pair("awq, ran gptq", "awq", "awq_marlin", "gptq_marlin", "awq_machete"),
-    Pair("awq_marlin, ran awq", "awq_marlin", "awq_marlin 108", "awq"),
-    Pair("T 1.0, ran T 0.7", "none", "none split", "none split", temperature=0.7),
-    Pair("none, hidden prompt", "none", "none split", "hidden", known=False),
+    Pair("none, ran 8-bit", "none", "none split", "w8", ("none split 8",)),
+    Pair("none, ran awq", "none", "none split", "awq", ("none split 8",)),
+    Pair("awq, ran gptq", "awq", "awq_marlin", "gptq_marlin", ("awq_machete", "awq_marlin 58")),
+    Pair("awq_marlin, ran awq", "awq_marlin", "awq_marlin 58", "awq", ("awq_marlin 46",)),
+    Pair("T 1.0, ran T 0.7", "none", "none split", "none split", ("none split 8",), temperature=0.7),
+    Pair("none, hidden prompt", "none", "none split", "hidden", ("none split 8",), known=False),
 )
 
 
@@ -224,7 +229,7 @@ def places(rows: Rows, pairs: Sequence[Pair], draws: int, seeds: int, seed: int)
 
 def _producers(pair: Pair) -> dict[str, tuple[str, float]]:
     who = {"honest": (pair.honest, 1.0), "false": (pair.false, pair.temperature), "own": (pair.claim, 1.0)}
-    return who | ({"calibration": (pair.calibration, 1.0)} if pair.calibration else {})
+    return who | {f"calibration {i}": (label, 1.0) for i, label in enumerate(pair.calibration)}
 
 
 def _one(
@@ -256,7 +261,7 @@ def _one(
 
 
 def _replayed(pair: Pair) -> list[str]:
-    return [pair.claim, pair.false] if pair.known else [pair.claim]
+    return [pair.claim, pair.false] if pair.known and pair.temperature == 1 else [pair.claim]
 
 
 def _joined(rows: Rows, pair: Pair, who: dict[str, tuple[str, float]], made: dict[str, _Made]) -> Places:
@@ -297,62 +302,56 @@ def _joined(rows: Rows, pair: Pair, who: dict[str, tuple[str, float]], made: dic
 
 @dataclass(frozen=True)
 class Found:
-    """Tokens at which a test has its power, its level there, and how the level was had."""
+    """Tokens at which a test has its power (0: at none, −1: never), that power, and its level there."""
 
-    tokens: int | None
+    tokens: int
     level: float
     most: int
-    how: str = ""
-    power: float = 0.0
-
-    def __str__(self) -> str:
-        if self.how == "never":
-            return "cannot"
-        return f"{self.tokens:,}" if self.tokens else f">{self.most:,} ({self.power:.2f})"
+    power: float
+    level_most: float  # with the most tokens that were tried
 
 
 def first_with_power(
-    grid: Sequence[int], power: Callable[[int], float], level: Callable[[int], float], how: str
+    grid: Sequence[int], power: Callable[[int], float], level: Callable[[int], float]
 ) -> Found:
     """Walk the grid until a test has its power."""
     reached = 0.0
     for count in grid:
         reached = power(count)
         if reached >= POWER:
-            return Found(count, level(count), grid[-1], how, reached)
-    return Found(None, level(grid[-1]), grid[-1], how, reached)
+            return Found(count, level(count), grid[-1], reached, level(grid[-1]))
+    last = level(grid[-1])
+    return Found(0, last, grid[-1], reached, last)
 
 
 def of_means(
-    null: Array,
+    nulls: Sequence[Array],
     judged: Array,
     false: Array,
     redraws: int,
     generator: np.random.Generator,
     grid: Sequence[int],
-    how: str,
 ) -> Found:
-    """A score that is a mean over tokens, against the same of a calibration."""
+    """A score that is a mean over tokens, against the same of every calibration."""
 
     def means(pool: Array, count: int) -> Array:
         flat = pool.ravel()
         return np.asarray(flat[generator.integers(0, len(flat), (redraws, count))].mean(-1))
 
     def share(pool: Array, count: int) -> float:
-        threshold = np.sort(means(null, count))[-max(1, int(ALPHA * (redraws + 1)))]
+        threshold = max(np.sort(means(null, count))[-max(1, int(ALPHA * (redraws + 1)))] for null in nulls)
         return float((means(pool, count) > threshold).mean())
 
-    return first_with_power(grid, lambda n: share(false, n), lambda n: share(judged, n), how)
+    return first_with_power(grid, lambda n: share(false, n), lambda n: share(judged, n))
 
 
 def of_profiles(
-    null: Array,
+    nulls: Sequence[Array],
     judged: Array,
     false: Array,
     redraws: int,
     generator: np.random.Generator,
     grid: Sequence[int],
-    how: str,
 ) -> Found:
     """The profile of mean energies, as the verdict scores it; arrays (config, place)."""
 
@@ -361,15 +360,17 @@ def of_profiles(
         return np.stack([row[at].mean(-1) for row in pool])
 
     def share(pool: Array, count: int) -> float:
-        profile = fit_profile(means(null, count, 200), 0, floor)
-        assert profile is not None
-        scores = np.sort(profile.score(means(null, count, redraws)))
-        return float(
-            (profile.score(means(pool, count, redraws)) > scores[-max(1, int(ALPHA * (redraws + 1)))]).mean()
-        )
+        records, refuted = means(pool, count, redraws), np.ones(redraws, bool)
+        for null in nulls:
+            profile = fit_profile(means(null, count, 200), 0, floor)
+            assert profile is not None
+            scores = np.sort(profile.score(means(null, count, redraws)))
+            apart = profile.score(records, FACTOR)
+            refuted &= apart > scores[-max(1, int(ALPHA * (redraws + 1)))]
+        return float(refuted.mean())
 
     floor = 10.0 ** (-2 * DIGITS) / 6
-    return first_with_power(grid, lambda n: share(false, n), lambda n: share(judged, n), how)
+    return first_with_power(grid, lambda n: share(false, n), lambda n: share(judged, n))
 
 
 def _records(both: Sequence[Drawn], at: Array, draw: Array, length: int) -> Drawn:
@@ -409,14 +410,14 @@ def e_values(
     honest = crossings("honest", honest_tokens)
     held = [(n, float((honest <= n).mean())) for n in (128, 256, 512, 1024, 2048, 4096) if n <= honest_tokens]
     if gain <= 0.002:
-        return Found(None, held[-1][1], grid[-1], "never"), held
+        return Found(-1, held[-1][1], grid[-1], 0.0, held[-1][1]), held
     tokens = int(min(grid[-1], 2 ** math.ceil(math.log2(max(16.0, 6 * math.log(1 / ALPHA) / gain)))))
     false = np.sort(crossings("false", tokens))
     at = int(false[math.ceil(POWER * redraws) - 1])
     level = next((share for n, share in held if n >= at), held[-1][1])
     if at > tokens:
-        return Found(None, level, tokens, "measured", float((false <= tokens).mean())), held
-    return Found(at, level, tokens, "measured", POWER), held
+        return Found(0, level, tokens, float((false <= tokens).mean()), held[-1][1]), held
+    return Found(at, level, tokens, POWER, held[-1][1]), held
 
 
 def uniformity(found: Places, redraws: int, generator: np.random.Generator, grid: Sequence[int]) -> Found:
@@ -431,7 +432,7 @@ def uniformity(found: Places, redraws: int, generator: np.random.Generator, grid
             hits += max((ecdf - own).max(), (own - ecdf + 1 / count).max()) > limit
         return hits / redraws
 
-    return first_with_power(grid, lambda n: share("false", n), lambda n: share("honest", n), "measured")
+    return first_with_power(grid, lambda n: share("false", n), lambda n: share("honest", n))
 
 
 def rut(found: Places, redraws: int, generator: np.random.Generator, grid: Sequence[int]) -> Found:
@@ -465,7 +466,7 @@ def rut(found: Places, redraws: int, generator: np.random.Generator, grid: Seque
         return float((statistic(u) > critical).mean())
 
     grid = [n for n in grid if n >= ANSWER]
-    return first_with_power(grid, lambda n: share("false", n), lambda n: share("honest", n), "measured")
+    return first_with_power(grid, lambda n: share("false", n), lambda n: share("honest", n))
 
 
 def mmd(found: Places, redraws: int, generator: np.random.Generator, grid: Sequence[int]) -> Found:
@@ -500,7 +501,7 @@ def mmd(found: Places, redraws: int, generator: np.random.Generator, grid: Seque
 
     counts = [n for n in (1, 2, 4, 8, 16) if n <= blocks and n * ANSWER * PER_PROMPT <= grid[-1]]
     grid = [n * ANSWER * PER_PROMPT for n in counts]
-    return first_with_power(grid, lambda n: share("false", n), lambda n: share("honest", n), "measured")
+    return first_with_power(grid, lambda n: share("false", n), lambda n: share("honest", n))
 
 
 def evaluate(
@@ -508,46 +509,40 @@ def evaluate(
 ) -> tuple[dict[str, Found], list[tuple[int, float]]]:
     """Every kind of evidence on one pair."""
     generator = np.random.default_rng([seed, 9])
-    null = "calibration" if pair.calibration else "honest"
-    how = "measured" if pair.calibration else "by construction"
+    nulls = [f"calibration {i}" for i in range(len(pair.calibration))]
     results: dict[str, Found] = {}
     held: list[tuple[int, float]] = []
 
     def score(margin: Array) -> Array:  # non-greedy tokens, equal numbers by their margin, as `text_scores`
+        margin = np.maximum(margin - margin_allowed("float16"), 0.0)
         return np.asarray((margin > 0) + 1e-3 * margin / (1 + margin))
 
     def clipped(pools: dict[str, Array]) -> dict[str, Array]:
-        limit = np.quantile(pools[null], 0.999)
+        limit = np.quantile(np.concatenate([pools[null].ravel() for null in nulls]), 0.999)
         return {w: np.minimum(values, limit) for w, values in pools.items()}
 
     def means(pools: dict[str, Array]) -> Found:
-        return of_means(pools[null], pools["honest"], pools["false"], redraws, generator, grid, how)
+        of_nulls = [pools[null] for null in nulls]
+        return of_means(of_nulls, pools["honest"], pools["false"], redraws, generator, grid)
 
     if pair.known:
         results["sampled ids: e-value"], held = e_values(found, redraws, generator, grid, 2048)
     results["sampled ids: uniformity"] = uniformity(found, redraws, generator, grid)
     for name in ("e-value", "uniformity"):
         if (ids := results.get(f"sampled ids: {name}")) is not None:
-            tokens = None if ids.tokens is None else math.ceil(ids.tokens / survive)
-            results[f"text: {name}"] = Found(tokens, ids.level, ids.most, ids.how, ids.power)
+            tokens = math.ceil(ids.tokens / survive) if ids.tokens > 0 else ids.tokens
+            results[f"text: {name}"] = replace(ids, tokens=tokens)
     results["greedy ids"] = means({w: score(m) for w, m in found.greedy.items()})
     results["seeded ids"] = means({w: score(m) for w, m in found.seeded.items()})
     for name in ("top-5", "top-20", "sketch"):
-        pools = {w: found.energy[w][name] for w in (null, "honest", "false")}
-        results[name] = of_profiles(
-            pools[null], pools["honest"], pools["false"], redraws, generator, grid, how
-        )
+        of_nulls = [found.energy[null][name] for null in nulls]
+        honest, false = (found.energy[who][name] for who in ("honest", "false"))
+        results[name] = of_profiles(of_nulls, honest, false, redraws, generator, grid)
     results["Token-DiFR, greedy"] = means(clipped(found.greedy))
     results["Token-DiFR, seeded"] = means(clipped(found.seeded))
     results["RUT"] = rut(found, redraws, generator, grid)
     results["MMD"] = mmd(found, min(redraws, 200), generator, grid)
     return results, held
-
-
-ORDER = (
-    "text: e-value", "text: uniformity", "greedy ids", "sampled ids: e-value", "sampled ids: uniformity",
-    "seeded ids", "top-5", "top-20", "sketch", "Token-DiFR, greedy", "Token-DiFR, seeded", "RUT", "MMD",
-)  # fmt: skip
 
 
 def surviving(folder: Path, quick: bool) -> float:
@@ -575,16 +570,18 @@ def surviving(folder: Path, quick: bool) -> float:
     return kept / total
 
 
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Columns aligned by their widest cell."""
-    widths = [max(len(str(line[i])) for line in [head, *lines]) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            str(cell).ljust(w) if i == 0 else str(cell).rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in [head, *lines]
-    )
+def rows_of(
+    pair: Pair, results: dict[str, Found], held: list[tuple[int, float]], equal: dict[str, float]
+) -> list[Row]:
+    """What was measured of a pair, as `evidence_tables` takes it."""
+    return [
+        *(
+            Row(NEEDED, pair.title, name, one.tokens, one.most, one.power, one.level, one.level_most)
+            for name, one in results.items()
+        ),
+        *(Row(HELD, pair.title, f"{count:,}", value=share) for count, share in held),
+        *(Row(EQUAL, pair.title, who, value=share) for who, share in equal.items()),
+    ]
 
 
 def main() -> None:
@@ -601,58 +598,36 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=4096, help="tokens of a record, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pairs", default="1,2,3,4,5,6", help="columns of the table, numbered from 1")
+    parser.add_argument("--csv", type=Path, help="where the numbers are written, for tables and figure")
     options = parser.parse_args()
     pairs = [PAIRS[int(n) - 1] for n in options.pairs.split(",")]
-    used = {label for pair in pairs for label in (pair.claim, pair.honest, pair.false, pair.calibration)}
+    used = {label for pair in pairs for label in (pair.claim, pair.honest, pair.false, *pair.calibration)}
     sizes = {"answers": options.answers, "tokens": options.tokens}
     capture(options.folder, quick=options.quick, **sizes, say=_to_stderr, used=used | {"none"})
     rows, grid = Rows(options.folder), [n for n in GRID if n <= options.most]
     survive = surviving(options.folder, options.quick)
-    columns, levels, holds, equal = [], [], [], []
+    made: list[Row] = []
     start = time.monotonic()
     every = places(rows, pairs, options.draws, 2, options.seed)
     _to_stderr(f"rows: {time.monotonic() - start:.0f} s")
     for pair, found in zip(pairs, every, strict=True):
         start = time.monotonic()
         results, held = evaluate(found, pair, options.redraws, options.seed, grid, survive)
-        columns.append({name: str(results[name]) if name in results else "no alternative" for name in ORDER})
-        levels.append({
-            name: ("" if name not in results else "by constr." if results[name].how == "by construction"
-                   else f"{results[name].level:.4f}") for name in ORDER
-        })  # fmt: skip
-        holds.append(held)
-        equal.append(found.equal)
+        made += rows_of(pair, results, held, found.equal)
         _to_stderr(f"{pair.title}: {time.monotonic() - start:.0f} s")
-    count = len(rows["none"])
-    print(
-        f"$ python benchmarks/evidence.py --folder ROWS{' --quick' if options.quick else ''} "
-        f"--pairs {options.pairs}\n"
-    )
+        if options.csv:
+            evidence_tables.write(made, options.csv)
     model = (
         "a small random model"
         if options.quick
         else "SmolLM2-135M-Instruct (widened), float16, modelled kernels"
     )
     print(
-        f"{model}; {count:,} places of a text drawn at T = 1, {options.redraws:,} redraws "
+        f"{model}; {len(rows['none']):,} places of a text drawn at T = 1, {options.redraws:,} redraws "
         f"(MMD: {min(200, options.redraws)})"
     )
     print(f"{survive:.1%} of the text's tokens come out again when it is tokenized\n")
-    head = ["claim, and what was run", *(pair.title for pair in pairs)]
-    print(f"Tokens for {POWER:.0%} power at the {ALPHA:.0%} level (in brackets: power with the most tried)")
-    print(table(head, [[name, *(one[name] for one in columns)] for name in ORDER]))
-    print("hash: one row, where an honest producer's rows are equal to the verifier's (last table)")
-    print('"cannot": the allowance for the noise of kernels is more than a token tells')
-    print(
-        "\nHonest records refuted there (another kernel or card of the claimed weights than the verifier's)"
-    )
-    print(table(head, [[name, *(one[name] for one in levels)] for name in ORDER]))
-    print("\nHonest records whose E reached 100, of all, by tokens (Ville's bound: 0.01)")
-    numbers = [n for n, _ in holds[0]]
-    lines = [[f"{n:,}", *(f"{dict(held)[n]:.4f}" if held else "–" for held in holds)] for n in numbers]
-    print(table(["tokens", *head[1:]], lines))
-    print("\nShare of rows that are bit-equal to the verifier's")
-    print(table(["", *head[1:]], [[w, *(f"{one[w]:.3f}" for one in equal)] for w in ("honest", "false")]))
+    print(evidence_tables.everything(made))
 
 
 def _to_stderr(line: str) -> None:

@@ -49,13 +49,16 @@ class Config:
     sm_count : int
         Streaming multiprocessors of the card that is modelled.
     change : str
-        ``split``: dense products in four parts of K whose sums are rounded to float16, as a BLAS that splits
-        K may do. ``w8``: weights rounded to 8 bits a channel. ``hidden``: another system prompt before it.
+        ``split``: dense products in parts of K whose sums are rounded to float16, as a BLAS that splits K may
+        do. ``w8``: weights rounded to 8 bits a channel. ``hidden``: another system prompt before it.
+    parts : int
+        Of K, for ``split``.
     """
 
     quant: tuple[str, str, str]
     sm_count: int = 132
     change: str = ""
+    parts: int = 4
 
 
 NONE, AWQ = ("none", "none", "dense"), ("awq", "awq", "awq_gemm")
@@ -63,21 +66,25 @@ MARLIN, GPTQ = ("awq_marlin", "awq", "marlin"), ("gptq_marlin", "gptq", "marlin"
 CONFIGS = {
     "none": Config(NONE),
     "none split": Config(NONE, change="split"),
+    "none split 8": Config(NONE, change="split", parts=8),
     "w8": Config(NONE, change="w8"),
     "hidden": Config(NONE, change="hidden"),
     "awq": Config(AWQ),
     "awq_machete": Config(("awq_machete", "awq", "machete")),
     "awq_marlin": Config(MARLIN),
-    "awq_marlin 108": Config(MARLIN, sm_count=108),
+    # At these shapes Marlin cuts K on an A100 (108) as on an H100 (132), but not on these smaller cards.
+    "awq_marlin 58": Config(MARLIN, sm_count=58),
+    "awq_marlin 46": Config(MARLIN, sm_count=46),
     "gptq_marlin": Config(GPTQ),
 }
 
 
 class Split(torch.nn.Module):  # type: ignore[misc]  # mypy skips torch
-    """A dense product whose four partial sums over K are rounded to the activation's dtype, then added."""
+    """A dense product whose partial sums over K are rounded to the activation's dtype, then added."""
 
-    def __init__(self, of: Dense) -> None:
+    def __init__(self, of: Dense, count: int) -> None:
         super().__init__()
+        self.count = count
         self.weight_KN, self.bias = of._weight_KN, of.bias
         self.name = of.name
 
@@ -90,20 +97,20 @@ class Split(torch.nn.Module):  # type: ignore[misc]  # mypy skips torch
         """See `Dense.forward`."""
         parts = [
             (a.float() @ b).to(x.dtype)
-            for a, b in zip(x.chunk(4, -1), self.weight_KN.chunk(4, 0), strict=True)
+            for a, b in zip(x.chunk(self.count, -1), self.weight_KN.chunk(self.count, 0), strict=True)
         ]
         total = torch.stack(parts).float().sum(0)
         return (total if self.bias is None else total + self.bias.float()).to(x.dtype)
 
 
-def changed(model: CausalLM, change: str) -> CausalLM:
+def changed(model: CausalLM, change: str, parts: int) -> CausalLM:
     """Change a model's dense layers; its output head only where it is computed otherwise."""
     for name, module in list(model.model.named_modules()):
         if not isinstance(module, Dense):
             continue
         if change == "split":
             parent, _, child = name.rpartition(".")
-            setattr(model.model.get_submodule(parent), child, Split(module))
+            setattr(model.model.get_submodule(parent), child, Split(module, parts))
         elif change == "w8" and "lm_head" not in name:
             weight_KN = module._weight_KN
             step = weight_KN.abs().amax(0, keepdim=True).clamp(min=1e-12) / 127  # widened rows are zero
@@ -120,7 +127,7 @@ def loaded(model: str, config: Config) -> CausalLM:
     backend = TransformersBackend(
         checkpoint, Quant(name, form, kernel), "float16", threads=threads, sm_count=config.sm_count
     )
-    return changed(backend._lm, config.change)
+    return changed(backend._lm, config.change, config.parts)
 
 
 @torch.inference_mode()

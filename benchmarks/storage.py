@@ -28,6 +28,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import netCDF4
 import numpy as np
@@ -128,11 +129,9 @@ def record(path: Path, logits_PV: torch.Tensor) -> float:
         return derived
 
     coords = {name: 0 if v.dtype in ("i4", "bool") else "" for name, v in layout.CONFIG_COORDS.items()}
-    plain_derive, recording.derive = recording.derive, derive
-    try:
+    plain_derive = vars(recording)["derive"]
+    with patch.object(recording, "derive", derive):
         _record(path, rows, vocab, coords, logits_PV)
-    finally:
-        recording.derive = plain_derive
     return deriving
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 PAGE = Path(__file__).with_name("architectures.md")
 INTRODUCTION = """# Which architectures run on the CPU
 
+This page is for those who want to run a model other than the demo model on a CPU.
+
 `backend=transformers` computes a model's layers with numerical models of GPU kernels. Before the first job of
 a sweep it builds a small random model of the checkpoint's own config and computes it both ways in float32. It
 goes on only if the logits agree. What does not agree is refused in one line, whatever this table says.

@@ -19,16 +19,17 @@ def main() -> None:
 
 def _sweep() -> int:
     import hydra
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.config_store import ConfigStore
+    from hydra.plugins.sweeper import Sweeper
 
     from qdx.sweep.callback import job, stopped
 
     # Hydra deep-copies its store, a singleton, for every group that --help lists: more than half of the time.
     # It only reads from the copies, and `ConfigStore.load` copies what it gives.
     ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
-    # Its sweeper composes every job to see whether that works, which `qdx.sweep.expand` has just done.
-    BasicSweeper.validate_batch_is_legal = lambda sweeper, batch: None  # type: ignore[assignment, method-assign]
+    # A sweeper composes every job to see whether that works, which `qdx.sweep.expand` has just done. What all
+    # sweepers inherit it from is changed: their own classes Hydra makes anew when it looks for plug-ins.
+    Sweeper.validate_batch_is_legal = lambda sweeper, batch: None  # type: ignore[assignment, method-assign]
 
     full = bool(os.environ.get("HYDRA_FULL_ERROR"))
     if full:

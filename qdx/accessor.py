@@ -6,17 +6,20 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import xarray as xr
 
-from qdx import arrays
+from qdx import arrays, tables
 from qdx.arrays import Metric
 from qdx.dataset import open
 from qdx.dataset.layout import PHASES
 from qdx.errors import QdxError, nearest
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from qdx.plot import Plots
 
 __all__ = ["DatasetAccessor", "TreeAccessor", "open"]
@@ -190,6 +193,56 @@ class TreeAccessor:
         """
         arrays.check_label(self._phase(phase), config)
         return self.pairs(metric, phase).sel(config_b=config, drop=True)
+
+    def table(self, what: str = "replay") -> pd.DataFrame:
+        """Return a part of the record as a table, one observation a row.
+
+        Parameters
+        ----------
+        what : str
+            ``prefill``, ``replay`` or ``decode``: a line for every captured row. ``distances``: a line for
+            every metric, phase, pair of configs, prompt and position that was measured; ``noise_floor``: the
+            same between repeats. ``configs``, ``references``: a line for each.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Coordinates are columns; ``attrs["columns"]`` says the unit and the meaning of each.
+
+        Raises
+        ------
+        QdxError
+            For another `what`, or one that the record does not have.
+
+        Examples
+        --------
+        >>> lines = tree.qdx.table("distances")  # doctest: +SKIP
+        >>> lines.groupby(["metric", "config", "config_b"])["value"].mean()  # doctest: +SKIP
+        """
+        return tables.table(self._tree, what)
+
+    def to_parquet(self, path: str | Path, what: str = "replay") -> Path:
+        """Write what `table` returns as a Parquet file, piece by piece, however large it is.
+
+        Parameters
+        ----------
+        path : str or Path
+            One that is there is replaced when the new one is whole.
+        what : str
+            As `table` takes it.
+
+        Returns
+        -------
+        Path
+            The file; units and meanings are in the metadata of its columns.
+
+        Raises
+        ------
+        QdxError
+            As `table`; also without pyarrow (``pip install 'qdx[tables]'``), and when the file cannot be
+            written.
+        """
+        return tables.to_parquet(self._tree, path, what)
 
     @property
     def plot(self) -> Plots:

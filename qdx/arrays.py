@@ -357,7 +357,7 @@ def _of_checkpoint(path: Path) -> NDArray[np.float32]:
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except OSError as error:
-        raise QdxError(f"expand: {path} is no checkpoint: {error.strerror} (config.json)") from error
+        raise QdxError(f"expand: {path} is not a checkpoint: {error.strerror} (config.json)") from error
     for key in SHAPED:
         if config.get(key) not in (None, 1, 1.0):
             raise QdxError(

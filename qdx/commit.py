@@ -11,13 +11,16 @@ binds every row, token and fact, and shows none. Its SHA-256, the root, can be s
 rows that the verifier draws then are opened with ``python -m qdx.open_rows``.
 
 Of a verifier's sweep ``--verdict`` writes ``verdict.json``: its verdicts as hashes and numbers, without
-prompts, answers, token ids, sentences, and the names of machines, users, files and folders.
+prompts, answers, token ids, sentences, and the names of machines, users, files and folders. Its digests of
+what was said are keyed, so that nobody can try guesses; the key is in ``verdict.key`` beside ``sweep.nc``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+import secrets
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -48,7 +51,7 @@ from qdx.verification.compare import own_repeats
 from qdx.verification.published import published
 
 PHASES = ("prefill", "decode")
-NAME, PUBLISHED, VERDICT = "commitments.nc", "published.nc", "verdict.json"
+NAME, PUBLISHED, VERDICT, KEY = "commitments.nc", "published.nc", "verdict.json", "verdict.key"
 NAMESPACE = "qdx-commitment"  # of a signature by ssh-keygen
 SMALL = 16 * 1024  # bytes
 # Of /provenance: what decides which numbers an honest run computes, and what ties the file to weights, tokens
@@ -90,7 +93,7 @@ def commit(directory: Path, out: Path | None = None) -> Path:
     Raises
     ------
     QdxError
-        When the folder is no sweep's, is a verifier's, or a run or its full rows are missing.
+        When the folder is not a sweep's, is a verifier's, or a run or its full rows are missing.
     """
     directory = Path(directory)
     source = directory / SWEEP
@@ -125,7 +128,7 @@ def publish(directory: Path, out: Path | None = None) -> Path:
     Raises
     ------
     QdxError
-        When the folder is no sweep's, or is a verifier's.
+        When the folder is not a sweep's, or is a verifier's.
     """
     directory = Path(directory)
     source = directory / SWEEP
@@ -181,13 +184,32 @@ def publish_verdict(directory: Path, out: Path | None = None) -> Path:
     target = directory / VERDICT if out is None else Path(out)
     verifier, producers = open_file(directory / SWEEP), open_file(directory / COPY)
     try:
-        found = published(verifier, producers)
+        found = published(verifier, producers, _key(directory / KEY))
     finally:
         verifier.close()
         producers.close()
     with disk_errors(target), new_file.replacing(target) as part:
         part.write_text(json.dumps(found, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
     return target
+
+
+def _key(path: Path) -> bytes:
+    """The key of a folder's published digests, made when it is first needed.
+
+    Raises
+    ------
+    QdxError
+        When the file holds something else.
+    """
+    if not path.exists():
+        with disk_errors(path), new_file.replacing(path) as part:
+            part.touch()
+            part.chmod(0o600)  # while it is still empty
+            part.write_text(secrets.token_hex(32) + "\n", encoding="ascii")
+    text = path.read_text(encoding="ascii", errors="replace").strip()
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise QdxError(f"{path} is no key of 64 hexadecimal digits: remove it, and a new one is made")
+    return bytes.fromhex(text)
 
 
 def bind(directory: Path, out: Path | None = None) -> Path:
@@ -249,7 +271,7 @@ def bound(directory: Path) -> Bound:
 
 @dataclass(frozen=True)
 class Bound:
-    """What a prover bound, and what she opens it with.
+    """Hold what a prover bound, and what she opens it with.
 
     Attributes
     ----------
@@ -451,7 +473,7 @@ def _phase(tree: xr.DataTree, directory: Path, phase: str) -> xr.Dataset:
 
 
 def _captured(tree: xr.DataTree, phase: str) -> xr.Dataset:
-    """Which rows of the first repeats were captured, what is stated of the configs, and how they repeat."""
+    """Return which rows of the first repeats were captured, what configs state, and how they repeat."""
     data = tree[phase].to_dataset().isel(repeat=[0])
     labels = [str(label) for label in data["config"].values]
     repeats = own_repeats(tree, phase, labels)

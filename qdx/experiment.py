@@ -194,7 +194,7 @@ def convert_records(cfg: DictConfig) -> Path:
 
 @dataclass(frozen=True)
 class Prompts:
-    """What a job runs on.
+    """Hold the prompts that a job runs on.
 
     Attributes
     ----------

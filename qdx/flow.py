@@ -1,4 +1,4 @@
-"""What the model is made to do: produce transcripts, or replay those of producers."""
+"""Run the phases of a job: produce transcripts, or replay those of producers."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def explain(error: Exception, conf: Path, overrides: Sequence[str] | None = None
         rule = (
             "write key=value without spaces after commas, and quote a value with spaces or signs, key='a b'"
         )
-        return f"{error.override!r} is no override: {rule}{_option_named(str(error.override), conf)}"
+        return f"{error.override!r} is not an override: {rule}{_option_named(str(error.override), conf)}"
     if match := re.search(r"Could not (?:find|load) '([^']+)'", text):
         return _unknown_option(match[1], conf)
     if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):

@@ -1,4 +1,4 @@
-"""How kernels are named: ``marlin`` is the GPU's, ``model:marlin`` a numerical model of it on a CPU."""
+"""Name kernels: ``marlin`` is the GPU's, ``model:marlin`` a numerical model of it on a CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def simulated(name: str) -> str:
 
 
 def is_simulated(name: str) -> bool:
-    """Whether a numerical model is meant."""
+    """Return whether a numerical model is meant."""
     return name.startswith(SIMULATED)
 
 
@@ -21,7 +21,7 @@ def plain_kernel(name: str) -> str:
 
 
 def another_kernel(requested: str, observed: str) -> bool:
-    """Whether a kernel was asked for and another one loaded; ``any`` asks for none, "" was not observed."""
+    """Return whether another kernel was loaded than asked for; ``any`` asks for none, "" was not observed."""
     return (
         requested not in ("", "any") and observed != "" and plain_kernel(requested) != plain_kernel(observed)
     )

@@ -26,7 +26,7 @@ SKETCH_BYTES, DIGEST_BYTES = 256 + 8, 16  # a row's sketch of 64 components and 
 
 @dataclass(frozen=True)
 class Plan:
-    """What somebody wants to know.
+    """Hold the question that the planner answers.
 
     Attributes
     ----------

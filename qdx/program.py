@@ -1,4 +1,4 @@
-"""How every command of qdx begins and ends: its streams, its signals, its last line and its exit status.
+"""Begin and end every command of qdx: its streams, its signals, its last line and its exit status.
 
 What a command prints is a view of the files that it writes. So nothing that happens to the view ends the
 work: not a terminal that lacks a character, nor a closed stream, nor a reader who has seen enough
@@ -89,7 +89,7 @@ class Stream:
         return cast(TextIO, Stream(self._stream, filtered=False))
 
     def isatty(self) -> bool:
-        """Whether somebody may move the cursor here."""
+        """Return whether somebody may move the cursor here."""
         return not self._filtered and self._stream.isatty()
 
     def write(self, text: str) -> int:
@@ -231,7 +231,7 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def ended() -> Ended | None:
-    """What asked this process to end: compiled code that a signal hits may raise something else instead."""
+    """Return what asked this process to end; compiled code that a signal hits may raise something else."""
     return _ended
 
 
@@ -313,7 +313,7 @@ def finish(status: int, name: str = "qdx") -> int:
 
 
 def in_one_line(error: BaseException) -> str:
-    """What went wrong with a file, the disk or the memory, with a remedy."""
+    """Return what went wrong with a file, the disk or the memory, with a remedy."""
     if isinstance(error, MemoryError):
         return "out of memory: lower report.memory or prompts.references, or run it where there is more"
     if isinstance(error, QdxError) or not isinstance(error, OSError) or not error.strerror:
@@ -328,7 +328,7 @@ def in_one_line(error: BaseException) -> str:
 
 
 def of_disk(error: BaseException | None) -> bool:
-    """Whether the disk did not take something (Hydra's own errors of a config are OSErrors too)."""
+    """Return whether the disk did not take something (Hydra's own errors of a config are OSErrors too)."""
     if isinstance(error, UnwritableError):
         return True
     if isinstance(error, QdxError):

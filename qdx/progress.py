@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 LINE_EVERY_S = 15.0
+FIRST_LINE_S = 1.0  # the first step is said soon, each next one after twice the time, up to that
 
 
 class Progress:
@@ -29,7 +30,8 @@ class Progress:
     shown : bool
         False prints nothing.
     every : float, optional
-        Seconds between two lines of steps in a log file; 0: one for every step; None: a terminal's bar only.
+        Seconds between two lines of steps in a log file; the first lines of a part of the work come sooner.
+        0: one for every step; None: a terminal's bar only.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Progress:
         self._title, self._total = title, total
         self._lines = shown and every is not None
         self._every = every or 0.0
+        self._wait = min(FIRST_LINE_S, self._every)
         self._begun = time.monotonic()
         self._said = float("-inf")
         self._count = -1  # the first step begins at 0
@@ -76,6 +79,7 @@ class Progress:
     def start(self, what: str, total: int | None = None) -> None:
         """Begin a part of the work with `total` steps, or with an unknown number of them."""
         self._count, self._total = -1, total
+        self._wait = min(FIRST_LINE_S, self._every)
         if self._bar:
             self._bar.update(self._task, description=_one_line(what), total=total, completed=0)
         else:
@@ -86,7 +90,8 @@ class Progress:
         self._count += 1
         if self._bar:
             self._bar.update(self._task, description=_one_line(what), completed=self._count)
-        elif time.monotonic() - self._said >= self._every:
+        elif time.monotonic() - self._said >= self._wait:
+            self._wait = min(2 * self._wait, self._every)
             self.note(f"{self._count}/{self._total} done, {what}" if self._total else what)
 
     def within(self, fraction: float) -> None:
@@ -123,7 +128,7 @@ def _one_line(text: str) -> str:
 
 
 def _on_terminal() -> bool:
-    """Whether a bar is drawn: on a terminal only. rich would draw one into a log file for ``FORCE_COLOR``."""
+    """Return whether a bar is drawn: on a terminal only. rich would draw one for ``FORCE_COLOR``, too."""
     return _stream().isatty() and os.environ.get("TTY_COMPATIBLE") != "0" and _console().is_terminal
 
 

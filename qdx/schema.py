@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from qdx import new_file
 from qdx.errors import QdxError, nearest
 from qdx.schema_endpoint import ENDPOINT, OpenaiBackend
+from qdx.schema_gguf import FILE_TYPES, LlamacppBackend
 from qdx.schema_verify import ChallengePrompts, TranscriptPrompts, Verify
 
 FORMAT_KERNELS: Mapping[str, tuple[str, ...]] = {
@@ -36,6 +37,8 @@ FORMAT_KERNELS: Mapping[str, tuple[str, ...]] = {
     "nvfp4": ("any",),
     "mxfp4": ("any",),
     "bitsandbytes": ("any",),
+    # Of GGUF files, which backend=llamacpp runs.
+    **dict.fromkeys(FILE_TYPES, ("any",)),
 }
 # What marketplaces call the weights of a provider (OpenRouter's names), and the configs that it may mean: the
 # name of a format says nothing of the kernel. fp6 has no format here; fp16, bf16 and fp32 are model.dtype's.
@@ -49,13 +52,14 @@ CLAIMED_QUANTS: Mapping[str, tuple[str, ...]] = {
         "gptq_machete",
         "w4a16",
         "w4a8",
+        *(name for name in FILE_TYPES if name.startswith(("q4", "iq4"))),
     ),
-    "int8": ("w8a16", "w8a8", "bitsandbytes"),
+    "int8": ("w8a16", "w8a8", "bitsandbytes", "q8_0"),
     "fp4": ("nvfp4", "mxfp4", "bitsandbytes"),
     "fp8": ("fp8", "fp8_block"),
-    "fp16": ("none",),
-    "bf16": ("none",),
-    "fp32": ("none",),
+    "fp16": ("none", "f16"),
+    "bf16": ("none", "bf16"),
+    "fp32": ("none", "f32"),
 }
 CLAIMED_DTYPES: Mapping[str, str] = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 MODEL_RUNNERS = ("auto", "v1", "v2")
@@ -112,7 +116,7 @@ def check_label(label: str) -> None:
 
 
 def names_folder(label: object) -> bool:
-    """Whether a label is the name of a folder inside the sweep's, not a path such as ``../x``."""
+    """Return whether a label is the name of a folder inside the sweep's, not a path such as ``../x``."""
     if not isinstance(label, str) or not label.isprintable():  # a line break would begin a line of a report
         return False
     return label not in ("", ".", "..") and not set(label) & set("/\\")
@@ -120,7 +124,7 @@ def names_folder(label: object) -> bool:
 
 @dataclass
 class Model:
-    """Where the checkpoint of each format is: a ``demo:`` name, a local folder or a hub id."""
+    """Say where the checkpoint of each format is: a ``demo:`` name, a local folder or a hub id."""
 
     name: str
     checkpoint: dict[str, str | None]
@@ -392,7 +396,7 @@ class InlinePrompts:
 
 @dataclass
 class CaptureSettings:
-    """How much of a captured row is kept.
+    """Say how much of a captured row is kept.
 
     Attributes
     ----------
@@ -445,7 +449,7 @@ class Generate:
 
 @dataclass
 class Dataset:
-    """How files are written."""
+    """Say how files are written."""
 
     portable: bool = False
 
@@ -519,6 +523,15 @@ class Experiment(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        runs_gguf = isinstance(self.backend, LlamacppBackend)
+        known_engine = runs_gguf or isinstance(
+            self.backend, TransformersBackend | EmulatorBackend | VllmBackend
+        )
+        if known_engine and runs_gguf != (self.quant.format in FILE_TYPES):
+            raise QdxError(
+                f"quant={self.quant.name}: backend=llamacpp runs the formats of GGUF files, and they run "
+                f"there alone: {', '.join(FILE_TYPES)}"
+            )
         if isinstance(self.backend, TransformersBackend) and self.quant.format not in MODELLED_FORMATS:
             raise QdxError(
                 f"quant={self.quant.name}: backend=transformers has no kernel for format "
@@ -569,6 +582,7 @@ BY_TARGET: Mapping[str, type] = {
     "qdx.backends.transformers.TransformersBackend": TransformersBackend,
     "qdx.backends.emulator.EmulatorBackend": EmulatorBackend,
     "qdx.backends.vllm.VllmBackend": VllmBackend,
+    "qdx.backends.llamacpp.LlamacppBackend": LlamacppBackend,
     "qdx.prompts.Pdf": FilePrompts,
     "qdx.prompts.Text": FilePrompts,
     "qdx.prompts.Pydoc": PydocPrompts,

@@ -88,7 +88,7 @@ class OpenaiBackend:
 
 
 def check_address(base_url: str) -> None:
-    """Refuse what is no address, or holds a secret that would be stored with the results.
+    """Refuse what is not an address, or holds a secret that would be stored with the results.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def check_address(base_url: str) -> None:
 
 
 def is_loopback(base_url: str) -> bool:
-    """Whether an address is this machine's own, so that nobody reads what is sent there."""
+    """Return whether an address is this machine's own, so that nobody reads what is sent there."""
     host = urlsplit(base_url).hostname or ""
     if host == "localhost":
         return True

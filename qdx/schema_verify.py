@@ -19,7 +19,7 @@ class TranscriptPrompts:
     requests: str | None = None
     records: int | None = None
     draw_seed: int | None = None
-    assume: dict[str, float] | None = None
+    assume: dict[str, Any] | None = None  # numbers, and logprobs_mode by its name
     harmless: list[str] | None = None
     date: str | None = None
     noise: str | None = None
@@ -40,7 +40,7 @@ class ChallengePrompts:
 
 @dataclass
 class Verify:
-    """How replayed transcripts are judged.
+    """Say how replayed transcripts are judged.
 
     ``claims`` maps a producer to the config that it claims to be, where that is not its own label, and a
     provider whose records are judged to that, or to a format (``awq``, ``int4``): all its configs;

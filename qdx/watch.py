@@ -28,7 +28,7 @@ import numpy as np
 from qdx import new_file
 from qdx.endpoints.answers import lines_of
 from qdx.endpoints.ask import key_of
-from qdx.endpoints.client import Budget, Client
+from qdx.endpoints.client import Budget, Client, SpentError
 from qdx.endpoints.martingale import Gambler, conformal_p, strangeness
 from qdx.endpoints.requests import PATHS, Manner
 from qdx.endpoints.requests import fields as fields_of
@@ -40,13 +40,14 @@ from qdx.statistics import Floats
 
 CHANGED = 3  # exit status, as of a claim that is refuted
 DAY_S = 86_400
+TEMPLATE_TOKENS = 200  # of a chat template around a short prompt, at most
 LEAST_LISTED = -20.0  # nat, of an alternative that is not listed any more
 FLOORS = {"agreement": 0.02, "length": 0.02, "logprob": 1e-3, "listed": 1e-3}
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What is watched; the fields of the configuration file.
+    """Hold what is watched: the fields of the configuration file.
 
     Attributes
     ----------
@@ -103,7 +104,7 @@ class Watch:
         except OSError as error:
             raise QdxError(f"{path}: {error.strerror}: give the file that says what is watched") from error
         except Exception as error:
-            raise QdxError(f"{path} is no YAML that can be read: {error}") from error
+            raise QdxError(f"{path} is not YAML that can be read: {error}") from error
         if not isinstance(value, dict) or not isinstance(value.get("targets"), dict):
             raise QdxError(f"{path}: must have targets, {{name: {{base_url: …, model: …}}}}, and prompts")
         known = [one.name for one in fields(cls)]
@@ -134,7 +135,7 @@ def _target(path: Path, name: str, options: Any) -> OpenaiBackend:
 
 @dataclass
 class Target:
-    """What is known of one provider.
+    """Hold what is known of one provider.
 
     Attributes
     ----------
@@ -146,8 +147,12 @@ class Target:
     gambler : Gambler
     changed : int
         The round in which it was reported; −1: it was not.
-    tokens : int
-        Of prompts and answers, all rounds.
+    tokens, answer_tokens : int
+        Of prompts and answers, all rounds; and of the answers alone.
+    requests, budgeted : int
+        What all starts of the command took of a budget: attempts, and tokens as `Budget` counts them.
+    spent : bool
+        Whether this start ended because the budget was used up.
     """
 
     base: list[Mapping[str, Any]] = field(default_factory=list)
@@ -157,6 +162,10 @@ class Target:
     gambler: Gambler = field(default_factory=Gambler)
     changed: int = -1
     tokens: int = 0
+    answer_tokens: int = 0
+    requests: int = 0
+    budgeted: int = 0
+    spent: bool = False
 
     @property
     def rounds(self) -> int:
@@ -166,6 +175,7 @@ class Target:
     def take(self, answers: Sequence[Mapping[str, Any]], u: float, limit: float) -> None:
         """Take a round's answers; `u` breaks ties."""
         self.tokens += sum(int(one.get("tokens") or 0) for one in answers)
+        self.answer_tokens += sum(int(one.get("answer_tokens", one.get("tokens")) or 0) for one in answers)
         if not self.base:
             self.base = list(answers)
             return
@@ -202,7 +212,13 @@ def features_of(answer: Mapping[str, Any], base: Mapping[str, Any]) -> list[tupl
 
 
 def body_of(prompt: str, target: OpenaiBackend, tokens: int, number: int) -> dict[str, Any]:
-    """Return the request of a prompt; a seed that is given counts on from round to round."""
+    """Return the request of a prompt; a seed that is given counts on from request to request.
+
+    Parameters
+    ----------
+    number : int
+        Of the request, over all rounds: equal seeds would give answers equal noise.
+    """
     found: dict[str, Any] = {"model": target.model}
     if target.route == "chat":
         found["messages"] = [{"role": "user", "content": prompt}]
@@ -211,13 +227,18 @@ def body_of(prompt: str, target: OpenaiBackend, tokens: int, number: int) -> dic
     return found | fields_of(target, Manner(ids=False), tokens, number)
 
 
+def most_tokens(prompt: str, tokens: int) -> int:
+    """Return the most tokens that a request may take: one for each byte of the prompt, and the template's."""
+    return len(prompt.encode()) + TEMPLATE_TOKENS + tokens
+
+
 def compact(response: Mapping[str, Any]) -> dict[str, Any]:
     """Keep of a response what rounds are compared by.
 
     Raises
     ------
     QdxError
-        When it is no answer that a record can be made of.
+        When it is not an answer that a record can be made of.
     """
     from qdx.records.openai import answers
     from qdx.records.record import FieldError, Fields, Unreadable
@@ -225,30 +246,35 @@ def compact(response: Mapping[str, Any]) -> dict[str, Any]:
     try:
         record = next(iter(answers("answer", None, Fields(dict(response)))))
     except FieldError as error:
-        raise QdxError(f"a response that is no answer: {error}") from None
+        raise QdxError(f"a response that is not an answer: {error}") from None
     if isinstance(record, Unreadable):
-        raise QdxError(f"a response that is no answer: {record}")
+        raise QdxError(f"a response that is not an answer: {record}")
     text = (record.output or "") + record.reasoning
     values = [one.logprob for one in record.tokens if math.isfinite(one.logprob)]
     first = {one.text: one.logprob for one in record.tokens[0].top} if record.tokens else {}
     usage = response.get("usage")
-    counted = usage if isinstance(usage, dict) else {}
+    stated = usage if isinstance(usage, dict) else {}
+    counted = {
+        name: value
+        for name in ("prompt_tokens", "completion_tokens")
+        if isinstance(value := stated.get(name), int) and value > 0
+    }
     return {
         "pieces": [one.text for one in record.tokens] or list(text),
         "logprob": float(np.mean(values)) if values else None,
         "first": {name: value for name, value in first.items() if math.isfinite(value)},
         "model": str(response.get("model") or ""),
         "fingerprint": str(response.get("system_fingerprint") or ""),
-        "tokens": sum(
-            value
-            for name in ("prompt_tokens", "completion_tokens")
-            if isinstance(value := counted.get(name), int) and value > 0
-        ),
+        "tokens": sum(counted.values()),
+        "answer_tokens": counted.get("completion_tokens", 0),
     }
 
 
 class State:
-    """The file of a watch: a first line that says what is watched, and a line a round.
+    """The file of a watch: a first line that says what is watched, a line a round, and one an attempt.
+
+    An attempt is written down before it is made, with all that was spent until then, so that a budget holds
+    over any number of starts, however they ended.
 
     Parameters
     ----------
@@ -273,7 +299,7 @@ class State:
         lines = self._lines()
         head = lines[0] if lines else {}
         if head.get("kind") != "watch" or head.get("version") != 1:
-            raise QdxError(f"{path} is no state of a watch: name another file as state")
+            raise QdxError(f"{path} is not a state of a watch: name another file as state")
         if head.get("about") != about:
             raise QdxError(
                 f"{path} is of other prompts, providers or options, and rounds of both cannot be compared: "
@@ -281,10 +307,13 @@ class State:
             )
         self.seed = str(head["seed"])
         for line in lines[1:]:
-            self._take(line)
+            if "spent" in line:
+                self._spend(line)
+            else:
+                self._take(line)
 
     def _about(self) -> dict[str, Any]:
-        """What an answer depends on; how it is fetched does not count."""
+        """Return what an answer depends on; how it is fetched does not count."""
         skipped = ("concurrency", "timeout", "retries", "max_requests", "max_tokens", "price_in", "price_out",
                    "key", "insecure")  # fmt: skip
         targets = {
@@ -313,6 +342,33 @@ class State:
         self._take(line)
         return self.targets[name]
 
+    def budget(self, name: str) -> Budget:
+        """Return what may still be asked of a provider; what it says before an attempt goes into the file."""
+        options, target = self.watch.targets[name], self.targets[name]
+        return Budget(
+            options.max_requests,
+            options.max_tokens,
+            target.requests,
+            target.budgeted,
+            save=lambda requests, tokens: self.spend(name, requests, tokens),
+        )
+
+    def spend(self, name: str, requests: int, tokens: int) -> None:
+        """Write down what all starts together took of a provider's budget."""
+        line = {"target": name, "spent": [requests, tokens]}
+        self._append(line)
+        self._spend(line)
+
+    def _spend(self, line: Mapping[str, Any]) -> None:
+        try:
+            requests, tokens = (int(one) for one in line["spent"])
+            target = self.targets[str(line["target"])]
+        except (KeyError, TypeError, ValueError) as error:
+            raise QdxError(
+                f"{self.path}: a line of what was spent is damaged ({type(error).__name__}: {error})"
+            ) from None
+        target.requests, target.budgeted = requests, tokens
+
     def _append(self, line: Mapping[str, Any]) -> None:
         with new_file.appended(self.path) as stream:
             stream.write(json.dumps(line).encode() + b"\n")
@@ -336,13 +392,20 @@ def ask_round(state: State, clients: Mapping[str, Client]) -> list[str]:
         number = state.targets[name].rounds
         answers = []
         try:
-            for prompt in state.watch.prompts:
-                body = body_of(prompt, options, state.watch.tokens, number)
-                reply = clients[name].ask(PATHS[options.route], body, state.watch.tokens)
+            for i, prompt in enumerate(state.watch.prompts):
+                request = number * len(state.watch.prompts) + i
+                body = body_of(prompt, options, state.watch.tokens, request)
+                reply = clients[name].ask(PATHS[options.route], body, most_tokens(prompt, state.watch.tokens))
                 answers.append(compact(reply.body))
+        except SpentError as error:
+            state.targets[name].spent = True
+            said.append(f"{name}: no round {number}: {error}")
+            continue
         except QdxError as error:  # a round that is not whole is none: the next one will be
             said.append(f"{name}: no round {number}: {error}")
             continue
+        budget = clients[name].budget
+        state.spend(name, budget.requests, budget.tokens)  # as the server counted it
         said.append(said_of(name, state.add(name, answers), state.watch))
     return said
 
@@ -372,8 +435,15 @@ def cost(state: State) -> list[str]:
         tokens = target.tokens / target.rounds * a_day
         line = f"{name}: a day takes {a_day * len(state.watch.prompts):,.0f} requests, {tokens:,.0f} tokens"
         if (prices := state.watch.targets[name].prices) is not None:
-            line += f", at most {tokens * max(prices) / 1e6:.4f} at its prices"
-        said.append(line)
+            price_in, price_out = prices
+            prompt_tokens = target.tokens - target.answer_tokens
+            price = (
+                (prompt_tokens * price_in + target.answer_tokens * price_out) / target.rounds * a_day / 1e6
+            )
+            line += f", {price:.4f} at its prices"
+        said.append(
+            f"{line}; asked so far: {target.requests:,} requests, {target.tokens:,} tokens of whole rounds"
+        )
     return said
 
 
@@ -411,7 +481,7 @@ def _watch(watch: Watch, path: Path, rounds: int | None, *, status: bool) -> int
             key_of(one.key, one.base_url, one.insecure),
             timeout=one.timeout,
             retries=one.retries,
-            budget=Budget(one.max_requests, one.max_tokens),
+            budget=state.budget(name),
         )
         for name, one in watch.targets.items()
     }
@@ -424,6 +494,9 @@ def _watch(watch: Watch, path: Path, rounds: int | None, *, status: bool) -> int
             if count == 1:
                 print(printable("\n".join(cost(state))), flush=True)
             if _status(state):
+                break
+            if all(one.spent for one in state.targets.values()):
+                print("every budget is used up: raise max_requests or max_tokens to go on", flush=True)
                 break
             if rounds is None or count < rounds:
                 time.sleep(max(0.0, watch.every - (time.monotonic() - begun)))

@@ -155,7 +155,7 @@ def producer_of(made: Draw, world: World) -> Producer:
 
 @dataclass(frozen=True)
 class FalseOnes:
-    """Transcripts whose text, decode rows and prefill rows are no honest output, as far as published."""
+    """Transcripts whose text, decode rows and prefill rows are not an honest output, as far as published."""
 
     text: frozenset[int] = frozenset()
     decode: frozenset[int] = frozenset()

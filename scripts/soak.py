@@ -190,7 +190,7 @@ def kill_once(place: Place, log: Path, generator: random.Random) -> bool:
 
 
 def alive(group: int) -> bool:
-    """Whether a process of a group is there that is no zombie."""
+    """Whether a process of a group is there that is not a zombie."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rsplit(")", 1)[1].split()

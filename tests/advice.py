@@ -72,9 +72,9 @@ def follow(overrides: Overrides, message: str, values: Mapping[str, str]) -> Ite
             for o in overrides
         ]
 
-    if (found := re.search(r"did you mean '([^']+)'\?", message)) and "is no override" not in message:
+    if (found := re.search(r"did you mean '([^']+)'\?", message)) and "is not an override" not in message:
         yield replaced(found[1])
-    if found := re.match(r"'(.*?)' is no override", message):
+    if found := re.match(r"'(.*?)' is not an override", message):
         at = overrides.index(found[1])
         if "did you mean" in message:
             yield [*overrides[:at], re.findall(r"did you mean '(.*)'\?", message)[0], *overrides[at + 1 :]]

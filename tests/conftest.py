@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.costs import by_cost
+
 
 class _Deprecations(logging.Handler):
     """Makes an error of what transformers only logs: that it will take away what qdx uses."""
@@ -26,8 +28,10 @@ logging.getLogger("transformers").addHandler(_Deprecations(logging.WARNING))
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that open a program which pip does not install."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that open a program which pip does not install; put what takes longest first."""
+    if not config.getoption("loadscopereorder", True):  # else xdist goes by the number of tests
+        items.sort(key=by_cost)
     for item in items:
         if {"browser", "ncdump"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.extra)

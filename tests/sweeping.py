@@ -18,6 +18,8 @@ SMALL = [
     "generate.tokens=5",
     "backend.threads=1",
 ]
+# What is computed and written at the end, where that is not the question: a third of a small sweep's time.
+PLAIN = ["metric=[l2]", "analysis=[effects]", "report.formats=[txt]"]
 
 
 def qdx(*arguments: str, cwd: Path, module: str = "qdx") -> subprocess.CompletedProcess[str]:

@@ -271,7 +271,7 @@ def test_a_kernel_of_float16_alone_is_not_advised_another_dtype() -> None:
 
 @cache
 def _texts() -> list[tuple[str, str]]:
-    """Every text of the package that is no docstring, with where it stands; … for what is put in."""
+    """Every text of the package that is not a docstring, with where it stands; … for what is put in."""
     found = []
     for file in sorted(ROOT.rglob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))

@@ -216,7 +216,7 @@ def test_compose_gives_a_checked_config_a_job() -> None:
     for overrides, message in (
         (["quant=awk"], "quant=awk: unknown quant, one of .*did you mean 'awq'"),
         (["repeats=0"], "repeats=0: must be at least 1"),
-        (["quant"], "is no override"),
+        (["quant"], "is not an override"),
         ("quant=awq", "give a list of strings"),
     ):
         with pytest.raises(QdxError, match=message):

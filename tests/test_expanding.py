@@ -61,7 +61,7 @@ def test_what_cannot_be_expanded_is_named(tree: xr.DataTree, tmp_path) -> None: 
         qdx.expand(tree, WEIGHT.T)
     with pytest.raises(QdxError, match=r"lm_head has shape \(16,\)"):
         qdx.expand(tree, WEIGHT[0])
-    with pytest.raises(QdxError, match=r"is no checkpoint.*config\.json"):
+    with pytest.raises(QdxError, match=r"is not a checkpoint.*config\.json"):
         qdx.expand(tree, tmp_path / "nowhere")
     with pytest.raises(QdxError, match="no phase holds hidden states"):
         qdx.expand(xr.DataTree.from_dict({"/replay": xr.Dataset()}), WEIGHT)

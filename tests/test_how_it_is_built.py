@@ -30,12 +30,17 @@ def test_every_room_has_a_layer_or_is_said_to_stand_beside_them() -> None:
     assert {room for room in rooms if f"`{room}`" not in PAGE and f"`qdx.{room}`" not in PAGE} == {"__init__"}
 
 
+def at(name: str) -> Path:
+    """Return where a file is that the page names: from the root, or within the package."""
+    return (ROOT.parent if name.startswith(("docs/", "tests/")) else ROOT) / name.removeprefix("qdx/")
+
+
 def test_every_file_that_the_page_names_is_there() -> None:
-    in_prose = re.findall(r"`((?:qdx/)?[a-z_/]+\.py)`", PAGE)
+    in_prose = re.findall(r"`((?:qdx/|docs/|tests/)?[a-z_/]+\.py)`", PAGE)
     in_the_drawing = re.findall(r"^[^a-z\n]*([a-z]+/[a-z_]+) {3}", PAGE, re.MULTILINE)
     named = {*in_prose, *(f"{name}.py" for name in in_the_drawing)}
     assert len(in_prose) > 8 and len(in_the_drawing) > 4
-    assert [name for name in sorted(named) if not (ROOT / name.removeprefix("qdx/")).is_file()] == []
+    assert [name for name in sorted(named) if not at(name).is_file()] == []
 
 
 def test_every_analysis_is_a_module_of_its_name() -> None:

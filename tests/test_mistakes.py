@@ -33,7 +33,7 @@ COMMAND_LINES = {
         "'quant=awq,'",
         "without spaces after commas",
     ),
-    "a value without its key": (["awq"], "'awq' is no override", "write key=value"),
+    "a value without its key": (["awq"], "'awq' is not an override", "write key=value"),
     "a metric list without brackets": (["-m", "metric=l2,kl"], "metric takes a list", "'metric=[a,b]'"),
     "an unknown metric": (["metric=[cosine]"], "metric=cosine: unknown metric", "total_variation"),
     "an option that a metric lacks": (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -24,8 +25,8 @@ from tests import warm
 from tests.dataset.test_damage import uncheck
 from tests.helpers import write_sweep
 from tests.slowly import slow_but
-from tests.sweeping import SMALL, checkpoints, environment
-from tests.test_harsh import started, until
+from tests.sweeping import PLAIN, SMALL, checkpoints, environment
+from tests.test_harsh import SYNCHRONISED, started, until
 
 ASCII = {"PYTHONIOENCODING": "ascii"}
 LATIN = {"PYTHONIOENCODING": "latin-1"}
@@ -38,7 +39,7 @@ QUICK = {
 }
 TINY = [
     *(s for s in SMALL if not s.startswith(("repeats", "prompts.references"))),
-    *("prompts.references=1", "repeats=1", "metric=[l2]", "analysis=[effects]", "report.formats=[txt]"),
+    *("prompts.references=1", "repeats=1", *PLAIN),
 ]
 
 
@@ -400,7 +401,7 @@ def test_a_signal_that_asks_to_end_leaves_one_line_and_no_child(
     arguments = [*TINY, *checkpoints(tiny_models), "hydra.sweep.dir=out"]
     log = tmp_path / "log"
     process = started(*arguments, "repeats=5000", cwd=tmp_path, log=log)
-    until(lambda: " done, repeat" in log.read_text(), process, log)
+    until(lambda: bool(re.search(SYNCHRONISED, log.read_text())), process, log)
     (os.killpg if whom == "group" else os.kill)(process.pid, getattr(signal, number))
     assert process.wait(60) == 128 + getattr(signal, number)
     said = [line for line in log.read_text().splitlines() if line.startswith("qdx")]
@@ -422,7 +423,7 @@ def test_a_child_that_a_signal_ends_is_a_failed_job(tmp_path: Path, tiny_models:
     arguments = [*TINY, *checkpoints(tiny_models), "hydra.sweep.dir=out"]
     log = tmp_path / "log"
     process = started(*arguments, "repeats=5000", cwd=tmp_path, log=log)
-    until(lambda: " done, repeat" in log.read_text(), process, log)
+    until(lambda: bool(re.search(SYNCHRONISED, log.read_text())), process, log)
     for child in children(process.pid):
         os.kill(child, signal.SIGTERM)
     assert process.wait(120) == 1

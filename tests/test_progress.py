@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -63,3 +65,18 @@ def test_a_log_file_gets_few_lines_of_many_steps(capsys: pytest.CaptureFixture[s
         steps.done("complete")
     lines = [line.rpartition(" [")[0] for line in capsys.readouterr().err.splitlines()]
     assert lines == ["a job: running", "a job: complete"]
+
+
+def test_the_first_steps_are_said_soon_and_later_ones_every_quarter_of_a_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with Progress("a job") as steps:
+        for _ in range(2):  # each part of the work begins anew
+            steps.start("running", 100)
+            for i in range(100):
+                steps.step(f"step {i}")
+                now += 0.5
+    said = re.findall(r"(\d+)/100 done", capsys.readouterr().err)
+    assert said == ["2", "6", "14", "30", "60", "90"] * 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,8 @@ import pytest
 
 import qdx as package
 from tests import tiny
-from tests.sweeping import SMALL, checkpoints, environment, qdx
+from tests.sweeping import PLAIN, SMALL, checkpoints, environment, qdx
+from tests.test_harsh import SYNCHRONISED
 
 CONFIGS = ["awq", "awq_marlin", "gptq", "gptq_marlin"]
 
@@ -152,6 +154,7 @@ def test_labels_name_every_swept_key_and_a_failed_job_is_named(
         "quant=awq,gptq",
         "batch_size=1,2",
         *SMALL,
+        *PLAIN,
         *checkpoints(paths),
         "hydra.sweep.dir=out",
         cwd=tmp_path,
@@ -182,8 +185,7 @@ def test_killing_the_sweep_leaves_finished_runs_and_no_process(
             [sys.executable, "-m", "qdx", *command], cwd=tmp_path, env=environment(), stderr=stream
         )
     part = tmp_path / "out" / "awq" / "run.nc.part"
-    # A line of a log file, not of a terminal, names how many batches are synchronised.
-    _wait(lambda: " done, repeat" in log.read_text(), "the first batches are synchronised")
+    _wait(lambda: bool(re.search(SYNCHRONISED, log.read_text())), "the first batches are synchronised")
     children = _children(parent.pid)
     assert children
     parent.send_signal(signal.SIGKILL)
@@ -201,7 +203,7 @@ def test_killing_the_sweep_leaves_finished_runs_and_no_process(
 def test_repeats_in_fresh_processes_are_joined_bit_equal(
     tmp_path: Path, tiny_models: dict[str, Path]
 ) -> None:
-    arguments = ["quant=gptq", *SMALL, *checkpoints(tiny_models)]
+    arguments = ["quant=gptq", *SMALL, *PLAIN, *checkpoints(tiny_models)]
     for scope in ("engine", "process"):
         done = qdx(*arguments, f"repeat_scope={scope}", f"hydra.sweep.dir={scope}", cwd=tmp_path)
         assert done.returncode == 0, done.stderr

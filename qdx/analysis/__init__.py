@@ -1,4 +1,4 @@
-"""What the distances mean: an analysis takes a sweep and returns a `Section` of numbers and blocks.
+"""Say what distances mean. An analysis takes a sweep and returns a `Section` of numbers and blocks.
 
 The statistics are functions of plain arrays (`qdx.statistics`); `qdx.analysis.view` finds the arrays
 in a sweep.

@@ -29,11 +29,11 @@ def consistency(tree: xr.DataTree, words: int = 12) -> Section:
     Returns
     -------
     Section
-        Result over (config, config_b, reference, output_token): ``first_divergence`` (index of the first
-        differing token, -1 for none), ``agreement`` (share of equal tokens at the same index, all
-        references), ``agreement_at`` (the same at each index), ``prefix_agreement`` (share of references
-        whose tokens are equal up to and including each index), ``tokens_compared``, ``text_equal``,
-        ``first_words``.
+        Result over (config, config_b, reference, output_token). ``first_divergence`` is the index of the
+        first differing token, -1 for none. ``agreement`` is the share of equal tokens at the same index, over
+        all references, and ``agreement_at`` is the same at each index. ``prefix_agreement`` is the share of
+        references whose tokens are equal up to and including each index. Further ``tokens_compared``,
+        ``text_equal`` and ``first_words``.
     """
     view = View(tree)
     outputs = view.outputs()

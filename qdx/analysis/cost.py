@@ -16,7 +16,7 @@ from qdx.errors import QdxError, nearest
 from qdx.plugins import register
 from qdx.statistics import FEWEST_REFERENCES, Bools, Floats, ratio_interval, tails
 
-# Free decode is no text that two configs share.
+# Free decode is not a text that two configs share.
 TEXT_REGION = {"prefill": "content", "replay": "output"}
 KL_LEVELS = (0.5, 0.9, 0.95, 0.99, 0.999)
 DELTA_LEVELS = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
@@ -77,7 +77,7 @@ def cost(
     Raises
     ------
     QdxError
-        When `baseline` is no config's label.
+        When `baseline` is not a config's label.
 
     Notes
     -----

@@ -169,7 +169,7 @@ def _of_phase(
 
 
 def _caveats(view: View, metric: str, phase: str) -> list[str]:
-    """What the measuring had to do to the rows: coarsen them, or drop an infinite value."""
+    """Return what the measuring had to do to the rows: coarsen them, or drop an infinite value."""
     measured = view.measured(metric, phase)
     if measured is None:
         return []

@@ -1,4 +1,4 @@
-"""What an analysis returns, and the values that the options of the shipped ones may have."""
+"""Define `Section`, which an analysis returns, and the values that options of shipped analyses may have."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Section:
         return [*self.blocks, *from_text(self.text)]
 
     def of_phase(self, phase: str) -> list[Block]:
-        """What stands with a phase; of ``""`` what belongs to none."""
+        """Return what stands with a phase; of ``""`` what belongs to none."""
         if self.place == "phase":
             return of_phase(self.content, phase)
         return self.content if phase == "" else []

@@ -41,10 +41,11 @@ def snr(
     Returns
     -------
     Section
-        Result over (metric, phase, config, config_b): ``ratio`` = median over references of d / √((n_a² +
-        n_b²) / 2), ``exact`` (both floors are 0 and both configs repeat bit for bit in that phase; the ratio
-        is NaN), ``floor`` (config): mean over references of each one's mean distance between repeats,
-        content rows. Where both floors are 0 but rows differ between repeats the ratio is NaN and not exact.
+        Result over (metric, phase, config, config_b). ``ratio`` is the median over references of
+        d / √((n_a² + n_b²) / 2). ``exact`` says that both floors are 0 and both configs repeat bit for bit in
+        that phase; the ratio is NaN then. ``floor`` (config) is the mean over references of each one's mean
+        distance between repeats, content rows. Where both floors are 0 but rows differ between repeats, the
+        ratio is NaN and not exact.
     """
     view = View(tree)
     names = [m for m in select_metrics(view, metrics) if view.is_distance(m)]
@@ -118,7 +119,7 @@ def snr(
 
 
 def word(at: xr.Dataset, a: int, b: int, distance: float) -> str:
-    """What to write where signal to noise is no number; empty where it is, or was not measured.
+    """Return what to write where signal to noise is not a number; empty where it is, or was not measured.
 
     Parameters
     ----------
@@ -170,7 +171,7 @@ def _blocks(
 
 
 def _missing(view: View, result: xr.Dataset, names: list[str], phases: list[str]) -> str:
-    """Why there is nothing to show; empty where there is something."""
+    """Say why there is nothing to show; empty where there is something."""
     if len(view.configs) == 1:
         return "One config: no pair."
     if not names:

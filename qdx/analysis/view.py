@@ -101,7 +101,7 @@ class View:
         return {}
 
     def is_distance(self, metric: str) -> bool:
-        """Whether a higher value means less alike."""
+        """Return whether a higher value means less alike."""
         return str(self.facts(metric).get("higher_means", "less alike")) == "less alike"
 
     def distances(self, metric: str, phase: str) -> Floats | None:

@@ -1,4 +1,4 @@
-"""What runs a model: the contract of a backend, and the facts it states about what it loaded."""
+"""Define the contract of a backend, which runs a model, and the facts that it states about what it loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ANY = "any"  # the kernel of a config that records what the engine chooses
 
 @dataclass(frozen=True)
 class Facts:
-    """What a backend really loaded, as far as it can differ from what was asked.
+    """State what a backend really loaded, as far as it can differ from what was asked.
 
     Attributes
     ----------
@@ -77,7 +77,7 @@ class Facts:
 
     @property
     def simulated(self) -> bool:
-        """Whether any kernel is a numerical model of the real one."""
+        """Return whether any kernel is a numerical model of the real one."""
         return any(is_simulated(name) for name in self.kernel.values())
 
     @property

@@ -341,7 +341,7 @@ class CausalLM:
 
 
 def is_experts(module: Any) -> bool:
-    """Whether a module is one of transformers' fused experts, whose implementation one may choose."""
+    """Return whether a module is one of transformers' fused experts, whose implementation one may choose."""
     return (
         hasattr(module, "_apply_gate") and hasattr(module, "is_transposed") and hasattr(module, "down_proj")
     )

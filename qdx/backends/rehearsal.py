@@ -192,7 +192,7 @@ def _parameters(architecture: Any, config: Any) -> int:
 
 
 def _is_small(architecture: Any, config: Any) -> bool:
-    """Whether a config can be tried as it is; one that leaves sizes open is filled in by `shrink`."""
+    """Return whether a config can be tried as it is; one that leaves sizes open is filled in by `shrink`."""
     try:
         return _parameters(architecture, config) <= AS_IT_IS
     except Exception:
@@ -278,7 +278,7 @@ def _difference(one: Tensor, other: Tensor) -> float:
 def shrink(config: Any) -> Any:
     """Return a config of the same kind with few, narrow layers.
 
-    Every kind of layer that the config lists stays; what is no size (activation, scaling, capping, windows,
+    Every kind of layer that the config lists stays; all but sizes (activation, scaling, capping, windows,
     the kind of rotation) stays as it is.
     """
     small = copy.deepcopy(config)

@@ -1,4 +1,4 @@
-"""What an engine's decoding was, as text that a record carries, and whether such a text says plain greedy.
+"""Write an engine's decoding as text for a record, and say whether such a text is plain greedy.
 
 A verdict holds emitted tokens against rows only where decoding was plain greedy: the greatest logit at every
 step, without anything added to the logits before. qdx generates no other way, and states so.
@@ -102,7 +102,7 @@ def plain_greedy(text: object) -> bool | None:
 
 
 def _harmless(name: str, value: Any) -> bool | None:
-    """Whether one parameter leaves the choice of the greatest logit alone; None where that cannot be said."""
+    """Return whether one parameter leaves the choice of the greatest logit alone; None if that is unknown."""
     if name in RESTRICTIONS:
         return not value
     if name not in PLAIN:

@@ -1,4 +1,4 @@
-"""What is kept of each row of logits, and the recorder that streams it to disk.
+"""Keep what is wanted of each row of logits: the settings, and the recorder that streams rows to disk.
 
 Importing this package imports no torch; the names are loaded when they are first used.
 """

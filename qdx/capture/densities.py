@@ -53,7 +53,7 @@ def described(changes: Mapping[str, float]) -> str:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What one config's rows say of drawn tokens; arrays of one shape, tokens last.
+    """Hold what one config's rows say of drawn tokens; arrays of one shape, tokens last.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What is computed of every captured row of logits, on the device that the row is on."""
+"""Compute the quantities that are kept of every captured row, on the device that the row is on."""
 
 from __future__ import annotations
 

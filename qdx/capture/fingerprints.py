@@ -1,10 +1,10 @@
-"""What stays of a row of logits: a 64-bit hash, which says whether two rows are bit-equal, and a sketch.
+"""Reduce a row of logits to a 64-bit hash, which says whether two rows are bit-equal, and to a sketch.
 
 **Hash.** ``h = a_0 · V + Σ_i a_{i+1} · bits_i (mod 2^64)``; ``bits_i`` is the bit pattern of logit i as an
 unsigned integer (16 bits for float16 and bfloat16, 32 for float32) and ``a_i`` is output i of the splitmix64
 generator started at 0, with its lowest bit set. This is the multilinear family of D. Lemire and O. Kaser,
 "Strongly universal string hashing is fast" (The Computer Journal 57, 2014). Odd multipliers make it certain,
-not only likely, that two rows that differ in one logit have different hashes. It is no protection against
+not only likely, that two rows that differ in one logit have different hashes. It does not protect against
 somebody who looks for a collision.
 
 **Sketch.** A short random projection from which distances between rows can be estimated: ``sketch = S · (z −

@@ -1,4 +1,4 @@
-"""Which rows of which phase are kept."""
+"""Decide which rows of which phase are kept."""
 
 from __future__ import annotations
 

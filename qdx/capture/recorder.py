@@ -34,7 +34,7 @@ _Rows = tuple[NDArray[np.int32], Tensor, Tensor, Tensor]  # positions, logits, t
 
 @dataclass
 class _Taken:
-    """What was handed over.
+    """Hold what was handed over.
 
     Attributes
     ----------
@@ -63,9 +63,9 @@ class _Taken:
 class Recorder:
     """Writes ``run.nc.part`` while the model runs, and ``run.nc`` when everything is there.
 
-    A context manager. A backend says what it runs with `begin`, hands over rows of logits with `rows` in any
-    split and order of items, and calls `sync` after every batch: what was handed over before a `sync` is on
-    disk then and survives ``kill -9``. Full rows wait in ``run.nc.rows`` until they are compressed at the
+    A context manager. A backend says what it runs with `begin` and hands over rows of logits with `rows`, in
+    any split and order of items. After every batch it calls `sync`: what was handed over before is on disk
+    then and survives ``kill -9``. Full rows wait in ``run.nc.rows`` until they are compressed at the
     end. At most eight rows of an item are copied for it, besides the derived numbers of the batch.
 
     Parameters
@@ -163,7 +163,7 @@ class Recorder:
 
     @property
     def wants_hidden(self) -> bool:
-        """Whether `rows` needs the hidden states."""
+        """Return whether `rows` needs the hidden states."""
         return self._run.wide == "hidden"
 
     def __enter__(self) -> Recorder:
@@ -359,7 +359,7 @@ class Recorder:
         return phase, (repeat, *middle, references[item])
 
     def _overflow(self) -> str:
-        """What makes a logit overflow in this dtype, and what may help with this kernel."""
+        """Return what makes a logit overflow in this dtype, and what may help with this kernel."""
         if self._dtype != torch.float16:
             return "the checkpoint is broken: download it again, or use another one"
         kernel = str(self._run.coords["requested_kernel"])
@@ -452,7 +452,7 @@ class Recorder:
     def _first_drawn(
         self, reference: int, ids_D: NDArray[np.int32], logits_V: Tensor
     ) -> dict[str, NDArray[Any]]:
-        """What the row says of first tokens that were drawn from it, by producer."""
+        """Return what the row says of first tokens that were drawn from it, by producer."""
         if not any(self._sampler(d, reference) for d in range(len(self._run.producers))):
             return {}
         sizes = self._run.sizes("prefill")
@@ -479,7 +479,7 @@ class Recorder:
         logits_PV: Tensor,
         targets_P: Tensor,
     ) -> dict[str, Tensor]:
-        """What rows say of the tokens that were drawn from them; nothing where nobody knows how."""
+        """Return what rows say of the tokens that were drawn from them; nothing where nobody knows how."""
         sampler = self._sampler(producer, reference)
         if sampler is None:
             return {}
@@ -497,7 +497,7 @@ class Recorder:
         return found
 
     def _sampler(self, producer: int, reference: int) -> Sampler | None:
-        """How a transcript was drawn; None where it was not, or nobody knows."""
+        """Return how a transcript was drawn; None where it was not, or nobody knows."""
         samplers = self._run.producers[producer].samplers
         if samplers is None or np.isnan(samplers[reference]).any():
             return None
@@ -555,7 +555,9 @@ class Recorder:
         self._put(small=encoding.PORTABLE, wide=self._filters)
 
     def _put(self, *, small: Mapping[str, Any] | None, wide: Mapping[str, Any] | None) -> None:
-        """Give the name ``.part`` to a file with what was recorded; filters as `Structure.create` takes them.
+        """Write everything recorded so far to a new file and rename it to ``.part``.
+
+        The filters are as `Structure.create` takes them.
 
         Only a file that is closed takes the name, so that a process that dies here leaves one that opens. It
         is a new file, not the old one emptied: somebody may be reading what a killed job left.

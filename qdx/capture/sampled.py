@@ -1,4 +1,4 @@
-"""What a row says of a token that was drawn from it: its probability after temperature and truncation.
+"""Compute a drawn token's probability from its row, after temperature and truncation.
 
 A sampler divides the logits by the temperature, and keeps the most probable tokens: those of at least
 ``min_p`` times the greatest probability, of them the ``top_k`` most probable, of those the fewest whose
@@ -32,7 +32,7 @@ EDGE = 0.125
 
 @dataclass(frozen=True)
 class Sampler:
-    """How a token was drawn, as its record states it.
+    """Describe how a token was drawn, as its record states it.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ class Sampler:
 
     @property
     def truncates(self) -> bool:
-        """Whether any token can be cut off."""
+        """Return whether any token can be cut off."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
 

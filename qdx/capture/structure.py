@@ -33,7 +33,7 @@ _Block = tuple[tuple[int, ...], int, int]  # place of a stretch of rows, its fir
 
 @dataclass(frozen=True)
 class Structure:
-    """What decides the groups, dimensions and variables of one run's file.
+    """Collect what decides the groups, dimensions and variables of one run's file.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What of this process can change a number beside the weights: libraries as loaded, switches, environment.
+"""Record what of this process can change a number: libraries as loaded, switches, environment.
 
 Two honest runs of one config on one card can differ in any of these: torch 2.1 built for CUDA 11.8 and for
 12.1 gives other logits in every layer. A verdict refutes by unequal rows only where both sides state them

@@ -1,4 +1,4 @@
-"""Whether a file is what it says: its groups, variables and indexes, and on request every byte of it.
+"""Check that a file is what it says: its groups, variables and indexes, and on request every byte of it.
 
 A file may be cut, may have lost bits on its way, or may come from a stranger. netCDF4, HDF5 and xarray raise
 whatever the damage leads to; here it becomes one line that names the file.
@@ -93,7 +93,7 @@ def scan(directory: Path) -> Sweep:
     Raises
     ------
     QdxError
-        Also when a label is no name of a folder.
+        Also when a label is not a name of a folder.
     """
     plan = directory / folder.PLAN
     with reading(plan, "list of a sweep's jobs"):
@@ -146,7 +146,7 @@ def check(path: Path, groups: Mapping[str, xr.Dataset]) -> None:
 
 
 def _settings(group: str, dataset: xr.Dataset) -> dict[str, Variable]:
-    """What the settings of a backend that a group has must be."""
+    """Return what the settings of a backend that a group has must be."""
     if group.strip("/") not in (*PHASES, "output"):
         return {}
     found = layout.setting_names(dataset.variables)
@@ -208,14 +208,14 @@ def _check_index(path: Path, phase: str, dataset: xr.Dataset) -> None:
 
 
 def check_label(path: Path, label: object) -> None:
-    """Refuse a label that is no name of a folder inside the sweep's, such as ``../x``.
+    """Refuse a label that is not a name of a folder inside the sweep's, such as ``../x``.
 
     Raises
     ------
     QdxError
     """
     if not names_folder(label):
-        raise QdxError(f"{path}: the label {label!r} is no name of a folder: it was changed")
+        raise QdxError(f"{path}: the label {label!r} is not a name of a folder: it was changed")
 
 
 def find_damage(paths: Iterable[Path]) -> str:

@@ -235,7 +235,7 @@ def open_groups(
         When groups, dimensions, attributes or an index are not what was written. Arrays raise it when they
         are read.
     OSError, RuntimeError
-        When it is no NetCDF-4 file or not a whole one.
+        When it is not a NetCDF-4 file, or not a whole one.
     """
     checksums = load(path)
     root = CheckedStore.open(str(path))  # type: ignore[no-untyped-call]

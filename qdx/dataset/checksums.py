@@ -101,7 +101,7 @@ def _sum_of(octets: NDArray[np.uint8]) -> int:
 
 @dataclass(frozen=True)
 class Checksums:
-    """What a file held when it was written.
+    """State what a file held when it was written.
 
     Attributes
     ----------
@@ -228,14 +228,14 @@ def load(path: Path) -> Checksums | None:
 
 
 def is_checked(path: Path) -> bool:
-    """Whether a file has checksums, whole or not."""
+    """Return whether a file has checksums, whole or not."""
     with path.open("rb") as file:
         end = _end(file.read(64))
         return end is not None and os.fstat(file.fileno()).st_size > end
 
 
 def _end(head: bytes) -> int | None:
-    """Where HDF5 says that its file ends; None when this is no HDF5 file."""
+    """Return where HDF5 says that its file ends; None when this is not an HDF5 file."""
     at = _END_OF_FILE.get(head[8]) if head[:8] == b"\x89HDF\r\n\x1a\n" and len(head) == 64 else None
     return None if at is None else int.from_bytes(head[at : at + 8], "little")
 
@@ -298,7 +298,7 @@ def store(path: Path, known: Mapping[str, Sums] | None = None) -> None:
     with path.open("r+b") as stream:
         end = _end(stream.read(64))
         if end is None:
-            raise QdxError(f"{path} is no HDF5 file: no checksums can be put behind its end")
+            raise QdxError(f"{path} is not an HDF5 file: no checksums can be put behind its end")
         found.heaps.extend(_heaps(stream, end))
         stream.seek(end)
         stream.write(_encoded(found))

@@ -1,4 +1,4 @@
-"""How values are compressed, chosen by writing and reading a test file."""
+"""Choose how values are compressed, by writing and reading a test file."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def choose(folder: Path, *, portable: bool, dtype: str, values: int) -> dict[str
 
 
 def _works(path: Path, dtype: str) -> bool:
-    """Whether values written with `FAST` come back bit-equal: any bits, logit-like values, a constant."""
+    """Try whether values written with `FAST` come back bit-equal: any bits, logit-like values, a constant."""
     import netCDF4
 
     generator = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What lies in a sweep folder: which labels were asked for, are whole, failed, or never came.
+"""Read what lies in a sweep folder: which labels were asked for, are whole, failed, or never came.
 
 It also says whether a job's result is there already.
 """
@@ -47,7 +47,7 @@ class Sweep:
 
 
 def is_sweep(directory: Path) -> bool:
-    """Whether a folder is a sweep's: it has sweep.json, sweep.nc, or a folder with a run in it."""
+    """Return whether a folder is a sweep's: it has sweep.json, sweep.nc, or a folder with a run in it."""
     return (directory / PLAN).exists() or (directory / SWEEP).exists() or any(directory.glob(f"*/{RUN}"))
 
 
@@ -60,7 +60,7 @@ def scan(directory: Path) -> Sweep:
     Raises
     ------
     QdxError
-        When the folder does not exist, is no sweep's, or its sweep.json is broken.
+        When the folder does not exist, is not a sweep's, or its sweep.json is broken.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -72,7 +72,7 @@ def scan(directory: Path) -> Sweep:
             {found.parent.name for name in (RUN, PART, STATUS) for found in directory.glob(f"*/{name}")}
         )
     if not labels:
-        raise QdxError(f"{directory} is no sweep folder: it has neither {PLAN} nor <label>/{RUN}")
+        raise QdxError(f"{directory} is not a sweep folder: it has neither {PLAN} nor <label>/{RUN}")
     runs: dict[str, Path] = {}
     failed: dict[str, str] = {}
     missing: list[str] = []

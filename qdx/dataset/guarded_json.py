@@ -126,7 +126,7 @@ class Fields:
         self._content, self._where, self._left = content, where, set(content)
 
     def has(self, name: str) -> bool:
-        """Whether the field is there and is not null."""
+        """Return whether the field is there and is not null."""
         if self._content.get(name) is None:
             self._left.discard(name)
             return False

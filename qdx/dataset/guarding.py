@@ -25,7 +25,7 @@ BYTES_A_SECOND = 10 * 2**20  # read at least this fast, a file has the time that
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may claim; ``prompts.<name>=`` and ``python -m qdx.report --<name>`` raise each.
+    """Limit what a file may claim; ``prompts.<name>=`` and ``python -m qdx.report --<name>`` raise each.
 
     Attributes
     ----------
@@ -136,14 +136,21 @@ def _look(paths: Sequence[Path], limits: Limits) -> None:
         raise QdxError(f"{path} {ended}")
 
 
-class _Child:
-    """A process that looks at files, one request after the other, until it has refused one."""
+class Child:
+    """A process that looks at files, one request after the other, and that may be killed.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    script : Path
+        What it runs: it reads requests, objects in JSON, from standard input, a line each, and prints an
+        object for every path of theirs.
+    """
+
+    def __init__(self, script: Path) -> None:
         self.pid = os.getpid()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(SCRIPT)],
+            [sys.executable, "-P", str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -158,10 +165,10 @@ class _Child:
 
     @property
     def lives(self) -> bool:
-        """Whether this process started it and it has not ended."""
+        """Return whether this process started it and it has not ended."""
         return self.pid == os.getpid() and self._process.poll() is None
 
-    def ask(self, request: Mapping[str, Any], count: int, seconds: float) -> tuple[list[dict[str, str]], str]:
+    def ask(self, request: Mapping[str, Any], count: int, seconds: float) -> tuple[list[dict[str, Any]], str]:
         """Return an answer for every file, and why there is none for the others ("" when there is)."""
         assert self._process.stdin is not None and self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
@@ -176,7 +183,7 @@ class _Child:
         timer = threading.Timer(seconds, give_up)
         timer.daemon = True
         timer.start()
-        answers: list[dict[str, str]] = []
+        answers: list[dict[str, Any]] = []
         try:
             while len(answers) < count and (line := self._process.stdout.readline()):
                 answers.append(json.loads(line))
@@ -212,17 +219,17 @@ class _Child:
                 stream.close()
 
 
-_child: _Child | None = None
+_child: Child | None = None
 _lock = threading.Lock()
 
 
-def _running() -> _Child:
+def _running() -> Child:
     """Return the process that looks at files, a new one where there is none: it takes a second to start."""
     global _child
     if _child is None or not _child.lives:
         if _child is not None:
             _child.end()
-        _child = _Child()
+        _child = Child(SCRIPT)
     return _child
 
 

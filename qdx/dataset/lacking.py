@@ -1,4 +1,4 @@
-"""What a file does not state since an earlier version of qdx wrote it, in lines for its reader."""
+"""Tell the reader of a file which facts it lacks, because an earlier version of qdx wrote it."""
 
 from __future__ import annotations
 

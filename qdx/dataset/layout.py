@@ -1,4 +1,4 @@
-"""What a qdx file holds: every group, variable, dimension, dtype, unit and meaning, as one table.
+"""Define what a qdx file holds: every group, variable, dimension, dtype, unit and meaning, as one table.
 
 The recorder creates files from this table, the merge concatenates by it, and the tests compare files with
 it, so that a variable is described in one place only.
@@ -30,7 +30,7 @@ CHUNK_LIMIT = 4 * 1024 * 1024
 
 
 class ReferenceLike(Protocol):
-    """What this layer reads of a `qdx.prompts` reference."""
+    """Name what this layer reads of a `qdx.prompts` reference."""
 
     @property
     def name(self) -> str: ...

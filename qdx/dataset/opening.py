@@ -62,7 +62,7 @@ def open(path: str | Path, *, trust: bool = False) -> xr.DataTree:
     Raises
     ------
     QdxError
-        When there is nothing at `path`, or it is no qdx file, is truncated, lacks a part or has another
+        When there is nothing at `path`, or it is not a qdx file, is truncated, lacks a part or has another
         schema version; and when a file is refused by what it claims, see `qdx.dataset.guarding.guard`.
     DamageError
         A `QdxError`: when a group, an attribute or an index is not what was written. Arrays are read, and

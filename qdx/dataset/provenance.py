@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, machine, code, time; and the hash of what decides it."""
+"""Record where a result comes from: versions, machine, code, time; and the hash of what decides it."""
 
 from __future__ import annotations
 

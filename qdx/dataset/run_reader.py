@@ -139,7 +139,7 @@ class RunReader:
     def phase(self, name: str) -> Phase:
         """Return the small arrays of a phase; read once."""
         if name not in layout.PHASES:
-            raise QdxError(f"{name!r} is no phase: {', '.join(layout.PHASES)}")
+            raise QdxError(f"{name!r} is not a phase: {', '.join(layout.PHASES)}")
         if name not in self._phases:
             with reading(self.path):
                 with _lock:

@@ -1,4 +1,4 @@
-"""How much a run will write, and whether the disk has it."""
+"""Estimate how much a run will write, and check that the disk has it."""
 
 from __future__ import annotations
 

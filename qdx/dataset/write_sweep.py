@@ -37,7 +37,7 @@ def merge(directory: Path, target: Path, *, damaged: dict[str, str] | None = Non
     ------
     QdxError
         When no run is finished and whole, or runs differ in tokenizer, references, vocabulary or sketch
-        (named with their labels), or the disk is full. Failed and missing labels are no error: they are
+        (named with their labels), or the disk is full. Failed and missing labels are not an error: they are
         listed in the root attributes, never filled with NaN.
     """
     state = folder.scan(Path(directory))
@@ -103,31 +103,37 @@ def append_all(path: Path, groups: Iterable[tuple[str, xr.Dataset]]) -> None:
     Parameters
     ----------
     path : Path
-        A file that `merge` wrote. Between two groups it is closed, and has no checksums.
+        A file that `merge` wrote. From the first group on it is open, and has no checksums.
     groups : iterable of (str, xarray.Dataset)
-        Taken one at a time. Where that raises, the groups before stay, in a file without checksums.
+        Taken one at a time; from the first one on it must not read the file. Where that raises, the groups
+        before stay, in a file without checksums.
 
     Raises
     ------
     QdxError
         When a group is there already, or the disk is full.
     """
-    import dask
+    import netCDF4
 
-    present: set[str] | None = None
+    present: set[str] = set()
     before: checksums.Checksums | None = None
-    for given, dataset in groups:
-        group = given.strip("/")
-        if present is None:
-            present = _with_variables(path)
-            before = checksums.load(path)  # writing cuts them off
-        if group in present:
-            raise QdxError(f"{path} has a group {group} already: merge again to replace it")
-        present.add(group)
-        plain = _plain(dataset)
-        # One thread: netCDF writes one at a time anyway.
-        with disk_errors(path), dask.config.set(scheduler="synchronous"):
-            plain.to_netcdf(path, mode="a", group=group, engine="netcdf4", encoding=_encoding(plain))
+    file: Any = None
+    try:
+        for given, dataset in groups:
+            group = given.strip("/")
+            if file is None:
+                present = _with_variables(path)
+                before = checksums.load(path)  # writing cuts them off
+            if group in present:
+                raise QdxError(f"{path} has a group {group} already: merge again to replace it")
+            present.add(group)
+            with disk_errors(path):
+                file = netCDF4.Dataset(path, "a") if file is None else file
+                _put(file, group, _plain(dataset))
+    finally:
+        if file is not None:
+            with disk_errors(path):
+                file.close()
     if before is not None:
         with disk_errors(path):
             checksums.store(path, known=before.sums)
@@ -139,6 +145,38 @@ def _with_variables(path: Path) -> set[str]:
 
     with disk_errors(path), netCDF4.Dataset(path) as file:
         return {name.strip("/") for name, group in checksums.walk(file) if group.variables}
+
+
+def _put(file: Any, group: str, plain: xr.Dataset) -> None:
+    """Write a group as `xarray.Dataset.to_netcdf` does, which would open and close the file each time."""
+    import dask
+
+    values = _Values()
+    store = xr.backends.NetCDF4DataStore(file, group=group, mode="a")  # type: ignore[no-untyped-call]
+    plain.dump_to_store(store, encoding=_encoding(plain), writer=values)
+    # One thread: netCDF writes one at a time anyway.
+    with dask.config.set(scheduler="synchronous"):
+        values.write()
+
+
+class _Values:
+    """What xarray hands over to be written: it is, when every variable of the group is defined.
+
+    Whenever a value follows a definition, netCDF walks through all groups and flushes the file: here once a
+    group, and not once a variable.
+    """
+
+    def __init__(self) -> None:
+        self._pairs: list[tuple[Any, Any]] = []
+
+    def add(self, source: Any, target: Any, region: None = None) -> None:
+        """Take the values of a variable, and its place in the file."""
+        self._pairs.append((source, target))
+
+    def write(self) -> None:
+        """Write them, one variable after the other."""
+        for source, target in self._pairs:
+            target[...] = np.asarray(source)
 
 
 def _plain(dataset: xr.Dataset) -> xr.Dataset:

@@ -100,7 +100,7 @@ def present(phase: PhaseRows, reference: int) -> Ints:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is done at once, and where."""
+    """Say how much is done at once, and where."""
 
     positions: int | None  # None: a chunk's; on a GPU as many as the memory holds
     memory: int  # bytes

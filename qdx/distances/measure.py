@@ -64,7 +64,7 @@ def measure(
     directory : Path
         Sweep folder with ``<label>/run.nc`` of every config in `target`.
     target : Path
-        The merged sweep file. It is closed whenever a group is yielded.
+        The merged sweep file. It is closed when the first group is yielded, and not opened again.
     metrics : Mapping
         Name → what `qdx.plugins.build` made of its node.
     progress : callable, optional

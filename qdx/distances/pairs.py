@@ -1,4 +1,4 @@
-"""What is compared with what: metrics held to their contract, the rows of a phase, and pairs of them."""
+"""Pair what is compared: metrics held to their contract, the rows of a phase, and pairs of them."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ class Measure:
 
     @property
     def on(self) -> str:
-        """What its rows hold: logprob, logit, top or hidden."""
+        """Return what its rows hold: logprob, logit, top or hidden."""
         return str(self.meta["on"])
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What it is given as keywords beside its rows; see `qdx.plugins.register`."""
+        """Return what it is given as keywords beside its rows; see `qdx.plugins.register`."""
         return tuple(self.meta["needs"])
 
     @property
     def coarse(self) -> bool:
-        """Whether it takes coarsened rows. Those have lost the columns that ``target`` counts."""
+        """Return whether it takes coarsened rows. Those have lost the columns that ``target`` counts."""
         return bool(self.meta["coarse"]) and self.on in ("logprob", "logit") and "target" not in self.needs
 
     @property
@@ -129,7 +129,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class PhaseRows:
-    """What a sweep file holds of one phase, without full rows.
+    """Read what a sweep file holds of one phase, without full rows.
 
     Axes: C config, D repeat, R reference, P position, T output token.
     """
@@ -199,7 +199,7 @@ class PhaseRows:
         return np.stack([rows_before_split(x, y, self.position_P, int(n), int(d)) for x, y, n, d in rows])
 
     def equal(self, a: Source, b: Source) -> Bools:
-        """Whether two rows have equal hashes, (reference, position).
+        """Return whether two rows have equal hashes, (reference, position).
 
         Hashes are of bit patterns: of two data types they say nothing, and nothing is equal.
         """
@@ -215,7 +215,7 @@ class PhaseRows:
         return logit_PK - logsumexp_P[:, None], id_PK, logsumexp_P
 
     def beside(self, source: Source, reference: int, index: Ints, device: torch.device) -> dict[str, Tensor]:
-        """What metrics may need beside rows (n, …) at `index` (n,) of the position axis."""
+        """Return what metrics may need beside rows (n, …) at `index` (n,) of the position axis."""
         target = self.token_id_CDRP[(*source, reference)][index].astype(np.int64)
         position = self.position_P[index]
         return {

@@ -1,4 +1,4 @@
-"""What a report consists of: blocks that know neither width nor markup.
+"""Define the blocks that a report consists of; they know neither width nor markup.
 
 `qdx.document.text`, `qdx.document.html` and `qdx.document.markdown` render the same blocks, so that a table
 of somebody's own analysis looks like a shipped one in all three.

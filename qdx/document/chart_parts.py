@@ -1,4 +1,4 @@
-"""What the charts share: sizes, axes, tooltips and words."""
+"""Build what the charts share: sizes, axes, tooltips and words."""
 
 from __future__ import annotations
 
@@ -58,5 +58,5 @@ def quantity(scale: Scale, title: str) -> Spec:
 
 
 def tooltip(**fields: str) -> list[Spec]:
-    """What the pointer shows of a mark: its fields, each under a name."""
+    """Return what the pointer shows of a mark: its fields, each under a name."""
     return [{"field": field, "type": "nominal", "title": named} for field, named in fields.items()]

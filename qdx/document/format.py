@@ -1,4 +1,4 @@
-"""How a number is written for a person: once, the same in every form of a report."""
+"""Write a number for a person: once, the same in every form of a report."""
 
 from __future__ import annotations
 

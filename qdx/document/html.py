@@ -83,7 +83,7 @@ def _rendered(block: Block, drawn: Mapping[str, Drawing]) -> str:
 
 @dataclass(frozen=True)
 class Banner:
-    """What stands above everything else: a title, what is to be said of it, and a command that mends it."""
+    """Show above everything else a title, what is to be said of it, and a command that mends it."""
 
     title: str
     text: str = ""

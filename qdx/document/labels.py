@@ -59,7 +59,7 @@ def short_labels(labels: Sequence[str]) -> list[str]:
 
 
 def _settings(label: str) -> tuple[str, dict[str, str]]:
-    """The first part of a label, and its settings; a comma inside a value, as of a list, is no separator."""
+    """Split a label into its first part and its settings; a comma inside a value does not separate."""
     head, *rest = label.split(",")
     settings: dict[str, str] = {}
     key = ""

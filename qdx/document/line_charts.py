@@ -150,7 +150,7 @@ def _binned(
 
 
 def _gaps(position: Ints) -> Ints:
-    """Where a line is broken: indices after a step of more than twice the usual one."""
+    """Return where a line is broken: indices after a step of more than twice the usual one."""
     steps = np.diff(position)
     return np.flatnonzero(steps > 2 * np.median(steps)) + 1 if len(steps) else np.array([], int)
 
@@ -303,7 +303,9 @@ def curves(
             "nice": False,
             "domain": [float(x.min()), float(x.max())] if len(x) else [0, 1],
         },
-        "axis": {"grid": False, "tickCount": 6, "labelOverlap": "greedy"},
+        "axis": whole_numbers(x.astype(int).tolist(), "d")
+        if len(x) and (x == x.round()).all()
+        else {"grid": False, "tickCount": 6, "labelOverlap": "greedy"},
     }
     pointed = tooltip(at=across, line="line", said=up)
     drawing: Spec = {

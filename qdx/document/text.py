@@ -149,7 +149,7 @@ def letters(count: int) -> list[str]:
 
 
 def needs_letters(labels: Sequence[str], width: int = WIDTH) -> bool:
-    """Whether a matrix of these labels gets letters for headers."""
+    """Return whether a matrix of these labels gets letters for headers."""
     longest = max(map(len, labels))
     return longest > LONGEST_LABEL or 2 + (len(labels) + 1) * (2 + longest) > width
 

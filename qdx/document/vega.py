@@ -70,7 +70,7 @@ def theme(dark: bool) -> Spec:
 
 
 class Scale:
-    """Where values stand on an axis or among colours: logarithmic where they span much, with 0 below them.
+    """Place values on an axis or among colours: logarithmic where they span much, with 0 below them.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ class Scale:
 
     @property
     def word(self) -> str:
-        """What the title of the axis says of the scale."""
+        """Return what the title of the axis says of the scale."""
         return ", log" if self.log else ""
 
     def spec(self) -> Spec:

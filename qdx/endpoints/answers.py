@@ -1,4 +1,4 @@
-"""What a server answered: the file of a config, and counts of what is in it."""
+"""Read and count a server's answers, from the file of a config."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_NAMES = 4
 
 @dataclass
 class Asked:
-    """What one config asked and got.
+    """Hold what one config asked and got.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ class Asked:
 
 
 def is_asked(directory: Path) -> bool:
-    """Whether a sweep folder is one of servers' answers."""
+    """Return whether a sweep folder is one of servers' answers."""
     return any(directory.glob(f"*/{FACTS}"))
 
 

@@ -33,7 +33,7 @@ class Endpoint:
 
     @staticmethod
     def identity(**options: Any) -> dict[str, Any]:
-        """What beside the options decides about an answer: nothing that can be observed."""
+        """Return what beside the options decides about an answer: nothing that can be observed."""
         return {}
 
     @staticmethod
@@ -74,7 +74,7 @@ def key_of(variable: str, base_url: str, insecure: bool) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """What one config asks.
+    """Hold what one config asks.
 
     Attributes
     ----------

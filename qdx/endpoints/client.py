@@ -40,7 +40,7 @@ class SpentError(QdxError):
 
 @dataclass
 class Budget:
-    """What may be asked for; every attempt counts, since a server may charge for one that failed.
+    """Bound what may be asked for; every attempt counts, since a server may charge for one that failed.
 
     Attributes
     ----------
@@ -90,7 +90,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a server answered.
+    """Hold a server's answer.
 
     Attributes
     ----------
@@ -312,7 +312,7 @@ def retry_after(value: str) -> float:
 
 
 def _error_text(value: Mapping[str, Any]) -> str:
-    """What a server's error says, in the several places where servers put it."""
+    """Return what a server's error says, in the several places where servers put it."""
     found: Any = value.get("error", value.get("detail", value.get("message", value)))
     if isinstance(found, dict):
         found = found.get("message", found)

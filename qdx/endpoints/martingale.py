@@ -56,7 +56,7 @@ class Gambler:
 
 
 def strangeness(feature_TF: Floats, floor_F: Floats) -> Floats:
-    """How far each round's features lie from all rounds' median, the round itself among them.
+    """Return how far each round's features lie from all rounds' median, the round itself among them.
 
     Parameters
     ----------

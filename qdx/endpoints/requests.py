@@ -1,4 +1,4 @@
-"""What is in a request: the prompt as ids or as a conversation, how tokens are chosen, what is asked back."""
+"""Build a request: the prompt as ids or a conversation, how tokens are chosen, what is asked back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PATHS = {"completions": "completions", "chat": "chat/completions"}
 
 @dataclass(frozen=True)
 class Manner:
-    """What this server lets one ask back; servers refuse fields that they do not know.
+    """Say what this server lets one ask back; servers refuse fields that they do not know.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class Manner:
     logprobs: bool = True
 
     def without(self) -> Iterator[Manner]:
-        """What to try next when a server refuses a request: the fields that fewest servers know go first.
+        """Return what to try when a server refuses a request: the fields that fewest servers know go first.
 
         How tokens are chosen is never left out: an answer to another question than the user's would be taken
         for one to his.
@@ -56,7 +56,7 @@ class Question:
         ``ref_0/0``: reference and number of the answer; the ``custom_id`` of its line.
     reference : Reference
     number : int
-        Of the answer to this prompt.
+        Of the request among all of this config, from 0: a seed counts on from it.
     """
 
     name: str
@@ -67,9 +67,9 @@ class Question:
 def questions(references: Sequence[Reference], answers: int) -> list[Question]:
     """Return every answer that is wanted: all first answers, then all second ones."""
     return [
-        Question(f"{reference.name}/{number}", reference, number)
+        Question(f"{reference.name}/{number}", reference, number * len(references) + i)
         for number in range(answers)
-        for reference in references
+        for i, reference in enumerate(references)
     ]
 
 
@@ -102,7 +102,8 @@ def fields(asked: OpenaiBackend, manner: Manner, tokens: int, number: int) -> di
     tokens : int
         Of the answer, at most.
     number : int
-        Of the answer to this prompt: a seed counts on from it.
+        Of the request: a seed counts on from it, since answers of one seed share their noise and count as
+        one.
     """
     found: dict[str, Any] = {"max_tokens": tokens, "temperature": asked.temperature}
     for name in ("top_p", "top_k", "min_p"):

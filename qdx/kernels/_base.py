@@ -1,4 +1,4 @@
-"""What the kernel models share: argument checks, bias, and work memory that outlives a call."""
+"""Provide what the kernel models share: argument checks, bias, and work memory that outlives a call."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class KernelModel(torch.nn.Module):  # type: ignore[misc]  # mypy skips torch
         raise NotImplementedError
 
     def exact_known(self, rows: int) -> bool:
-        """Whether `exact` knows the kernel's sums of that many rows."""
+        """Return whether `exact` knows the kernel's sums of that many rows."""
         return True
 
     def exact(self, x_MK: Tensor, rows: Tensor | None = None, columns: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""How the tensor cores of each card add up: a table of constants.
+"""List how the tensor cores of each card add up: a table of constants.
 
 One step of a tensor core adds a few products to what its accumulator holds. Everywhere the rule is the same,
 and only its constants differ. The products and the accumulator are aligned with the largest exponent among

@@ -32,7 +32,7 @@ _LEAST, _MOST = -80, 100
 
 @cache
 def available() -> bool:
-    """Whether numba is installed."""
+    """Return whether numba is installed."""
     return importlib.util.find_spec("numba") is not None
 
 

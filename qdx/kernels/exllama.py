@@ -45,7 +45,7 @@ _CHAIN_ELEMENTS = 1 << 19
 
 @cache
 def fma_is_fused() -> bool:
-    """Whether float32 `torch.addcmul` rounds once on this machine, in vector body and tail alike."""
+    """Return whether float32 `torch.addcmul` rounds once on this machine, in vector body and tail alike."""
     numbers = torch.Generator().manual_seed(0)
     a, b, c = (torch.randn(7, 37, generator=numbers, dtype=torch.float32) for _ in range(3))
     once = (a.double() + b.double() * c.double()).float()

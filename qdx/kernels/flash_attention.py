@@ -50,7 +50,7 @@ def keys_at_once(most_queries: int, group: int) -> int:
 
 
 def known(queries: tuple[int, ...], keys: tuple[int, ...], group: int) -> bool:
-    """Whether no sequence has keys enough to be cut."""
+    """Return whether no sequence has keys enough to be cut."""
     return max(keys) <= MOST_BLOCKS * keys_at_once(max(queries), group)
 
 

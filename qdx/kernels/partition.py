@@ -1,4 +1,4 @@
-"""How a GPU matmul cuts the K axis into slices that are summed apart, and the same sum on the CPU."""
+"""Cut the K axis into slices that are summed apart, as a GPU matmul does, and sum them so on the CPU."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _add(sum_MN: Tensor, terms: Sequence[Tensor]) -> Tensor:
 
 
 def _bound(cut: int, share: int, shares: int) -> int:
-    """How many rows of K above `cut` are in a share, when shares take turns by 32 rows."""
+    """Return how many rows of K above `cut` are in a share, when shares take turns by 32 rows."""
     return 32 * -(-(cut // 32 - share) // shares)
 
 

@@ -204,7 +204,7 @@ def sums(
 
 
 def _are_all(parts: Sequence[Region], rows: Tensor, columns: Tensor) -> bool:
-    """Whether every output is wanted, in order."""
+    """Return whether every output is wanted, in order."""
     ends = max(part.rows[1] for part in parts), max(run[1] for part in parts for run in part.columns)
     return all(
         len(wanted) == end and torch.equal(wanted, torch.arange(end))

@@ -59,7 +59,7 @@ class Batch:
     most_sequences: int = 256
 
     def in_segments(self, heads: int, kv_heads: int) -> bool:
-        """Whether vLLM launches the kernel that cuts the keys into segments."""
+        """Return whether vLLM launches the kernel that cuts the keys into segments."""
         threshold = LEAST_BLOCKS // kv_heads
         longest = max(self.queries)
         blocks = -(-longest // (BLOCK_ROWS // (heads // kv_heads)))
@@ -98,7 +98,7 @@ def _columns_sum(p: Float32s) -> Float32s:
 
 @dataclass
 class _Rows:
-    """What a thread block holds of each row while it goes through the keys of a range."""
+    """Hold what a thread block has of each row while it goes through the keys of a range."""
 
     maximum: Float32s
     total: Float32s

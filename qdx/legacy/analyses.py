@@ -42,7 +42,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was recomputed of one analysis and one signal.
+    """Hold what was recomputed of one analysis and one signal.
 
     Attributes
     ----------

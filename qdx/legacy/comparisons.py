@@ -23,7 +23,7 @@ PARTS = ("mean", "max")  # what a file keeps of a comparison's positions
 
 @dataclass(frozen=True)
 class Axes:
-    """Who was compared with whom.
+    """Name who was compared with whom.
 
     Attributes
     ----------
@@ -127,7 +127,7 @@ def read(root: Node) -> Imported:
 
 
 def _key(entry: Node) -> str:
-    """What varies, from the keys of a comparison."""
+    """Return what varies, from the keys of a comparison."""
     keys = [k.removeprefix(CLAIMED) for k in entry.mapping() if k.startswith(CLAIMED)]
     keys = [k for k in keys if k and f"{VERIFY}{k}" in entry.mapping()]
     if len(keys) != 1:
@@ -264,7 +264,7 @@ def _analysis(
 
 
 def analysis_dataset(made: Analysis, axes: Axes, signal: str) -> xr.Dataset:
-    """What the original made of distances: computed here, and as its file prints it."""
+    """Return what the original made of distances: computed here, and as its file prints it."""
     unit = {"units": facts_of(signal)["units"]}
     data: dict[str, Any] = {
         "matrix": (DIMS[:2], made.matrix_PC, {**unit, "long_name": "plain mean over references"}),

@@ -104,7 +104,7 @@ def convert(file: str | Path, out: str | Path) -> list[str]:
 
 
 def _readable(name: str) -> bool:
-    """Whether a file with an attribute of this name is read again, see `qdx.dataset.structure_check`."""
+    """Return whether a file with such an attribute is read again, see `qdx.dataset.structure_check`."""
     name = attribute_name(name)
     return len(name) <= NAME and name.isprintable()
 

@@ -1,4 +1,4 @@
-"""What a reader makes of a file, before it is written."""
+"""Hold what a reader makes of a file, before it is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which kernel the original's distances name: by likelihood, and by least distance as the original did."""
+"""Name the kernel by the original's distances: by likelihood, and by least distance as the original did."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _formats(file: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Phase:
-    """What was named in one phase."""
+    """Hold what was named in one phase."""
 
     producers: list[str]
     configs: list[str]

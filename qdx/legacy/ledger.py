@@ -1,4 +1,4 @@
-"""What a file states and what can be computed from it, number by number."""
+"""Hold what a file states against what can be computed from it, number by number."""
 
 from __future__ import annotations
 

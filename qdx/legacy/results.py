@@ -1,4 +1,4 @@
-"""What the original's files of generated rows hold, whichever form they have."""
+"""Read the original's files of generated rows, whichever form they have."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def _noise(root: Node, phase: str, labels: list[str]) -> Floats | None:
 
 
 def _noise_floors(root: Node, ledger: Ledger) -> None:
-    """What the file states of noise: its floors need repeats, its ratio can be computed from them."""
+    """Return what the file states of noise: its floors need repeats, its ratio can be computed from them."""
     if (node := root.get("noise_floors")) is None:
         return
     stated = [value.number() for _, one in node.items() for _, value in one.items()]
@@ -141,7 +141,7 @@ def _noise_floors(root: Node, ledger: Ledger) -> None:
 def _analysis(
     results: Results, signal: str, each: Floats, made: Analysis | None, noise: Floats | None
 ) -> xr.Dataset:
-    """What the original made of a phase: computed here, and as its file prints it."""
+    """Return what the original made of a phase: computed here, and as its file prints it."""
     pair, unit = ("config", "config_b"), {"units": facts_of(signal)["units"]}
     matrix = each.mean(-1)
     words = "plain mean over references; NaN where one is"

@@ -1,11 +1,15 @@
 """Distances between two next-token distributions: pure functions of two tensors, one value a position.
 
 A metric takes ``p`` of `config` and ``q`` of `config_b`, both float64 (position, vocab), and returns float64
-(position,). What the rows hold is its ``on``: natural log-probabilities (``"logprob"``), the model's logits
-(``"logit"``), or log-probabilities of the most likely tokens (``"top"``: (position, rank), best first, with
-their token ids as the keywords ``p_id`` and ``q_id``); of ``"hidden"``, (position, hidden), the last normed
-hidden state. Pairs, phases, blocks, alignment and what was not
-measured belong to `qdx.distances.measure`.
+(position,). Its ``on`` says what the rows hold:
+
+- ``"logprob"``: natural log-probabilities;
+- ``"logit"``: the model's logits;
+- ``"top"``: log-probabilities of the most likely tokens, (position, rank), best first, with their token ids
+  as the keywords ``p_id`` and ``q_id``;
+- ``"hidden"``: the last normed hidden state, (position, hidden).
+
+`qdx.distances.measure` handles pairs, phases, blocks, alignment and what was not measured.
 
 Its record (`qdx.plugins.plugin_of`) states, beside what `qdx.plugins.register` lists:
 

@@ -1,4 +1,4 @@
-"""What the metrics share: a difference of rows in which impossible tokens are no disagreement, and a sum."""
+"""Take the difference of rows, in which tokens that are impossible in both do not count, and sum rows."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _LARGEST_RATIO = 600.0  # exp(709) is float64's largest power, and exp(−708) i
 
 
 def _by_nearness(far: Callable[..., Tensor], near: Callable[..., Tensor], *rows_PV: Tensor) -> Tensor:
-    """Let `near` do the rows under `_FAR`, and those whose textbook sum (`far`) is no number."""
+    """Let `near` do the rows under `_FAR`, and those whose textbook sum (`far`) is not a number."""
     p_PV, q_PV = rows_PV[:2]
     step = max(1, p_PV.shape[-1] // _SAMPLE)  # a look at a few tokens saves most near rows the textbook sum
     near_P = (p_PV[:, ::step] - q_PV[:, ::step]).square().mean(-1) < _NEAR

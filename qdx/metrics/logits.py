@@ -70,7 +70,7 @@ def rank(p: Tensor, q: Tensor) -> Tensor:
     formula="max_v b_v − b_x, x = argmax_v a_v",
 )
 def margin(p: Tensor, q: Tensor) -> Tensor:
-    """How far config's most likely token lies under the greatest logit of config_b.
+    """Gap of config's most likely token under the greatest logit of config_b.
 
     Parameters
     ----------

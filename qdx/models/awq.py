@@ -33,7 +33,7 @@ def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
     Raises
     ------
     QdxError
-        When out_features is no multiple of 8.
+        When out_features is not a multiple of 8.
     """
     return {
         "qweight": pack_columns(weight.q_KN, ORDER),

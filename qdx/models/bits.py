@@ -20,12 +20,12 @@ def pack_columns(values_RC: Tensor, order: Sequence[int] = NATURAL) -> Tensor:
     Raises
     ------
     QdxError
-        When the columns are no multiple of 8.
+        When the columns are not a multiple of 8.
     """
     rows, columns = values_RC.shape
     if columns % 8:
         raise QdxError(
-            f"pack: {columns} features are no multiple of 8, which an int32 word holds: pad the layer"
+            f"pack: {columns} features are not a multiple of 8, which an int32 word holds: pad the layer"
         )
     values_RI8 = values_RC.view(rows, columns // 8, 8)[..., list(order)].to(torch.int32)
     word_RI = torch.zeros(rows, columns // 8, dtype=torch.int32, device=values_RC.device)

@@ -1,4 +1,4 @@
-"""Where prepared models lie, and how one is built by exactly one of many processes."""
+"""Find prepared models in the cache, and have exactly one of many processes build a missing one."""
 
 from __future__ import annotations
 

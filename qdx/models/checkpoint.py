@@ -11,11 +11,12 @@ from typing import Any
 from qdx.errors import QdxError, printable
 from qdx.models import synthetic
 from qdx.models.cache import cache_folder
+from qdx.models.gguf_file import SUFFIX, gguf_folder
 from qdx.models.stated import quantization_of, read_object
 from qdx.schema import FORMAT_KERNELS
 
 FORMATS = tuple(FORMAT_KERNELS)
-DEMO_FORMATS = ("none", "awq", "gptq")
+DEMO_FORMATS = ("none", "awq", "gptq", "q4_1", "q4_0", "q8_0")
 DEMO = "demo:smollm2/"
 # How architectures call the same thing, and where multimodal ones keep their language model.
 WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
@@ -31,7 +32,7 @@ class Checkpoint:
     Attributes
     ----------
     path : Path
-        Folder with config.json, safetensors weights and a tokenizer.
+        Folder with config.json, a tokenizer and weights in safetensors, or in a GGUF file.
     format : str
         One of `FORMATS`, as its config.json says.
     source : str
@@ -58,8 +59,8 @@ def resolve(name: str, *, format: str, cache: Path | None = None, progress: bool
     Parameters
     ----------
     name : str
-        ``demo:smollm2/none|awq|gptq``, ``synthetic:layers=…``, a local folder, or a hub id such as
-        ``Qwen/Qwen3-8B-AWQ``.
+        ``demo:smollm2/none|awq|gptq|q4_1|q4_0|q8_0``, ``synthetic:layers=…``, a local folder, a ``.gguf``
+        file, or a hub id such as ``Qwen/Qwen3-8B-AWQ``.
     format : str, one of `FORMATS`
         What its config.json must say.
     cache : Path, optional
@@ -80,13 +81,16 @@ def resolve(name: str, *, format: str, cache: Path | None = None, progress: bool
     elif name.startswith(synthetic.PREFIX):
         path = synthetic.synthetic_folder(name, format, cache if cache is not None else cache_folder())
         revision = f"recipe {synthetic.RECIPE}"
+    elif name.endswith(".gguf") and Path(name).expanduser().is_file():
+        path = gguf_folder(Path(name).expanduser(), cache if cache is not None else cache_folder())
     elif name and Path(name).expanduser().is_dir():
         path = Path(name).expanduser().absolute()
     elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) and not Path(name).expanduser().exists():
         path, revision = _hub(name)
     else:
         raise QdxError(
-            f"model {name!r}: no such folder: give a checkpoint folder, a hub id or {DEMO}{format}"
+            f"model {name!r}: no such folder: give a checkpoint folder, a hub id, a .gguf file or "
+            f"{DEMO}{format}"
         )
     config = read_config(path)
     found = format_of(config, path)
@@ -117,7 +121,7 @@ def read_config(path: Path) -> dict[str, Any]:
     file = Path(path) / "config.json"
     if not file.is_file():
         raise QdxError(
-            f"folder {path} has no config.json: it is no checkpoint, give the folder that holds one"
+            f"folder {path} has no config.json: it is not a checkpoint, give the folder that holds one"
         )
     return read_object(file)
 
@@ -132,7 +136,9 @@ def vocab_size(path: Path) -> int:
     """
     size = _stated(path, ("vocab_size",))
     if size is None:
-        raise QdxError(f"{path / 'config.json'} states no vocab_size: it is no language model's checkpoint")
+        raise QdxError(
+            f"{path / 'config.json'} states no vocab_size: it is not a language model's checkpoint"
+        )
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise QdxError(f"{path / 'config.json'} states vocab_size={size!r}, must be a whole number above 0")
     return size
@@ -286,6 +292,10 @@ def _demo(name: str, cache: Path | None, progress: bool) -> tuple[Path, str]:
         )
     from qdx.models import demo
 
+    if form in demo.GGUF_FORMS:
+        where = cache if cache is not None else cache_folder()
+        file = demo.gguf_files(where, progress=progress) / f"{form}{SUFFIX}"
+        return gguf_folder(file, where), f"{demo.PACKAGE} sha256:{demo.SHA256} recipe {demo.GGUF_RECIPE}"
     folder = demo.demo_folder(cache if cache is not None else cache_folder(), progress=progress)
     return folder / form, f"{demo.PACKAGE} sha256:{demo.SHA256} recipe {demo.RECIPE}"
 

@@ -1,4 +1,4 @@
-"""What a checkpoint's weight files hold, read from their headers, against what its config.json says.
+"""Check a checkpoint's weight files, read from their headers, against its config.json.
 
 Nothing here needs torch or reads weights: a header names every tensor with its type, shape and place. What
 is found wrong would otherwise end in a wrong number (scales that nobody applies, one of two heads) or in a
@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from qdx.errors import QdxError
-from qdx.models.identity import weight_files
+from qdx.models.identity import GGUF, weight_files
 from qdx.models.stated import read_object
 
 MOST_HEADER = 100 << 20  # bytes; safetensors itself reads no longer one
-# What only weights are packed with. Masks and position ids are whole numbers, too, and are no weights.
+# What only weights are packed with. Masks and position ids are whole numbers, too, and are not weights.
 PACKINGS = (
     "qweight",
     "qzeros",
@@ -105,6 +105,8 @@ def contents(path: Path) -> dict[str, Stored]:
     index = path / INDEX
     found: dict[str, Stored] = {}
     for file in weight_files(path):
+        if file.name == GGUF:  # held against what it states when its folder was made
+            continue
         for name, tensor in _header(file).items():
             twice = found.get(name)
             if twice is not None and not index.is_file():
@@ -152,7 +154,7 @@ def _header(file: Path) -> dict[str, Stored]:
     except OSError as error:
         raise damaged(error.strerror or error) from error
     except (ValueError, RecursionError) as error:
-        raise damaged(f"its header is no JSON: {error}") from error
+        raise damaged(f"its header is not JSON: {error}") from error
     found, last = {}, 0
     try:
         for name, one in stated.items():
@@ -190,7 +192,7 @@ def check_contents(path: Path, format: str) -> None:
     Raises
     ------
     QdxError
-        A file of settings that is no JSON, a second set of weights, an adapter, packed or 8-bit weights
+        A file of settings that is not JSON, a second set of weights, an adapter, packed or 8-bit weights
         without a quantization_config, or a stored head under ``tie_word_embeddings=true`` that is not the
         embedding.
     """
@@ -251,7 +253,7 @@ def _is_weight(name: str, tensor: Stored) -> bool:
 
 
 def _is_tied(path: Path) -> bool:
-    """Whether the model's head is its embedding, as config.json says or its architecture when it does not."""
+    """Return whether the model's head is its embedding, as config.json says, or else its architecture."""
     config = read_object(path / "config.json")
     inner = config.get("text_config")
     stated = [one.get("tie_word_embeddings") for one in (config, inner) if isinstance(one, dict)]

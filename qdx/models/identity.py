@@ -1,4 +1,4 @@
-"""What identifies a checkpoint: hashes of its weight files and of its tokenizer, which is loaded here."""
+"""Identify a checkpoint: hashes of its weight files and of its tokenizer, which is loaded here."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from qdx.models import remembered
 from qdx.models.stated import read_object
 
 Hashed = dict[str, tuple[int, int, str]]
+GGUF = "model.gguf"  # in the folder that `qdx.models.gguf_file` makes for such a file
 
 
 def weight_files(path: Path) -> list[Path]:
-    """Return the safetensors files of a checkpoint folder: the index's, or the only ones there.
+    """Return the safetensors files of a checkpoint folder: the index's, or the only ones there; or its GGUF.
 
     Raises
     ------
@@ -40,6 +41,8 @@ def weight_files(path: Path) -> list[Path]:
             )
         return [path / name for name in names]
     files = sorted(path.glob("*.safetensors"))
+    if not files and (path / GGUF).is_file():
+        return [path / GGUF]
     if not files:
         raise QdxError(
             f"checkpoint {path} has no *.safetensors file: only safetensors weights are read, convert it"
@@ -138,7 +141,7 @@ def _essence(file: Path) -> dict[str, Any]:
         return {"vocab": model["vocab"], "merges": merges, "added_tokens": sorted(added)}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise QdxError(
-            f"{file} is no tokenizer ({type(error).__name__}: {error}): download it again"
+            f"{file} is not a tokenizer ({type(error).__name__}: {error}): download it again"
         ) from error
 
 

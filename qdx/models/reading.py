@@ -155,7 +155,7 @@ def zero_biases(path: Path) -> set[str]:
 
 
 def dense_state(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of a checkpoint that is no part of a quantized layer's packing, as stored.
+    """Yield every tensor of a checkpoint that is not part of a quantized layer's packing, as stored.
 
     Norms, embeddings, an untied head, and the biases of quantized layers.
 

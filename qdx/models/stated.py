@@ -1,4 +1,4 @@
-"""What a checkpoint's config files state about its quantization, in one spelling.
+"""Read what a checkpoint's config files state about its quantization, in one spelling.
 
 AutoAWQ wrote ``w_bit`` and ``q_group_size``, and its ``quant_config.json`` beside a config.json that says
 nothing. AutoGPTQ did the same with ``quantize_config.json``. Engines read all of these, and so does qdx.
@@ -25,7 +25,7 @@ def read_object(file: Path) -> dict[str, Any]:
     Raises
     ------
     QdxError
-        When it cannot be read, is no JSON or no object.
+        When it cannot be read, is not JSON, or not an object.
     """
     try:
         if file.exists() and not file.is_file():
@@ -38,7 +38,7 @@ def read_object(file: Path) -> dict[str, Any]:
         value = json.loads(content.decode("utf-8"), parse_constant=_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise QdxError(
-            f"{file} is no JSON ({error}): the checkpoint is damaged, download it again"
+            f"{file} is not JSON ({error}): the checkpoint is damaged, download it again"
         ) from error
     if not isinstance(value, dict):
         raise QdxError(
@@ -72,7 +72,7 @@ def quantization_of(config: dict[str, Any], path: Path) -> dict[str, Any]:
     Raises
     ------
     QdxError
-        For a statement that is no object, or two files that contradict each other.
+        For a statement that is not an object, or two files that contradict each other.
     """
     stated = config.get("quantization_config")
     if stated is None:  # where a multimodal model keeps its language model's

@@ -104,7 +104,7 @@ def synthetic_folder(name: str, form: str, cache: Path) -> Path:
     Raises
     ------
     QdxError
-        For a name that is no shape, another format, or a cache that cannot hold it.
+        For a name that is not a shape, another format, or a cache that cannot hold it.
     """
     shape = parse(name)
     if form not in FORMATS:

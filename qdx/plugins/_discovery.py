@@ -165,7 +165,7 @@ def leave_out() -> None:
 
 
 def are_left_out() -> bool:
-    """Whether the plug-in files of the working folder are left out because the user said so."""
+    """Return whether the plug-in files of the working folder are left out because the user said so."""
     return os.environ.get(LEFT_OUT, "0") not in ("", "0")
 
 

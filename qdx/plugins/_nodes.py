@@ -73,7 +73,7 @@ def check(kind: str, name: str, node: Mapping[str, Any]) -> None:
         unknown or of the wrong type.
     """
     if not isinstance(node, Mapping) or "_target_" not in node:
-        raise QdxError(f"{kind}.{name}={node}: is no set of options: choose it by name, '{kind}=[{name}]'")
+        raise QdxError(f"{kind}.{name}={node}: is not a set of options: choose it by name, '{kind}=[{name}]'")
     member = build({"_target_": node["_target_"]}).func  # type: ignore[attr-defined]
     record = plugin_of(member)
     if record.kind != kind:
@@ -101,7 +101,7 @@ def from_file(kind: str, nodes: Any, where: Path) -> dict[str, Callable[..., Any
     Raises
     ------
     QdxError
-        When the file's content is no such mapping, a target is neither shipped nor a plug-in that is found
+        When the file's content is not such a mapping, a target is neither shipped nor a plug-in that is found
         here, or an option does not fit.
     """
     if not isinstance(nodes, Mapping):

@@ -24,7 +24,7 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Plugin:
-    """What the framework knows of one registered function or class.
+    """Hold what the framework knows of one registered function or class.
 
     Attributes
     ----------
@@ -93,17 +93,28 @@ def register(kind: str, name: str, **meta: Any) -> Callable[[T], T]:
     name : str
         Its name on the command line; letters, digits and ``_``.
     **meta
-        For a metric: ``on`` (what its rows hold: "logprob", "logit", "top" with the keywords ``p_id`` and
-        ``q_id``, or "hidden", the last hidden state, of runs with ``capture=hidden``), ``needs`` (what it is
-        given as keywords beside the rows: "target", the ids of the tokens at the positions, that of
-        ``config`` where two runs differ; "position", their indices; "prob", ``p_prob`` and ``q_prob``, the
-        exponentials of log-probability rows, computed once for all pairs), ``symmetric``, ``units``,
-        ``higher_means`` ("less alike" or "more alike"), ``formula`` (one line), ``coarse`` (whether it means
-        something on rows that were coarsened to shared ids and a tail; with "target" it does not),
-        ``on_self`` (its value for two equal rows) and ``nan_when`` (when the metric itself answers NaN). For
-        an analysis: ``title``, and ``check``, a function of a mapping of its options that raises a `QdxError`
-        beginning with ``option=value`` for what it could not use: it is called before anything runs. For a
-        backend that takes its options as ``**options``: ``options``, a dataclass that has them as fields.
+        Facts about it. For a metric:
+
+        - ``on``: what its rows hold: "logprob", "logit", "top" with the keywords ``p_id`` and ``q_id``, or
+          "hidden", the last hidden state, of runs with ``capture=hidden``;
+        - ``needs``: what it is given as keywords beside the rows. "target" is the ids of the tokens at the
+          positions, that of ``config`` where two runs differ. "position" is their indices. "prob" is
+          ``p_prob`` and ``q_prob``, the exponentials of log-probability rows, computed once for all pairs;
+        - ``symmetric``, ``units``, ``higher_means`` ("less alike" or "more alike"), ``formula`` (one line);
+        - ``coarse``: whether it means something on rows that were coarsened to shared ids and a tail; with
+          "target" it does not;
+        - ``on_self``: its value for two equal rows;
+        - ``nan_when``: when the metric itself answers NaN.
+
+        For an analysis:
+
+        - ``title``;
+        - ``check``: a function of a mapping of its options, called before anything runs. For what it could
+          not use, it raises a `QdxError` that begins with ``option=value``.
+
+        For a backend that takes its options as ``**options``:
+
+        - ``options``: a dataclass that has them as fields.
 
     Returns
     -------
@@ -245,7 +256,7 @@ def _require_function(
 
 def _require_class(member: Callable[..., Any], kind: str, who: str) -> None:
     if not inspect.isclass(member):
-        raise QdxError(f"{who} is no class, must be a class with {', '.join(METHODS[kind])}")
+        raise QdxError(f"{who} is not a class, must be a class with {', '.join(METHODS[kind])}")
     for name, arguments in METHODS[kind].items():
         method = inspect.getattr_static(member, name, None)
         if method is None:
@@ -361,7 +372,7 @@ def check_options(member: Callable[..., Any], prefix: str, node: Mapping[str, An
 
 
 def _fits(value: Any, default: Any) -> bool:
-    """Whether a value is of the default's type; None always is, and an int is a float."""
+    """Return whether a value is of the default's type; None always is, and an int is a float."""
     if value is None or default is None:
         return True
     if isinstance(default, bool) or isinstance(value, bool):

@@ -2,8 +2,9 @@
 
 A source has options and one method, ``load(tokenizer) -> list[Reference]``, which gives the same ids in the
 same order at every call. `Pdf`, `Text` and `Pydoc` cut windows of exactly ``snippet_tokens`` tokens out of
-documents; `Inline` takes whole texts. `Transcripts` brings the references of a producers' file, or of other
-programs' records, with the tokens that were generated after them, `Challenge` those that a verifier asks for.
+documents. `Inline` takes whole texts. `Transcripts` brings the references of a producers' file, or of other
+programs' records, with the tokens that were generated after them. `Challenge` brings those that a verifier
+asks for.
 """
 
 from __future__ import annotations

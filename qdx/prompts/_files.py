@@ -46,7 +46,7 @@ def find_files(path: str | Path | Sequence[str | Path], example: str) -> list[tu
 def _match(pattern: str, example: str) -> list[Path]:
     from hydra.utils import to_absolute_path
 
-    absolute = os.path.abspath(to_absolute_path(os.path.expanduser(pattern)))  # noqa: PTH100, PTH111 - globs are no Paths
+    absolute = os.path.abspath(to_absolute_path(os.path.expanduser(pattern)))  # noqa: PTH100, PTH111 - globs are not Paths
     if Path(absolute).is_dir():
         raise QdxError(f"{pattern} is a folder, prompts.path wants files: write {Path(pattern) / example}")
     if Path(absolute).exists():

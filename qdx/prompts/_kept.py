@@ -92,7 +92,7 @@ def _reference(stated: dict[str, Any]) -> Reference:
 
 
 def same_text(one: Sequence[Reference], other: Sequence[Reference]) -> bool:
-    """Whether two sets of references differ in what the chat template wrote around their content at most."""
+    """Return whether two sets of references differ at most in what the chat template wrote around them."""
     return len(one) == len(other) and all(
         (a.name, a.source, a.sha256, a.token_offset, a.content_length)
         == (b.name, b.source, b.sha256, b.token_offset, b.content_length)

@@ -23,15 +23,15 @@ from qdx.capture.noise_names import require_known
 from qdx.errors import QdxError, nearest, printable
 from qdx.prompts._record_ids import Answer, Ids, LeftOut, Prompt
 from qdx.records import FieldError, Losses, Record, Unreadable, choose
-from qdx.records.decoding import NEUTRAL, Decoding
+from qdx.records.decoding import MODES, NEUTRAL, Decoding
 from qdx.records.record import MOST_RANKS
 from qdx.schema import CLAIMED_DTYPES, CLAIMED_QUANTS, FORMAT_KERNELS
 from qdx.statistics import Joined
 
 MOST = 2_000  # answers that are replayed without being asked for
 MOST_NAMED = 4  # answers of one reason that are named
-SAME = 8  # tokens: shorter answers of one prompt may be equal by chance, so they are no cached answer
-ASSUMABLE = ("temperature", *NEUTRAL, "seed")
+SAME = 8  # tokens: shorter answers of one prompt may be equal by chance, so they are not a cached answer
+ASSUMABLE = ("temperature", *NEUTRAL, "seed", "logprobs_mode")
 NUMBERS = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
     "min_tokens", "max_tokens",
@@ -40,7 +40,7 @@ NUMBERS = (
 
 @dataclass(frozen=True)
 class Request:
-    """What of a file of records is taken, and what is taken for granted; see `qdx.prompts.Transcripts`."""
+    """Say what is taken of a file of records, and taken for granted; see `qdx.prompts.Transcripts`."""
 
     path: Path
     reader: str = ""
@@ -60,6 +60,10 @@ class Request:
                 raise QdxError(
                     f"prompts.assume.{name}: one of {', '.join(ASSUMABLE)}{nearest(name, ASSUMABLE)}"
                 )
+            if name == "logprobs_mode":
+                if value not in MODES:
+                    raise QdxError(f"prompts.assume.logprobs_mode={value}: one of {', '.join(MODES)}")
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise QdxError(f"prompts.assume.{name}={value}: must be a number")
         if self.records is not None and (isinstance(self.records, bool) or self.records < 1):
@@ -104,7 +108,7 @@ class Lost:
 
 @dataclass
 class Collected:
-    """What was taken of a file, and what was not.
+    """Hold what was taken of a file, and what was not.
 
     Attributes
     ----------
@@ -356,7 +360,7 @@ def transcript(
         prompt,
         answer,
         stated,
-        Decoding.of(sampling, defaults, harmless),
+        Decoding.of(sampling, {**defaults, **record.defaults}, harmless),
         record.fingerprint,
         logprob_T,
         top_id_TK,
@@ -435,7 +439,7 @@ def groups_of(transcripts: Sequence[Transcript]) -> NDArray[np.int64]:
 
 
 def prompt_differs(one: Transcript) -> bool:
-    """Whether the record states another number of prompt tokens than the ids that are replayed have."""
+    """Return whether the record states another number of prompt tokens than is replayed."""
     stated = one.stated["prompt_tokens"]
     return bool(stated >= 0 and stated != len(one.prompt.ids))
 
@@ -522,7 +526,7 @@ def notes(request: Request, found: Collected, decoding: Mapping[str, Decoding]) 
     if "" in modes:
         lines.append(
             "log-probabilities are kept as they are stated: logprobs_mode (before or after temperature and "
-            "truncation) is not stated"
+            f"truncation) is not stated ('prompts.assume={{logprobs_mode: …}}': {' or '.join(MODES)})"
         )
     for label, one in decoding.items():
         lines += _of_decoding(label, one, request.assume)

@@ -242,7 +242,7 @@ def _reference(number: int, transcripts: Sequence[Transcript], row: NDArray[np.i
 
 
 def _said(transcripts: Sequence[Transcript], table: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    """What each record says, over (config, reference)."""
+    """Return what each record says, over (config, reference)."""
     rows = [
         {
             **one.stated,
@@ -299,7 +299,7 @@ ABOUT = {
 
 
 def _why(found: Collected) -> str:
-    """Why answers are left out; how many for each reason where there are several."""
+    """Say why answers are left out; how many for each reason where there are several."""
     reasons = left_out_of(found)
     said = [why if len(reasons) == 1 else f"{count}: {why}" for count, why in reasons]
     return _ascii("; ".join(said))[:LONGEST_WHY]
@@ -359,7 +359,7 @@ def _positions(transcripts: Sequence[Transcript], table: NDArray[np.int64]) -> d
 
 
 def _ragged(name: str, parts: Sequence[NDArray[Any]], table: NDArray[np.int64]) -> dict[str, Any]:
-    """Where the rows of each transcript begin and how many it has, over (config, reference)."""
+    """Return where the rows of each transcript begin and how many it has, over (config, reference)."""
     count = np.array([len(one) for one in parts], np.int64)
     start = np.concatenate([[0], np.cumsum(count)[:-1]])
     found = {}
@@ -385,7 +385,7 @@ def _stacked(parts: Sequence[NDArray[Any]], empty: float) -> NDArray[Any]:
 
 
 def _coordinate(name: str, dtype: str, whos: Sequence[tuple[str, str, str]]) -> NDArray[Any]:
-    """What records state of the coordinates of a config: the model and the weight format, nothing else."""
+    """Return what records state of a config's coordinates: the model and the weight format, nothing else."""
     if name in ("model", "format"):
         stated = [" ".join(_ascii(who[1 if name == "model" else 2]).split())[:LONGEST_TEXT] for who in whos]
         return np.array([text.strip() for text in stated], object)
@@ -400,7 +400,7 @@ def _ascii(text: str) -> str:
 
 
 def _one(texts: Sequence[str]) -> str:
-    """What all say, or several of them."""
+    """Return what all say, or several of them."""
     return _ascii(", ".join(sorted({text for text in texts if text})[:8]))
 
 

@@ -139,7 +139,7 @@ class Ids:
 
     @cached_property
     def _dated(self) -> bool:
-        """Whether the chat template writes today's date, which is another one tomorrow."""
+        """Return whether the chat template writes today's date, which is another one tomorrow."""
         return CLOCK in str(self._tokenizer.chat_template or "")
 
     def _days(self, record: Record) -> list[datetime.date]:
@@ -196,12 +196,12 @@ class Ids:
         return self._by_text(record)
 
     def _ends(self, record: Record, ids: Sequence[int]) -> bool:
-        """Whether the last id is one that ends an answer, which a text need not show."""
+        """Return whether the last id is one that ends an answer, which a text need not show."""
         special = (*self._tokenizer.all_special_ids, *record.sampling.stop_ids)
         return bool(ids) and ids[-1] in special
 
     def open(self, record: Record, answer: Answer) -> bool:
-        """Whether a token was chosen after the last one of an answer, or may have been.
+        """Return whether a token was chosen after the last one of an answer, or may have been.
 
         Many servers list no token that ends an answer. Who judges the others has to know that one is missing,
         since it decided how many there are.
@@ -257,7 +257,7 @@ class Ids:
             yield text
 
     def _spells(self, record: Record, ids: Sequence[int]) -> bool:
-        """Whether ids decode to what the record shows of its answer.
+        """Return whether ids decode to what the record shows of its answer.
 
         A text may lack the token that ends an answer, a stop string with the rest of its last token, the
         bytes of a character that is not whole, and spaces at both its ends. Nothing else.
@@ -276,7 +276,7 @@ class Ids:
         return any(self._stopped(ids, text, stop) for stop in record.sampling.stop if stop)
 
     def _stopped(self, ids: Sequence[int], text: str, stop: str) -> bool:
-        """Whether ids spell a text and then a stop string, which only their last token makes whole."""
+        """Return whether ids spell a text and then a stop string, which only their last token makes whole."""
         before = list(self._readings(ids[:-1]))
         return any(
             at >= 0 and _plain(reading[:at]) == _plain(text) and stop not in shorter
@@ -285,7 +285,7 @@ class Ids:
         )
 
     def _spells_parts(self, record: Record, ids: Sequence[int]) -> bool:
-        """Whether ids spell reasoning, text and tool calls, with nothing but markers between them."""
+        """Return whether ids spell reasoning, text and tool calls, with nothing but markers between them."""
         split = self._markers.split(self._decoded(ids))
         parts = [part for one in split if (part := _plain(one))]
         said = [part for one in (record.reasoning, record.output or "") if (part := _plain(one))]
@@ -295,7 +295,7 @@ class Ids:
 
     @cached_property
     def _markers(self) -> re.Pattern[str]:
-        """What stands between reasoning, text and tool calls: tokens that the vocabulary adds to words."""
+        """Return the tokens between reasoning, text and tool calls, which the vocabulary adds to words."""
         added = sorted(self._tokenizer.get_added_vocab(), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, added)) or r"(?!)")
 
@@ -342,7 +342,7 @@ class Ids:
         whole = UNKNOWN not in text and self._decoded(ids) == text
         if whole:
             self._confirmed(record, len(ids), necessary=False)
-            # At an end that is no token's own the last token may be the beginning of a longer one.
+            # At an end that is not a token's own the last token may be the beginning of a longer one.
             stopped = record.sampling.stop or record.stop_reason or not record.finish_reason
             keep = len(ids) - (1 if stopped and record.finish_reason != "length" else 0)
         else:  # the last token that agrees may go on into what cannot be read
@@ -352,7 +352,7 @@ class Ids:
     def _tokenized(self, record: Record, text: str) -> tuple[int, ...]:
         """Return the ids that a text makes where an answer begins.
 
-        SentencePiece writes a space before the first word of a text. An answer is no beginning of a text, so
+        SentencePiece writes a space before the first word of a text. An answer does not begin a text, so
         its first token has that space or not: a text that shows it decides it, and a stated number may.
 
         Raises
@@ -382,12 +382,12 @@ class Ids:
         return tuple(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
 
     def _spaced(self, text: str) -> bool:
-        """Whether a text begins with the one space that this tokenizer writes by itself."""
+        """Return whether a text begins with the one space that this tokenizer writes by itself."""
         return self._prefixed and text.startswith(" ")
 
     @cached_property
     def _prefixed(self) -> bool:
-        """Whether the tokenizer writes a space before the first word of a text, as SentencePiece does."""
+        """Return whether the tokenizer writes a space before a text's first word, as SentencePiece does."""
         first = self._tokenizer.convert_ids_to_tokens(list(self._plain_ids("a"))[:1])
         return not self._level and bool(first) and str(first[0]).startswith(SPACE)
 
@@ -505,7 +505,7 @@ def _on(day: datetime.date, template: str) -> str:
 
 
 def byte_level(tokenizer: Any) -> bool:
-    """Whether a tokenizer's vocabulary writes a letter for each byte."""
+    """Return whether a tokenizer's vocabulary writes a letter for each byte."""
     decoder = json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder") or {}
     return "ByteLevel" in json.dumps(decoder)
 
@@ -548,9 +548,9 @@ def _letters() -> dict[str, int]:
 
 
 def _plain(text: str) -> str:
-    """A text as far as servers agree on it: without spaces at its ends and what is no whole character there.
+    """Strip a text to what servers agree on: no spaces at its ends, and no parts of a character there.
 
-    How many � stand for bytes that are no character differs between a text that is decoded at once and one
+    How many � stand for bytes that are not a character differs between a text that is decoded at once and one
     that is decoded token by token, so a run of them counts as one.
     """
     return _BROKEN.sub(UNKNOWN, text).strip().rstrip(UNKNOWN).strip()

@@ -1,4 +1,4 @@
-"""What a prompt source gives back, and how it is printed."""
+"""Define the references that a prompt source gives back, and print them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a source found when it last loaded.
+    """Summarize what a source found when it last loaded.
 
     Attributes
     ----------
@@ -241,7 +241,7 @@ def _length_lines(references: Sequence[Reference]) -> list[str]:
 
 
 def _provenance(reference: Reference, stated: bool = False) -> str:
-    """Where a reference came from and how it begins; `stated`: by a producer, whose word it is."""
+    """Return where a reference came from and how it begins; `stated`: by a producer, whose word it is."""
     parts = [reference.source]
     if reference.pages:
         parts += [f"{'pages' if '-' in reference.pages else 'page'} {reference.pages}"]

@@ -38,7 +38,7 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     -------
     list of int
     """
-    # verbose=False: a document longer than the model's context is no mistake here, windows are cut from it.
+    # verbose=False: a document may be longer than the model's context, since windows are cut from it.
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 

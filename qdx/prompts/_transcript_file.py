@@ -54,7 +54,7 @@ DIGEST = re.compile(r"([0-9a-f]{64})?")
 
 @dataclass(frozen=True)
 class Transcripts:
-    """What producers say that they generated, and from what.
+    """Hold what producers say that they generated, and from what.
 
     Attributes
     ----------
@@ -185,7 +185,7 @@ def read(path: Path) -> Transcripts:
     except QdxError:
         raise
     except Exception as error:  # what a stranger wrote into attributes
-        raise QdxError(f"{path} is no file that qdx wrote: {error}") from error
+        raise QdxError(f"{path} is not a file that qdx wrote: {error}") from error
     try:
         return _Reader(path, tree).transcripts()
     except QdxError as error:
@@ -212,7 +212,7 @@ def check_name(text: str, what: str) -> None:
     """
     if len(text) > LONGEST_NAME:
         raise QdxError(
-            f"{what}: {clean(text[:40])!r}… is no name: {len(text)} characters, limit {LONGEST_NAME}: its "
+            f"{what}: {clean(text[:40])!r}… is not a name: {len(text)} characters, limit {LONGEST_NAME}: its "
             "maker can give it another one (label=…)"
         )
     if NAME.fullmatch(text):
@@ -220,8 +220,8 @@ def check_name(text: str, what: str) -> None:
     outside = next((c for c in text if not NAME.fullmatch(c)), "")
     said = f"it holds U+{ord(outside):04X} {_called(outside)}" if outside else "it is empty"
     raise QdxError(
-        f"{what}: {clean(text)!r} is no name: {said}; letters, digits and _.,=+:@-()[]{{}} are allowed: its "
-        "maker can give it another one (label=…)"
+        f"{what}: {clean(text)!r} is not a name: {said}; letters, digits and _.,=+:@-()[]{{}} are allowed: "
+        "its maker can give it another one (label=…)"
     )
 
 
@@ -332,7 +332,7 @@ class _Reader:
         )
 
     def _draw_seed(self) -> str:
-        """The seed that a file of records was drawn with; "" where it is not stated, or is no number."""
+        """The seed that a file of records was drawn with; "" where it is not stated, or is not a number."""
         stored = self._tree["provenance"].to_dataset()
         values = {str(value) for value in stored["draw_seed"].values} if "draw_seed" in stored else set()
         text = values.pop() if len(values) == 1 else ""
@@ -451,7 +451,7 @@ class _Reader:
         return names
 
     def _one_fact(self, name: str) -> str:
-        """What all configs state alike in ``/provenance``."""
+        """Return what all configs state alike in ``/provenance``."""
         values = sorted({str(value) for value in self._values("provenance", name, "config")})
         if len(values) != 1 or not values[0]:
             raise QdxError(f"/provenance/{name} is {clean(values)}: expected one for all configs")
@@ -586,7 +586,7 @@ class _Reader:
         return found
 
     def _samplers(self, config: int) -> NDArray[np.float64] | None:
-        """How the transcripts of records were drawn, see `qdx.dataset.layout.Producer`."""
+        """Return how the transcripts of records were drawn, see `qdx.dataset.layout.Producer`."""
         from qdx.records.decoding import samplers_of
 
         if str(self._tree.attrs.get("kind")) != RECORDS:
@@ -595,7 +595,7 @@ class _Reader:
         return None if np.isnan(found).all() else found
 
     def _noise(self, name: str) -> str:
-        """How a producer of records made noise of seeds, as the verifier said; "" where he did not."""
+        """Return how a producer of records made noise of seeds, as the verifier said; "" where he did not."""
         stored = self._tree["provenance"].to_dataset()
         if str(self._tree.attrs.get("kind")) != RECORDS or "noise" not in stored:
             return ""
@@ -604,7 +604,7 @@ class _Reader:
         return said
 
     def _seeds(self, config: int) -> tuple[int | None, ...]:
-        """The seed of each transcript's noise; None where none is stated, or it is no number of 64 bits."""
+        """Return the seed of each transcript's noise; None where no number of 64 bits is stated."""
         values = self._values("stated", "noise_seed", "config", "reference")[config]
         return tuple(_seed(str(value)) for value in values)
 

@@ -52,7 +52,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the windows begin: for each document, ascending token indices."""
+    """Place the windows: for each document, ascending token indices at which they begin."""
 
     starts: tuple[tuple[int, ...], ...]
     continuations_overlap: bool

@@ -38,7 +38,7 @@ OWN = ("name", "_target_", "path")
 
 @dataclass(frozen=True)
 class ChallengeFile:
-    """What a challenge asks for.
+    """Read what a challenge asks for.
 
     Attributes
     ----------

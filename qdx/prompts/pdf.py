@@ -113,7 +113,7 @@ def read_pdf(name: str, file: Path) -> Document:
 
 
 def unreadable(text: str) -> tuple[float, str]:
-    """Return the share of a text that is no writing, and an example of it.
+    """Return the share of a text that is not writing, and an example of it.
 
     Where a font does not say which characters its glyphs draw, a PDF's text comes out as the glyphs' names
     (``/g145/g3``), as U+FFFD, or as private signs.

@@ -41,7 +41,7 @@ DECIDING = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json"
 
 
 def is_record_file(path: Path) -> bool:
-    """Whether a file is none that qdx wrote, so that a reader of records has to take it.
+    """Return whether a file is none that qdx wrote, so that a reader of records has to take it.
 
     What is called ``.nc`` is one of qdx's, which may be damaged.
     """
@@ -52,7 +52,7 @@ def is_record_file(path: Path) -> bool:
 
 
 def is_own(path: Path) -> bool:
-    """Whether `convert` made a file of transcripts here: only of these it is known what was lost."""
+    """Return whether `convert` made a file of transcripts here: only of these it is known what was lost."""
     from qdx import models
 
     return path.parent.resolve() == (models.cache_folder() / "records").resolve()
@@ -126,7 +126,7 @@ def convert(node: Any, checkpoint: Checkpoint) -> Path:
         node.reader or "",
         str(Path(to_absolute_path(str(Path(node.requests).expanduser())))) if node.requests else "",
         node.records,
-        dict(node.assume or {}),
+        {str(name): _number(value) for name, value in (node.assume or {}).items()},
         list(node.harmless or ()),
         str(node.date or ""),
         noise=str(node.noise or ""),
@@ -178,6 +178,11 @@ def convert(node: Any, checkpoint: Checkpoint) -> Path:
     vocab = models.vocab_size(checkpoint.path)
     write(request, found, target, record_sha256=digests[0], tokenizer_sha256=tokenizer, vocab=vocab)
     return target
+
+
+def _number(value: object) -> object:
+    """An assumed number as a float, whoever wrote it: texts of it are compared."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def remembered_seed(about: list[str]) -> int:

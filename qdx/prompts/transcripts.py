@@ -40,7 +40,7 @@ COPY = "producers.nc"  # of the file, in the verifier's sweep folder
 @register("prompts", "transcripts")
 @dataclass
 class Transcripts:
-    """What producers generated, to be replayed: the program is the verifier then.
+    """Replay what producers generated: the program is the verifier then.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class Transcripts:
     requests: str | None = None
     records: int | None = None
     draw_seed: int | None = None
-    assume: dict[str, float] | None = None
+    assume: dict[str, Any] | None = None
     harmless: list[str] | None = None
     date: str | None = None
     noise: str | None = None

@@ -1,4 +1,4 @@
-"""What a record says of its decoding, as text that `qdx.backends.sampling` judges; what it leaves open."""
+"""Write a record's decoding as text that `qdx.backends.sampling` judges, and say what it leaves open."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ NEUTRAL: Mapping[str, Any] = {
 }
 # Of a greedy choice these change nothing, so nobody has to be asked for them.
 HARMLESS_IF_GREEDY = ("top_p", "top_k", "min_p")
+# How log-probabilities were listed, as vLLM calls it: before temperature, penalties and truncation, or after.
+RAW, PROCESSED = "raw_logprobs", "processed_logprobs"
+MODES = (RAW, PROCESSED)
 LONGEST_NAME = 40  # characters of a request's field
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """What is known of how an answer's tokens were chosen.
+    """Hold what is known of how an answer's tokens were chosen.
 
     Attributes
     ----------

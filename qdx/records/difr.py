@@ -25,7 +25,7 @@ class Difr:
     """Read the samples of a Token-DiFR file; its ``config`` states temperature, model and provider."""
 
     def matches(self, head: bytes) -> bool:
-        """Whether the first object is such a file, or a sample."""
+        """Return whether the first object is such a file, or a sample."""
         first = lines.peek(head)
         samples = first.get("samples")
         one = samples[0] if isinstance(samples, list) and samples else first

@@ -37,7 +37,7 @@ class Inspect:
     """Read the samples of an Inspect log: the conversation up to its last answer, and that answer."""
 
     def matches(self, head: bytes) -> bool:
-        """Whether the file is a zip archive, or a JSON log with ``eval`` and ``samples``."""
+        """Return whether the file is a zip archive, or a JSON log with ``eval`` and ``samples``."""
         return head.startswith(ZIP) or {"eval", "plan", "status"} <= lines.peek(head).keys()
 
     def read(self, path: Path) -> Iterator[Record | Unreadable]:
@@ -76,7 +76,7 @@ def _archive(path: Path) -> Iterator[Record | Unreadable]:
             by_name = {member.filename: member for member in members}
             header = next((n for n in ("header.json", "_journal/start.json") if n in by_name), "")
             if not header:
-                raise QdxError(f"{path}: a zip archive without header.json: it is no log of Inspect")
+                raise QdxError(f"{path}: a zip archive without header.json: it is not a log of Inspect")
             try:
                 settings = _settings(Fields(lines.parse(_unpacked(stream, by_name[header]))))
             except (FieldError, ValueError) as error:
@@ -154,7 +154,7 @@ def _zstandard(packed: bytes, most: int) -> bytes:
 
 
 def _settings(log: Fields) -> dict[str, Any]:
-    """What the log says of all samples: the model, and the options of generation."""
+    """Return what the log says of all samples: the model, and the options of generation."""
     about, plan = log.object("eval"), log.object("plan")
     if about is None:
         raise FieldError("eval", None, "an object")

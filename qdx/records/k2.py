@@ -19,7 +19,7 @@ class K2:
     """
 
     def matches(self, head: bytes) -> bool:
-        """Whether the first line has ``data_index`` beside a request and a response."""
+        """Return whether the first line has ``data_index`` beside a request and a response."""
         return {"data_index", "request", "response"} <= lines.peek(head).keys()
 
     def read(self, path: Path) -> Iterator[Record | Unreadable]:

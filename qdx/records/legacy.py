@@ -20,7 +20,7 @@ class Legacy:
     """Read the generations of a result file of the original experiment; each config is a provider."""
 
     def matches(self, head: bytes) -> bool:
-        """Whether the file is an object with ``generations`` and ``metadata``."""
+        """Return whether the file is an object with ``generations`` and ``metadata``."""
         return {"generations", "metadata"} <= lines.peek(head).keys()
 
     def read(self, path: Path) -> Iterator[Record | Unreadable]:

@@ -146,7 +146,7 @@ def naming(where: str, found: Iterator[Record | Unreadable]) -> Iterator[Record 
 
 
 def _kind(stream: IO[bytes]) -> str:
-    """Say how the values of a file are laid out: by its first line, or where that is no value, its second."""
+    """Say how the values of a file are laid out: by its first line, or its second if that is not a value."""
     longest = limits().max_length
     first = b""
     while not first.strip() and (line := stream.readline(longest)):

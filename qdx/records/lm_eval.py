@@ -20,7 +20,7 @@ class LmEval:
     """Read the answers of lm-evaluation-harness; every repeat of a document is an answer."""
 
     def matches(self, head: bytes) -> bool:
-        """Whether the first line has a document, its arguments and its responses."""
+        """Return whether the first line has a document, its arguments and its responses."""
         return {"doc_id", "arguments", "resps"} <= lines.peek(head).keys()
 
     def read(self, path: Path) -> Iterator[Record | Unreadable]:

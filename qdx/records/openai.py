@@ -53,7 +53,7 @@ class OpenAI:
         self._requests = Requests(Path(requests)) if requests else None
 
     def matches(self, head: bytes) -> bool:
-        """Whether the first value is a response, a piece of one, or a line around one."""
+        """Return whether the first value is a response, a piece of one, or a line around one."""
         return "choices" in answer_of(lines.peek(head))
 
     def read(self, path: Path) -> Iterator[Record | Unreadable]:
@@ -101,7 +101,7 @@ class OpenAI:
         if isinstance(response, list):
             response = Streams.joined(response)
         if response is None:
-            raise FieldError("", value.value, "a field response, or choices: this line is no answer")
+            raise FieldError("", value.value, "a field response, or choices: this line is not an answer")
         yield from answers(value.where, request, Fields(response, path), identity, envelope)
 
     def _streamed(self, bodies: Iterator[tuple[str, Any] | Unreadable]) -> Iterator[Record | Unreadable]:
@@ -129,7 +129,7 @@ def answer_of(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def is_piece(value: object, event: bool) -> bool:
-    """Whether a value is a piece of a streamed answer."""
+    """Return whether a value is a piece of a streamed answer."""
     return isinstance(value, dict) and (value.get("object") == CHUNK or (event and "choices" in value))
 
 
@@ -194,6 +194,7 @@ def answers(
     ------
     FieldError
     """
+    from qdx.records.llamacpp import to_its_end
     from qdx.records.vllm import positions
 
     refuse_error(body.raw("error"), body.at("error"))
@@ -228,7 +229,7 @@ def answers(
         record = replace(record, cut=bool(choice.raw(CUT)))
         record = _with_prompt(record, prompts, number // every)
         record = _with_answer(record, choice, echo)
-        record = positions(record, choice)
+        record = to_its_end(positions(record, choice))
         own_left = _left((f"response.choices[{number}].", choice))
         yield replace(record, other={**left, **record.other, **own_left})
     if request is not None and len(choices) < wanted:
@@ -254,7 +255,8 @@ def _left(*parts: tuple[str, Fields | None]) -> dict[str, Any]:
 
 
 def _common(where: str, request: Fields | None, body: Fields) -> Record:
-    """What all choices of a response share."""
+    """Return what all choices of a response share."""
+    from qdx.records.llamacpp import server_of
     from qdx.records.openrouter import marketplace
     from qdx.records.vllm import prompt_of
 
@@ -289,7 +291,7 @@ def _common(where: str, request: Fields | None, body: Fields) -> Record:
             model=record.model or request.text("model"),
         )
         request.raw("model")
-    return marketplace(prompt_of(record, body), request, body)
+    return marketplace(prompt_of(server_of(record, body), body), request, body)
 
 
 def _with_prompt(record: Record, prompts: Sequence[object], number: int) -> Record:
@@ -314,12 +316,21 @@ def _with_answer(record: Record, choice: Fields, echo: bool) -> Record:
             raise FieldError(choice.at("message"), None, "a message, or a text")
         if not isinstance(text, str):
             raise FieldError(choice.at("text"), text, "a text")
-        tokens, offsets = completion_tokens(choice.object("logprobs"))
+        listed = choice.object("logprobs")
+        if listed is not None and "content" in listed:  # as a chat has it: llama.cpp's completions
+            tokens = list(chat_tokens(listed))
+            offsets: list[int] = []
+        else:
+            tokens, offsets = completion_tokens(listed)
         if echo and record.prompt is not None:
             start = len(record.prompt)
             if not text.startswith(record.prompt):
                 raise FieldError(choice.at("text"), text, "the prompt first, since the request has echo")
             text = text[start:]
+            if len(offsets) != len(tokens):
+                raise FieldError(
+                    choice.at("logprobs"), listed, "where each token begins, since the request has echo"
+                )
             tokens = [token for token, at in zip(tokens, offsets, strict=True) if at >= start]
         elif echo and record.asked_ids is not None:  # whoever has the tokenizer takes the prompt's text off
             tokens = tokens[len(record.asked_ids) :]
@@ -348,7 +359,7 @@ def content_text(value: object, path: str) -> str | None:
     Raises
     ------
     FieldError
-        For a part that is no text, such as a picture: it has no token ids here.
+        For a part that is not text, such as a picture: it has no token ids here.
     """
     if value is None or isinstance(value, str):
         return value
@@ -382,6 +393,8 @@ def _token(entry: Fields) -> Token:
     # vLLM puts the bytes of the words "token_id:5" there in its list of alternatives.
     literal = number is not None and bytes(octets or ()) == text.encode()
     known = None if literal or not octets else bytes(octets)
+    if number is None:  # llama.cpp says it beside the text
+        number = entry.integer("id", most=2**31 - 1)
     return Token(text, known, number, logprob(entry.raw("logprob"), entry.at("logprob")))
 
 

@@ -1,4 +1,4 @@
-"""What OpenRouter adds to answers of the OpenAI interface: who answered, and what was asked of whom."""
+"""Read what OpenRouter adds to answers of the OpenAI interface: who answered, and what was asked of whom."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class OpenRouter(openai.OpenAI):
     """
 
     def matches(self, head: bytes) -> bool:
-        """Whether the first answer names its provider, or has an id of OpenRouter's."""
+        """Return whether the first answer names its provider, or has an id of OpenRouter's."""
         answer = openai.answer_of(lines.peek(head))
         own = str(answer.get("id") or "").startswith("gen-")
         return "choices" in answer and ("provider" in answer or own)

@@ -20,6 +20,7 @@ SHIPPED = {
     "k2": "K2",
     "openrouter": "OpenRouter",
     "vllm": "Vllm",
+    "llamacpp": "Llamacpp",
     "openai": "OpenAI",
     "difr": "Difr",
     "inspect": "Inspect",
@@ -63,7 +64,7 @@ class RecordReader(Protocol):
 
 @dataclass
 class Losses:
-    """What of a file gave no record, by name as far as there is room, and all of it in numbers."""
+    """List what of a file gave no record, by name as far as there is room, and count all of it."""
 
     count: int = 0
     named: list[str] = field(default_factory=list)

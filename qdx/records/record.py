@@ -20,7 +20,7 @@ HARMLESS = frozenset({
     "service_tier", "provider", "parallel_tool_calls", "skip_special_tokens", "spaces_between_special_tokens",
     "include_stop_str_in_output", "detokenize", "priority", "request_id", "cache_salt", "timeout",
     "extra_headers", "extra_query", "usage", "prompt_cache_key", "safety_identifier", "session_id",
-    "include_reasoning",
+    "include_reasoning", "cache_prompt", "id_slot", "return_tokens", "timings_per_token", "return_progress",
 })  # fmt: skip
 
 
@@ -53,7 +53,7 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the tokens of an answer were chosen. None is a parameter that the record does not state.
+    """State how the tokens of an answer were chosen. None is a parameter that the record does not state.
 
     Attributes
     ----------
@@ -98,7 +98,8 @@ class Sampling:
 
     def assuming(self, values: Mapping[str, Any]) -> Sampling:
         """Return it with these values where the record states none."""
-        return replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
+        stated = {name: getattr(self, name) for name in values}
+        return replace(self, **{n: v for n, v in values.items() if stated[n] is None or stated[n] == ""})
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Shared:
-    """What a response counts of all its choices together.
+    """Hold what a response counts of all its choices together.
 
     Attributes
     ----------
@@ -203,6 +204,8 @@ class Record:
         Whether the record says that the answer came from a cache of answers.
     other : Mapping
         Every field that is not read here.
+    defaults : Mapping
+        What its server does where a request does not state a parameter, as far as it differs from nothing.
     """
 
     where: str
@@ -239,6 +242,7 @@ class Record:
     created: int | None = None
     cached: bool = False
     other: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 def shown(value: object) -> str:
@@ -448,7 +452,7 @@ def stated_sampling(request: Fields, harmless: frozenset[str] = frozenset()) -> 
 
 
 def moment(value: object) -> int | None:
-    """Return a time in seconds since 1970; None for what is no such time, which decides nothing."""
+    """Return a time in seconds since 1970; None for what is not such a time, which decides nothing."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < LATEST:
         return None
     return int(value)

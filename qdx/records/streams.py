@@ -57,7 +57,7 @@ class _Open:
 
 
 def _ended(one: _Open) -> bool:
-    """Whether every choice that was seen says why it ended."""
+    """Return whether every choice that was seen says why it ended."""
     return bool(one.choices) and all(choice.get("finish_reason") for choice in one.choices.values())
 
 
@@ -105,7 +105,7 @@ def _extend(whole: dict[str, Any], piece: dict[str, Any]) -> None:
 
 
 def _continues(piece: dict[str, Any]) -> bool:
-    """Whether a piece has something of an answer's text or tokens."""
+    """Return whether a piece has something of an answer's text or tokens."""
     delta = piece.get("delta")
     texts = delta if isinstance(delta, dict) else {}
     return bool(piece.get("text") or piece.get("token_ids") or any(texts.get(name) for name in _TEXTS))
@@ -186,7 +186,7 @@ class Streams:
                 yield oldest.where, whole
 
     def has(self, piece: object) -> bool:
-        """Whether a value names the answer that it is a piece of."""
+        """Return whether a value names the answer that it is a piece of."""
         name = piece.get("id") if isinstance(piece, dict) else None
         return isinstance(name, str) and name in self._open
 

@@ -1,4 +1,4 @@
-"""What vLLM adds to answers of the OpenAI interface: token ids, and log-probabilities of the prompt.
+"""Read what vLLM adds to answers of the OpenAI interface: token ids, and log-probabilities of the prompt.
 
 Fields: ``prompt_token_ids`` and ``prompt_logprobs`` (of a chat in the response, of a completion in the
 choice), ``token_ids`` of a choice (``return_token_ids``), ``"token_id:N"`` in the place of a token's text
@@ -26,7 +26,7 @@ class Vllm(openai.OpenAI):
     """
 
     def matches(self, head: bytes) -> bool:
-        """Whether the first answer has a field of vLLM's."""
+        """Return whether the first answer has a field of vLLM's."""
         answer = openai.answer_of(lines.peek(head))
         choices = answer.get("choices")
         first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}

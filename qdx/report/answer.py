@@ -1,4 +1,4 @@
-"""What a sweep prints when it ends: the answer on one screen. ``report.txt`` has everything."""
+"""Print the answer of a sweep on one screen when it ends. ``report.txt`` has everything."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _lead(view: View | None, sections: Sequence[Section], whole: str) -> list[st
 
 
 def _problems(facts: Facts, whole: str) -> list[str]:
-    """What failed or is missing."""
+    """Say what failed or is missing."""
     found = [f"failed   {label}: {error}" for label, error in facts.failed.items()]
     found += [f"missing  {label}" for label in facts.missing]
     found += [f"{kind}  {name}: {error}" for kind, name, error in facts.problems()]

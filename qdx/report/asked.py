@@ -26,6 +26,7 @@ from qdx.endpoints.answers import lines_of
 from qdx.errors import printable
 from qdx.report.state import Facts, report_command, resume_command
 from qdx.report.summary import dump
+from qdx.schema_gguf import FILE_TYPES
 
 HERE = Path(__file__).parent
 NOT_OBSERVED = (
@@ -160,10 +161,29 @@ def next_command(directory: Path, found: Sequence[Asked]) -> str:
     """Return the command that replays all answers under the formats that can be tried."""
     model = {str(one.facts.get("model_name", "")) for one in found} - {""}
     name = next(iter(model)) if len(model) == 1 else "…"
+    formats = {_format(one) for one in found}
+    tried = ["quant=none,awq,gptq"]
+    if formats and formats <= set(FILE_TYPES):  # the model was named by a GGUF file
+        tried = ["backend=llamacpp", f"quant={','.join(sorted(formats))}"]
     return shlex.join(
-        ["python", "-m", "qdx", "-m", "prompts=transcripts", f"prompts.path={directory}", f"model={name}",
-         "quant=none,awq,gptq"]
-    )  # fmt: skip
+        [
+            "python",
+            "-m",
+            "qdx",
+            "-m",
+            "prompts=transcripts",
+            f"prompts.path={directory}",
+            f"model={name}",
+            *tried,
+        ]
+    )
+
+
+def _format(one: Asked) -> str:
+    """The format of the checkpoint whose tokenizer made a config's prompts; "" where none is stated."""
+    from omegaconf import OmegaConf
+
+    return str(OmegaConf.select(OmegaConf.create(str(one.facts.get("config", ""))), "quant.format") or "")
 
 
 def build(

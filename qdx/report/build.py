@@ -30,7 +30,7 @@ Nodes = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and what could not be.
+    """List what was written, and what could not be.
 
     Attributes
     ----------
@@ -101,9 +101,9 @@ def build(
     Raises
     ------
     QdxError
-        When the folder is no sweep's, runs cannot be merged, or a format is unknown. A failed or missing job
-        is no error, nor is a metric or an analysis that raises, ``report.html`` or ``report.md`` that cannot
-        be made, or a figure that is not there: they are named at the top of the report.
+        When the folder is not a sweep's, runs cannot be merged, or a format is unknown. These are not errors,
+        but are named at the top of the report: a failed or missing job, a metric or an analysis that raises,
+        ``report.html`` or ``report.md`` that cannot be made, or a figure that is not there.
     """
     directory = Path(directory)
     new_file.require_place(directory)
@@ -203,7 +203,7 @@ def _build(
 
 @dataclass(frozen=True)
 class _Problems:
-    """What went wrong while a sweep was measured, each a name to its error."""
+    """Collect what went wrong while a sweep was measured, each a name to its error."""
 
     runs: dict[str, str] = field(default_factory=dict)  # damaged: left out
     metrics: dict[str, str] = field(default_factory=dict)
@@ -227,7 +227,7 @@ def _unchecked(directory: Path, runs: Sequence[Path]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What to write."""
+    """Say what to write."""
 
     formats: Sequence[str]
     figures: Sequence[str] | bool
@@ -326,7 +326,7 @@ def _measure(
 
 
 def _said(error: Exception) -> str:
-    """An error in one line, for the report; its traceback, where it is no message, on standard error."""
+    """An error in one line, for the report; its traceback, where it is not a message, on standard error."""
     if not isinstance(error, QdxError):
         traceback.print_exception(error)
     return f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Which charts a sweep has, and saving them as SVG files."""
+"""List the charts of a sweep, and save them as SVG files."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Figures:
 
     @property
     def need_runtime(self) -> bool:
-        """Whether a page needs JavaScript to show them."""
+        """Return whether a page needs JavaScript to show them."""
         return any(not isinstance(drawing, str) for drawing in self.drawn.values())
 
     def without_runtime(self) -> Figures:
@@ -70,7 +70,7 @@ class Figures:
         return replace(self, drawn={n: d for n, d in self.drawn.items() if isinstance(d, str)})
 
     def of_section(self, name: str) -> dict[str, Drawing]:
-        """What is drawn of the charts of an analysis, by their names in it."""
+        """Return what is drawn of the charts of an analysis, by their names in it."""
         owned = self.own.get(name, {})
         return {n: self.drawn[chart.name] for n, chart in owned.items() if chart.name in self.drawn}
 

@@ -1,4 +1,4 @@
-"""What a sweep found, in sentences of fact: no threshold decides anything here."""
+"""State in sentences what a sweep found: facts only, no threshold decides anything here."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ HOW_TEXTS = (
 
 
 def configs(view: View, sections: Sequence[Section]) -> str:
-    """What ran, and its class."""
+    """Say what ran, and its class."""
     return table_of(tables.at_a_glance(view, sections))
 
 
@@ -97,7 +97,7 @@ def _with_title(section: Section, blocks: Sequence[Block]) -> str:
 
 
 def _by_phase(view: View, sections: Sequence[Section]) -> str:
-    """What the analyses of a phase say, without drawings."""
+    """Say what the analyses of a phase say, without drawings."""
     found = []
     for phase in view.phases:
         said = [_with_title(s, s.of_phase(phase)) for s in sections if s.name in tables.DRAWN_WITH_PHASES]
@@ -143,7 +143,7 @@ def signal(view: View, sections: Sequence[Section], figures: Figures) -> str:
 
 
 def strips(view: View, sections: Sequence[Section], figures: Figures) -> str:
-    """Where free generations part."""
+    """Say where free generations part."""
     if is_verifier(view.tree):
         return f"<p>{escape(RULE[:1].upper() + RULE[1:])}.</p>"
     if not figures.strips:
@@ -205,7 +205,7 @@ def others(view: View, sections: Sequence[Section], figures: Figures) -> list[tu
 
 
 def verification(sections: Sequence[Section], figures: Figures) -> list[tuple[str, str, str]]:
-    """What a verifier's sweep says of its transcripts: anchor, title and body of each part."""
+    """Say what a verifier's sweep says of its transcripts: anchor, title and body of each part."""
     by_name = {section.name: section for section in sections}
     found = []
     for name in VERIFIED:

@@ -1,4 +1,4 @@
-"""What a report is made from, beside the analyses: the jobs, the files and the commands to type next."""
+"""Collect what a report is made from, beside the analyses: jobs, files, and the commands to type next."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Facts:
     stated: bool = False
 
     def problems(self) -> list[tuple[str, str, str]]:
-        """What went wrong in making the report: the kind in capitals, the name and the error."""
+        """Return what went wrong in making the report: the kind in capitals, the name and the error."""
         return [
             (kind, name, error)
             for kind, found in (
@@ -103,7 +103,7 @@ ANSWERS = "verify.challenge=challenge.json"
 
 
 def next_command(facts: Facts, configs: list[str]) -> tuple[str, str]:
-    """What to type next, where, and why.
+    """Return what to type next, where, and why.
 
     Of a sweep that ran a verifier's challenge it is the next step of the exchange, by the files that are
     there; of others the replay on a verifier's machine. The configs are those of this sweep; prompts, tokens
@@ -115,7 +115,7 @@ def next_command(facts: Facts, configs: list[str]) -> tuple[str, str]:
         Empty for a verifier's sweep, which produced no transcripts.
     """
     stated = facts.settings.get("arguments")
-    # What cannot be shown is no reason to show nothing: quant and the path are known without it.
+    # What cannot be shown is not a reason to show nothing: quant and the path are known without it.
     arguments = checked([str(a) for a in stated]) or [] if isinstance(stated, list) else []
     if "prompts=transcripts" in arguments:
         return "", ""
@@ -152,7 +152,7 @@ def _key(argument: str) -> str:
 
 
 def _from_file(argument: str) -> bool:
-    """Whether the file of transcripts decides it, or it is about this sweep only."""
+    """Return whether the file of transcripts decides it, or it is about this sweep only."""
     key, _, value = argument.partition("=")
     group = key.lstrip("+~").partition(".")[0]
     # A batch size that is swept is part of the labels, and of the claims.

@@ -107,7 +107,7 @@ def _rows(count: np.ndarray) -> str:
 
 
 def pair_types(view: View, index: Sequence[tuple[int, int]]) -> list[str]:
-    """What the two configs of each pair differ in."""
+    """Return what the two configs of each pair differ in."""
     formats, kernels = view.of_config("format"), view.of_config("observed_kernel")
     return [pair_type(formats[a], formats[b], kernels[a], kernels[b]) for a, b in index]
 
@@ -257,7 +257,7 @@ def signals(view: View, result: xr.Dataset, metric: str | None = None) -> list[C
 
 
 def ratio_text(at: xr.Dataset, pair: tuple[int, int], distance: float) -> str:
-    """Signal to noise, from its result at one metric and phase; a word where it is no number."""
+    """Signal to noise, from its result at one metric and phase; a word where it is not a number."""
     return word(at, *pair, distance) or number(float(at["ratio"].values[pair]))
 
 

@@ -149,7 +149,7 @@ def environment(view: View) -> str:
 
 
 def environment_rows(view: View) -> list[tuple[str, str]]:
-    """What and value; a value that not all configs have names those that do. Empty: nothing was recorded."""
+    """List facts and values; a value that not all configs have names those that do."""
     if "provenance" not in view.tree.children:
         return []
     stored = view.group("provenance")
@@ -266,7 +266,7 @@ def prompts(view: View, stated: bool = False) -> str:
 
 
 def generation(view: View, stated: bool = False, references: int = 4) -> str:
-    """How many tokens every config generated, and its first words (first repeat)."""
+    """Say how many tokens every config generated, and its first words (first repeat)."""
     outputs = view.outputs()
     if outputs is None:
         return "  no free generation was recorded"
@@ -293,7 +293,7 @@ def generation(view: View, stated: bool = False, references: int = 4) -> str:
 
 
 def phase_text(view: View, sections: Sequence[Section], phases: Sequence[str]) -> str:
-    """What every analysis says of some phases: phase after phase, analyses in their order."""
+    """Say what every analysis says of some phases: phase after phase, analyses in their order."""
     parts = []
     for phase in phases:
         blocks = [block for section in sections for block in section.of_phase(phase)]

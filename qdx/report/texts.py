@@ -69,7 +69,7 @@ def _shared(a: str, b: str) -> int:
 
 
 def _word_start(text: str, at: int) -> int:
-    """Where the word at `at` begins; `at` itself in a script that has no spaces."""
+    """Return where the word at `at` begins; `at` itself in a script that has no spaces."""
     start = at
     while start > 0 and not text[start - 1].isspace() and at - start < LONGEST_WORD:
         start -= 1

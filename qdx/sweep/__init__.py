@@ -1,7 +1,7 @@
 """From a command line to the jobs and back.
 
 `callback` leads, `expand` makes the jobs' configs, `prepare` looks first at what they need, `job` is the
-child, `launchers` says which of Hydra's launchers may run it.
+child, `launchers` says which of Hydra's launchers may run it, `tracking` logs a sweep to MLflow.
 
 Hydra finds the callback by ``_target_: qdx.sweep.Sweep``, a name that lies in users' ``sweep.json``.
 """
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qdx.sweep.callback import Sweep
+    from qdx.sweep.tracking import MLflow
 
-__all__ = ["Sweep"]
+__all__ = ["MLflow", "Sweep"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +22,8 @@ def __getattr__(name: str) -> Any:
         from qdx.sweep.callback import Sweep
 
         return Sweep
+    if name == "MLflow":
+        from qdx.sweep.tracking import MLflow
+
+        return MLflow
     raise AttributeError(f"module 'qdx.sweep' has no attribute {name!r}")

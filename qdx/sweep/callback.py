@@ -46,7 +46,7 @@ SUBDIR = "${label}"  # hydra.sweep.subdir in conf/config.yaml
 
 
 class _Running(NamedTuple):
-    """The sweep whose jobs the launcher has.
+    """State of the running sweep: its folder, what to measure at the end, and whether jobs run elsewhere.
 
     Attributes
     ----------
@@ -67,6 +67,8 @@ class _Running(NamedTuple):
 _running: _Running | None = None
 # Errors of this process's jobs by label: a disk that is full took no status.json.
 _errors: dict[str, str] = {}
+# What is done with a sweep's folder when its report is written, such as logging it somewhere.
+_afterwards: list[Callable[[Path], None]] = []
 _held = contextlib.ExitStack()  # the folder's lock, until this process ends
 atexit.register(_held.close)
 
@@ -139,7 +141,7 @@ def command_line() -> str:
 
 
 def _flags() -> list[str]:
-    """What Hydra does not know and was taken from the command line: a sweep is resumed as it was started."""
+    """Return the flags that Hydra does not know: a sweep is resumed as it was started."""
     return [NO_PLUGINS] if plugins.are_left_out() else []
 
 
@@ -317,17 +319,36 @@ def finish(directory: Path, chosen: Mapping[str, Any]) -> None:
     """Merge, analyse and report with the chosen metrics and analyses, then exit 1 when a job failed."""
     from qdx import report
 
+    lost = ""
     try:
         built = report.build(directory, trust=True, **chosen)  # its runs are of this sweep
     except QdxError:  # such as a full disk, which took no status.json either
         _say_failed(_errors, [])
         raise
+    for step in _afterwards:
+        try:
+            step(directory)
+        except QdxError as error:  # the sweep's own files are whole
+            lost = str(error)
+            print(f"qdx: error: {lost}", file=sys.stderr)
     if built.failed or built.missing:
         own = {name: error for name, error in _errors.items() if name in (*built.failed, *built.missing)}
         _say_failed({**built.failed, **own}, [name for name in built.missing if name not in own])
         sys.exit(1)
-    if built.verdict_status:
-        sys.exit(built.verdict_status)
+    if built.verdict_status or lost:
+        sys.exit(built.verdict_status or 1)
+
+
+def when_reported(step: Callable[[Path], None]) -> None:
+    """Have something done with the sweep's folder when its report is written, whatever the report says.
+
+    Parameters
+    ----------
+    step : callable
+        Takes the folder. A `QdxError` that it raises is printed, and the sweep ends with 1 where it would
+        have ended with 0.
+    """
+    _afterwards.append(step)
 
 
 def _say_failed(failed: Mapping[str, str], missing: Sequence[str]) -> None:

@@ -69,7 +69,7 @@ def expand(config: DictConfig) -> tuple[list[str], list[DictConfig]]:
     for group in ("metric", "analysis"):
         if group in swept:
             raise QdxError(
-                f"{group} takes a list and is no axis of a sweep: write '{group}=[a,b]' in brackets"
+                f"{group} takes a list and is not an axis of a sweep: write '{group}=[a,b]' in brackets"
             )
     jobs: dict[str, DictConfig] = {}
     for overrides in batch:
@@ -157,7 +157,7 @@ def check_names(chosen: Mapping[str, Any], labels: Sequence[str]) -> None:
             continue  # a plug-in's options may mean something else
         for metric in options.get("metrics") or []:
             if metric not in metrics:
-                known = metric in plugins.shipped("metric")  # kl is no misspelt l2
+                known = metric in plugins.shipped("metric")  # kl is not a misspelt l2
                 like = "" if known else nearest(str(metric), metrics)
                 raise QdxError(
                     f"analysis.{name}.metrics={metric}: not measured in this sweep, only "

@@ -20,7 +20,7 @@ NOT_MET = "obligation not met"  # what preparing a sweep answers where nothing i
 
 
 class NotMetError(QdxError):
-    """What a verifier demands is known not to be met before anything runs; `lines` say what."""
+    """Raised before anything runs if a verifier's demand is known not to be met; `lines` say which."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         super().__init__(

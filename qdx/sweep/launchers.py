@@ -32,7 +32,7 @@ INSTALL = {
 
 
 def parallel(launcher: DictConfig) -> bool:
-    """Whether a launcher is another one than Hydra's basic one, which runs job after job in this process."""
+    """Return whether a launcher is not Hydra's basic one, which runs job after job in this process."""
     return str(launcher._target_) != BASIC
 
 

@@ -1,4 +1,4 @@
-"""What happens before the first job of a sweep: everything that would stop a later one is looked for now."""
+"""Look for everything that would stop a later job, before the first job of a sweep."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from qdx.prompts import KEPT, keep, kept, references_sha256, refusals, same_text
 from qdx.prompts.challenge import locate
 from qdx.schema import Experiment, TransformersBackend, validate
 from qdx.schema_endpoint import OpenaiBackend
+from qdx.schema_gguf import LlamacppBackend
 from qdx.schema_verify import ChallengePrompts, TranscriptPrompts, Verify
 from qdx.sweep.job import NOT_MET, NotMetError
 
@@ -224,8 +225,8 @@ def keep_for_the_report(transcripts: Transcripts, asked: Verify, directory: Path
     Raises
     ------
     QdxError
-        For a claim of somebody who is no producer, a calibration that is no verifier's sweep, a demand that
-        means nothing, or opened rows without their challenge.
+        For a claim of somebody who is not a producer, a calibration that is not a verifier's sweep, a demand
+        that means nothing, or opened rows without their challenge.
     """
     from qdx.verification import ledger, obligations
     from qdx.verification.sections import CHALLENGE, adopt_calibration, adopt_challenge
@@ -234,7 +235,7 @@ def keep_for_the_report(transcripts: Transcripts, asked: Verify, directory: Path
     for producer in asked.claims or {}:
         if producer not in names:
             raise QdxError(
-                f"verify.claims names {producer!r}, which is no producer in {transcripts.file.path}: "
+                f"verify.claims names {producer!r}, which is not a producer in {transcripts.file.path}: "
                 f"{', '.join(names)}{nearest(producer, names)}"
             )
     for number, earlier in enumerate(asked.calibrations, 1):
@@ -415,7 +416,8 @@ def expected_bytes(job: Job) -> tuple[int, int]:
     )
     width = models.hidden_size(job.checkpoint.path) if capture.mode == "hidden" else job.vocab
     full = 0 if capture.mode == "topk" else width
-    dtype = experiment.model.dtype
+    # llama.cpp's rows are float32, whatever its file holds
+    dtype = "float32" if isinstance(experiment.backend, LlamacppBackend) else experiment.model.dtype
     once = size.bytes_per_run(
         rows,
         repeats=experiment.repeats,

@@ -1,4 +1,4 @@
-"""Which of N: how often false claims are refuted, each config is named rightly, and what that takes."""
+"""Report *Which of N*: how often false claims are refuted and configs named rightly, and what that takes."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _leave_one_out(data: Replays, known: Replays, alpha: float) -> xr.Dataset:
 
 
 def _too_few(judged: int, calibrating: int | None, references: int, alpha: float) -> str:
-    """Why there are no held-out references, by units."""
+    """Say why there are no held-out references, by units."""
     fewest = fewest_to_split(alpha)
     units = (
         f"{plural(judged, 'independent unit')} in {plural(references, 'reference')} (one is what shares "

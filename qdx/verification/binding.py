@@ -1,4 +1,4 @@
-"""What a prover binds before she knows which rows will be looked at: every row, every token, every fact.
+"""Bind every row, token and fact of a run, before the prover knows which rows will be looked at.
 
 A commitment is a small JSON file, and the *root* is the SHA-256 of its bytes (``sha256sum commitment.json``).
 Of every config it holds the root of a Merkle tree over all rows, the hash of all tokens and the hash of all
@@ -149,7 +149,7 @@ def record_sha256(nonce: str, config: str, record: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class BoundConfig:
-    """What a commitment holds of one config.
+    """Hold what a commitment has of one config.
 
     Attributes
     ----------

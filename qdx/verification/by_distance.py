@@ -1,4 +1,4 @@
-"""Which config a distance names, when one number a transcript is all that there is."""
+"""Name a config by distance, when one number a transcript is all that there is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the rules of a verdict see of one claim: facts, and the sentences that say them."""
+"""Collect what the rules of a verdict see of one claim: facts, and the sentences that say them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from qdx.verification.compare import Compared
 from qdx.verification.environment import DEMANDED
 from qdx.verification.environment_class import compare
 from qdx.verification.evidence import Claim, counts_needed, other_prompts, sampling_of
-from qdx.verification.listed import MOST_DIGITS, RAW, TOKENS
-from qdx.verification.listed_tests import Test, judged_groups, shown_of, weights_of
+from qdx.verification.listed import MOST_DIGITS, TOKENS
+from qdx.verification.listed_tests import Test, groupings, shown_of, weights_of
 from qdx.verification.obligations import Obligations
 from qdx.verification.parameters import Fit
+from qdx.verification.processed import RAW
 from qdx.verification.recorded import Recorded, own_units
 from qdx.verification.replays import Replays
 from qdx.verification.sampled import Alternatives, not_told_apart
@@ -32,7 +33,7 @@ MOST_SAID = 2  # rows that a reason names
 
 @dataclass(frozen=True)
 class Evidence:
-    """What verdicts rest on.
+    """Hold what verdicts rest on.
 
     Attributes
     ----------
@@ -83,17 +84,17 @@ class Case:
 
     @property
     def data(self) -> Replays:
-        """What both sides have."""
+        """Return what both sides have."""
         return self.evidence.data
 
     @property
     def record(self) -> Recorded | None:
-        """What is known of records of another program; None of a file that qdx recorded."""
+        """Return what is known of records of another program; None of a file that qdx recorded."""
         return self.data.records_D[self.d]
 
     @property
     def demanded(self) -> Obligations:
-        """What the verifier demanded of the producer."""
+        """Return what the verifier demanded of the producer."""
         return self.evidence.obligations_D[self.d]
 
     @property
@@ -103,12 +104,12 @@ class Case:
 
     @property
     def own_label(self) -> bool:
-        """Whether the producer claims to be what it is called."""
+        """Return whether the producer claims to be what it is called."""
         return self.data.producers[self.d] == self.claim
 
     @cached_property
     def greedy(self) -> bool | None:
-        """Whether the record states plain greedy decoding; None where it does not say."""
+        """Return whether the record states plain greedy decoding; None where it does not say."""
         return sampling_of(self.data, self.d)
 
     @property
@@ -120,12 +121,12 @@ class Case:
 
     @property
     def refuted_by_tests(self) -> bool:
-        """Whether the tests' p, adjusted over tests and claims, is at most the level."""
+        """Return whether the tests' p, adjusted over tests and claims, is at most the level."""
         return self.tested.p_holm is not None and self.tested.p_holm <= self.evidence.alpha
 
     @cached_property
     def blocked(self) -> str:
-        """What speaks against good news; empty where nothing does."""
+        """Say what speaks against good news; empty where nothing does."""
         if self.greedy is None:
             return "the record does not state how its tokens were chosen, so it is not confirmed"
         if self.greedy is False and self.record is None:
@@ -141,7 +142,7 @@ class Case:
 
     @cached_property
     def units_overlap(self) -> bool:
-        """Whether a unit has more references than ran in one batch."""
+        """Return whether a unit has more references than ran in one batch."""
         batch = self.data.class_D[self.d].get("batch_size", "")
         most = int(np.bincount(self.data.units_DR[self.d]).max())
         return most > max(1, int(batch) if batch.isdigit() else 1)
@@ -152,7 +153,7 @@ class Case:
         return [test for test in self.tested.tests if self.can_refute(test)]
 
     def can_refute(self, test: Test) -> bool:
-        """Whether the test could have refuted the claim had every transcript been false."""
+        """Return whether the test could have refuted the claim had every transcript been false."""
         return len(self.tested.tests) * self.asked * test.least <= self.evidence.alpha
 
     @property
@@ -179,6 +180,7 @@ class Case:
         why = f"{about}; {self.tests_text}; p = {_p(self.tested.p_holm)} adjusted over tests and claims"
         if share := self.tested.false_at_least:
             why += f"; at least {share} of {plural(most.judged, 'independent transcript')} false"
+            why += " of any config that is meant" if len(self.tested.meant) > 1 else ""
         ranks = self.ranks
         return f"{why}; {ranks}" if ranks else why
 
@@ -192,7 +194,7 @@ class Case:
         return "; ".join(said)
 
     def greedy_text(self, c: int) -> str:
-        """How many tokens are a greedy choice of a config here."""
+        """Say how many tokens are a greedy choice of a config here."""
         data, d = self.data, self.d
         tokens, greedy = int(data.emitted_DR[d].sum()), int(data.greedy_DCR[d, c].sum())
         ties = int(data.ties_DCR[d, c].sum())
@@ -200,7 +202,7 @@ class Case:
 
     @property
     def ranks(self) -> str:
-        """Which config the known transcripts make likeliest; nothing without a calibration."""
+        """Say which config the known transcripts make likeliest; nothing without a calibration."""
         counts = self.evidence.likeliest_DC[self.d]
         if not counts.any():
             return ""
@@ -211,7 +213,7 @@ class Case:
         )
 
     def remedy(self, unlisted: dict[str, str]) -> str:
-        """What would allow a decision, beside what `unlisted` tests lack."""
+        """Say what would allow a decision, beside what `unlisted` tests lack."""
         reasons = list(dict.fromkeys(unlisted.values()))
         judged = own_units(self.data.units_DR[self.d], self.data.there_DR[self.d])
         weak = [test for test in self.tested.tests if not self.can_refute(test)]
@@ -263,7 +265,7 @@ class RowsCase(Case):
 
     @cached_property
     def fits_C(self) -> list[bool]:
-        """Whether every row that was asked for is bit-equal to each config's, and the text fits them.
+        """Return whether every row that was asked for is bit-equal to each config's, and the text fits them.
 
         Of rows that were drawn, those alone are compared.
         """
@@ -288,7 +290,7 @@ class RowsCase(Case):
 
     @cached_property
     def other_setting(self) -> tuple[int, tuple[str, ...]] | None:
-        """Which of those is the claimed config under another setting, and the settings that differ.
+        """Say which of those is the claimed config under another setting, and the settings that differ.
 
         It has the claimed weights, data type and kernel, all stated, and the text of the record fits its
         rows.
@@ -316,12 +318,12 @@ class RowsCase(Case):
 
     @property
     def other_record(self) -> str:
-        """What its own record states that is not the claimed config's."""
+        """Say what its own record states that is not the claimed config's."""
         return self.evidence.other_DC[self.d][self.c]
 
     @cached_property
     def rows(self) -> str:
-        """How many rows of each phase are bit-equal."""
+        """Say how many rows of each phase are bit-equal."""
         data, d, c = self.data, self.d, self.c
         if not self.drawn:
             return "; ".join(_phase_text(rows, d, c) for rows in data.phases)
@@ -350,7 +352,7 @@ class RowsCase(Case):
 
     @cached_property
     def too_little(self) -> str:
-        """What the producer left out of the rows that the verifier has, or drew; empty where nothing."""
+        """Say what the producer left out of the rows that the verifier has, or drew; empty where nothing."""
         data, d, c, demanded = self.data, self.d, self.c, self.demanded
         said = []
         for one in demanded.drawn:
@@ -390,7 +392,7 @@ class RowsCase(Case):
 
     @property
     def prefill_confirms(self) -> bool:
-        """Whether prefill's rows are all bit-equal, and decode, which does not repeat, passed both tests."""
+        """Return whether prefill's rows are bit-equal, and decode, which may vary, passed both tests."""
         prefill = self.data.prefill
         return (
             prefill is not None
@@ -413,7 +415,7 @@ class RowsCase(Case):
 
     @property
     def open_end(self) -> str:
-        """What would allow a decision."""
+        """Say what would allow a decision."""
         return self.remedy(self.tested.unlisted)
 
 
@@ -423,7 +425,7 @@ class RecordsCase(Case):
 
     @property
     def stated(self) -> Recorded:
-        """What is known of the records."""
+        """Say what is known of the records."""
         assert self.record is not None
         return self.record
 
@@ -452,7 +454,7 @@ class RecordsCase(Case):
 
     @property
     def listed(self) -> str:
-        """Of how many tokens every listed value is the one printed here; "" where nothing is listed."""
+        """Say of how many tokens every listed value is the one printed here; "" where nothing is listed."""
         listed = self.data.listed
         if listed is None or listed.digits_D[self.d] < 0:
             return ""
@@ -463,14 +465,14 @@ class RecordsCase(Case):
 
     @property
     def unknown_sampling(self) -> str:
-        """Why neither a greedy text nor drawn tokens can be judged."""
+        """Say why neither a greedy text nor drawn tokens can be judged."""
         if self.greedy is False:
             return "sampled output with penalties, biases or restrictions, which are not computed here"
         return self.tested.unlisted.get("text", "")
 
     @property
     def refuted(self) -> bool:
-        """Whether the tests refute the claim, and every token could be judged."""
+        """Return whether the tests refute the claim, and every token could be judged."""
         return self.refuted_by_tests and not self.tokens_without_row
 
     @cached_property
@@ -489,6 +491,8 @@ class RecordsCase(Case):
             said.append(f"{alone} without a request, so that they alone say what was asked")
         if self.drawn and (unseen := int(record.open_R.sum())):
             said.append(f"{plural(unseen, 'answer')} with a token after the last one that is listed")
+        if self.drawn and len(groupings(self.data, self.d)) > 1:
+            said.append("equal answers to one prompt may come from a cache, so that they count as one, too")
         said += [part for part in (self.seeds, self.temperature) if part]
         return "; ".join(said)
 
@@ -527,7 +531,7 @@ class RecordsCase(Case):
 
     @property
     def lost(self) -> str:
-        """What was not judged, to be added to a reason; "" where nothing was lost."""
+        """Say what was not judged, to be added to a reason; "" where nothing was lost."""
         return f"; not judged: {self.stated.lost}" if self.stated.lost else ""
 
     @property
@@ -574,16 +578,19 @@ class RecordsCase(Case):
         """Configs of other weights that the drawn tokens do not refute beside this one; "" for none."""
         data, weights_C = self.data, weights_of(self.data)
         assert data.drawn is not None
-        groups, shown = judged_groups(data, self.d), shown_of(data, self.d)
-        alpha = float(self.evidence.alpha)
-        found = not_told_apart(data.drawn, groups, self.d, self.c, weights_C, alpha, shown)
+        shown, alpha = shown_of(data, self.d), float(self.evidence.alpha)
+        each = [
+            not_told_apart(data.drawn, way, self.d, self.c, weights_C, alpha, shown)
+            for way in groupings(data, self.d)
+        ]
+        found = sorted({v for one in each for v in one})
         if not Alternatives.of(weights_C, self.c).others:
             return "anything: no config of other weights was replayed"
         return ", ".join(data.configs[v] for v in found)
 
     @property
     def answers_differ(self) -> bool:
-        """Whether a unit has answers that are not one answer given several times."""
+        """Return whether a unit has answers that are not one answer given several times."""
         seen: dict[int, str] = {}
         units, there = (values[self.d].tolist() for values in (self.data.units_DR, self.data.there_DR))
         pairs = zip(units, self.stated.answers_R, there, strict=True)
@@ -602,7 +609,7 @@ def text_misfits(data: Replays, d: int, c: int) -> tuple[int, int]:
 
 
 def every_row_equal(data: Replays, d: int, v: int) -> bool:
-    """Whether every row that config v has here is published and bit-equal, and the text fits them."""
+    """Return whether every row that config v has here is published and bit-equal, and the text fits them."""
     return (
         all(bool(rows.all_equal_DC[d, v]) for rows in data.phases)
         and data.prefill is not None
@@ -612,7 +619,7 @@ def every_row_equal(data: Replays, d: int, v: int) -> bool:
 
 
 def every_drawn_row_equal(data: Replays, d: int, v: int, drawn: Sequence[Drawn]) -> bool:
-    """Whether every drawn row is bit-equal to config v's here, and all text is greedy by the rows here.
+    """Return whether every drawn row is bit-equal to config v's here, and all text greedy by the rows here.
 
     A phase of which no row was drawn is not confirmed, and nothing is without it.
     """
@@ -632,7 +639,7 @@ def _counts(data: Replays, d: int, v: int, phase: str) -> tuple[int, int]:
 
 
 def _all_equal(rows: Compared, d: int, c: int, drawn: bool) -> bool:
-    """Whether the rows of a phase that were asked for are bit-equal."""
+    """Return whether the rows of a phase that were asked for are bit-equal."""
     if drawn:  # which ones, the verifier said
         return bool((rows.equal_DCR[d, c] == rows.compared_DCR[d, c]).all())
     return bool(rows.all_equal_DC[d, c])

@@ -14,6 +14,7 @@ from qdx.verification.calibration_size import calibration_total, fewest_false
 from qdx.verification.cases import Evidence
 from qdx.verification.evidence import Claim, counts_needed, sampling_of
 from qdx.verification.p_values import false_alarm_spread
+from qdx.verification.provider_blocks import provider_blocks
 from qdx.verification.replays import Replays
 from qdx.verification.sampled import KERNEL_KL
 from qdx.verification.shares import PRIOR, likeliest
@@ -48,6 +49,7 @@ def claim_blocks(
         Text("\n".join([*top, f"{result.attrs['headline']}."])),
         _summary(data, evidence, result, at),
         Text("\n".join(_verdicts(data, decided, result))),
+        *provider_blocks(data, evidence, result, at),
     ]
     if notes:
         blocks.append(Details("About the records", [Text("\n".join(notes))]))
@@ -90,7 +92,7 @@ def _listed(data: Replays, evidence: Evidence) -> list[str]:
 
 
 def _answered(data: Replays, result: xr.Dataset) -> list[str]:
-    """Which config most probably gave each answer whose tokens were drawn."""
+    """Say which config most probably gave each answer whose tokens were drawn."""
     if "posterior" not in result:
         return []
     lines = []
@@ -110,7 +112,7 @@ def _answered(data: Replays, result: xr.Dataset) -> list[str]:
 
 
 def _binding(evidence: Evidence) -> str:
-    """What shows that rows were not copied, and what does not."""
+    """Say what shows that rows were not copied, and what does not."""
     drawn = [one.rows for one in evidence.obligations_D if one.rows]
     if not drawn:
         return (
@@ -126,7 +128,7 @@ def _binding(evidence: Evidence) -> str:
 
 
 def _repeats(data: Replays) -> Table:
-    """How many reruns of references were bit-equal, on both sides."""
+    """Say how many reruns of references were bit-equal, on both sides."""
     phases = [rows.phase for rows in data.phases]
     made = [[part(of.equal, of.reruns) for of in rows.repeats_D] for rows in data.phases]
     here = [[part(of.equal, of.reruns) for of in rows.repeats_C] for rows in data.phases]
@@ -189,7 +191,7 @@ def _assumed(data: Replays, evidence: Evidence) -> list[str]:
 
 
 def _of_listed(data: Replays) -> list[str]:
-    """What is compared of records."""
+    """Say what is compared of records."""
     if all(record is None for record in data.records_D):
         return []
     return [
@@ -201,7 +203,7 @@ def _of_listed(data: Replays) -> list[str]:
 
 
 def _of_drawn(data: Replays) -> list[str]:
-    """What the tests of drawn tokens take for granted."""
+    """Say what the tests of drawn tokens take for granted."""
     if data.drawn is None:
         return []
     return [
@@ -217,7 +219,7 @@ def _of_drawn(data: Replays) -> list[str]:
 
 
 def _spread(known: int, evidence: Evidence) -> str:
-    """How far the level of one calibration set may lie from the nominal one."""
+    """Say how far the level of one calibration set may lie from the nominal one."""
     j = int(evidence.alpha * (known + 1))
     if not j:
         return (

@@ -77,21 +77,23 @@ def verify(
     Section
         Result over (producer, config, reference): ``margin``, ``tokens``, ``tokens_greedy``, ``tokens_tied``,
         ``text_misfits``, ``log_likelihood`` (NaN without a calibration), ``rows_compared``, ``rows_equal``,
-        ``rows_expected``, and the same with ``prefill_…`` of content rows; over (producer, config):
-        ``p_config``; over (producer, test): ``test_p`` and ``test_null``; over producer: ``claim``,
-        ``verdict`` (one of `verdicts.KINDS`), ``concerns``, ``because``, ``p_test`` (T · min p of the listed
-        tests), ``p_test_holm``, ``false_at_least``, ``units``, ``plain_greedy``, ``answer``, ``unmet`` (what
-        was demanded and not met), ``drawn_rows`` (rows that the verifier drew, 0 without a challenge),
-        ``false_share_at_least``, and of drawn tokens ``temperature_low`` and ``temperature_high`` (ends of
-        the temperatures that fit) and over (producer, config, reference) ``posterior``;
-        ``drawn_prefill`` and ``drawn_decode``, ``false_share_prefill`` and ``false_share_decode`` (bounds
-        that drawn rows confirm, else NaN).
+        ``rows_expected``, and the same with ``prefill_…`` of content rows; of drawn tokens ``posterior``.
+
+        Over (producer, config): ``p_config``. Over (producer, test): ``test_p`` and ``test_null``.
+
+        Over producer: ``claim``, ``verdict`` (one of `verdicts.KINDS`), ``concerns``, ``because``,
+        ``p_test`` (T · min p of the listed tests), ``p_test_holm``, ``false_at_least``, ``units``,
+        ``plain_greedy``, ``answer``, ``unmet`` (what was demanded and not met), ``false_share_at_least``.
+        Of drawn tokens ``temperature_low`` and ``temperature_high`` (ends of the temperatures that fit).
+        Of drawn rows ``drawn_rows`` (how many, 0 without a challenge), ``drawn_prefill``, ``drawn_decode``,
+        ``false_share_prefill`` and ``false_share_decode`` (bounds that drawn rows confirm, else NaN).
+
         Attribute ``headline``: all verdicts in a sentence.
 
     Raises
     ------
     QdxError
-        See `gather.Replays.of`; also for a claim of a config that was not replayed.
+        See `qdx.verification.replays.Replays.of`; also for a claim of a config that was not replayed.
     """
     data, exact_alpha = Replays.of(producer_tree, verifier_tree), level(alpha)
     known = calibrating(data, calibration)
@@ -177,7 +179,7 @@ def _claimed(data: Replays, claims: Mapping[str, str]) -> list[str]:
     for producer in claims:
         if producer not in data.producers:
             raise QdxError(
-                f"verify.claims names {producer!r}, which is no producer: {', '.join(data.producers)}"
+                f"verify.claims names {producer!r}, which is not a producer: {', '.join(data.producers)}"
             )
     for producer, label in zip(data.producers, claimed, strict=True):
         d = data.producers.index(producer)
@@ -239,7 +241,7 @@ def _obligations(
     require: Mapping[str, Any],
     exchange: Exchange | None,
 ) -> list[Obligations]:
-    """What was demanded of every producer."""
+    """Say what was demanded of every producer."""
     stored = tree["provenance"].to_dataset() if "provenance" in tree.children else xr.Dataset()
     found = []
     for d, label in enumerate(data.producers):
@@ -261,7 +263,7 @@ def _obligations(
 
 
 def _others(data: Replays) -> list[list[str]]:
-    """What of a producer's own record is not the config's."""
+    """Say what of a producer's own record is not the config's."""
     return [[record_differs(own, here) for here in data.record_C] for own in data.record_D]
 
 
@@ -294,7 +296,7 @@ Variable = tuple[str | tuple[str, ...], Any, dict[str, str]]
 
 
 def _of_references(data: Replays, likelihood_DCR: Floats) -> dict[str, Variable]:
-    """What was counted of every transcript under every config."""
+    """Say what was counted of every transcript under every config."""
     rows = {
         "margin": (data.margin_DCR, "mean margin of the producer's tokens under the config's own rows here"),
         "tokens": (data.tokens_DCR, "tokens judged by their margins: every emitted one"),
@@ -345,7 +347,7 @@ def _of_tests(evidence: Evidence) -> dict[str, Variable]:
 def _texts(
     data: Replays, evidence: Evidence, decided: Sequence[Verdict], claimed: Sequence[str], p_DC: Floats
 ) -> dict[str, Variable]:
-    """What is said of every claim in words."""
+    """Say what is said of every claim in words."""
     greedy = {True: "yes", False: "no", None: "not stated"}
     columns = {
         "claim": ([*claimed], "claimed config"),
@@ -366,7 +368,7 @@ def _texts(
 
 
 def _numbers(data: Replays, evidence: Evidence, decided: Sequence[Verdict]) -> dict[str, Variable]:
-    """What is counted of every claim, and its p."""
+    """Say what is counted of every claim, and its p."""
     p = [(claim.p, claim.p_holm) if claim else (None, None) for claim in evidence.claims]
     columns = {
         "p_test": ([_float(one) for one, _ in p], "T · min p over the claim's T listed tests"),
@@ -380,8 +382,11 @@ def _numbers(data: Replays, evidence: Evidence, decided: Sequence[Verdict]) -> d
     }
     units_D = [own_units(*pair) for pair in zip(data.units_DR, data.there_DR, strict=True)]
     columns["false_share_at_least"] = (
-        [one.false_at_least / max(1, units) for one, units in zip(decided, units_D, strict=True)],
-        "false_at_least, as a share of the units",
+        [
+            one.false_at_least / max(1, units if claim is None else claim.judged(units))
+            for one, claim, units in zip(decided, evidence.claims, units_D, strict=True)
+        ],
+        "false_at_least, as a share of the units that were judged",
     )
     if data.other_DCRTA is not None:
         nothing = (float("nan"), float("nan"))
@@ -404,7 +409,7 @@ def _numbers(data: Replays, evidence: Evidence, decided: Sequence[Verdict]) -> d
 
 
 def _fit(data: Replays, claim: Claim | None, d: int, c: int, alpha: float) -> Fit | None:
-    """Which sampling parameters a producer's tokens fit; None where none of them was drawn."""
+    """Say which sampling parameters a producer's tokens fit; None where none of them was drawn."""
     if claim is None or claim.test("parameters") is None:
         return None
     return parameters_of(data, d, c, alpha, interval=True)

@@ -60,18 +60,18 @@ class Compared:
 
     @property
     def covered_DC(self) -> Bools:
-        """Whether the producer published every row that the verifier has: (producer, config)."""
+        """Return whether the producer published every row that the verifier has: (producer, config)."""
         return np.asarray((self.content_DCR == self.expected_DCR).all(-1) & self.expected_DCR.any(-1))
 
     @property
     def all_equal_DC(self) -> Bools:
-        """Whether every row that the verifier has is published and bit-equal, template rows included."""
+        """Return whether every row that the verifier has is published and bit-equal, also the template's."""
         whole = (self.equal_DCR == self.compared_DCR).all(-1)
         return np.asarray(self.covered_DC & whole & (self.content_equal_DCR == self.expected_DCR).all(-1))
 
 
 def marks(own: xr.Dataset, replay: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray] | None:
-    """Return what says of both sides whether rows are equal: commitments, or else hashes, as ``(…, word)``.
+    """Return both sides' commitments, or else their row hashes, with a trailing axis ``word``.
 
     A file with commitments is judged by these alone: a hash that stands beside them could be copied from
     anywhere, and binds nothing.
@@ -99,7 +99,7 @@ def _words(data: xr.DataArray) -> xr.DataArray:
 
 
 def own_repeats(tree: xr.DataTree, phase: str, labels: list[str]) -> list[Repeating]:
-    """How the configs of a sweep repeat in a phase: by their hashes, or as a commitments file states it."""
+    """Return how a sweep's configs repeat in a phase: by their hashes, or as a commitments file states it."""
     data = tree[phase].to_dataset()
     if "row_hash" not in data:
         stated = data.sel(config=labels)

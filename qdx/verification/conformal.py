@@ -30,7 +30,7 @@ def fewest_references(alpha: float) -> int:
 
 @dataclass(frozen=True)
 class Answer:
-    """Which configs are plausible.
+    """Hold which configs are plausible.
 
     Attributes
     ----------

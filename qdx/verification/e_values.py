@@ -62,7 +62,7 @@ class Density(Protocol):
 
 @dataclass(frozen=True)
 class Weighed:
-    """What drawn tokens say against a claim.
+    """Hold what drawn tokens say against a claim.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What producers and verifier state of their software and hardware, claim by claim."""
+"""Report what producers and verifier state of their software and hardware, claim by claim."""
 
 from __future__ import annotations
 

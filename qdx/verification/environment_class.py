@@ -69,7 +69,7 @@ SHOWN_OTHERWISE = ("VLLM_DISABLED_KERNELS", "VLLM_USE_V2_MODEL_RUNNER")
 
 @dataclass(frozen=True)
 class Match:
-    """How two environment classes compare.
+    """Compare two environment classes.
 
     Attributes
     ----------
@@ -84,12 +84,12 @@ class Match:
 
     @property
     def same(self) -> bool:
-        """Whether both sides state the same class: the only case in which unequal rows can refute."""
+        """Return whether both sides state the same class: the only case in which unequal rows can refute."""
         return not self.differs and not self.unstated
 
     @property
     def why(self) -> str:
-        """Why it is not the same, in a few words; empty where it is."""
+        """Say why it is not the same, in a few words; empty where it is."""
         parts = []
         if self.differs:
             parts.append(f"other {', '.join(self.differs)}")
@@ -131,7 +131,7 @@ def class_of(tree: xr.DataTree, rows: xr.Dataset, label: str) -> dict[str, str]:
     if of("batch_size") not in (*_ABSENT, "1"):  # 0: records of other programs do not say
         names += COMPANIONS
     facts |= {name: of(name) for name in names}
-    if recorded:  # what a provider ran beside an answer nobody states; the file's prompts are no batch
+    if recorded:  # what a provider ran beside an answer nobody states; the file's prompts are not a batch
         facts |= dict.fromkeys(COMPANIONS, "")
     facts["kernel_environment"] = _deciding(facts["kernel_environment"])
     settings = dict(zip(SETTINGS, settings_of(of), strict=True))
@@ -159,7 +159,7 @@ def _runner(of: Callable[[str], str]) -> str:
 
 
 def _deciding(kernel_environment: str) -> str:
-    """Leave out of a record's environment variables what `SHOWN_OTHERWISE` names; keep what is no object."""
+    """Leave out environment variables that `SHOWN_OTHERWISE` names; keep a text that is not an object."""
     try:
         values = json.loads(kernel_environment)
     except (ValueError, RecursionError):

@@ -47,7 +47,7 @@ GREEDY_ONLY = 1  # files of this schema version and before could hold nothing bu
 
 @dataclass(frozen=True)
 class Claim:
-    """What was tested of one claim.
+    """Hold what was tested of one claim.
 
     Attributes
     ----------
@@ -66,6 +66,8 @@ class Claim:
         That was tested: of several that a provider may mean, the one that fits best.
     meant : tuple of int
         All of these.
+    most_false : int or None
+        What `false_at_least` may be at most: the least that is shown of any config that is meant.
     """
 
     tests: list[Test]
@@ -76,11 +78,22 @@ class Claim:
     p_holm: Fraction | None = None
     config: int = -1
     meant: tuple[int, ...] = ()
+    most_false: int | None = None
 
     @property
     def false_at_least(self) -> int:
-        """Lower bound of the units that are false of this config, of the test that finds most."""
-        return max((test.false_at_least for test in self.tests), default=0)
+        """Lower bound of the units that are false of the claim, of the test that finds most.
+
+        A provider that names a format ran one of its configs. An answer is false of the claim where it is
+        false of each, so that the least bound counts.
+        """
+        found = max((test.false_at_least for test in self.tests), default=0)
+        return found if self.most_false is None else min(found, self.most_false)
+
+    def judged(self, units: int) -> int:
+        """Units of the test that bounds the false ones; `units` where none does."""
+        most = max(self.tests, key=lambda test: test.false_at_least, default=None)
+        return units if most is None or not most.false_at_least else most.judged
 
     def test(self, name: str) -> Test | None:
         """The listed test of that name."""
@@ -88,7 +101,7 @@ class Claim:
 
 
 def sampling_of(data: Replays, d: int) -> bool | None:
-    """Whether a producer states plain greedy decoding; None where its record does not say."""
+    """Return whether a producer states plain greedy decoding; None where its record does not say."""
     recorded = data.records_D[d] is not None
     if not recorded and not data.sampling_D[d] and 0 < data.schema_D[d] <= GREEDY_ONLY:
         return True  # a file of that version could hold nothing else
@@ -96,7 +109,7 @@ def sampling_of(data: Replays, d: int) -> bool | None:
 
 
 def repeats_exactly(rows: Compared, c: int) -> bool:
-    """Whether every rerun of a config here was bit-equal."""
+    """Return whether every rerun of a config here was bit-equal."""
     return rows.repeats_C[c].bit_equal
 
 
@@ -147,7 +160,9 @@ def weigh(
             replace(_claim(data, known, d, c, alpha, asked, starts[c]), config=c, meant=tuple(meant))
             for c in meant
         ]
-        found.append(max(each, key=lambda one: 2 if one.p is None else one.p, default=None))
+        best = max(each, key=lambda one: 2 if one.p is None else one.p, default=None)
+        least = min((one.false_at_least for one in each), default=0)
+        found.append(best and replace(best, most_false=least))
     listed = [claim for claim in found if claim is not None and claim.tests]
     adjusted = dict(zip(map(id, listed), holm([claim.p for claim in listed]), strict=True))
     return [claim and replace(claim, p_holm=adjusted.get(id(claim))) for claim in found]

@@ -15,7 +15,7 @@ Hashes = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Repeating:
-    """Whether a config's repeats are bit-equal.
+    """Say whether a config's repeats are bit-equal.
 
     Attributes
     ----------

@@ -33,7 +33,7 @@ UNBOUND_OF_PROMPTS = ("source", "pages", "sha256", "token_offset", "continuation
 
 @dataclass(frozen=True)
 class Answer:
-    """What one producer's part of a file says to the challenge.
+    """Hold what one producer's part of a file says to the challenge.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What a file says to the challenge.
+    """Hold what a file says to the challenge.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class Exchange:
 
     @property
     def fits(self) -> bool:
-        """Whether the file is what was asked for and bound; nothing of it is judged where it is not."""
+        """Return whether the file is what was asked for and bound; otherwise nothing of it is judged."""
         return not any(answer.unmet for answer in self.answers.values())
 
 
@@ -150,7 +150,7 @@ def _said(ledger: Ledger) -> str:
 
 
 def _prompts(tree: xr.DataTree, challenge: ChallengeFile) -> list[str]:
-    """What of a file's prompts and lengths is not the challenge's."""
+    """Return what of a file's prompts and lengths is not the challenge's."""
     stored = tree["references"].to_dataset()
     names = [str(name) for name in stored["reference"].values]
     ids_RN = stored["token_ids"].transpose("reference", "token").values
@@ -187,7 +187,7 @@ def _prompts(tree: xr.DataTree, challenge: ChallengeFile) -> list[str]:
 def _root(
     tree: xr.DataTree, labels: Sequence[str], challenge_sha256: str, ledger: Ledger, opened: bool
 ) -> list[str]:
-    """What of a file's root is not what the verifier received."""
+    """Return what of a file's root is not what the verifier received."""
     if not ledger.root:
         return ["the file opens rows, and no root was received before (python -m qdx.open_rows draw)"]
     if not opened:
@@ -241,7 +241,7 @@ class _Fitting:
         self._commitment[row.phase][at] = commitment
 
     def tree(self) -> xr.DataTree:
-        """What is bound of the file, as a file of commitments.
+        """Return what is bound of the file, as a file of commitments.
 
         Documents that prompts are cut from, and how the prover's runs repeat, are not bound and left out:
         the first could make one unit of several, the second is nothing that a verdict rests on.
@@ -295,7 +295,7 @@ class _Opened:
         return self._index.get((label, row.reference, row.phase, row.position))
 
     def stands_twice(self, label: str, row: Row) -> bool:
-        """Whether a row is there more than once."""
+        """Return whether a row is there more than once."""
         return (label, row.reference, row.phase, row.position) in self.twice
 
     def logits(self, index: int) -> NDArray[np.float32]:
@@ -380,7 +380,7 @@ def _exact(rows_PV: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
 
 
 def _emits(challenge: ChallengeFile, ids_RT: NDArray[Any], row: Row, logits_V: NDArray[np.float32]) -> bool:
-    """Whether the token that a row predicts is among its greatest logits; rows of the prompt predict none."""
+    """Return whether the token that a row predicts is among its greatest logits; not asked of the prompt."""
     names = [one.name for one in challenge.references]
     r = names.index(row.reference)
     t = row.position - len(challenge.references[r].token_ids)

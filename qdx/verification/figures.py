@@ -21,10 +21,10 @@ HOW = {
 }
 
 
-KINDS = {
-    "roc": ("roc", "false_positive_rate", "false alarms"),
-    "rows": ("tpr_at", "rows", "published rows"),
-    "tokens": ("margin_tpr_at", "tokens", "tokens"),
+KINDS = {  # the variable, its axis, what that is called, and the first words of the title
+    "roc": ("roc", "false_positive_rate", "false alarms", "ROC"),
+    "rows": ("tpr_at", "rows", "published rows", "Rows needed"),
+    "tokens": ("margin_tpr_at", "tokens", "tokens", "Tokens needed"),
 }
 
 
@@ -88,7 +88,7 @@ def separation(result: xr.Dataset, kind: str, producer: str) -> Chart | None:
     Chart or None
         None where there were too few references to hold some out.
     """
-    variable, axis, across = KINDS[kind]
+    variable, axis, across, what = KINDS[kind]
     if variable not in result:
         return None
     at = result[variable].sel(producer=producer)
@@ -96,7 +96,7 @@ def separation(result: xr.Dataset, kind: str, producer: str) -> Chart | None:
     if not claimed:
         return None
     how = HOW[kind].format(level=float(result.attrs.get("curve_level", np.nan)))
-    title = f"made by {producer}"
+    title = f"{what}, made by {producer}"
     more = len(claimed) - charts.MOST_LINES
     return charts.curves(
         f"{kind}_{''.join(c if c.isalnum() else '_' for c in producer)}",

@@ -1,4 +1,4 @@
-"""Which configs a provider means that names a weight format: all of it that were replayed, whatever kernel.
+"""Find the replayed configs that a provider's name of a weight format means, whatever their kernel.
 
 A provider says "awq", "int4" or "fp8", and not which kernel, card or checkpoint. So its claim is a composite
 one: it is refuted when every config that it may mean is refuted, and p is the greatest over them.
@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 # What marketplaces call it (OpenRouter's list of quantizations, and spellings of it) → formats of configs;
 # ``none`` with a data type means unquantized weights of that type. bitsandbytes has 8 bits or 4 of two kinds.
 NAMES: Mapping[str, Sequence[str]] = {
-    "int4": ("awq", "gptq", "w4a16", "bitsandbytes"),
-    "int8": ("w8a16", "bitsandbytes"),
+    "int4": ("awq", "gptq", "w4a16", "bitsandbytes", "q4_0", "q4_1", "q4_k_s", "q4_k_m", "iq4_nl", "iq4_xs"),
+    "int8": ("w8a16", "bitsandbytes", "q8_0"),
     "fp4": ("bitsandbytes",),
     "fp8": ("fp8",),
-    "fp16": ("none float16",),
-    "bf16": ("none bfloat16",),
-    "fp32": ("none float32",),
+    "fp16": ("none float16", "f16"),
+    "bf16": ("none bfloat16", "bf16"),
+    "fp32": ("none float32", "f32"),
 }
 SPELLINGS: Mapping[str, str] = {
     "float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float32": "fp32", "w4a16": "int4", "4bit": "int4",

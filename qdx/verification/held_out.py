@@ -39,7 +39,7 @@ BY_CP = "Clopper and Pearson's interval, 95 %"
 
 @dataclass(frozen=True)
 class Scores:
-    """What the held-out transcripts are judged by.
+    """Hold what the held-out transcripts are judged by.
 
     Attributes
     ----------
@@ -148,7 +148,7 @@ def against_the_best(misfit_CRT: Floats) -> Floats:
 
 
 def calibrated_pairs(data: Replays, known: Replays) -> Bools:
-    """Whether config c's known transcripts can be the null of producer d's: (producer, config).
+    """Return whether config c's known transcripts can be the null of producer d's: (producer, config).
 
     They were made on no other kind of machine than producer d states (its engine and batch are part of the
     claim) and replayed in no other environment class than that in which c replays now.
@@ -248,7 +248,7 @@ def _refuted(
 
 
 def _named(data: Replays, scores: Scores, alpha: float, parts: Split) -> xr.Dataset:
-    """Which config the sets of the held-out transcripts name, and whether they hold the true one."""
+    """Return which config the sets of the held-out transcripts name, and whether they hold the true one."""
     p_DCR, configs = scores.p_DCR, data.configs
     given = answers(configs, p_DCR, alpha)
     counts = confusion(configs, given)
@@ -310,7 +310,7 @@ def _named(data: Replays, scores: Scores, alpha: float, parts: Split) -> xr.Data
 
 
 def _thresholds(data: Replays, scores: Scores, levels: Sequence[float]) -> xr.Dataset:
-    """What share of honest transcripts a config's threshold rejects: by law, and on the held-out ones."""
+    """Return the share of honest transcripts that a config's threshold rejects: by law, and held out."""
     shape = len(data.configs), len(levels)
     spread, alarms, of = np.full((2, *shape), np.nan), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     used = np.isfinite(scores.own_CNT[..., -1]).sum(-1)

@@ -1,4 +1,4 @@
-"""Which of N, judged reference by reference with calibration from the others."""
+"""Judge *Which of N* reference by reference, with calibration from the others."""
 
 from __future__ import annotations
 

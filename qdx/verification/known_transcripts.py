@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 
 from qdx.backends.sampling import plain_greedy
+from qdx.capture.plan import LEAST_TEMPERATURE
 from qdx.document.format import plural
 from qdx.statistics import Floats, Ints
 from qdx.verification.calibration_size import split
 from qdx.verification.environment import record_differs
 from qdx.verification.environment_class import MACHINE, TITLES, Match, compare
+from qdx.verification.kernel_noise import FACTOR, margin_allowed
 from qdx.verification.likelihood import row_mean
 from qdx.verification.listed import Comparable, compared
 from qdx.verification.listed_tests import ListedTest, Pooled, Silent, explained
@@ -57,7 +60,7 @@ class Calibrated:
 
     @property
     def machine(self) -> str:
-        """What the transcripts were made on, in a few words."""
+        """Return what the transcripts were made on, in a few words."""
         facts = self.data.class_D[self.data.producers.index(self.label)]
         names = [name for name in (*MACHINE, "backend_version", "torch_version") if facts.get(name)]
         said = ", ".join(facts[n] if n == "gpu or cpu" else f"{TITLES[n]} {facts[n]}" for n in names)
@@ -186,11 +189,16 @@ def _usable(one: Calibrated) -> tuple[list[int], list[int]]:
 
 
 def _text_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | None:
-    return _token_scores(data, one, d, c, Replays.text_scores)
+    allowed = 0.0 if data.records_D[d] is None else margin_allowed(data.record_C[c].get("dtype", ""))
+    return _token_scores(data, one, d, c, partial(Replays.text_scores, allowed=allowed))
 
 
 def _seed_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | None:
-    return _token_scores(data, one, d, c, Replays.seed_scores)
+    record = data.records_D[d]
+    assert record is not None
+    temperature = np.nanmin(record.samplers_RP[:, 0])  # margins are of logits over the temperature
+    allowed = margin_allowed(data.record_C[c].get("dtype", "")) / max(float(temperature), LEAST_TEMPERATURE)
+    return _token_scores(data, one, d, c, partial(Replays.seed_scores, allowed=allowed))
 
 
 def _token_scores(
@@ -209,6 +217,7 @@ def _token_scores(
 
 
 def _profile_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | None:
+    recorded = data.records_D[d] is not None
     data, known = one.energies(data)
     fit, test = _usable(one)
     if not test:
@@ -223,7 +232,8 @@ def _profile_scores(data: Replays, one: Calibrated, d: int, c: int) -> Scores | 
         return None
     judged_VR = np.stack([row_mean(data.energy_DCRT[d, data.configs.index(v)]) for v in labels])
     judged_VR[:, ~data.there_DR[d]] = np.nan
-    return profile.score(judged_VR), profile.score(energy_VN), test
+    factor = FACTOR if recorded else 0.0
+    return profile.score(judged_VR, factor), profile.score(energy_VN), test
 
 
 def gap_p(data: Replays, one: Calibrated, d: int, c: int) -> Fraction | None:

@@ -1,4 +1,4 @@
-"""What a verifier keeps of an exchange: the seed of the draw, and when he received which root.
+"""Keep what a verifier needs of an exchange: the seed of the draw, and when he received which root.
 
 The file lies beside the challenge, ``challenge.verifier.json`` beside ``challenge.json``, and its owner alone
 may read it: a prover who knows the seed knows which rows will be looked at. Times are of the verifier's own

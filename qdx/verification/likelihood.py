@@ -1,4 +1,4 @@
-"""How likely each config makes a transcript's sketches: a score that a noisy config does not lose by noise.
+"""Score how likely each config makes a transcript's sketches; a noisy config does not lose by noise.
 
 With r_t = sketch_t − sketch_t^c (k components, the producer's row minus config c's replay of it) the
 sketches are taken as normal of variance s_c² a component: ℓ_c = −½ Σ_t (‖r_t‖²/s_c² + k ln s_c²).

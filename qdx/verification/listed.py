@@ -7,7 +7,9 @@ the emitted token, and one bucket for all others. The bucket counts by its proba
 no more than a listed value, while its logarithm means nothing where little is left.
 
 Where the list has a token that is not among those kept of the row here, the least of these is taken, if that
-is nearer: the energy is a lower bound then, for honest and false answers alike.
+is nearer: the energy is a lower bound then, for honest and false answers alike. Where values were printed
+after temperature and truncation (`qdx.verification.processed`), a row here may cut off a listed token. Then
+it counts by its probability, as the bucket does.
 
 A greedy record without such lists has the squared margins of its tokens in the same place, so that the
 profile, the likelihood and the pooled tests of `evidence` and `claims` take either, as they take sketches.
@@ -27,26 +29,27 @@ from numpy.typing import NDArray
 
 from qdx.backends.sampling import plain_greedy
 from qdx.statistics import Bools, Floats, Ints
+from qdx.verification.kernel_noise import margin_allowed
 from qdx.verification.likelihood import MANTISSA
+from qdx.verification.processed import MODES, mode_of, printed
 
 if TYPE_CHECKING:
     from qdx.verification.replays import Replays
 
 MOST_DIGITS = 6  # decimals beyond which a float32 log-probability is its own rounding
-RAW = "raw_logprobs"  # before temperature, penalties and truncation, as vLLM calls it
 LISTS, TOKENS = "listed log-probabilities", "margins of the greedy tokens"
 
 
 @dataclass(frozen=True)
 class Listed:
-    """What producers list of each emitted token, and what the rows here say of the same tokens.
+    """Hold what producers list of each emitted token, and what the rows here say of the same tokens.
 
     Attributes
     ----------
     stated_DRTK : array (producer, reference, token, rank)
         Listed log-probabilities in falling order, nat; NaN for none, and where the token is not known.
     here_DCRTK : array (producer, config, reference, token, rank)
-        Of the same tokens by the rows here.
+        Of the same tokens by the rows here; −inf where truncation cuts one off here.
     emitted_DRTK : array of bool (producer, reference, token, rank)
         Whether the listed token is the emitted one.
     own_DRT, here_own_DCRT : array
@@ -80,6 +83,7 @@ class Listed:
         emitted_DRO: Ints,
         *,
         recorded: bool,
+        temperature_DR: Floats | None = None,
     ) -> Listed | None:
         """Read both sides.
 
@@ -91,6 +95,8 @@ class Listed:
             Emitted ids; −1 after the end.
         recorded : bool
             Whether the producers' file holds records of another program.
+        temperature_DR : array (producer, reference), optional
+            See `qdx.verification.processed.temperature_of`. None: all list raw values.
 
         Returns
         -------
@@ -98,7 +104,9 @@ class Listed:
             None where the verifier's file lacks what the comparison needs.
         """
         length_R = _lengths(producers_tree, references)
-        here = _Here.of(verifier_tree, producers, configs, references, length_R, emitted_DRO)
+        raw = temperature_DR is None or not np.isfinite(temperature_DR).any()
+        cold_DR = None if raw else temperature_DR
+        here = _Here.of(verifier_tree, producers, configs, references, length_R, emitted_DRO, cold_DR)
         if here is None:
             return None
         read = _of_records if recorded else _of_rows
@@ -162,7 +170,9 @@ class Listed:
             total_RT = np.zeros(count_RT.shape)
             masses = [np.zeros(count_RT.shape), np.zeros(count_RT.shape)]
             for a, b, use in pairs:
-                total_RT += (np.where(use, a - b, 0.0) ** 2).sum(-1)
+                both = use & ~np.isneginf(b)
+                total_RT += (np.where(both, a - np.where(both, b, 0.0), 0.0) ** 2).sum(-1)
+                total_RT += (np.where(use & ~both, np.exp(a), 0.0) ** 2).sum(-1)
                 masses = [
                     m + np.where(use, np.exp(v), 0.0).sum(-1) for m, v in zip(masses, (a, b), strict=True)
                 ]
@@ -231,8 +241,9 @@ def compared(data: Replays, known: Replays, d: int) -> Comparable | str:
     if isinstance(listing, str):
         if not plain_greedy(data.sampling_D[d]):
             return listing
-        judged = _with_energies(data, {d: margins(data, d)})
-        beside = _with_energies(known, {p: margins(known, p) for p in made})
+        allowed = max(margin_allowed(one.get("dtype", "")) for one in data.record_C)
+        judged = _with_energies(data, {d: margins(data, d, allowed)})
+        beside = _with_energies(known, {p: margins(known, p, allowed) for p in made})
         what = TOKENS
     else:
         rank, digits = listing
@@ -248,7 +259,7 @@ def compared(data: Replays, known: Replays, d: int) -> Comparable | str:
 
 
 def same_sampling(data: Replays, d: int, known: Replays, p: int) -> bool:
-    """Whether known transcripts were chosen as the judged ones are: rows of drawn text are flatter."""
+    """Return whether known transcripts were chosen as the judged ones are: rows of drawn text are flatter."""
     greedy = plain_greedy(data.sampling_D[d])
     if greedy or plain_greedy(known.sampling_D[p]):
         return bool(greedy and plain_greedy(known.sampling_D[p]))
@@ -260,7 +271,7 @@ def same_sampling(data: Replays, d: int, known: Replays, p: int) -> bool:
 
 
 def _listing(data: Replays, known: Replays, d: int, made: Sequence[int]) -> tuple[int, int] | str:
-    """How many listed values, of how many decimals, both sides have."""
+    """Return how many listed values, of how many decimals, both sides have."""
     record = data.records_D[d]
     assert record is not None
     if data.listed is None or known.listed is None:
@@ -270,24 +281,17 @@ def _listing(data: Replays, known: Replays, d: int, made: Sequence[int]) -> tupl
         return "the record lists no log-probabilities"
     if min(digits) < 0:
         return "the known transcripts list no log-probabilities"
-    if (mode := record.logprobs_mode) not in ("", RAW):
-        return f"the record lists {mode}, which temperature and truncation have changed: ask for {RAW}"
     greedy = bool(plain_greedy(data.sampling_D[d]))
-    if not mode and not greedy and not _unchanged(record.samplers_RP):
-        return (
-            "the record does not state logprobs_mode, and its temperature or truncation may have changed "
-            f"what it lists: ask for {RAW}"
-        )
+    if (mode := mode_of(record, greedy)) not in MODES:
+        return mode
+    for own in (known.records_D[p] for p in made):
+        # What qdx recorded is raw, and greedy where it is compared at all.
+        if own is not None and (other := mode_of(own, greedy)) != mode:
+            stated = other if other in MODES else f"values of a mode that is not known ({other})"
+            return f"the known transcripts list {stated}, and the record {mode}"
     ranks = [data.listed.rank_D[d], *(known.listed.rank_D[p] for p in made)]
     # Servers put a drawn token that is not among the greatest in the place of the last one.
     return max(0, min(ranks) - (0 if greedy else 1)), min(digits)
-
-
-def _unchanged(samplers_RP: Floats) -> bool:
-    """Whether temperature 1 without truncation draws from the raw distribution, so that modes are one."""
-    known = samplers_RP[np.isfinite(samplers_RP).all(-1)]
-    temperature, top_k, top_p, min_p = known.T
-    return len(known) > 0 and bool(((temperature == 1) & (top_k <= 0) & (top_p == 1) & (min_p == 0)).all())
 
 
 def _common_length(judged: Ints, known: Ints) -> int:
@@ -312,9 +316,9 @@ def _lists(data: Replays, d: int, rank: int, digits: int) -> Energies:
     return energy_CRT, np.maximum(data.listed.floor_DCRT[d].min(0), rounding)
 
 
-def margins(data: Replays, d: int) -> Energies:
-    """Squared margins of a producer's tokens, the first tokens first."""
-    margin_CRT = first_ones(data.margin_DCRT[d])
+def margins(data: Replays, d: int, allowed: float = 0.0) -> Energies:
+    """Squared margins of a producer's tokens beyond what is allowed, the first tokens first."""
+    margin_CRT = np.maximum(first_ones(data.margin_DCRT[d]) - allowed, 0.0)
     least = float(np.finfo(np.float32).tiny)
     floor_RT = np.full((margin_CRT.shape[1], margin_CRT.shape[2]), least, np.float64)
     if data.listed is not None:
@@ -399,7 +403,7 @@ def _of_rows(
     length_R: Ints,
     emitted_DRO: Ints,
 ) -> _Theirs:
-    """What the API of a producer that qdx recorded would have listed."""
+    """Return what the API of a producer that qdx recorded would have listed."""
     shape = emitted_DRO.shape
     at = {"config": list(producers), "reference": list(references)}
     parts = [
@@ -455,6 +459,7 @@ class _Here:
         references: Sequence[str],
         length_R: Ints,
         emitted_DRO: Ints,
+        cold_DR: Floats | None,
     ) -> _Here | None:
         if "prefill" not in tree.children:
             return None
@@ -471,6 +476,8 @@ class _Here:
         ):
             return None
         if "first_logit" not in prefill:
+            return None
+        if cold_DR is not None and ("drawn_kept" not in replay or "first_drawn_kept" not in prefill):
             return None
         at = {"config": list(configs), "reference": list(references)}
         shape = (len(producers), len(configs), *emitted_DRO.shape[1:])
@@ -494,21 +501,33 @@ class _Here:
         ids[..., 0, :wide] = np.where(here_DR[:, None, :, None], first_id[None, ..., :wide], -1)
         values[..., 0, :wide] = (greatest - total[..., None])[None, ..., :wide]
         own[..., 0] = np.where(here_DR[:, None], chosen - total[None], np.nan)
+        if cold_DR is not None:
+            stored = prefill.sel(at).sel(producer=list(producers))
+            drawn = [
+                stored[f"first_{name}"].transpose("producer", "config", "reference").values for name in _DRAWN
+            ]
+            of_all = np.broadcast_to(greatest[None, ..., :wide], (*chosen.shape, wide))
+            _cool(values[..., 0, :wide], own[..., 0], of_all, chosen, drawn, cold_DR)
         top[..., 0] = np.abs(greatest[..., 0])[None]
         rows = replay.sel(at).sel(producer=list(producers))
         order = ("producer", "config", "reference", "position")
-        columns = [rows[name].transpose(*order, ...).values for name in (*needed, "target_logit", "captured")]
+        names = (*needed, "target_logit", "captured", *(_DRAWN if cold_DR is not None else ()))
+        columns = [rows[name].transpose(*order, ...).values for name in names]
         position, r = rows["position"].values, np.arange(len(length_R))
         for token in range(1, shape[-1]):
             slot_R = np.searchsorted(position, length_R + token)
             found_R = slot_R < len(position)
             slot_R = np.where(found_R, slot_R, 0)
             found_R &= position[slot_R] == length_R + token
-            top_id, top_logit, sums, target, captured = (column[:, :, r, slot_R] for column in columns)
+            top_id, top_logit, sums, target, captured, *drawn = (
+                column[:, :, r, slot_R] for column in columns
+            )
             use = captured.astype(bool) & found_R & (emitted_DRO[:, None, :, token] >= 0)
             ids[..., token, :] = np.where(use[..., None], top_id, -1)
             values[..., token, :] = np.where(use[..., None], top_logit - sums[..., None], np.nan)
             own[..., token] = np.where(use, target - sums, np.nan)
+            if cold_DR is not None:
+                _cool(values[..., token, :], own[..., token], top_logit, target, drawn, cold_DR)
             top[..., token] = np.where(use, np.abs(top_logit[..., 0]), np.nan)
         mantissa = [MANTISSA.get(str(v), 23) for v in np.broadcast_to(rows["dtype"].values, (len(configs),))]
         with np.errstate(divide="ignore"):
@@ -527,10 +546,37 @@ class _Here:
         found = np.full(ids_DRTK.shape, np.nan)
         for k in range(ids_DRTK.shape[-1]):
             same = (here_id == ids_DRTK[..., k, None]) & (here_id >= 0)
-            value = np.where(same, here, 0.0).sum(-1)
+            value = np.where(same, here, -np.inf).max(-1)
             found[..., k] = np.where(same.any(-1), value, np.minimum(stated_DRTK[..., k], least))
-        found[(ids_DRTK < 0) | ~np.isfinite(least)[..., None]] = np.nan
+        found[(ids_DRTK < 0) | np.isnan(least)[..., None]] = np.nan
         return found
+
+
+_DRAWN = ("drawn_logprob", "drawn_kept", "drawn_place")
+
+
+def _cool(
+    values_DCRK: Floats,
+    own_DCR: Floats,
+    greatest_DCRK: Floats,
+    target_DCR: Floats,
+    drawn: Sequence[NDArray[Any]],
+    cold_DR: Floats,
+) -> None:
+    """Put what rows would have printed after temperature and truncation in the place of raw values."""
+    logprob_DCR, kept_DCR, place_DCR = drawn
+    after = np.broadcast_to(np.isfinite(cold_DR)[:, None], own_DCR.shape) & np.isfinite(own_DCR)
+    with np.errstate(invalid="ignore"):
+        head, own = printed(
+            greatest_DCRK.astype(np.float64),
+            target_DCR.astype(np.float64),
+            logprob_DCR,
+            kept_DCR,
+            place_DCR == 2,
+            np.broadcast_to(cold_DR[:, None], own_DCR.shape),
+        )
+    values_DCRK[...] = np.where(after[..., None], head, values_DCRK)
+    own_DCR[...] = np.where(after, own, own_DCR)
 
 
 def _lengths(tree: xr.DataTree, references: Sequence[str]) -> Ints:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Protocol
@@ -11,7 +12,7 @@ import numpy as np
 
 from qdx.capture.densities import ALTERNATIVES
 from qdx.document.format import plural
-from qdx.statistics import Floats
+from qdx.statistics import Floats, Joined
 from qdx.verification.p_values import (
     false_share,
     fisher_equality_p,
@@ -20,7 +21,6 @@ from qdx.verification.p_values import (
     pooled_p,
 )
 from qdx.verification.parameters import Fit, Hypotheses, fit
-from qdx.verification.recorded import own_units
 from qdx.verification.replays import Replays
 from qdx.verification.sampled import (
     GROWTH,
@@ -151,9 +151,12 @@ class Against:
     def test(self, share: Fraction | None) -> Test:
         data, claim = self.data, Alternatives.of(weights_of(self.data), self.c)
         assert data.drawn is not None
-        groups, shown = judged_groups(data, self.d), shown_of(data, self.d)
-        found = evidence_against(data.drawn, groups, self.d, claim, float(share or 0.05), shown)
-        assert found is not None
+        shown, alpha, ways = shown_of(data, self.d), float(share or 0.05), groupings(data, self.d)
+        each = [evidence_against(data.drawn, way, self.d, claim, alpha, shown) for way in ways]
+        groups, found = max(
+            ((way, one) for way, one in zip(ways, each, strict=True) if one is not None),
+            key=lambda pair: pair[1].p,
+        )
         others = ", ".join(data.configs[v] for v in claim.others)
         kernels = " and ".join(data.configs[v] for v in claim.family)
         noise = f"{GROWTH:.3f} nat a token at temperature 1 are allowed for the noise of kernels"
@@ -163,8 +166,8 @@ class Against:
             f"{others}, E = {readable_e(found.log_e)} at its greatest, after {plural(found.tokens, 'token')} "
             f"({noise})"
         )
-        false = 0 if share is None else found.false_at_least
-        return Test("drawn tokens", rational(found.p), SMALLEST, null, _units(data, self.d), false)
+        false = 0 if share is None else min(one.false_at_least for one in each if one is not None)
+        return Test("drawn tokens", rational(found.p), SMALLEST, null, _count(groups), false)
 
 
 @dataclass(frozen=True)
@@ -179,13 +182,19 @@ class Uniform:
         data = self.data
         assert data.drawn is not None
         salt = f"{data.producers[self.d]} {data.configs[self.c]}"
-        groups, shown = judged_groups(data, self.d), shown_of(data, self.d)
-        p, tokens = uniform_p(data.drawn, groups, self.d, self.c, salt, shown)
+        shown = shown_of(data, self.d)
+        p, tokens, groups = max(
+            (
+                (*uniform_p(data.drawn, way, self.d, self.c, salt, shown), way)
+                for way in groupings(data, self.d)
+            ),
+            key=lambda found: found[0],
+        )
         null = (
             f"the uniform law, {plural(tokens, 'token')} ({UNIFORM:.3f} at temperature 1 are allowed for the "
             "noise of kernels)"
         )
-        return Test("uniformity", p, SMALLEST, null, _units(data, self.d))
+        return Test("uniformity", p, SMALLEST, null, _count(groups))
 
 
 @dataclass(frozen=True)
@@ -205,7 +214,8 @@ class Parameters:
         )
         if weighed.crossed >= 0:
             null += f" (most weight: {found.best})"
-        return Test("parameters", rational(weighed.p), SMALLEST, null, _units(self.data, self.d))
+        judged = _count(judged_groups(self.data, self.d))
+        return Test("parameters", rational(weighed.p), SMALLEST, null, judged)
 
 
 def parameters_of(data: Replays, d: int, c: int, alpha: float, *, interval: bool = False) -> Fit:
@@ -229,15 +239,23 @@ def parameters_of(data: Replays, d: int, c: int, alpha: float, *, interval: bool
         [of_configs(data.drawn, d, v) for v in Alternatives.of(weights_of(data), c).family],
         GROWTH * shown.noise_R,
     )
-    return fit(
-        claim,
-        Hypotheses(data.other_DCRTA[d, c], data.most_DCRTK[d, c]),
-        judged_groups(data, d),
-        alpha,
-        shown,
-        truncates=bool(((stated[:, 1] > 0) | (stated[:, 2] < 1) | (stated[:, 3] > 0)).any()),
-        interval=interval and len(set(stated[:, 0].tolist())) == 1,
-    )
+    each = [
+        fit(
+            claim,
+            Hypotheses(data.other_DCRTA[d, c], data.most_DCRTK[d, c]),
+            way,
+            alpha,
+            shown,
+            truncates=bool(((stated[:, 1] > 0) | (stated[:, 2] < 1) | (stated[:, 3] > 0)).any()),
+            interval=interval and len(set(stated[:, 0].tolist())) == 1,
+        )
+        for way in groupings(data, d)
+    ]
+    found = max(each, key=lambda one: one.weighed.p)
+    ends = [np.array([getattr(one, end) for one in each]) for end in ("low", "high")]
+    if np.isnan(ends[0]).all():
+        return found
+    return replace(found, low=float(np.nanmin(ends[0])), high=float(np.nanmax(ends[1])))
 
 
 def explained(data: Replays, d: int) -> tuple[int, float, int]:
@@ -280,8 +298,8 @@ class Silent:
         return replace(self.made.test(share), p=None, null=null, false_at_least=0)
 
 
-def _units(data: Replays, d: int) -> int:
-    return own_units(data.units_DR[d], data.there_DR[d])
+def _count(groups: Sequence[int]) -> int:
+    return len(set(groups) - {-1})
 
 
 def judged_groups(data: Replays, d: int) -> list[int]:
@@ -290,8 +308,31 @@ def judged_groups(data: Replays, d: int) -> list[int]:
     return [group if there else -1 for group, there in pairs]
 
 
+def groupings(data: Replays, d: int) -> list[list[int]]:
+    """Ways to say which drawn answers of a producer of records are one; every one has to refute.
+
+    Answers with seeds of their own are independent, unless something before the engine keeps answers whatever
+    the seed. Such a cache gives equal answers to one prompt. Where there are any, all answers to a prompt are
+    one unit in a second way. An average over them holds its level whatever the cache did, and the first way
+    does where there is none, so that the greater p holds it in either case. (Counting equal answers once
+    would count the improbable ones too often.)
+    """
+    groups, record = judged_groups(data, d), data.records_D[d]
+    assert record is not None
+    seen: dict[str, int] = {}
+    pairs = zip(record.answers_R, groups, strict=True)
+    if all(group < 0 or seen.setdefault(answer, group) == group for answer, group in pairs):
+        return [groups]
+    joined = Joined(len(groups))
+    first: dict[tuple[str, object], int] = {}
+    for r, (key, group) in enumerate(zip(data.reference_keys, groups, strict=True)):
+        for one in (("prompt", key), ("group", group)) if group >= 0 else ():
+            joined.join(first.setdefault(one, r), r)
+    return [groups, [int(n) if g >= 0 else -1 for n, g in zip(joined.numbers, groups, strict=True)]]
+
+
 def shown_of(data: Replays, d: int) -> Shown:
-    """What is known of a producer's answers beside their tokens."""
+    """Return what is known of a producer's answers beside their tokens."""
     record = data.records_D[d]
     assert record is not None
     return Shown(record.samplers_RP[:, 0], record.open_R, record.lost_answers)

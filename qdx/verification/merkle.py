@@ -95,7 +95,7 @@ def path_length(index: int, size: int) -> int:
 
 
 def fits(leaf: bytes, index: int, size: int, path: Sequence[bytes], root: bytes) -> bool:
-    """Whether a leaf stands at an index of the tree that has this size and root.
+    """Return whether a leaf stands at an index of the tree that has this size and root.
 
     Parameters
     ----------

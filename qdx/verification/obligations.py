@@ -1,4 +1,4 @@
-"""What a verifier demands of a record, ``verify.require``, and what of it a producer does not meet.
+"""Check what a verifier demands of a record (``verify.require``), and say what a producer does not meet.
 
 A prover can escape every refutation by stating another processor, thread count or setting, or by sending one
 reference. So the verifier states what has to be there. What is not met ends in "obligation not met", unless
@@ -73,7 +73,7 @@ def _values(value: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class Stated:
-    """What one producer gave, as far as a demand can be about it.
+    """Hold what one producer gave, as far as a demand can be about it.
 
     Attributes
     ----------
@@ -97,7 +97,7 @@ class Stated:
 
 @dataclass(frozen=True)
 class Obligations:
-    """What the verifier demanded of one producer.
+    """Hold what the verifier demanded of one producer.
 
     Attributes
     ----------

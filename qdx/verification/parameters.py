@@ -32,7 +32,7 @@ _STEPS = 64  # places in each gap between two temperatures at which a bound of l
 
 @dataclass(frozen=True)
 class Hypotheses:
-    """What one config's rows say of one producer's drawn tokens under other parameters.
+    """Hold what one config's rows say of one producer's drawn tokens under other parameters.
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ class _Most:
 
 @dataclass(frozen=True)
 class Fit:
-    """Which sampling parameters a producer's tokens fit.
+    """Hold the sampling parameters that a producer's tokens fit.
 
     Attributes
     ----------
@@ -161,7 +161,7 @@ def confidence_set(log_e_SK: Floats, alpha: float, *, every: bool) -> tuple[floa
     Returns
     -------
     low, high : float
-        NaN, NaN where all are refuted. An end of the list that is not refuted is no bound: 0 or infinity.
+        NaN, NaN where all are refuted. An end of the list that is not refuted is not a bound: 0 or infinity.
 
     Examples
     --------

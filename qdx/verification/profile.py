@@ -72,13 +72,17 @@ class Profile:
     spread_E: Floats
     floor: float
 
-    def score(self, energy_VM: Floats) -> Floats:
+    def score(self, energy_VM: Floats, factor: float = 0.0) -> Floats:
         """Score transcripts, judged ones and the calibration's testing part alike.
 
         Parameters
         ----------
         energy_VM : array (config, transcript)
             Mean energy of each transcript against each config's replay.
+        factor : float
+            By how many times an honest transcript's energy against the claim may be what is usual; 0: by
+            none. x_c and x_c − x_v are lowered by its logarithm. x_v may move by what the triangle inequality
+            allows: twice log(1 + the greatest such distance from c over the distance of c from v).
 
         Returns
         -------
@@ -88,7 +92,14 @@ class Profile:
         energy = np.asarray(energy_VM, np.float64)[self.used_V]
         claim = int(self.used_V[: self.claim].sum())
         entry_EM = _entries(energy, claim, self.floor)
-        deviation_EM = (entry_EM - self.centre_E[:, None]) / self.spread_E[:, None]
+        apart_EM = entry_EM - self.centre_E[:, None]
+        if factor:
+            count = len(energy)
+            apart_EM[:count] -= np.log(factor)
+            moved_V = 2 * np.log1p(np.sqrt(factor * np.exp(self.centre_E[1:count])))[:, None]
+            beyond = np.maximum(np.abs(apart_EM[count:]) - moved_V, 0)
+            apart_EM[count:] = np.sign(apart_EM[count:]) * beyond
+        deviation_EM = apart_EM / self.spread_E[:, None]
         score = _greatest(deviation_EM, len(energy) - 1, energy[claim] <= self.floor)
         return np.asarray(np.where(np.isfinite(energy).all(0), score, np.nan))
 

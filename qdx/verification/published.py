@@ -1,12 +1,16 @@
 """A verdict that can be shown to anybody: hashes, numbers and names of formats, and nothing that was said.
 
 No prompt, answer or token id is in it, no sentence that quotes a record, and no name of a machine, a user, a
-file or a folder. Whoever has the records can check by their SHA-256 that it is about them, and by the seed of
-the draw which of them were judged.
+file or a folder. Prompts may be short enough to be guessed, and a hash of what can be guessed tells who was
+right. So digests of prompts, answers and records are keyed (HMAC-SHA256). Whoever gets the key and the
+records can check that the verdict is about them, and by the seed of the draw which of them were judged. Sums
+over tokens are rounded for the same reason.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import re
 from collections.abc import Mapping
@@ -19,7 +23,7 @@ from qdx.analysis.view import stated
 from qdx.errors import QdxError
 from qdx.verification.verdicts import exit_status
 
-SCHEMA = 1
+SCHEMA = 2
 # Of /provenance of a config here; every other fact is left out until it is named.
 FACTS = (
     "format", "requested_kernel", "observed_kernel", "dtype", "engine", "engine_version", "backend",
@@ -33,6 +37,8 @@ COUNTS = (
     "rows_equal", "rows_expected", "prefill_compared", "prefill_equal", "prefill_expected",
 )  # fmt: skip
 SUMS = ("log_likelihood", "drawn_log_likelihood")
+SUM_DIGITS = 3  # of which a guess is hardly confirmed
+KEYED = ("transcripts_sha256", "references_sha256", "record_sha256")  # of what was said
 NUMBERS = ("p_test", "p_test_holm", "false_at_least", "units", "drawn_rows", "drawn_prefill", "drawn_decode")
 WORDS = ("verdict", "concerns", "plain_greedy")
 _PLACE = re.compile(
@@ -40,7 +46,7 @@ _PLACE = re.compile(
 )  # of a label or a model's name: it says where something lies
 
 
-def published(verifier: xr.DataTree, producers: xr.DataTree) -> dict[str, Any]:
+def published(verifier: xr.DataTree, producers: xr.DataTree, key: bytes) -> dict[str, Any]:
     """Collect what a verdict says without what was said.
 
     Parameters
@@ -49,6 +55,8 @@ def published(verifier: xr.DataTree, producers: xr.DataTree) -> dict[str, Any]:
         A verifier's ``sweep.nc``, with ``/analysis/verify``.
     producers : xarray.DataTree
         The ``producers.nc`` beside it.
+    key : bytes
+        Of the digests of `KEYED`, which a `keyed` digest is made with; it is not in the result.
 
     Returns
     -------
@@ -76,7 +84,9 @@ def published(verifier: xr.DataTree, producers: xr.DataTree) -> dict[str, Any]:
         for name, model in zip(labels, models, strict=True)
     ]
     names = dict(zip(labels, _names(shown, "provider").values(), strict=True))
-    claims = [_claim(result.sel(producer=label), names[label], configs, theirs, label) for label in labels]
+    claims = [
+        _claim(result.sel(producer=label), names[label], configs, theirs, label, key) for label in labels
+    ]
     return {
         "kind": "verdict",
         "schema_version": SCHEMA,
@@ -87,19 +97,40 @@ def published(verifier: xr.DataTree, producers: xr.DataTree) -> dict[str, Any]:
         "configs": {
             configs[str(v)]: _facts(rows, here, str(v)) for v in here["config"].values if str(v) in configs
         },
-        **{name: sorted(set(map(str, here[name].values))) for name in OF_ALL if name in here},
+        **{
+            name: sorted({_shown(name, str(value), key) for value in here[name].values})
+            for name in OF_ALL
+            if name in here
+        },
     }
 
 
+def keyed(digest: str, key: bytes) -> str:
+    """Return what a verdict shows of a digest: HMAC-SHA256 of its text.
+
+    Parameters
+    ----------
+    digest : str
+        SHA-256 in hexadecimal digits, such as that of the file of records.
+    key : bytes
+        See `published`.
+    """
+    return hmac.new(key, digest.encode("ascii"), hashlib.sha256).hexdigest()
+
+
+def _shown(name: str, value: str, key: bytes) -> str:
+    return keyed(value, key) if value and name in KEYED else value
+
+
 def _claim(
-    one: xr.Dataset, name: str, configs: Mapping[str, str], theirs: xr.Dataset, label: str
+    one: xr.Dataset, name: str, configs: Mapping[str, str], theirs: xr.Dataset, label: str, key: bytes
 ) -> dict[str, Any]:
     claim = str(one["claim"].values)
     by_config = {}
     for config, shown in configs.items():
         own = one.sel(config=config)
         counts: dict[str, Any] = {n: int(own[n].sum()) for n in COUNTS if n in own}
-        counts |= {n: _number(own[n].sum(skipna=True, min_count=1)) for n in SUMS if n in own}
+        counts |= {n: _rounded(own[n].sum(skipna=True, min_count=1)) for n in SUMS if n in own}
         by_config[shown] = {**counts, "p": _number(own["p_config"])}
     return {
         "producer": name,
@@ -109,12 +140,16 @@ def _claim(
         "transcripts": int((one["tokens"].max("config") > 0).sum()),
         "tests": {str(test): _number(one["test_p"].sel(test=test)) for test in one["test"].values},
         "by_config": by_config,
-        **{fact: str(theirs[fact].sel(config=label).values) for fact in OF_RECORDS if fact in theirs},
+        **{
+            fact: _shown(fact, str(theirs[fact].sel(config=label).values), key)
+            for fact in OF_RECORDS
+            if fact in theirs
+        },
     }
 
 
 def _names(labels: list[str], noun: str) -> dict[str, str]:
-    """What each label is called: itself, or a number where it says where something lies."""
+    """Return what each label is called: itself, or a number where it says where something lies."""
     return {
         label: f"{noun} {number}" if _PLACE.search(label) else label for number, label in enumerate(labels, 1)
     }
@@ -148,3 +183,8 @@ def _number(value: xr.DataArray) -> float | int | None:
     if isinstance(number, float):
         return number if np.isfinite(number) else None
     return int(number)
+
+
+def _rounded(value: xr.DataArray) -> float | int | None:
+    number = _number(value)
+    return None if number is None else float(f"{number:.{SUM_DIGITS}g}")

@@ -1,8 +1,9 @@
-"""What a file of other programs' records says of its transcripts, beside their tokens."""
+"""Read what a file of other programs' records says of its transcripts, beside their tokens."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ MOST_NOTES, LONGEST_NOTE = 60, 400  # lines of such a file, and characters of ea
 
 @dataclass(frozen=True)
 class Recorded:
-    """What records of another program say of a producer, and what had to be taken for granted.
+    """Hold what records of another program say of a producer, and what had to be taken for granted.
 
     Attributes
     ----------
@@ -56,6 +57,11 @@ class Recorded:
         Of the listed log-probabilities, such as ``raw_logprobs``; "" where no record says.
     noise : str
         How its engine makes noise of a seed, as the verifier says; see `qdx.capture.noise_names`.
+    prompt_more : str
+        Tokens that the provider counts in its prompts beside those that are replayed, least to most; "" where
+        no record says.
+    seconds_R : array (reference,)
+        That each answer took, as ``backend=openai`` measured it; NaN where the file does not say.
     """
 
     assumed: str = ""
@@ -77,6 +83,8 @@ class Recorded:
     fingerprint: str = ""
     logprobs_mode: str = ""
     noise: str = ""
+    prompt_more: str = ""
+    seconds_R: Floats = field(default_factory=lambda: np.zeros(0))
 
     @property
     def lost_answers(self) -> int:
@@ -85,7 +93,7 @@ class Recorded:
 
     @property
     def order_matters(self) -> bool:
-        """Whether engines cut off other tokens by these parameters, and the records name no known one.
+        """Return whether engines cut off other tokens by these parameters, and the records name no known one.
 
         vLLM divides by the temperature first, and takes min-p, top-k and then top-p of what is left. Others
         divide last (llama.cpp), or take top-p of all tokens.
@@ -98,7 +106,7 @@ class Recorded:
 
     @property
     def lost(self) -> str:
-        """What of the provider's answers was not judged, in words; "" where nothing was lost.
+        """Return what of the provider's answers was not judged, in words; "" where nothing was lost.
 
         Whoever writes the answers can make those unreadable that would speak against them.
         """
@@ -167,11 +175,39 @@ def record_of(tree: xr.DataTree, stored: xr.Dataset, label: str, references: lis
         open_R=here & (_flags(about, "end_open") if "end_open" in about else True),
         samplers_RP=samplers_of(about["decoding"].values if "decoding" in about else [""] * len(here)),
         fingerprint=stated_text(stored, "fingerprint", label),
-        logprobs_mode=", ".join(sorted(set(about["logprobs_mode"].values[here].astype(str)) - {""}))
-        if "logprobs_mode" in about
-        else "",
+        logprobs_mode=_mode(about, here),
         noise=stated_text(stored, "noise", label),
+        prompt_more=_prompt_more((said - length)[here & (said >= 0)]),
+        seconds_R=np.array([_seconds(text) for text in about["other"].values])
+        if "other" in about
+        else np.full(len(here), np.nan),
     )
+
+
+def _prompt_more(more: Ints) -> str:
+    if not len(more):
+        return ""
+    least, most = int(more.min()), int(more.max())
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def _seconds(other: object) -> float:
+    """Seconds of an answer, among what its record states beside what is read: a stranger's text, maybe."""
+    try:
+        value = json.loads(str(other))["qdx"]["seconds"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return float("nan")
+    known = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
+    return float(value) if known else float("nan")
+
+
+def _mode(about: xr.Dataset, here_R: Bools) -> str:
+    """The modes of all answers that list any log-probability; "" where one of them does not say."""
+    if "logprobs_mode" not in about:
+        return ""
+    listing = here_R & (about["listed_count"].values > 0) if "listed_count" in about else here_R
+    modes = set(about["logprobs_mode"].values[listing].astype(str))
+    return "" if "" in modes else ", ".join(sorted(modes))
 
 
 def _flags(about: xr.Dataset, name: str) -> Bools:

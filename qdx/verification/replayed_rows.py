@@ -39,7 +39,7 @@ def transcripts(tree: xr.DataTree, producers: list[str], references: list[str]) 
 
 
 def equal_rows(found: tuple[xr.DataArray, xr.DataArray] | None, both_DCRT: Bools) -> Bools:
-    """Whether rows that both sides have are bit-equal, by `compare.marks`; nowhere without them.
+    """Return whether rows that both sides have are bit-equal, by `compare.marks`; nowhere without them.
 
     Only the first repeats are compared: the transcript is that of the producer's first one.
     """
@@ -146,7 +146,7 @@ def choices(replay: xr.Dataset, captured_DCQRT: Bools, output_DRT: Ints) -> Ints
 
 @dataclass(frozen=True)
 class First:
-    """What the verifier's prefill says of the producers' first tokens; NaN and −1 where it says nothing."""
+    """Hold what the verifier's prefill says of the producers' first tokens; NaN and −1 where nothing."""
 
     margin_DCR: Floats
     tied_DCR: Bools
@@ -197,7 +197,7 @@ class First:
 def _same_first(
     tree: xr.DataTree, here: xr.Dataset, producers: list[str], length: xr.DataArray
 ) -> Bools | bool:
-    """Whether prefill's last row, which predicts the first token, is bit-equal.
+    """Return whether prefill's last row, which predicts the first token, is bit-equal.
 
     Returns
     -------
@@ -219,7 +219,7 @@ def _same_first(
 
 
 def _repeats_of(tree: xr.DataTree, own: xr.Dataset) -> list[Repeating]:
-    """How the producers repeat; records of other programs say nothing of it."""
+    """Return how the producers repeat; records of other programs say nothing of it."""
     if "row_hash" not in own and "commitment" not in own:
         return [Repeating(0, 0)] * own.sizes["config"]
     return own_repeats(tree, "decode", [str(label) for label in own["config"].values])

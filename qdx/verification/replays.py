@@ -21,6 +21,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from qdx.analysis.view import stated
+from qdx.backends.sampling import plain_greedy
 from qdx.capture.densities import Drawn
 from qdx.dataset.lacking import versions
 from qdx.dataset.layout import RECORDS
@@ -31,6 +32,7 @@ from qdx.verification.environment import facts_of
 from qdx.verification.environment_class import class_of
 from qdx.verification.likelihood import Calibration, row_mean
 from qdx.verification.listed import Listed, first_ones
+from qdx.verification.processed import temperature_of
 from qdx.verification.recorded import (
     Recorded,
     notes_of,
@@ -54,7 +56,7 @@ from qdx.verification.replayed_rows import (
 from qdx.verification.units import spans_of, units_of
 
 SHARED = {"tokenizer_sha256": "tokenizer", "vocab": "vocabulary size", "sketch_seed": "seed of the sketches"}
-MARGIN_MOST = 1.0  # nats that one drawn token counts for at most: one outlier is no pattern
+MARGIN_MOST = 1.0  # nats that one drawn token counts for at most: one outlier is not a pattern
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,10 @@ class Replays:
             return aligned
         emitted = transcripts(producer_tree, producers, references)
         alike = (producer_tree, verifier_tree, producers, aligned.configs, references, emitted)
-        return replace(aligned, listed=Listed.of(*alike, recorded=recorded))
+        pairs = zip(aligned.records_D, aligned.sampling_D, strict=True)
+        cold_DR = np.stack([temperature_of(r, bool(plain_greedy(s)), len(references)) for r, s in pairs])
+        listed = Listed.of(*alike, recorded=recorded, temperature_DR=cold_DR)
+        return replace(aligned, listed=listed)
 
     @property
     def there_DR(self) -> Bools:
@@ -278,10 +283,10 @@ class Replays:
         return [self.producers.index(c) if c in self.producers else -1 for c in self.configs]
 
     def own_processes(self, config: int) -> bool:
-        """Whether every repeat of a config here ran in a process of its own."""
+        """Return whether every repeat of a config here ran in a process of its own."""
         return self.processes_C[config] >= self.repeats > 1
 
-    def text_scores(self, most: int | None = None, *, whole: bool = False) -> Floats:
+    def text_scores(self, most: int | None = None, *, whole: bool = False, allowed: float = 0.0) -> Floats:
         """Score each text by its tokens that are not greedy here, ties excepted.
 
         Equal numbers of them are ordered by the mean margin m: the score is their number + m/(1 + m).
@@ -293,13 +298,15 @@ class Replays:
         whole : bool
             NaN for a text that is shorter than `most`: fewer tokens give smaller scores by themselves, which
             known transcripts must not have beside longer judged ones.
+        allowed : float
+            Margin up to which a token is an honest kernel's greedy choice, nat; see `kernel_noise`.
 
         Returns
         -------
         array (producer, config, reference)
         """
         # Tokens of references of unequal lengths stand at positions of their own.
-        margin_DCRT = first_ones(self.margin_DCRT)[..., :most]
+        margin_DCRT = np.maximum(first_ones(self.margin_DCRT)[..., :most] - allowed, 0.0)
         wrong = np.nansum((margin_DCRT > 0).astype(float), -1)
         mean_DCR = row_mean(margin_DCRT)
         margin = np.where(np.isfinite(mean_DCR), mean_DCR, 0.0)
@@ -308,10 +315,10 @@ class Replays:
         known = (self.tokens_DCR == self.emitted_DR[:, None]) & (self.emitted_DR[:, None] >= least)
         return np.asarray(np.where(known, score, np.nan))
 
-    def seed_scores(self, most: int | None = None, *, whole: bool = False) -> Floats:
+    def seed_scores(self, most: int | None = None, *, whole: bool = False, allowed: float = 0.0) -> Floats:
         """Score drawn tokens by their margins after the noise of the seed, each cut off at `MARGIN_MOST`.
 
-        `most` and `whole` as in `text_scores`: a sum over fewer tokens is smaller by itself.
+        `most`, `whole` and `allowed` as in `text_scores`: a sum over fewer tokens is smaller by itself.
 
         Returns
         -------
@@ -319,7 +326,7 @@ class Replays:
             Nat; NaN where the noise of an answer is not known.
         """
         assert self.seeded_DCRT is not None
-        margin_DCRT = first_ones(self.seeded_DCRT)[..., :most]
+        margin_DCRT = np.maximum(first_ones(self.seeded_DCRT)[..., :most] - allowed, 0.0)
         counts_DCR = np.isfinite(self.seeded_DCRT).sum(-1)
         least = most if whole and most is not None else 1
         known = (counts_DCR == self.emitted_DR[:, None]) & (self.emitted_DR[:, None] >= least)
@@ -374,7 +381,7 @@ _FILL = {"captured": False, "token_id": -1, "row_hash": 0, "commitment": 0}
 
 def _group(tree: xr.DataTree, name: str) -> xr.Dataset:
     if name not in tree.children:
-        raise QdxError(f"no group /{name} in the file: it is no sweep with that phase")
+        raise QdxError(f"no group /{name} in the file: it is not a sweep with that phase")
     return tree[name].to_dataset()
 
 
@@ -460,7 +467,7 @@ def _align(
 def _drawn(
     verifier: xr.DataTree, replay: xr.Dataset, producers: list[str], references: list[str]
 ) -> dict[str, Any]:
-    """What the first repeat's rows say of drawn tokens, see `Replays`; the first token's are prefill's."""
+    """Return what the first repeat's rows say of drawn tokens, see `Replays`; prefill's of first tokens."""
     if "drawn_logprob" not in replay or "prefill" not in verifier.children:
         return {}
     here = verifier["prefill"].to_dataset().sel(reference=references, producer=producers).isel(repeat=0)

@@ -1,4 +1,4 @@
-"""How well a score tells a false claim from an honest one, with no more said than the references allow.
+"""Measure how well a score tells false claims from honest ones, and no more than the references allow.
 
 A *positive* is a false claim (config d made the transcript, c was claimed); higher scores mean a worse
 fit to the claim. Thresholds come from other references than those whose rates they are asked for.

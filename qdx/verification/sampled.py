@@ -1,4 +1,4 @@
-"""What drawn tokens say of a claim: two tests whose noise allowance covers other kernels of the same weights.
+"""Test a claim by drawn tokens, with a noise allowance that covers other kernels of the same weights.
 
 The verifier's row gives p_c, and an honest producer drew from p′, which another kernel or card computed. On
 H100s, kernels of one checkpoint were at most `KERNEL_KL` nats a token apart (8B, awq, gptq and their Marlin
@@ -84,7 +84,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Shown:
-    """What is known of a producer's answers beside their tokens.
+    """Hold what is known of a producer's answers beside their tokens.
 
     Attributes
     ----------

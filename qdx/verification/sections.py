@@ -1,4 +1,4 @@
-"""The sections that a verifier's sweep has beside every sweep's: its transcripts judged."""
+"""Build the extra report sections of a verifier's sweep, which judge the replayed transcripts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RULE = (
 
 
 def is_verifier(tree: xr.DataTree) -> bool:
-    """Whether a sweep replayed the transcripts of producers."""
+    """Return whether a sweep replayed the transcripts of producers."""
     return "replay" in tree.children and "producer" in tree["replay"].dims
 
 
@@ -56,7 +56,7 @@ def adopt_calibration(directory: Path, folder: Path, number: int = 1) -> None:
     Raises
     ------
     QdxError
-        When `folder` is no verifier's sweep, or a file of it is refused (`qdx.dataset.guarding`).
+        When `folder` is not a verifier's sweep, or a file of it is refused (`qdx.dataset.guarding`).
     """
     from qdx.dataset.folder import SWEEP
     from qdx.dataset.guarding import guard
@@ -73,7 +73,7 @@ def adopt_calibration(directory: Path, folder: Path, number: int = 1) -> None:
     tree = open_file(folder / SWEEP)
     try:
         if not is_verifier(tree):
-            raise QdxError(f"calibration {folder}: its {SWEEP} is no verifier's: /replay has no producer")
+            raise QdxError(f"calibration {folder}: its {SWEEP} is not a verifier's: /replay has no producer")
         for dim in ("config", "producer"):
             for label in tree["replay"].to_dataset()[dim].values:
                 check_name(str(label), f"calibration {folder / SWEEP}: /replay/{dim}")

@@ -1,4 +1,4 @@
-"""Which config answered each request: posterior probabilities, for a provider who may mix configs."""
+"""Compute which config answered each request: posterior probabilities, for a provider who may mix configs."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ FPR = 0.01  # of the strictest threshold, where there are references for it
 
 @dataclass(frozen=True)
 class Split:
-    """Which references do what; none is in two parts.
+    """Assign the references to their parts; none is in two of them.
 
     Attributes
     ----------
@@ -94,7 +94,7 @@ def split(keys: Sequence[str], unit_R: Ints, alpha: float) -> Split | None:
     -----
     Units are sorted by the least SHA-256 of their references' keys, so that neither their order in the file
     nor their names, which a producer may choose, decides. Whoever chooses the prompts can compute the split
-    beforehand: it measures error rates and is no defence against a liar.
+    beforehand: it measures error rates and is not a defence against a liar.
     """
     order, left_out = _order(keys, unit_R)
     needed = calibration_references(alpha)

@@ -81,7 +81,7 @@ def _end(span: Span) -> int:
 
 
 def _share(one: Span, two: Span) -> bool:
-    """Whether two spans of a document, the second of which does not begin earlier, hold the same tokens."""
+    """Return whether two spans of a document hold the same tokens; the second does not begin earlier."""
     first = one[2][two[1] - one[1] :]
     count = min(len(first), len(two[2]))
     return count > 0 and bool((first[:count] == two[2][:count]).all())

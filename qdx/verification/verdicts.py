@@ -28,7 +28,7 @@ C = TypeVar("C", bound=Case)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is decided of one claim.
+    """Hold what is decided of one claim.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class Rule(Generic[C]):
     false_at_least: Callable[[C], int] = lambda _: 0
 
     def verdict(self, case: C) -> Verdict:
-        """What is decided where it applies."""
+        """Return what is decided where it applies."""
         concerns = self.concerns if isinstance(self.concerns, str) else self.concerns(case)
         return Verdict(self.kind, concerns, self.because(case), self.false_at_least(case))
 

@@ -48,7 +48,7 @@ def held_out_blocks(result: xr.Dataset) -> list[Block]:
 
 
 def _basis(result: xr.Dataset) -> list[str]:
-    """Who calibrates and who is judged, what is assumed, and what the level means."""
+    """Say who calibrates and who is judged, what is assumed, and what the level means."""
     a = result.attrs
     alpha, judged = float(a["alpha"]), int(a["held_out_references"])
     calibrate = int(a["calibration_references"])
@@ -175,7 +175,7 @@ def _separation(result: xr.Dataset) -> list[Block]:
 
 
 def _not_said(least: float, limits: int, judged: int) -> list[str]:
-    """What so few references cannot show."""
+    """Say what so few references cannot show."""
     lines = []
     if not least <= FPR:
         lines.append(
@@ -193,7 +193,7 @@ def _not_said(least: float, limits: int, judged: int) -> list[str]:
 
 
 def leave_one_out_blocks(result: xr.Dataset) -> list[Text | Matrix | Table]:
-    """What a section without held-out references says: answers and ranks, each leave one out."""
+    """Say what a section without held-out references says: answers and ranks, each leave one out."""
     configs = [str(v) for v in result["config"].values]
     bits = "bit_equal" in result
     rows: list[list[Cell]] = []

@@ -12,22 +12,23 @@ are compared up to the row that predicts the first token that differs.
 from __future__ import annotations
 
 import sys
+from functools import cache
 
 import numpy as np
 import xarray as xr
 
 PHASES = ("prefill", "decode", "replay")
+READ = ("captured", "row_hash", "token_id")
 
 
 def lines(one: str, two: str) -> list[str]:
     """Return the table."""
     found = [_what(path) for path in (one, two)]
     for phase in PHASES:
-        a, b = (xr.open_dataset(path, group=phase) for path in (one, two))
+        a, b = (rows(path, phase) for path in (one, two))
         for label in [name for name in a.config.values if name in set(b.config.values)]:
-            first, second = xr.align(
-                a.sel(config=label).isel(repeat=0), b.sel(config=label).isel(repeat=0), join="inner"
-            )
+            sides = (data.sel(config=label).isel(repeat=0) for data in (a, b))
+            first, second = xr.align(*sides, join="inner")
             equal, both = _counts(phase, (label, label), first, second, (one, two))
             kernels = f"{first.observed_kernel.item()} ~ {second.observed_kernel.item()}"
             found.append(f"{label!s:14} {phase:8} {equal:6} of {both:6} rows  {kernels}")
@@ -38,7 +39,7 @@ def within(path: str) -> list[str]:
     """Return the table of one sweep."""
     found = [_what(path)]
     for phase in PHASES:
-        data = xr.open_dataset(path, group=phase)
+        data = rows(path, phase)
         kind = list(zip(data.format.values, data.observed_kernel.values, strict=True))
         for i, label in enumerate(data.config.values):
             own = data.sel(config=label)
@@ -49,10 +50,18 @@ def within(path: str) -> list[str]:
             found.append(f"{phase:8} {label}: {said if repeats > 1 else 'not run again'}")
             for j in [j for j in range(i + 1, len(kind)) if kind[j] == kind[i]]:
                 other = data.config.values[j]
-                sides = [data.sel(config=name).isel(repeat=0) for name in (label, other)]
-                equal, both = _counts(phase, (label, other), *sides, (path, path))
+                first, second = (data.sel(config=name).isel(repeat=0) for name in (label, other))
+                equal, both = _counts(phase, (label, other), first, second, (path, path))
                 found.append(f"{phase:8} {label} ~ {other}: {equal} of {both} rows equal")
     return found
+
+
+@cache
+def rows(path: str, phase: str) -> xr.Dataset:
+    """Return what is compared of a phase, in memory: lazily, every `sel` would read its chunks again."""
+    with xr.open_dataset(path, group=phase) as data:
+        names = [name for name in READ if name in data]
+        return data[names].load()
 
 
 def _counts(
@@ -76,7 +85,7 @@ def _shared(
     """Return which decode rows come after the same tokens; the first one is prefill's to choose."""
     begun = []
     for label, path in zip(labels, paths, strict=True):
-        data = xr.open_dataset(path, group="prefill").sel(config=label).isel(repeat=0)
+        data = rows(path, "prefill").sel(config=label).isel(repeat=0)
         last = data.captured.values.cumsum(-1).argmax(-1)
         begun.append(np.take_along_axis(data.token_id.values, last[:, None], -1))
     captured = (first.captured & second.captured).values

@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ QUANTS = "none,awq,awq_marlin,awq_machete,gptq,gptq_marlin,gptq_machete"
 def table(path: Path) -> list[str]:
     """Return one line for each config of a ``sweep.nc``."""
     provenance = xr.open_dataset(path, group="provenance")
-    phases = {name: xr.open_dataset(path, group=name) for name in ("prefill", "decode", "replay")}
+    phases = {name: _rows(path, name) for name in ("prefill", "decode", "replay")}
     lines = [
         f"{'config':13} {'asked':9} {'observed':9} "
         f"{'prefill':>16} {'decode':>16} {'replay':>16}  replay_exact",
@@ -50,7 +51,7 @@ def table(path: Path) -> list[str]:
 
 def classes(path: Path) -> list[str]:
     """Return which configs' replayed rows are bit-equal to another config's."""
-    data = xr.open_dataset(path, group="replay")
+    data = _rows(path, "replay")
     found = []
     labels = [str(label) for label in data.config.values]
     first = data.isel(repeat=0)
@@ -64,6 +65,13 @@ def classes(path: Path) -> list[str]:
                     f"{one} ~ {two}: {int(equal.sum())} of {int(np.sum(both))} replayed rows bit-equal"
                 )
     return found or ["no two configs share a bit-equal replayed row"]
+
+
+@cache
+def _rows(path: Path, phase: str) -> xr.Dataset:
+    """Return what is compared of a phase, in memory: lazily, every `sel` would read its chunks again."""
+    with xr.open_dataset(path, group=phase) as data:
+        return data[["captured", "row_hash"]].load()
 
 
 def main() -> None:

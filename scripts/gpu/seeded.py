@@ -159,8 +159,8 @@ def record(out: Path, only: tuple[str, ...]) -> int:
     digests = {form: _sha256(folder / form / "model.safetensors") for form in FORMATS}
     about = {"shape": SHAPE, "sharper": SHARPER, "weights_sha256": digests}
     (out / "about.json").write_text(json.dumps(about | _versions(), indent=1) + "\n")
-    for log in out.glob("*.log"):  # what is kept is small
-        log.write_text(log.read_text(errors="replace")[-20_000:])
+    for path in out.glob("*.log"):  # what is kept is small
+        path.write_text(path.read_text(errors="replace")[-20_000:])
     return int(failed)
 
 

@@ -73,17 +73,27 @@ def facts(paths: Sequence[Path]) -> Iterator[str]:
             yield f"{name}: {value or '(empty)'}   [{who}]"
 
 
-def claims(folder: Path) -> Iterator[str]:
-    """Judge every producer as every config, one family of claims for each rotation of the names."""
+def claims(folder: Path, made_by: Path | None = None, reasons: bool = True) -> Iterator[str]:
+    """Judge every producer as every config, one family of claims for each rotation of the names.
+
+    Parameters
+    ----------
+    folder : Path
+        A verifier's sweep.
+    made_by : Path, optional
+        The producers' file; by default the copy in `folder`.
+    reasons : bool
+        Whether a line ends with why.
+    """
     from qdx.verification import verify
 
-    with qdx.open(folder / COPY) as producers, qdx.open(folder / SWEEP) as verifier:
+    with qdx.open(made_by or folder / COPY) as producers, qdx.open(folder / SWEEP) as verifier:
         made = [str(value) for value in verifier["replay"].to_dataset()["producer"].values]
         configs = [str(value) for value in verifier["replay"].to_dataset()["config"].values]
         yield f"{folder.name}: producers {len(made)}, configs {', '.join(configs)}"
         yield (
             f"{'producer':22} {'claims':12} {'verdict':20} {'p':>8} {'decode rows':>13} {'prefill rows':>13}"
-            "  because"
+            f"{'  because' if reasons else ''}"
         )
         counts: Counter[tuple[bool, str]] = Counter()
         for turn in range(len(configs)):
@@ -105,7 +115,7 @@ def claims(folder: Path) -> Iterator[str]:
                 counts[turn == 0, kind] += 1
                 yield (
                     f"{label:22} {claim:12} {kind:20} {p:8.2g} {decode:>13} {prefill:>13}"
-                    f"  {one['because'].values}"
+                    + (f"  {one['because'].values}" if reasons else "")
                 )
         for honest, what in ((True, "true claims"), (False, "false claims")):
             found = ", ".join(f"{n} {kind}" for (true, kind), n in sorted(counts.items()) if true == honest)

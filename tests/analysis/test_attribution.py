@@ -83,7 +83,7 @@ def test_configs_that_differ_are_told_apart_with_what_so_many_references_show():
     assert off_diagonal(result["auc_low"]) == pytest.approx([0.025 ** (1 / 25)] * 6)
     assert result["all_in_set"].item() >= 0.85 * 150
     assert result["false_refuted_low"].item() == pytest.approx(0.025 ** (1 / 50))
-    # rows that are all bit-equal are no false alarm
+    # rows that are all bit-equal are not a false alarm
     assert int(result["refuted"].sel(producer="awq", config="awq")) == 0
     assert max(map(len, lines(section))) <= 110
 

@@ -498,7 +498,7 @@ def test_rows_beyond_the_budget_come_back_in_order(
 
 @RUNNERS
 def test_a_reference_whose_output_is_consumed_again_as_prompt_ends_the_run(runner_class: Any) -> None:
-    # Three prompt tokens and the two that came after them in one step: its row is no decode row.
+    # Three prompt tokens and the two that came after them in one step: its row is not a decode row.
     runner = runner_class(prompts=[3], done=[0], scheduled=[5], dtype=torch.float16)
     tap = runner_class.tap(runner)
     tap.open(_wanted([]))

@@ -49,7 +49,7 @@ def test_a_run_without_full_rows_says_so(tmp_path) -> None:
     assert not reader.phase("replay").has_rows
     with pytest.raises(QdxError, match="capture=topk"):
         reader.rows("replay", 0, 0, slice(None))
-    with pytest.raises(QdxError, match="no phase"):
+    with pytest.raises(QdxError, match="not a phase"):
         reader.phase("warmup")
     with pytest.raises(QdxError, match="No such file"):
         RunReader(tmp_path / "x.nc")

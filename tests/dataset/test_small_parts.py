@@ -174,7 +174,7 @@ def test_scan_without_a_list_of_labels_takes_what_is_there(tmp_path) -> None:
         ["a", "c"],
         [],
     )
-    with pytest.raises(QdxError, match="no sweep folder"):
+    with pytest.raises(QdxError, match="not a sweep folder"):
         folder.scan(_empty(tmp_path))
     with pytest.raises(QdxError, match="no such folder"):
         folder.scan(tmp_path / "nowhere")

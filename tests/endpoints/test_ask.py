@@ -59,7 +59,7 @@ def test_answers_are_kept_as_they_came_and_read_as_records(tmp_path: Path) -> No
     found = lines(tmp_path / "none")
     assert {line["custom_id"] for line in found} == {f"ref_{r}/{n}" for r in range(4) for n in range(2)}
     for line in found:
-        number = int(line["custom_id"][-1])
+        number = int(line["custom_id"][-1]) * 4 + int(line["custom_id"][4])
         sent = line["request"]
         assert sent in asked.bodies
         assert (sent["seed"], sent["temperature"], sent["top_p"]) == (7 + number, 0.8, 0.9)

@@ -8,50 +8,22 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import threading
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm")
 pytest.importorskip("httpx2")
 
-from safetensors.torch import load_file, save_file
-
-from qdx.models import awq
 from tests import tiny
+from tests.endpoints.real_servers import free_port, hiding, ready, rounded
 from tests.sweeping import checkpoints, qdx_anew
 
-START_S = 240
 PROMPTS = ["prompts=pydoc", "prompts.references=10", "prompts.snippet_tokens=40", "generate.tokens=16"]
-
-
-def rounded(folder: Path, target: Path) -> Path:
-    """Write a dense checkpoint with the weights that the AWQ one holds: a cheaper format behind a name."""
-    shutil.copytree(folder / "none", target)
-    stored = load_file(target / "model.safetensors")
-    packed = load_file(folder / "awq" / "model.safetensors")
-    for name in [key.removesuffix(".qweight") for key in packed if key.endswith(".qweight")]:
-        parts = {kind: packed[f"{name}.{kind}"] for kind in ("qweight", "qzeros", "scales")}
-        stored[f"{name}.weight"] = awq.unpack(parts, 128).dequantize().T.contiguous()
-    save_file(stored, target / "model.safetensors", metadata={"format": "pt"})
-    return target
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @contextmanager
@@ -69,58 +41,6 @@ def vllm_server(model: Path, log: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(timeout=60)
-
-
-def ready(address: str, log: Path) -> None:
-    ends = time.monotonic() + START_S
-    while time.monotonic() < ends:
-        try:
-            urllib.request.urlopen(f"{address}/models", timeout=5).close()
-            return
-        except OSError:
-            time.sleep(1)
-    pytest.fail(f"the server did not start: {log.read_text()[-2000:]}")
-
-
-@contextmanager
-def hiding(change: Any) -> Iterator[str]:
-    """Stand before servers and hide something: `change` is given a request's number and body, and gives
-    the server that answers and the body that it gets."""
-    count = iter(range(10**6))
-    lock = threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            self.send_error(404)
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with lock:
-                number = next(count)
-            address, body = change(number, body)
-            request = urllib.request.Request(
-                address + self.path.removeprefix("/v1"),
-                json.dumps(body).encode(),
-                {"Content-Type": "application/json"},
-            )
-            with urllib.request.urlopen(request, timeout=120) as answer:
-                data = answer.read()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_what_five_providers_run_is_told_from_their_answers(tmp_path: Path) -> None:

@@ -174,8 +174,10 @@ def test_several_share_the_level_and_the_cost_is_said(
         assert command.main([str(path), "--rounds", "1"]) == 0
         assert command.main([str(path), "--rounds", "1"]) == 0
     said = capsys.readouterr().out
-    tokens = 2 * FIRST["usage"]["total_tokens"] * 24
-    assert f"one: a day takes 48 requests, {tokens:,} tokens, at most {tokens * 2 / 1e6:.4f} at its" in said
+    usage = FIRST["usage"]
+    tokens = 2 * usage["total_tokens"] * 24
+    price = 2 * (usage["prompt_tokens"] + 2 * usage["completion_tokens"]) * 24 / 1e6
+    assert f"one: a day takes 48 requests, {tokens:,} tokens, {price:.4f} at its prices" in said
     assert "reported at 100" in said  # two of 0.01 each
 
 
@@ -196,6 +198,54 @@ def test_a_cut_line_is_asked_again_and_the_end_is_the_same(tmp_path: Path) -> No
     whole, cut = martingale(tmp_path / "a", False), martingale(tmp_path / "b", True)
     assert len(whole[0]) == 7 and len(cut[0]) == 6 and whole[1] == cut[1] == 16
     assert all(0 < p <= 1 for p in (*whole[0], *cut[0]))
+
+
+@pytest.mark.parametrize("limit", ["max_requests", "max_tokens"])
+def test_a_budget_holds_over_restarts_of_the_command(
+    tmp_path: Path, limit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_request = FIRST["usage"]["total_tokens"]
+    reserved = command.most_tokens("a matrix product", 24)
+    # Two rounds of two, and one request more.
+    most = {"max_requests": 5, "max_tokens": 4 * a_request + reserved}[limit]
+    with serving() as (address, asked):
+        one = {"base_url": address, "model": "demo", "retries": 0, limit: most}
+        path = config(tmp_path, address, targets={"one": one})
+        for _ in range(6):
+            assert command.main([str(path), "--rounds", "1"]) == 0
+        assert len(asked.bodies) == 5
+        state = command.State(tmp_path / "watch.jsonl", command.Watch.read(path))
+        assert state.targets["one"].requests == 5 and state.targets["one"].rounds == 2
+        assert f"backend.{limit}={most}" in capsys.readouterr().out
+        assert command.main([str(path)]) == 0, "a watch whose budget is used up ends"
+        assert "every budget is used up" in capsys.readouterr().out and len(asked.bodies) == 5
+        # More is allowed: what was spent still counts.
+        path = config(tmp_path, address, targets={"one": one | {limit: most + 2 * reserved}})
+        assert command.main([str(path), "--rounds", "1"]) == 0
+        assert len(asked.bodies) == 7
+
+
+def test_an_attempt_that_was_killed_counts(tmp_path: Path) -> None:
+    """What is spent is on the disk before the request is sent."""
+
+    def dies(handler: Any, number: int, body: Any) -> bool:
+        seen.append(command.State(tmp_path / "watch.jsonl", command.Watch.read(path)).targets["one"].requests)
+        return False
+
+    seen: list[int] = []
+    with serving(dies) as (address, _):
+        path = config(tmp_path, address)
+        command.main([str(path), "--rounds", "2"])
+    assert seen == [1, 2, 3, 4]
+
+
+def test_every_request_has_a_seed_of_its_own(tmp_path: Path) -> None:
+    with serving() as (address, asked):
+        one = {"base_url": address, "model": "demo", "seed": 5, "temperature": 1.0}
+        path = config(tmp_path, address, targets={"one": one})
+        command.main([str(path), "--rounds", "2"])
+        command.main([str(path), "--rounds", "1"])
+    assert [body["seed"] for body in asked.bodies] == [5, 6, 7, 8, 9, 10]
 
 
 def test_a_round_that_fails_is_none_and_the_next_one_counts(
@@ -244,7 +294,7 @@ def test_a_state_of_another_watch_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert "of other prompts" in capsys.readouterr().err
     state = tmp_path / "watch.jsonl"
     state.write_text("{}\n" + state.read_text())
-    with pytest.raises(QdxError, match="no state of a watch"):
+    with pytest.raises(QdxError, match="not a state of a watch"):
         command.State(state, command.Watch.read(config(tmp_path, address)))
 
 

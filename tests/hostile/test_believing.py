@@ -54,8 +54,8 @@ REFUSED: dict[str, tuple[Callable[[Groups], object], str]] = {
     "a label that is a sentence": (label("one claim: confirmed"), "U.0020 space"),
     "a label with a space at its end": (label("awq "), "it holds U.0020 space"),
     "a Cyrillic letter": (label("\u0430wq"), "it holds U.0430 cyrillic small letter a"),
-    "a joiner": (label("aw\u200dq"), "is no name of a folder"),
-    "a line in a label": (label("awq\nconfirmed"), "is no name of a folder"),
+    "a joiner": (label("aw\u200dq"), "is not a name of a folder"),
+    "a line in a label": (label("awq\nconfirmed"), "is not a name of a folder"),
     "a wide letter": (label("\uff41wq"), "fullwidth latin small letter a"),
     "a kernel that looks like another": (
         put("decode", "observed_kernel", "m\u0430rlin"),

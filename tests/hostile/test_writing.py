@@ -105,7 +105,7 @@ def test_a_label_that_begins_a_line_of_the_report_is_refused(sweep: Path, tmp_pa
     plan = json.loads((folder / "sweep.json").read_text())
     for label in ("awq\n\nVERDICT  1 claim: 1 confirmed", "awq\x1b[2J", "aw\u202eq"):
         (folder / "sweep.json").write_text(json.dumps({**plan, "labels": [label]}))
-        with pytest.raises(QdxError, match="is no name of a folder"):
+        with pytest.raises(QdxError, match="is not a name of a folder"):
             build(folder, console=False, formats=["txt"])
 
 
@@ -209,7 +209,7 @@ def test_a_calibration_is_not_copied_through_a_link(tmp_path: Path, sweep: Path)
     (tmp_path / "mine" / "calibration").symlink_to(tmp_path / "outside")
     with pytest.raises(QdxError, match=r"calibration is a link to .*: nothing is written through it"):
         new_file.make_folder(tmp_path / "mine" / "calibration")
-    with pytest.raises(QdxError, match="is no verifier's"):
+    with pytest.raises(QdxError, match="is not a verifier's"):
         folder = copied(sweep, tmp_path / "c")
         shutil.copy(folder / "sweep.nc", folder / "producers.nc")
         adopt_calibration(tmp_path / "mine", folder)

@@ -112,7 +112,7 @@ def test_exllama_forward_draws_another_order_than_it_shows() -> None:
 
 
 def exactly_summable(in_features: int, out_features: int) -> tuple[torch.Tensor, QuantizedWeight]:
-    """Products that add up exactly in float32 (so the BLAS's order is no matter) but not in float16."""
+    """Products that add up exactly in float32 (so the BLAS's order does not matter) but not in float16."""
     numbers = torch.Generator().manual_seed(2)
     weight = weights(in_features, out_features, 32, symmetric=False)
     scale_GN = torch.randint(1, 8, weight.scale_GN.shape, generator=numbers).half() / 64

@@ -1,10 +1,14 @@
-"""Two jobs at once under real launchers: the basic launcher's numbers, one folder, nothing left running."""
+"""Two jobs at once under real launchers: the basic launcher's numbers, one folder, nothing left running.
+
+The launchers are started as docs/howto says: their settings are read from its pages, where they do not run.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,15 +28,25 @@ from qdx.plugins import conf_dir
 from qdx.sweep.launchers import gpu, require
 from tests import tiny
 from tests.programs import lacking
-from tests.sweeping import SMALL, checkpoints, environment
+from tests.sweeping import PLAIN, SMALL, checkpoints, environment
+from tests.sweeping import qdx as forked
 from tests.sweeping import qdx_anew as qdx
 
 PHASES = ("prefill", "decode", "replay")
-TWO = {
-    "joblib": ["hydra/launcher=joblib"],
-    "submitit": ["hydra/launcher=submitit_local"],
-    "ray": ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2"],
-}
+HOWTO = Path(__file__).parents[2] / "docs" / "howto"
+PAGES = {"joblib": ("ray.md", "joblib"), "submitit": ("slurm.md", "submitit_local"), "ray": ("ray.md", "ray")}
+
+
+def on_the_page(name: str) -> list[str]:
+    """How a page starts two jobs at once on this machine under a launcher: the settings of the launcher."""
+    page, launcher = PAGES[name]
+    start = f"python -m qdx -m quant=awq,gptq hydra/launcher={launcher} "
+    (line,) = (s for s in (HOWTO / page).read_text(encoding="utf-8").splitlines() if s.startswith(start))
+    return [
+        word
+        for word in shlex.split(line)
+        if word.startswith(("hydra/launcher", "hydra.launcher", "hydra.sweeper"))
+    ]
 
 
 def needs(name: str) -> None:
@@ -66,32 +80,37 @@ def paths(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, Path]
 def basic(tmp_path_factory: pytest.TempPathFactory, paths: dict[str, Path]) -> Path:
     """The sweep of two configs, one after the other."""
     cwd = tmp_path_factory.mktemp("basic")
-    done = qdx("-m", "quant=awq,gptq", *SMALL, *checkpoints(paths), "hydra.sweep.dir='s w/ö'", cwd=cwd)
+    arguments = [*SMALL, *PLAIN, *checkpoints(paths), "hydra.sweep.dir='s w/ö'"]
+    done = forked("-m", "quant=awq,gptq", *arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return cwd / "s w" / "ö"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TWO)
+@pytest.mark.parametrize("name", PAGES)
 def test_a_launchers_sweep_is_the_basic_ones_after_a_kill_and_a_failed_job(
     name: str, basic: Path, paths: dict[str, Path], tmp_path: Path
 ) -> None:
     needs(name)
-    arguments = [*SMALL, *checkpoints(paths), "hydra.sweep.dir='s w/ö'"]
+    launcher = on_the_page(name)
+    arguments = [*SMALL, *PLAIN, *checkpoints(paths), "hydra.sweep.dir='s w/ö'"]
     folder = tmp_path / "s w" / "ö"
-    _kill_while_two_run(["quant=awq,gptq", *arguments, *TWO[name], "repeats=300"], folder, tmp_path)
+    _kill_while_two_run(["quant=awq,gptq", *arguments, *launcher, "repeats=300"], folder, tmp_path)
 
-    done = qdx("-m", "quant=awq,none,gptq", *arguments, *TWO[name], cwd=tmp_path)
+    done = qdx("-m", "quant=awq,none,gptq", *arguments, *launcher, cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "qdx: failed: none: " in done.stderr
     assert json.loads((folder / "none" / "status.json").read_text())["traceback"]
     if name != "submitit":  # whose jobs print into files
         assert "gptq: complete" in done.stderr
+    assert (folder / ".submitit").is_dir() == (name == "submitit")
     _same(basic, folder)
     with package.open(folder / "gptq" / "run.nc") as run:
         assert "quant=awq,none,gptq" in run.attrs["command_line"] and name in run.attrs["command_line"]
 
-    done = qdx("-m", "quant=awq,gptq", *arguments, cwd=tmp_path)  # the launcher is not part of the identity
+    done = forked(
+        "-m", "quant=awq,gptq", *arguments, cwd=tmp_path
+    )  # the launcher is not part of the identity
     assert done.stderr.count("complete already, kept") == 2
 
 
@@ -99,7 +118,7 @@ def test_a_launchers_sweep_is_the_basic_ones_after_a_kill_and_a_failed_job(
 def test_jobs_run_on_a_ray_cluster_that_was_there_before_and_end_with_their_sweep(
     basic: Path, paths: dict[str, Path], tmp_path: Path, cluster: str
 ) -> None:
-    arguments = ["quant=awq,gptq", *SMALL, *checkpoints(paths), "hydra.sweep.dir='s w/ö'"]
+    arguments = ["quant=awq,gptq", *SMALL, *PLAIN, *checkpoints(paths), "hydra.sweep.dir='s w/ö'"]
     arguments += ["hydra/launcher=ray_cluster", f"hydra.launcher.ray.init.address='{cluster}'"]
     folder = tmp_path / "s w" / "ö"
     _kill_while_two_run([*arguments, "repeats=300"], folder, tmp_path)
@@ -130,7 +149,7 @@ def cluster(tmp_path: Path) -> Iterator[str]:
 @pytest.mark.slow
 def test_a_killed_worker_ends_the_sweep_with_what_is_finished(paths: dict[str, Path], tmp_path: Path) -> None:
     needs("joblib")
-    arguments = [*SMALL, *checkpoints(paths), "repeats=2,300", "hydra/launcher=joblib"]
+    arguments = [*SMALL, *PLAIN, *checkpoints(paths), "repeats=2,300", "hydra/launcher=joblib"]
     log, folder = tmp_path / "log", tmp_path / "out"
     with log.open("w") as stream, _sweep([*arguments, "hydra.sweep.dir=out"], tmp_path, stream) as sweep:
         _wait((folder / "awq,repeats=2" / "run.nc").exists, "the short job", sweep)

@@ -239,7 +239,7 @@ def test_such_a_label_is_refused_on_the_command_line_without_acting_on_the_termi
 
 
 def test_what_is_written_is_opened_again(tmp_path):
-    """NUL in a text that is no label: qdx wrote files that it then refused."""
+    """NUL in a text that is not a label: qdx wrote files that it then refused."""
     content = files.results()
     content["metadata"]["environment"] = {
         **files.MACHINE,

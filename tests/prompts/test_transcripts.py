@@ -128,7 +128,7 @@ def floats(groups: Groups) -> None:
 
 TAMPERED = {
     "another schema version": (state("schema_version", "99"), "schema version 99, this qdx reads 1 and 2"),
-    "a schema version that is no number": (state("schema_version", "x"), "has schema version x"),
+    "a schema version that is not a number": (state("schema_version", "x"), "has schema version x"),
     "another kind": (state("kind", "summary"), "kind is 'summary', neither sweep nor commitments"),
     "one run": (state("kind", "run"), "is damaged: its attribute vocab"),
     "a verifier's": (of_a_verifier, "verifier's sweep.*give the producers' file"),
@@ -137,7 +137,7 @@ TAMPERED = {
     "no provenance": (drop("provenance"), "no group /provenance"),
     "no token ids": (drop("output", "token_id"), "/output has no token_id"),
     "no transcripts": (no_repeat, "is damaged: /output/text"),
-    "ids that are no integers": (floats, "holds float64, must be i4"),
+    "ids that are not integers": (floats, "holds float64, must be i4"),
     "a generated id over the vocabulary": (
         set_to("output", "token_id", VOCAB, 1, 0, 2, 3),
         f"token 3 of 'gptq', 'ref_2' is {VOCAB}, outside the vocabulary of {VOCAB} tokens",
@@ -169,7 +169,7 @@ TAMPERED = {
         "expected one for all configs",
     ),
     "the stated vocabulary": (set_to("provenance", "vocab", "", 0), "/provenance/vocab"),
-    "a name that acts on a terminal": (escape_in_a_name, "'�\\[2Jgptq' is no name: it holds U.001B"),
+    "a name that acts on a terminal": (escape_in_a_name, "'�\\[2Jgptq' is not a name: it holds U.001B"),
     "a GPU that acts on a terminal": (
         set_to("decode", "gpu", "\x1b[31mH100", 0),
         "gpu of producer 'awq' is '�\\[31mH100': it holds U.001B control character",

@@ -66,7 +66,7 @@ RAW: dict[str, tuple[bytes, str]] = {
     "deep lists": (b"[" * 10**6 + b"]" * 10**6, "nested more than 8 deep"),
     "deep objects": (b'{"a":' * 10**5 + b"1" + b"}" * 10**5, "nested more than 8 deep"),
     "quotes without end": (b'"' + b'\\"' * 10**6, "is not read"),
-    "brackets in a text are no depth": (b'{"kind": "' + b"[" * 30 + b'"}', "its kind is|expected"),
+    "brackets in a text are not depth": (b'{"kind": "' + b"[" * 30 + b'"}', "its kind is|expected"),
     "not a number": (b'{"kind": NaN}', "NaN, which is not a number"),
     "infinity": (b'{"kind": -Infinity}', "-Infinity, which is not a number"),
     "a float beyond its range": (b'{"kind": 1e999}', "no field takes"),
@@ -118,7 +118,7 @@ OF_PROMPT: dict[str, tuple[dict[str, object], str]] = {
     "parts that do not add up": ({"prefix_length": 3}, "do not add up to the 9 token_ids"),
     "no content": ({"content_length": 0, "prefix_length": 7}, "do not add up"),
     "a short continuation": ({"continuation": [1]}, "continuation has 1 tokens, expected 3"),
-    "a name that is a sentence": ({"name": "1 claim: 1 confirmed"}, "is no name"),
+    "a name that is a sentence": ({"name": "1 claim: 1 confirmed"}, "is not a name"),
     "a name that turns the line round": ({"name": "ref_\u202e0"}, "must be printable"),
     "a source with a line break": ({"source": "a.pdf\n1 claim: 1 confirmed"}, "must be printable"),
     "a source of a thousand characters": ({"source": "a" * 1000}, "at most 200 characters"),
@@ -166,7 +166,7 @@ def test_a_commitment_that_does_not_fit_is_refused(
         ({"rows": 0}, "rows is 0"),
         ({"rows_root": "1" * 63}, "must be 64 hexadecimal digits"),
         ({"config": "awq\u200b"}, "must be printable"),
-        ({"config": "аwq"}, "is no name"),
+        ({"config": "аwq"}, "is not a name"),
     ],
 )
 def test_a_bound_config_that_does_not_fit_is_refused(
@@ -199,7 +199,7 @@ def test_one_config_bound_twice_is_refused(tmp_path: Path) -> None:
         ({"root": "e" * 65}, "at most 64 characters"),
         ({"phase": "replay"}, "a phase is 'replay'"),
         ({"position": -1}, "position is -1"),
-        ({"reference": "../../etc/passwd"}, "is no name"),
+        ({"reference": "../../etc/passwd"}, "is not a name"),
         ({"path": "/etc/passwd"}, "unknown field 'path'"),
     ],
 )

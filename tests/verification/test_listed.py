@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction as F
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +13,17 @@ from scipy import stats
 
 from qdx.backends.sampling import greedy
 from qdx.prompts._record_collect import digits_of
+from qdx.records.decoding import RAW
+from qdx.verification import known_transcripts
 from qdx.verification import listed as module
 from qdx.verification.environment_class import Match
 from qdx.verification.evidence import weigh
 from qdx.verification.format_names import NAMES, SPELLINGS, meant
-from qdx.verification.known_transcripts import Calibrated, _profile_scores, why_one_arithmetic
+from qdx.verification.kernel_noise import FACTOR, margin_allowed
+from qdx.verification.known_transcripts import Calibrated, _profile_scores, _text_scores, why_one_arithmetic
 from qdx.verification.listed import LISTS, TOKENS, Comparable, Listed, compared, first_ones
 from qdx.verification.p_values import pooled_p
+from qdx.verification.profile import fit_profile
 from qdx.verification.recorded import Recorded
 from qdx.verification.replays import Replays
 from tests.analysis.replaying import trees
@@ -97,15 +103,21 @@ def base() -> Replays:
     return Replays.of(*trees({"a": 0.3, "b": 0.3}, producers=["a"], references=2, tokens=3))
 
 
-def rejected(base: Replays, lengths: tuple[int, int] = (6, 12), **of_judged: object) -> int:
+def rejected(
+    base: Replays,
+    lengths: tuple[int, int] = (6, 12),
+    by: Callable[..., Any] = _profile_scores,
+    count_judged: int = 6,
+    **of_judged: object,
+) -> int:
     """How often a claim of config a is refuted by distances, of `TRIALS`."""
     generator, count = np.random.default_rng(7), 0
     for _ in range(TRIALS):
-        mine = world(generator, base, 6, lengths, records=True, **of_judged)  # type: ignore[arg-type]
+        mine = world(generator, base, count_judged, lengths, records=True, **of_judged)  # type: ignore[arg-type]
         theirs = world(generator, base, 40, (12, 12), rank=KEPT, digits=6, records=False)
         alike = compared(mine, theirs, 0)
         assert isinstance(alike, Comparable)
-        scores = _profile_scores(mine, Calibrated(theirs, "a", Match(), [], alike), 0, 0)
+        scores = by(mine, Calibrated(theirs, "a", Match(), [], alike), 0, 0)
         assert scores is not None
         judged_R, null_R, test = scores
         p = pooled_p(judged_R[np.isfinite(judged_R)], null_R[test])
@@ -122,7 +134,45 @@ def test_the_level_breaks_where_known_transcripts_are_not_rounded_as_the_judged_
     base: Replays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_listing", lambda *_: (5, 6))
+    monkeypatch.setattr(known_transcripts, "FACTOR", 0.0)
     assert rejected(base, digits=1) > MOST
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", [_profile_scores, _text_scores])
+def test_another_kernel_than_the_known_ones_is_refuted_as_rarely_as_the_level_says(
+    base: Replays, by: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An honest kernel whose noise is 1.8 times that of the known answers, in 30 answers."""
+    other = {"by": by, "count_judged": 30, "noise": 0.036, "lengths": (12, 12)}
+    assert rejected(base, **other) <= MOST  # type: ignore[arg-type]
+    if by is _profile_scores:
+        monkeypatch.setattr(known_transcripts, "FACTOR", 0.0)
+        assert rejected(base, **other) > MOST, "without the allowance"  # type: ignore[arg-type]
+
+
+def test_an_allowed_margin_is_an_honest_choice_and_a_greater_one_is_not(base: Replays) -> None:
+    margin = np.zeros_like(base.margin_DCRT)
+    margin[..., 0], margin[..., 1] = 0.09, 0.3
+    one = replace(base, margin_DCRT=margin)
+    assert (one.text_scores() >= 2).all() and (one.text_scores() < 3).all()
+    assert (one.text_scores(allowed=0.1) >= 1).all() and (one.text_scores(allowed=0.1) < 2).all()
+    assert (one.text_scores(allowed=0.5) == 0).all()
+
+
+def test_an_allowance_of_a_profile_reaches_as_far_as_another_kernel_may_be() -> None:
+    known = np.exp(np.random.default_rng(0).normal(0, 0.1, (3, 60)) + np.array([[-9.0], [-9.0], [0.0]]))
+    profile = fit_profile(known, 0, 0.0)
+    assert profile is not None
+
+    def scores(*times: float) -> tuple[float, float]:
+        energy = np.median(known, 1)[:, None] * np.array(times)[:, None]
+        return float(profile.score(energy, FACTOR)[0]), float(profile.score(energy)[0])
+
+    allowed, plain = scores(3.5, 3.5, 1.0)
+    assert allowed < 1 and plain > 5, "a kernel that is a little further"
+    assert scores(1.0, 1 / 50, 1.0)[0] > 10, "it is the other kernel"
+    assert scores(1.0, 1.0, 1.5)[0] > 2, "other weights do not move by so little noise"
 
 
 @pytest.mark.slow
@@ -130,6 +180,7 @@ def test_the_level_breaks_where_means_are_over_unequal_numbers_of_tokens(
     base: Replays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_cut", lambda data, _tokens: data)
+    monkeypatch.setattr(known_transcripts, "FACTOR", 0.0)
     assert rejected(base, (1, 3), noise=0.02) > MOST
 
 
@@ -186,7 +237,8 @@ def test_greedy_records_without_lists_take_the_profile_of_their_margins(base: Re
     assert mine.sampling_D == [greedy()]
     alike = compared(mine, theirs, 0)
     assert isinstance(alike, Comparable) and alike.what == TOKENS
-    assert np.allclose(alike.judged.energy_DCRT, first_ones(mine.margin_DCRT) ** 2)
+    beyond = np.maximum(first_ones(mine.margin_DCRT) - margin_allowed(""), 0)
+    assert np.allclose(alike.judged.energy_DCRT, beyond**2, equal_nan=True)
     unstated = replace(mine, class_D=[{**mine.class_D[0], "gpu or cpu": ""}])
     (claim,) = weigh(unstated, [theirs], [[0]], ALPHA)
     assert claim is not None and {test.name for test in claim.tests} == {"distances", "text"}
@@ -211,10 +263,8 @@ def test_sampled_records_are_compared_with_transcripts_of_the_same_sampling_alon
     alike = compared(drawn(mine, 1.0), drawn(theirs, 1.0), 0)
     assert isinstance(alike, Comparable) and alike.what.startswith(LISTS) and "4 greatest" in alike.what
     assert "does not state logprobs_mode" in str(compared(drawn(mine, 0.7), drawn(theirs, 0.7), 0))
-    assert isinstance(compared(drawn(mine, 0.7, module.RAW), drawn(theirs, 0.7), 0), Comparable)
-    assert "processed_logprobs, which" in str(
-        compared(drawn(mine, 1.0, "processed_logprobs"), drawn(theirs, 1.0), 0)
-    )
+    assert isinstance(compared(drawn(mine, 0.7, RAW), drawn(theirs, 0.7, RAW), 0), Comparable)
+    assert "known transcripts" in str(compared(drawn(mine, 0.7, RAW), drawn(theirs, 0.7), 0))
 
 
 @pytest.mark.parametrize(
@@ -265,6 +315,8 @@ def test_a_format_is_refuted_where_each_of_its_kernels_is(base: Replays) -> None
     one, any_of_two = (weigh(unstated, [both], [members], ALPHA)[0] for members in ([0], [0, 1]))
     assert one is not None and any_of_two is not None and one.p is not None and any_of_two.p is not None
     assert one.p <= ALPHA < any_of_two.p and any_of_two.config == 1 and any_of_two.meant == (0, 1)
+    assert one.false_at_least > 0 == any_of_two.false_at_least, "false of a is not of the format"
+    assert replace(one, most_false=1).false_at_least == 1
 
 
 def test_names_of_formats_are_those_of_the_market() -> None:

@@ -44,7 +44,7 @@ def _nothing(_name: str, _value: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Shape:
-    """What config.json says of the model.
+    """Hold the sizes that a model's config.json states.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What the engine raises, as one line that says what to change."""
+"""Turn what the engine raises into one line that says what to change."""
 
 from __future__ import annotations
 

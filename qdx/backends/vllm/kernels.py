@@ -1,4 +1,4 @@
-"""Which kernel every linear layer of a loaded vLLM model runs."""
+"""Observe which kernel every linear layer of a loaded vLLM model runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ UNQUANTIZED = frozenset(
 
 
 class Layer(NamedTuple):
-    """What one type of layer was found to run, as the engine's worker reports it."""
+    """Hold what one type of layer was found to run, as the engine's worker reports it."""
 
     name: str
     method: str
@@ -80,7 +80,7 @@ def normalized(method: str, kernel: str) -> str:
 def on_worker(worker: Any) -> list[Layer]:
     """Return every (layer type, method, kernel) of the worker's model, each once; runs inside it.
 
-    Embeddings are no matrix products and are left out, except where one is the output head, too.
+    Embeddings are not matrix products and are left out, except where one is the output head, too.
     """
     model = worker.model_runner.get_model()
     found = set()

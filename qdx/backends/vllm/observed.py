@@ -1,4 +1,4 @@
-"""What a started engine really loaded, as facts of a backend."""
+"""Read from a started engine what it really loaded, as facts of a backend."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """On a CPU, vLLM's engine with the numerical models of the GPU kernels as its int4 linear kernels.
 
-vLLM's own int4 kernel for a CPU is no GPU kernel's, and asks for instructions that many CPUs lack. A linear
+vLLM's own int4 kernel for a CPU differs from a GPU's, and asks for instructions that many CPUs lack. A linear
 kernel that is registered takes its place; attention, sampling and scheduling stay the engine's. vLLM merges
 q, k, v and gate, up, so that Marlin's stripes are cut as on the GPU. Read in 0.32.0:
 ``model_executor/kernels/linear`` (``register_linear_kernel``, ``choose_mp_linear_kernel``) and
@@ -30,7 +30,7 @@ _wanted = ""
 
 
 def applies(format: str, kernel: str) -> bool:
-    """Whether this machine computes the layers with a numerical model: on a CPU, when one has that name."""
+    """Return whether a numerical model computes the layers here: on a CPU, when one has that name."""
     return format in ("awq", "gptq") and kernel in CLASSES.values() and not torch.cuda.is_available()
 
 

@@ -55,7 +55,7 @@ class Seen(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What to keep of one call of the engine.
+    """Say what to keep of one call of the engine.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class Wanted(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one step of the engine computes for each request of its batch.
+    """Describe what one step of the engine computes for each request of its batch.
 
     Attributes
     ----------
