@@ -8,6 +8,7 @@ import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from qdx.models import (
     vocab_size,
 )
 from qdx.schema import Quant
+from qdx.sweep.prepare import check_rotation
 from tests import tiny
 
 KERNELS = {"none": "dense", "awq": "marlin", "gptq": "marlin"}
@@ -473,3 +475,25 @@ def test_tokenizer_that_transformers_cannot_make_is_named(
     stated = json.loads(file.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     file.write_text(json.dumps({key: value for key, value in stated.items() if key != "auto_map"}))
     load_tokenizer(path)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "tokens", "refused"),
+    [((20, 25), 7, False), ((40, 60), 7, False), ((30,), 7, True), ((20, 40), 7, True)],
+)
+def test_prompts_on_both_sides_of_a_rotation_s_switch_are_refused(
+    tmp_path: Path, lengths: tuple[int, ...], tokens: int, refused: bool
+) -> None:
+    stated = {"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 32}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    references = [SimpleNamespace(name=f"ref_{i}", token_ids=range(n)) for i, n in enumerate(lengths)]
+    job: Any = SimpleNamespace(
+        checkpoint=SimpleNamespace(path=tmp_path, source="the model"),
+        prompts=SimpleNamespace(references=references, producers=[]),
+        experiment=SimpleNamespace(generate=SimpleNamespace(tokens=tokens)),
+    )
+    if not refused:
+        check_rotation(job)
+        return
+    with pytest.raises(QdxError, match=r"beyond 32 positions .* all prompts and outputs lie on one side"):
+        check_rotation(job)
