@@ -355,7 +355,9 @@ def module_named(model: Any, name: str) -> str:
     QdxError
         When it has none, or more than one, that could be meant.
     """
-    linear = [place for place, module in model.named_modules() if isinstance(module, nn.Linear)]
+    from transformers.pytorch_utils import Conv1D
+
+    linear = [place for place, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     found = one_like(name, linear)
     if found is None:
         raise QdxError(
@@ -363,6 +365,24 @@ def module_named(model: Any, name: str) -> str:
             "no linear layer of that name: its config.json is of another model, or of another version of it"
         )
     return found
+
+
+def stored_shapes(model: Any, packed: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of dense weights in place of packed layers, as the model's own layers store them.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Of the checkpoint's architecture; its weights are not read.
+    packed : Mapping
+        Layer as the checkpoint calls it → (out, in). GPT-2's layers are stored the other way round.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    turned = [place for place, module in model.named_modules() if isinstance(module, Conv1D)]
+    return {
+        f"{name}.weight": shape[::-1] if one_like(name, turned) else shape for name, shape in packed.items()
+    }
 
 
 def one_like(name: str, places: Sequence[str]) -> str | None:

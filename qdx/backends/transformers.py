@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,11 @@ from qdx.backends import ANY, Facts, causal_lm, rehearsal, sampling
 from qdx.capture import Recorder, greedy
 from qdx.errors import QdxError
 from qdx.kernel_names import simulated
-from qdx.models import dense_state, iter_quantized
-from qdx.models.contents import PACKINGS, contents
-from qdx.models.reading import check_packing
+from qdx.models import dense_state, eos_token_ids, iter_quantized
+from qdx.models.checkpoint import read_config
+from qdx.models.contents import BUFFERS, PACKINGS, contents
+from qdx.models.identity import weight_files
+from qdx.models.reading import check_packing, zero_biases
 from qdx.plugins import register
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ OTHER_PARTS = (
     "talker",
     "code2wav",
 )
-BUFFERS = ("rotary_emb\\.inv_freq", "attn\\.bias", "attn\\.masked_bias", "attention\\.bias", "position_ids")
+MOST_LAYERS = 10_000
 HEAD_ROWS = 512  # rows of logits that are in memory at once
 
 
@@ -66,6 +68,8 @@ def _layout(checkpoint: Checkpoint) -> tuple[Any, Any]:
     from transformers import AutoConfig
 
     mapping = causal_lm.mapping()
+    stated = read_config(checkpoint.path)
+    _known_type(checkpoint, stated)
     with causal_lm.one_line(checkpoint.source, "cannot read its config.json", REMEDY):
         config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
         for one in (config, config.get_text_config()):
@@ -76,21 +80,95 @@ def _layout(checkpoint: Checkpoint) -> tuple[Any, Any]:
             f"{checkpoint.source}: transformers {version('transformers')} knows no causal LM of type "
             f"{config.model_type!r}: backend=transformers runs none of it, an engine may (backend=vllm)"
         )
+    _as_stated(checkpoint, stated, config, mapping[type(config)])
     return causal_lm.language_model(config, mapping[type(config)])
 
 
-def _load(checkpoint: Checkpoint, dtype: torch.dtype, state: dict[str, Tensor]) -> Any:
-    """Load a causal LM from tensors, and hold the two to each other.
+def _known_type(checkpoint: Checkpoint, stated: dict[str, Any]) -> None:
+    from transformers import CONFIG_MAPPING
+
+    name = stated.get("model_type")
+    if not isinstance(name, str) or name not in CONFIG_MAPPING:
+        own = " (its own code, auto_map, is never run)" if stated.get("auto_map") else ""
+        raise QdxError(
+            f"{checkpoint.source}: transformers {version('transformers')} knows no model_type {name!r}, "
+            f"which its config.json states{own}: backend=transformers runs none of it, an engine may "
+            "(backend=vllm)"
+        )
+    for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
+        layers = stated.get(key)
+        if isinstance(layers, int) and layers > MOST_LAYERS:
+            raise QdxError(
+                f"{checkpoint.source}: its config.json states {key}={layers}, more than {MOST_LAYERS}: it is "
+                f"damaged, {REMEDY}"
+            )
+
+
+def _as_stated(checkpoint: Checkpoint, stated: dict[str, Any], config: Any, architecture: Any) -> None:
+    """Refuse a checkpoint that is of another class than the one that would run it.
+
+    transformers goes by ``model_type``, engines by ``architectures``.
 
     Raises
     ------
     QdxError
-        When a weight is missing, or a tensor is read by nothing: a scale, or a part of another model.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    names = stated.get("architectures")
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+    if name is None or name.lower() == architecture.__name__.lower():
+        return
+    known = {str(one) for one in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
+    headless = not re.search(r"For(CausalLM|ConditionalGeneration|Generation)$|LMHead|WithLMHead", name)
+    by = f"model_type={config.model_type!r}, by which {architecture.__name__} would run"
+    if name not in known and hasattr(transformers, name) and headless:
+        raise QdxError(
+            f"{checkpoint.source}: its config.json states architectures=[{name!r}], which has no language "
+            f"model's head, and {by}: give a language model's checkpoint, or write {architecture.__name__!r} "
+            "there if the head is meant"
+        )
+    # Some types are run by another family's class, as transformers' authors chose: their own name is free.
+    if name in known or (not hasattr(transformers, name) and architecture.config_class is type(config)):
+        raise QdxError(
+            f"{checkpoint.source}: its config.json states architectures=[{name!r}] and {by}: engines go by "
+            f"the first, and its own code is never run; write {architecture.__name__!r} there if it computes "
+            "the same"
+        )
+
+
+def _load(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    state: dict[str, Tensor],
+    packed: Mapping[str, tuple[int, ...]],
+) -> Any:
+    """Load a causal LM from tensors, and hold the two to each other.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    dtype : torch.dtype
+    state : dict of str to Tensor
+        What its files hold beside packed layers.
+    packed : Mapping
+        Packed layers and their (out, in): kernels take their places later.
+
+    Raises
+    ------
+    QdxError
+        When a weight is missing or of another shape, or a tensor is read by nothing: a scale, or a part of
+        another model.
     """
     config, architecture = _layout(checkpoint)
     with causal_lm.one_line(
         checkpoint.source, "cannot load its weights as its config.json describes them", REMEDY
     ):
+        with torch.device("meta"):
+            empty = architecture(copy.deepcopy(config))
+        state |= causal_lm.zeros_like_stored(causal_lm.stored_shapes(empty, packed), dtype)
+        _same_shapes(checkpoint, empty, state)
         model, found = architecture.from_pretrained(
             None,
             config=config,
@@ -100,18 +178,48 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype, state: dict[str, Tensor]) 
             experts_implementation=causal_lm.EXPERTS,
             output_loading_info=True,
         )
+    unread = sorted(set(found["unexpected_keys"]) - _elsewhere(found["unexpected_keys"]))
+    if unread and checkpoint.format != "none":
+        unread = sorted(set(unread) - zero_biases(checkpoint.path))
     if missing := sorted(found["missing_keys"]):
         # transformers would draw them at random
+        if unread:
+            raise QdxError(
+                f"{checkpoint.source}: {len(missing)} weights of {architecture.__name__} are missing, such "
+                f"as {missing[0]}, and {len(unread)} tensors are read by nothing, such as {unread[0]}"
+                f"{_in_file(checkpoint, unread)}: they are named, fused or packed otherwise than its "
+                "config.json says; give a checkpoint whose files agree"
+            )
         raise QdxError(
             f"{checkpoint.source}: {len(missing)} weights are missing, such as {missing[0]}: {REMEDY}"
         )
-    if unread := sorted(set(found["unexpected_keys"]) - _elsewhere(found["unexpected_keys"])):
+    if unread:
         raise QdxError(
             f"{checkpoint.source}: {len(unread)} tensors are read by nothing in {architecture.__name__}, "
-            f"such as {unread[0]}: its config.json describes another model than its weights, or weights "
-            "whose scales would be left out; give a checkpoint whose files agree"
+            f"such as {unread[0]}{_in_file(checkpoint, unread)}: its config.json describes another model "
+            "than its weights, or weights whose scales would be left out; give a checkpoint whose files agree"
         )
     return model.eval()
+
+
+def _same_shapes(checkpoint: Checkpoint, model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Name a weight whose shape is not config.json's; transformers says that there is one, and not which."""
+    shapes = {name: tuple(one.shape) for name, one in model.named_parameters()}
+    wrong = [name for name, shape in shapes.items() if name in state and tuple(state[name].shape) != shape]
+    if wrong:
+        name = min(wrong, key=lambda one: ("layers" in one, one))  # an embedding says most
+        raise QdxError(
+            f"{checkpoint.source}: {len(wrong)} weights have another shape than its config.json describes, "
+            f"such as {name}: {tuple(state[name].shape)} in the file, {shapes[name]} in "
+            f"{type(model).__name__}; give the config.json that belongs to these weights"
+        )
+
+
+def _in_file(checkpoint: Checkpoint, names: list[str]) -> str:
+    """Say in which file tensors stand, where that is one of several: it may be another set of weights."""
+    files = {one.file.name for name, one in contents(checkpoint.path).items() if name in names}
+    several = len(weight_files(checkpoint.path)) > 1
+    return f" in {min(files)}" if several and len(files) == 1 else ""
 
 
 def _elsewhere(names: Iterable[str]) -> set[str]:
@@ -120,7 +228,7 @@ def _elsewhere(names: Iterable[str]) -> set[str]:
     Towers for pictures and sound, layers that predict several tokens ahead, and buffers that a model
     computes itself. Packed weights and scales are never among them.
     """
-    parts = re.compile(rf"(^|\.)({'|'.join(OTHER_PARTS)})\.|({'|'.join(BUFFERS)})$")
+    parts = re.compile(rf"(^|\.)({'|'.join(OTHER_PARTS)})\.|{BUFFERS.pattern}")
     own = [name.rpartition(".")[2] for name in names]
     return {
         name for name, last in zip(names, own, strict=True) if parts.search(name) and last not in PACKINGS
@@ -168,10 +276,9 @@ class TransformersBackend:
         self._generator = torch.Generator().manual_seed(seed)
         weights = {} if checkpoint.format == "none" else dict(iter_quantized(checkpoint.path))
         state = dict(dense_state(checkpoint.path))
-        shapes = {f"{name}.weight": (one.out_features, one.in_features) for name, one in weights.items()}
-        state |= causal_lm.zeros_like_stored(shapes, self._dtype)  # until kernels take their place
+        packed = {name: (one.out_features, one.in_features) for name, one in weights.items()}
         self._lm = causal_lm.CausalLM(
-            _load(checkpoint, self._dtype, state),
+            _load(checkpoint, self._dtype, state, packed),
             weights,
             quant.kernel,
             sm_count=sm_count,
@@ -200,11 +307,14 @@ class TransformersBackend:
         if quant.kernel == ANY:
             raise QdxError(ANY_KERNEL)
         config, architecture = _layout(checkpoint)
+        eos_token_ids(checkpoint.path)
         shapes = {name: one.shape for name, one in contents(checkpoint.path).items()}
+        packed: dict[str, tuple[int, ...]] = {}
         if checkpoint.format != "none":
-            shapes = check_packing(checkpoint.path, quant.kernel, shapes)
+            shapes, packed = check_packing(checkpoint.path, quant.kernel, shapes)
         rehearsal.rehearse(config, architecture, batch_size=batch_size)
-        _load(checkpoint, getattr(torch, dtype), causal_lm.zeros_like_stored(shapes, getattr(torch, dtype)))
+        number_type: torch.dtype = getattr(torch, dtype)
+        _load(checkpoint, number_type, causal_lm.zeros_like_stored(shapes, number_type), packed)
 
     def observe(self) -> Facts:
         """Return the kernels of every layer type; all are numerical models."""
@@ -342,11 +452,9 @@ def _threads(asked: int | None) -> int:
 
 
 def _eos_token_ids(checkpoint: Checkpoint, model: nn.Module) -> frozenset[int]:
-    """Return the tokens that end a generation, as generation_config.json says, or else config.json."""
-    from transformers import GenerationConfig
-
-    stated = (checkpoint.path / "generation_config.json").is_file()
-    ids = (GenerationConfig.from_pretrained(checkpoint.path) if stated else model.config).eos_token_id
-    if ids is None:
-        return frozenset()
-    return frozenset(ids if isinstance(ids, list) else [ids])
+    """Return the tokens that end a generation; where its files state none, those of its config's class."""
+    stated = eos_token_ids(checkpoint.path)
+    if stated is not None:
+        return stated
+    ids: Any = model.config.get_text_config().eos_token_id
+    return frozenset() if ids is None else frozenset(ids if isinstance(ids, list) else [ids])

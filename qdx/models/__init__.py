@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qdx.models.cache import cache_folder
-from qdx.models.checkpoint import Checkpoint, context_length, hidden_size, resolve, vocab_size
+from qdx.models.checkpoint import (
+    Checkpoint,
+    context_length,
+    eos_token_ids,
+    hidden_size,
+    resolve,
+    switching_length,
+    vocab_size,
+)
 from qdx.models.contents import check_contents
 from qdx.models.identity import (
     Hashed,
@@ -26,12 +34,14 @@ __all__ = [
     "check_contents",
     "context_length",
     "dense_state",
+    "eos_token_ids",
     "hash_weights",
     "hidden_size",
     "iter_quantized",
     "load_tokenizer",
     "remembered_weights",
     "resolve",
+    "switching_length",
     "tokenizer_sha256",
     "vocab_size",
     "weights_sha256",

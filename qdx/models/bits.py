@@ -43,16 +43,23 @@ def unpack_columns(word_RI: Tensor, order: Sequence[int] = NATURAL) -> Tensor:
     return values_RI8.view(rows, words * 8)
 
 
-def present(found: Mapping[str, object], names: Sequence[str]) -> None:
-    """Raise `QdxError` when a part of a packed layer is missing."""
-    missing = [name for name in names if name not in found]
+def present(shapes: Mapping[str, tuple[int, ...]], names: Sequence[str]) -> None:
+    """Raise `QdxError` when a part of a packed layer is missing, or has not the right number of axes."""
+    missing = [name for name in names if name not in shapes]
     if missing:
-        raise QdxError(f"quantized layer: {', '.join(missing)} missing, got {', '.join(sorted(found))}")
+        raise QdxError(f"quantized layer: {', '.join(missing)} missing, got {', '.join(sorted(shapes))}")
+    for name in names:
+        axes = 1 if name == "g_idx" else 2
+        if len(shapes[name]) != axes:
+            raise QdxError(
+                f"quantized layer: {name} has shape {shapes[name]}, expected {axes} axes: the file is of "
+                "another format than config.json says"
+            )
 
 
 def checked(tensors: dict[str, Tensor], names: Sequence[str]) -> list[Tensor]:
     """Return the named tensors; packed ones must be int32 matrices."""
-    present(tensors, names)
+    present({name: tuple(one.shape) for name, one in tensors.items()}, names)
     for name in ("qweight", "qzeros"):
         if tensors[name].dtype != torch.int32 or tensors[name].ndim != 2:
             raise QdxError(

@@ -18,6 +18,10 @@ from qdx.schema import FORMAT_KERNELS
 FORMATS = tuple(FORMAT_KERNELS)
 DEMO_FORMATS = ("none", "awq", "gptq", "q4_1", "q4_0", "q8_0")
 DEMO = "demo:smollm2/"
+# How architectures call the same thing, and where multimodal ones keep their language model.
+WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
+PARTS = ("text_config", "language_config", "llm_config")
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 
 
@@ -123,31 +127,109 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def vocab_size(path: Path) -> int:
-    """Return the number of logits in a row of the model in a checkpoint folder, as its config.json says."""
-    size = _stated(path, "vocab_size")
-    if not isinstance(size, int):
+    """Return the number of logits in a row of the model in a checkpoint folder, as its config.json says.
+
+    Raises
+    ------
+    QdxError
+        When that is not a whole number above 0, or config.json is not of a language model.
+    """
+    size = _stated(path, ("vocab_size",))
+    if size is None:
         raise QdxError(
             f"{path / 'config.json'} states no vocab_size: it is not a language model's checkpoint"
         )
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise QdxError(f"{path / 'config.json'} states vocab_size={size!r}, must be a whole number above 0")
     return size
 
 
 def hidden_size(path: Path) -> int:
     """Return the number of values of a hidden state; 0 if config.json does not state it."""
-    size = _stated(path, "hidden_size")
+    size = _stated(path, WIDTHS)
     return size if isinstance(size, int) else 0
 
 
 def context_length(path: Path) -> int | None:
     """Return the greatest number of tokens that the model in a folder has positions for; None if unstated."""
-    length = _stated(path, "max_position_embeddings")
+    length = _stated(path, POSITIONS)
     return length if isinstance(length, int) else None
 
 
-def _stated(path: Path, key: str) -> Any:
-    """Return a value of config.json, or of the language model's part of it."""
+def eos_token_ids(path: Path) -> frozenset[int] | None:
+    """Return the tokens that end a generation, as generation_config.json says, or else config.json.
+
+    Returns
+    -------
+    frozenset of int or None
+        Empty where generation_config.json is there and states none, None where only config.json is.
+
+    Raises
+    ------
+    QdxError
+        When one states something that is not a token id or a list of them.
+    """
+    generation = path / "generation_config.json"
+    file = generation if generation.is_file() else path / "config.json"
+    stated = read_object(file)
+    parts = (stated, *(_part(stated, name) for name in PARTS))
+    found = next((part["eos_token_id"] for part in parts if part.get("eos_token_id") is not None), None)
+    if found is None:
+        return frozenset() if file == generation else None
+    ids = found if isinstance(found, list) else [found]
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
+        raise QdxError(
+            f"{file} states eos_token_id={found!r:.60}, must be a token id or a list of them: correct it, "
+            "outputs are taken to end there"
+        )
+    return frozenset(ids)
+
+
+def switching_length(path: Path) -> int | None:
+    """Return the length beyond which a model rotates all its tokens otherwise; None where it does not.
+
+    Long-context rotations (longrope of Phi-3, dynamic) take other frequencies as soon as a call has a
+    position past this one, so that the same prompt gives other rows beside a longer one, or in a longer
+    output.
+    """
     config = read_config(path)
-    return config.get(key, _part(config, "text_config").get(key))
+    for part in (config, *(_part(config, name) for name in PARTS)):
+        rope = _part(part, "rope_scaling") or _part(part, "rope_parameters")
+        if not isinstance(rope.get("rope_type", rope.get("type")), str):  # one for each kind of layer
+            rope = next((one for one in rope.values() if isinstance(one, dict) and _switches(one)), {})
+        if _switches(rope):
+            stated = [
+                rope.get("original_max_position_embeddings"),
+                part.get("original_max_position_embeddings"),
+            ]
+            known = [length for length in stated if isinstance(length, int)]
+            return known[0] if known else context_length(path)
+    return None
+
+
+def _switches(rope: dict[str, Any]) -> bool:
+    return rope.get("rope_type", rope.get("type")) in ("longrope", "su", "dynamic")
+
+
+def _stated(path: Path, keys: tuple[str, ...]) -> Any:
+    """Return the first of these values that config.json states, for the language model where it has parts.
+
+    A published multimodal model states only what differs from its class's defaults, which transformers knows.
+    """
+    config = read_config(path)
+    for part in (config, *(_part(config, name) for name in PARTS)):
+        for key in keys:
+            if part.get(key) is not None:
+                return part[key]
+    if not any(_part(config, name) for name in PARTS):
+        return None
+    try:
+        from transformers import AutoConfig
+
+        text = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config()
+    except Exception:  # a type that this transformers does not know: its backend says so, vLLM may run it
+        return None
+    return next((found for key in keys if (found := getattr(text, key, None)) is not None), None)
 
 
 def _part(config: dict[str, Any], name: str) -> dict[str, Any]:
@@ -181,8 +263,10 @@ def format_of(config: dict[str, Any], path: Path) -> str:
 def _compressed(quantization: dict[str, Any]) -> str:
     """Name the scheme of a compressed-tensors checkpoint: one of `FORMATS`, or what else it is."""
     schemes = set()
-    for group in (quantization.get("config_groups") or {}).values():
-        weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
+    groups = _part(quantization, "config_groups")
+    for name in groups:
+        group = _part(groups, name)
+        weights, inputs = _part(group, "weights"), _part(group, "input_activations")
         kind, bits = str(weights.get("type", "int")), weights.get("num_bits")
         match kind, bits, str(weights.get("strategy")), weights.get("group_size"):
             case "float", 8, "block", _:

@@ -30,6 +30,11 @@ ASYMMETRIC = (
     "a GPTQ layer with zero points, which no engine runs with Marlin, Machete or exllama: use a checkpoint "
     "made with sym=true"
 )
+SECOND = (
+    "every stored zero point is 8, as checkpoint_format=gptq_v2 stores it, and config.json does not say so: "
+    "some kernels would read each weight one step off, others not; save the checkpoint with format='gptq' "
+    "(GPTQModel does), or use another one"
+)
 
 
 def pack(weight: QuantizedWeight) -> dict[str, Tensor]:

@@ -156,10 +156,22 @@ def load_tokenizer(path: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+        found = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+        found("A word, 1 字 <x>\n")  # one whose class does not fit its files fails here
+        return found
     except Exception as error:  # of several libraries; the one in Rust raises bare Exceptions
+        said = _first_line(error)
+        if not (path / "tokenizer.json").is_file():
+            raise QdxError(f"no tokenizer in {path} ({said}): the folder needs a tokenizer.json") from error
+        if "custom code" in said:
+            raise QdxError(
+                f"the tokenizer in {path} has code of its own (auto_map of tokenizer_config.json), which is "
+                'never run: where tokenizer.json alone says how it splits text, write "tokenizer_class": '
+                '"PreTrainedTokenizerFast" there and remove auto_map'
+            ) from error
         raise QdxError(
-            f"no tokenizer in {path} ({_first_line(error)}): the folder needs a tokenizer.json"
+            f"transformers cannot read the tokenizer in {path} ({said}): its files do not fit each other, "
+            "download tokenizer.json and tokenizer_config.json again"
         ) from error
 
 

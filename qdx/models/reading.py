@@ -18,6 +18,7 @@ from qdx.models.checkpoint import format_of, read_config
 from qdx.models.identity import weight_files
 from qdx.models.stated import group_size_of, quantization_of
 
+WORDS = ("qweight", "qzeros")
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
@@ -64,7 +65,7 @@ def iter_quantized(path: Path) -> Iterator[tuple[str, QuantizedWeight]]:
 
 def check_packing(
     path: Path, kernel: str, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, tuple[int, ...]]:
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
     """Refuse a quantized checkpoint that cannot be read, or whose layers a kernel does not take, early.
 
     Only what is small is read of its weights: the order of rows and the zero points.
@@ -80,8 +81,10 @@ def check_packing(
 
     Returns
     -------
-    dict
-        Shape of every tensor, with one ``weight`` (out, in) in place of each packed layer.
+    dense : dict
+        Shape of every tensor that is no part of a packed layer.
+    packed : dict
+        (out, in) of every packed layer, by its name.
 
     Raises
     ------
@@ -103,6 +106,7 @@ def check_packing(
         if not (name.rpartition(".")[2] in PARTS and f"{name.rpartition('.')[0]}.qweight" in shapes)
     }
     layout = awq if kind == "awq" else gptq
+    packed: dict[str, tuple[int, ...]] = {}
     with _opened(path) as where:
         for module in modules:
             small = {
@@ -112,14 +116,42 @@ def check_packing(
             }
             own = {part: shapes[f"{module}.{part}"] for part in PARTS if f"{module}.{part}" in shapes}
             try:
+                _stored_once(where, module, shapes)
                 rows, columns = layout.check(own, small, group_size)
-                if kind == "gptq" and not bool((unpack_columns(small["qzeros"]) == 7).all()):
-                    raise QdxError(gptq.ASYMMETRIC)
+                if kind == "gptq":
+                    stored = unpack_columns(small["qzeros"])
+                    if not bool((stored == 7).all()):
+                        raise QdxError(gptq.SECOND if bool((stored == 8).all()) else gptq.ASYMMETRIC)
                 check_shape(kernel, rows, columns, rows_per_group(rows, group_size))
             except QdxError as error:
                 raise QdxError(f"checkpoint {path}, {module}: {error}") from error
-            kept[f"{module}.weight"] = columns, rows
-    return kept
+            packed[module] = columns, rows
+    return kept, packed
+
+
+def _stored_once(where: Mapping[str, Any], module: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a layer that is stored as a dense weight too, or in words of another size."""
+    if f"{module}.weight" in shapes:
+        raise QdxError(
+            "the layer is stored twice, packed (qweight) and as a dense weight, and engines differ in which "
+            "they take: remove one of the two"
+        )
+    for name in (f"{module}.{part}" for part in WORDS if f"{module}.{part}" in shapes):
+        if (dtype := where[name].get_slice(name).get_dtype()) != "I32":
+            raise QdxError(
+                f"quantized layer: {name.rpartition('.')[2]} is {dtype}, must be I32: only 8 × 4 bits in an "
+                "int32 word are read"
+            )
+
+
+def zero_biases(path: Path) -> set[str]:
+    """Return the biases of packed layers that are 0 throughout.
+
+    AutoGPTQ wrote one for every layer that it packed, also where the model has none. Engines skip these.
+    """
+    with _opened(Path(path)) as where:
+        names = [name for name in where if name.endswith(".bias") and f"{name[:-5]}.qweight" in where]
+        return {name for name in names if not bool(where[name].get_tensor(name).any())}
 
 
 def dense_state(path: Path) -> Iterator[tuple[str, Tensor]]:

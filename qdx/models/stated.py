@@ -6,6 +6,7 @@ nothing. AutoGPTQ did the same with ``quantize_config.json``. Engines read all o
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from qdx.errors import QdxError
 SPELLINGS = {"w_bit": "bits", "q_group_size": "group_size", "q_bits": "bits"}
 SIDE_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # and whose they usually are
 MODELOPT = "hf_quant_config.json"
+CHANGING = ("rotation", "adapter")  # of GPTQModel: a rotation of activations, a low-rank correction
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -26,7 +28,14 @@ def read_object(file: Path) -> dict[str, Any]:
         When it cannot be read, is not JSON, or not an object.
     """
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        if file.exists() and not file.is_file():
+            raise OSError("it is not a regular file")
+        content = file.read_bytes()
+        if content.startswith(codecs.BOM_UTF8):
+            raise QdxError(
+                f"{file} begins with a byte order mark, which engines do not read: save it without one"
+            )
+        value = json.loads(content.decode("utf-8"), parse_constant=_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise QdxError(
             f"{file} is not JSON ({error}): the checkpoint is damaged, download it again"
@@ -36,6 +45,13 @@ def read_object(file: Path) -> dict[str, Any]:
             f"{file} holds {type(value).__name__}, must be a JSON object: the checkpoint is damaged"
         )
     return value
+
+
+def _constant(name: str) -> float:
+    """Return an infinity, which settings state for "no limit"; nothing can be computed with NaN."""
+    if name == "NaN":
+        raise ValueError("it states NaN for a number")
+    return float(name)
 
 
 def quantization_of(config: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -62,17 +78,26 @@ def quantization_of(config: dict[str, Any], path: Path) -> dict[str, Any]:
     if stated is None:  # where a multimodal model keeps its language model's
         inner = config.get("text_config")
         stated = inner.get("quantization_config") if isinstance(inner, dict) else None
+    if stated is None:  # compressed-tensors' older name, which engines read
+        stated = config.get("compression_config")
     if stated is not None and not isinstance(stated, dict):
         raise QdxError(
             f"checkpoint {path}: quantization_config of config.json is {stated!r:.40}, must be an "
             "object: the checkpoint is damaged"
         )
     found = _spelt(stated, path / "config.json") if stated else {}
+    if found and not isinstance(found.get("quant_method"), str):
+        raise QdxError(
+            f"checkpoint {path}: quantization_config of config.json states "
+            f"quant_method={found.get('quant_method')!r}, so engines do not know how to read its weights: "
+            f'add "quant_method": "{_method(found, "gptq")}" if that is how they were made'
+        )
     for name, method in SIDE_FILES.items():
         if not (path / name).is_file():
             continue
         beside = _spelt(read_object(path / name), path / name)
-        beside.setdefault("quant_method", _method(beside, method))
+        if not isinstance(beside.get("quant_method"), str):
+            beside["quant_method"] = _method(beside, method)
         for key in ("bits", "group_size", "desc_act", "quant_method") if found else ():
             if key in found and key in beside and found[key] != beside[key]:
                 raise QdxError(
@@ -97,6 +122,8 @@ def _method(stated: dict[str, Any], usual: str) -> str:
 
 def _spelt(stated: dict[str, Any], file: Path) -> dict[str, Any]:
     found = dict(stated)
+    if isinstance(found.get("quant_method"), str):
+        found["quant_method"] = found["quant_method"].lower()  # as engines compare it
     for old, new in SPELLINGS.items():
         if old not in found:
             continue
@@ -124,18 +151,27 @@ def group_size_of(kind: str, stated: dict[str, Any], path: Path) -> int:
         wanted += [("desc_act", False, False), ("checkpoint_format", "gptq", "gptq")]
         wanted += [("format", "gptq", "gptq"), ("is_marlin_format", False, False)]
     for key, default, value in wanted:
-        got = stated.get(key, default)
+        got = stated.get(key)
+        got = default if got is None else got
         if (got.lower() if isinstance(got, str) else got) != value:
             raise QdxError(
                 f"checkpoint {path}: {kind} with {key}={got!r}, only {value!r} is read: use another "
                 "checkpoint"
             )
-    if rules := stated.get("dynamic"):
+    rules = stated.get("dynamic") or {}
+    # a rule that begins with "-" leaves layers dense, which their tensors show
+    if not isinstance(rules, dict) or not all(str(rule).startswith("-:") for rule in rules):
         raise QdxError(
             f"checkpoint {path}: {kind} with dynamic={str(rules)[:60]}, rules that give layers their own "
             "bits or groups; only one packing for all layers is read: use another checkpoint"
         )
-    if (word := stated.get("pack_dtype", "int32")) != "int32":
+    for key in CHANGING:
+        if stated.get(key):
+            raise QdxError(
+                f"checkpoint {path}: {kind} with {key}={str(stated[key])[:60]}, which changes what its "
+                "layers compute and is not read: use another checkpoint"
+            )
+    if str(word := stated.get("pack_dtype") or "int32").removeprefix("torch.") != "int32":
         raise QdxError(
             f"checkpoint {path}: {kind} with pack_dtype={word!r}, only 'int32' is read: use another "
             "checkpoint"

@@ -71,6 +71,8 @@ def read_bytes(name: str, file: Path) -> bytes:
         When it cannot be read or has none.
     """
     try:
+        if not file.is_file():  # a pipe or a device may have no end, and jobs could not read it again
+            raise QdxError(f"{name}: not a regular file ({file}): save what it gives in one")
         data = file.read_bytes()
     except OSError as error:
         raise QdxError(f"{name}: cannot be read: {error.strerror or error} ({file})") from error

@@ -12,6 +12,8 @@ from qdx.prompts._as_text import as_text
 
 # Letters only: no template escapes, trims or interprets it.
 _SENTINEL = "QDXCONTENTGOESHERE"
+# A document in its place: long, of several lines, with small letters.
+_LONG = "\n".join(["Qdx Content Goes Here and is a text of several lines."] * 40)
 # <|user|>, [/INST], <</SYS>>, ### Response: and the like.
 _MARKERS = re.compile(r"[<\[{|]+[^\s<>\[\]{}|]*\w[^\s<>\[\]{}|]*[>\]}|]+|#{2,} ?\w[\w ]*:")
 
@@ -60,8 +62,8 @@ def split_template(tokenizer: Any, instruction: str) -> Template:
     Raises
     ------
     QdxError
-        When the template fails on one user message, or does not give the content back exactly once, or the
-        instruction writes control tokens.
+        When the template fails on one user message, does not give the content back exactly once, or writes
+        something else around another content, or the instruction writes control tokens.
     """
     if not getattr(tokenizer, "chat_template", None):
         return Template(tuple(_leading(tokenizer)), (), present=False)
@@ -70,16 +72,13 @@ def split_template(tokenizer: Any, instruction: str) -> Template:
             f"prompts.instruction={instruction!r:.60} writes {', '.join(map(repr, spoken[:3]))}, control "
             "tokens of this tokenizer, which would end or open messages: write it without them"
         )
-    message = [{"role": "user", "content": instruction + _SENTINEL}]
-    try:
-        rendered: str = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template is a program of its model's author: it may raise anything
-        raise QdxError(f"the tokenizer's chat template fails on a single user message: {error}") from error
-    parts = rendered.split(_SENTINEL)
-    if len(parts) != 2:
+    parts = _around(tokenizer, instruction, _SENTINEL)
+    # A clock in the template changes its text between any two renderings, whatever the content is.
+    if _around(tokenizer, instruction, _LONG) != parts == _around(tokenizer, instruction, _SENTINEL):
         raise QdxError(
-            f"the tokenizer's chat template shows a message's content {len(parts) - 1} times, expected once: "
-            "qdx cannot tell template from content; use another template or remove it from the tokenizer"
+            "the tokenizer's chat template writes something else around a longer content (it measures, cuts "
+            "or tests it): qdx cannot put windows of a document in its place; use another template or remove "
+            "it from the tokenizer"
         )
     around = parts[0].replace(instruction, "") + parts[1]
     return Template(
@@ -88,6 +87,22 @@ def split_template(tokenizer: Any, instruction: str) -> Template:
         present=True,
         markers=_plain_markers(around, as_text(tokenizer).control.values()),
     )
+
+
+def _around(tokenizer: Any, instruction: str, content: str) -> list[str]:
+    """Return what the template writes before and after a content."""
+    message = [{"role": "user", "content": instruction + content}]
+    try:
+        rendered: str = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program of its model's author: it may raise anything
+        raise QdxError(f"the tokenizer's chat template fails on a single user message: {error}") from error
+    parts = rendered.split(content)
+    if len(parts) != 2:
+        raise QdxError(
+            f"the tokenizer's chat template shows a message's content {len(parts) - 1} times, expected once: "
+            "qdx cannot tell template from content; use another template or remove it from the tokenizer"
+        )
+    return parts
 
 
 def _plain_markers(text: str, control: Iterable[str]) -> tuple[str, ...]:

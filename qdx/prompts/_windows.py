@@ -16,6 +16,9 @@ from qdx.prompts._as_text import as_text
 from qdx.prompts._reference import Ids, Reference, SourceFile, Summary
 from qdx.prompts._template import split_template
 
+LONGEST = 1 << 25  # characters of a document: its tokens take some fifty times that in bytes
+MOST_UNKNOWN = 0.5  # of a window's tokens: chosen, not measured
+
 
 @dataclass(frozen=True)
 class Document:
@@ -214,6 +217,12 @@ def cut(
     QdxError
         When the documents are too short, naming their tokens, the tokens needed and what would fit.
     """
+    for document in documents:
+        if len(document.text) > LONGEST:
+            raise QdxError(
+                f"{document.name}: {len(document.text):,} characters, at most {LONGEST:,} are read at once: "
+                "cut it into several files, for example with split -C 30M, and give these in prompts.path"
+            )
     template = split_template(tokenizer, instruction)
     tokens = [tokenize(tokenizer, document.text) for document in documents]
     lengths = [len(found.ids) for found in tokens]
@@ -247,6 +256,7 @@ def cut(
     )
     notes = tuple(document.note for document in documents if document.note)
     notes += _spelled(found, template.markers)
+    notes += _unknown(found, getattr(tokenizer, "unk_token_id", None))
     overlap = placement.continuations_overlap
     return found, Summary(files, sum(lengths), template.present, overlap, notes=notes)
 
@@ -259,6 +269,33 @@ def _spelled(references: Sequence[Reference], markers: Sequence[str]) -> tuple[s
         for one in references
         for marker in markers
         if marker in one.text
+    )
+
+
+def _unknown(references: Sequence[Reference], token: int | None) -> tuple[str, ...]:
+    """Say how much of the windows the tokenizer does not know, and refuse what is mostly unknown to it.
+
+    Raises
+    ------
+    QdxError
+        When more than half of a window are unknown tokens: a text in a script that the model never saw.
+    """
+    counts = {
+        one.name: int((one.token_ids[one.prefix_length :][: one.content_length] == token).sum())
+        for one in references
+    }
+    total = sum(counts.values())
+    if token is None or not total:
+        return ()
+    worst = max(references, key=lambda one: counts[one.name] / one.content_length)
+    said = f"{counts[worst.name]} of {worst.content_length} tokens of {worst.name} ({worst.source})"
+    if counts[worst.name] > worst.content_length * MOST_UNKNOWN:
+        raise QdxError(
+            f"{said} are unknown to this model's tokenizer, which puts one token in the place of all such "
+            "characters: give a text in a language of the model in prompts.path"
+        )
+    return (
+        f"{said} are characters that this model's tokenizer does not know, and it reads one token for all",
     )
 
 

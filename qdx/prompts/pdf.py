@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from qdx.errors import QdxError, printable
 from qdx.plugins import register
@@ -27,9 +28,17 @@ _CHARACTERS = str.maketrans({**_LIGATURES, "\u00ad": "", "\u00a0": " ", **_CONTR
 
 MOST_UNREADABLE = 0.05  # of the characters: chosen, not measured
 _GLYPHS = (
-    r"(?:/(?:[A-Za-z]{1,3}\d{1,5}|G[0-9A-F]{2}|uni[0-9A-F]{4}|u[0-9A-F]{4,6}|(?:cid|glyph|index)\d+)){2,}"
+    r"(?:/(?:[A-Za-z]{1,3}\d{1,8}|G[0-9A-F]{2}|x[0-9A-F]{2}|uni[0-9A-F]{4}|u[0-9A-F]{4,6}"
+    r"|(?:cid|glyph|index)_?\d+)(?:\.[a-z]\w*)?){2,}"
 )
-_UNREADABLE = re.compile(_GLYPHS + r"|(?:\(cid:\d+\))+|[\ufffd\ue000-\uf8ff\U000f0000-\U0010fffd]+")
+_UNREADABLE = re.compile(
+    _GLYPHS + r"|(?:\(cid:\d+\))+|[\ufffd\ue000-\uf8ff\U000f0000-\U0010fffd]+|\u25a1{2,}"
+)
+# Names that say their characters, after the Adobe Glyph List: parts joined by "_", a variant after ".".
+_NAMED = re.compile(
+    r"/((?:[fijltTh]_)+[fijltTh]|[A-Za-z]+\.(?:alt|sc|smcp|c2sc|case|swash|liga|dlig|osf|lf|tf|oldstyle)\d*)"
+    r"(?![A-Za-z0-9])"
+)
 
 
 @register("prompts", "pdf")
@@ -73,13 +82,23 @@ def read_pdf(name: str, file: Path) -> Document:
     """
     data = read_bytes(name, file)
     with _counted() as warned:
-        pages = drop_running_lines(_pages(name, data))
+        raw, unmapped = _pages(name, data)
+    pages = drop_running_lines(raw)
+    if not any(pages):  # of pages with one line each, every line is a first and a last one
+        pages = [[line for line in page if line.strip()] for page in raw]
     if not any(pages):
+        said = f"; pypdf warned: {warned[0]}" if warned else ""
         raise QdxError(
-            f"{name}: no text on its {len(pages)} pages, a scan or drawings only: recognise its text first, "
-            "for example with ocrmypdf, or give another file in prompts.path"
+            f"{name}: no text on its {len(pages)} pages, a scan or drawings only{said}: recognise its text "
+            "first, for example with ocrmypdf, or give another file in prompts.path"
         )
     text, starts = tidy(pages)
+    if (part := unmapped / max(sum(len(line) for page in raw for line in page), 1)) >= MOST_UNREADABLE:
+        raise QdxError(
+            f"{name}: {min(part, 1):.0%} of its text are numbers of glyphs that came out as other "
+            f"characters, such as {text[:24]!r}: its fonts have no table of characters (ToUnicode); "
+            "recognise its text, for example with ocrmypdf --force-ocr, or give another file in prompts.path"
+        )
     notes = [f"{name}: pypdf warned {len(warned)} times, first: {warned[0]}"] if warned else []
     share, example = unreadable(text)
     if share >= MOST_UNREADABLE:
@@ -129,8 +148,8 @@ def _counted() -> Iterator[list[str]]:
         logger.propagate = before
 
 
-def _pages(name: str, data: bytes) -> list[list[str]]:
-    """Return each page's lines, as pypdf extracts them."""
+def _pages(name: str, data: bytes) -> tuple[list[list[str]], int]:
+    """Return each page's lines, as pypdf extracts them, and how many characters have unknown fonts."""
     from pypdf import PdfReader
     from pypdf.errors import DependencyError, FileNotDecryptedError
 
@@ -148,7 +167,11 @@ def _pages(name: str, data: bytes) -> list[list[str]]:
         # Many files are encrypted with an empty password only to carry permissions: every viewer opens them.
         if reader.is_encrypted and not reader.decrypt(""):
             raise encrypted
-        return [_clean(page.extract_text()).splitlines() for page in reader.pages]
+        pages, unmapped = [], 0
+        for page in reader.pages:
+            pages.append(_clean(page.extract_text()).splitlines())
+            unmapped += _unmapped(page)
+        return pages, unmapped
     except QdxError:
         raise
     except DependencyError as error:
@@ -164,9 +187,57 @@ def _pages(name: str, data: bytes) -> list[list[str]]:
         ) from error
 
 
+def _unmapped(page: Any) -> int:
+    """Return how many characters of a page are numbers of glyphs that its font gives no characters for.
+
+    A composite font with Identity-H encoding numbers the glyphs of its own file. Without a ToUnicode table
+    pypdf takes these numbers for characters.
+    """
+    resources = _object(page.get("/Resources"))
+    forms = [_object(one) for one in _object(resources.get("/XObject")).values()]
+    inside = [resources, *(_object(form.get("/Resources")) for form in forms)]
+    fonts = [_object(font) for one in inside for font in _object(one.get("/Font")).values()]
+    if not any(_has_no_characters(font) for font in fonts):
+        return 0
+    count = 0
+
+    def visit(text: str, _cm: Any, _tm: Any, font: Any, _size: Any) -> None:
+        nonlocal count
+        if font is not None and _has_no_characters(font):
+            count += len(text.strip())
+
+    page.extract_text(visitor_text=visit)
+    return count
+
+
+def _object(value: Any) -> Any:
+    """Return a dictionary of a PDF that may be a reference, an empty one for anything else."""
+    found = value.get_object() if hasattr(value, "get_object") else value
+    return found if isinstance(found, dict) else {}
+
+
+def _has_no_characters(font: Any) -> bool:
+    if font.get("/Subtype") != "/Type0" or "/ToUnicode" in font:
+        return False
+    if font.get("/Encoding") not in ("/Identity-H", "/Identity-V"):
+        return False
+    described = font.get("/DescendantFonts")
+    described = described.get_object() if hasattr(described, "get_object") else described
+    first = _object(described[0]) if isinstance(described, list) and described else {}
+    # Adobe's collections of Chinese, Japanese and Korean say which character each number is.
+    return str(_object(first.get("/CIDSystemInfo")).get("/Ordering")) in ("Identity", "UCS", "None")
+
+
 def _clean(text: str) -> str:
-    """Spell ligatures out, drop soft hyphens and what no tokenizer can encode (lone surrogates)."""
+    """Spell ligatures and named glyphs out, drop soft hyphens and lone surrogates, which none can encode."""
+    text = _NAMED.sub(_named, text)
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").translate(_CHARACTERS)
+
+
+def _named(match: re.Match[str]) -> str:
+    from fontTools import agl  # type: ignore[import-untyped]
+
+    return agl.toUnicode(match[1]) or match[0]
 
 
 def drop_running_lines(pages: Sequence[Sequence[str]]) -> list[list[str]]:

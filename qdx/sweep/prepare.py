@@ -25,7 +25,7 @@ from qdx.experiment import (
 )
 from qdx.prompts import KEPT, keep, kept, references_sha256, refusals, same_text
 from qdx.prompts.challenge import locate
-from qdx.schema import Experiment, validate
+from qdx.schema import Experiment, TransformersBackend, validate
 from qdx.schema_endpoint import OpenaiBackend
 from qdx.schema_gguf import LlamacppBackend
 from qdx.schema_verify import ChallengePrompts, TranscriptPrompts, Verify
@@ -350,11 +350,43 @@ def check_lengths(job: Job) -> None:
                 f"{job.vocab} rows in its embedding (vocab_size of its config.json): its tokenizer is of "
                 "another model, or tokens were added to it and not to the model"
             )
+    if isinstance(job.experiment.backend, TransformersBackend):
+        check_rotation(job)
     count, batch = len(job.prompts.references), job.experiment.batch_size
     if count % batch:
         raise QdxError(
             f"batch_size={batch} does not divide {count} references: the last ones would run in a smaller "
             f"batch, which may use other kernels; choose a divisor or change prompts.references"
+        )
+
+
+def check_rotation(job: Job) -> None:
+    """Refuse prompts on both sides of the length from which a model rotates its tokens otherwise.
+
+    transformers chooses by the longest sequence of a call, so such rows would depend on what else is in the
+    batch and on how far an output goes.
+
+    Raises
+    ------
+    QdxError
+        Naming the length and a reference on either side.
+    """
+    limit = models.switching_length(job.checkpoint.path)
+    if limit is None:
+        return
+    following = {
+        one.name: max((p.length(r) for p in job.prompts.producers), default=job.experiment.generate.tokens)
+        for r, one in enumerate(job.prompts.references)
+    }
+    lengths = {one.name: len(one.token_ids) for one in job.prompts.references}
+    ends = {name: length + following[name] for name, length in lengths.items()}
+    shortest, longest = min(lengths, key=lengths.__getitem__), max(ends, key=ends.__getitem__)
+    if lengths[shortest] <= limit < ends[longest]:
+        raise QdxError(
+            f"{job.checkpoint.source} rotates its tokens otherwise in calls that go beyond {limit} positions "
+            f"(rope_scaling of its config.json); reference {shortest!r} begins with {lengths[shortest]} and "
+            f"{longest!r} ends with {ends[longest]}: choose prompts.snippet_tokens so that all prompts and "
+            "outputs lie on one side"
         )
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -358,3 +361,93 @@ def test_warnings_of_the_library_are_one_line_of_the_description(make_pdf, token
     (line,) = [line for line in printed.splitlines() if "NOTE" in line]
     assert "book.pdf: pypdf warned" in line and len(line) < 250 and "\x1b" not in line
     assert capsys.readouterr().err == ""
+
+
+def drawn(font: dict[str, object], text: bytes) -> bytes:
+    """Return a PDF of one page that draws a string in one font."""
+    import io
+
+    from pypdf import PdfWriter
+    from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
+
+    writer = PdfWriter()
+    page = writer.add_blank_page(595, 842)
+    made = writer._add_object(pdf_object(font))
+    page[NameObject("/Resources")] = DictionaryObject(
+        {NameObject("/Font"): DictionaryObject({NameObject("/F1"): made})}
+    )
+    content = DecodedStreamObject()
+    content.set_data(b"BT /F1 10 Tf 50 800 Td " + text + b" Tj ET")
+    page[NameObject("/Contents")] = writer._add_object(content)
+    buffer = io.BytesIO()
+    writer.write(buffer)
+    return buffer.getvalue()
+
+
+def pdf_object(value: object) -> Any:
+    from pypdf.generic import ArrayObject, DictionaryObject, NameObject, NumberObject, TextStringObject
+
+    match value:
+        case dict():
+            return DictionaryObject({NameObject(f"/{k}"): pdf_object(one) for k, one in value.items()})
+        case list():
+            return ArrayObject([pdf_object(one) for one in value])
+        case int():
+            return NumberObject(value)
+        case str():
+            return NameObject(value) if value.startswith("/") else TextStringObject(value)
+    raise TypeError(value)
+
+
+def named(names: list[str]) -> dict[str, object]:
+    """A simple font whose letters A, B … are glyphs of these names."""
+    differences = {"Type": "/Encoding", "Differences": [65, *(f"/{name}" for name in names)]}
+    return {"Type": "/Font", "Subtype": "/Type1", "BaseFont": "/Helvetica", "Encoding": differences}
+
+
+def numbered(ordering: str, encoding: str = "/Identity-H") -> dict[str, object]:
+    """A composite font without a table of characters."""
+    info = {"Registry": "Adobe", "Ordering": ordering, "Supplement": 0}
+    inner = {"Type": "/Font", "Subtype": "/CIDFontType2", "BaseFont": "/A", "CIDSystemInfo": info}
+    outer = {"Type": "/Font", "Subtype": "/Type0", "BaseFont": "/A", "Encoding": encoding}
+    return {**outer, "DescendantFonts": [inner]}
+
+
+@pytest.mark.parametrize(
+    ("font", "text", "message"),
+    [
+        (numbered("Identity"), b"<002B0048004F004F0052000300440045>", r"numbers of glyphs .* \(ToUnicode\)"),
+        (named([f"cid_{i}" for i in range(26)]), b"(HELLO)", "glyph names"),
+        (named([f"SM59{i:04d}" for i in range(26)]), b"(HELLO)", "glyph names"),
+        (named([f"g{i}.alt" for i in range(26)]), b"(HELLO)", "glyph names"),
+        (named([".notdef"] * 26), b"(HELLO WORLD)", "glyph names or private signs"),
+    ],
+)
+def test_text_that_no_font_gives_characters_for_is_refused(
+    tmp_path: Path, font: dict[str, object], text: bytes, message: str
+) -> None:
+    file = tmp_path / "a.pdf"
+    file.write_bytes(drawn(font, text))
+    with pytest.raises(QdxError, match=message):
+        read_pdf("a.pdf", file)
+
+
+@pytest.mark.parametrize(
+    ("font", "text", "expected"),
+    [
+        (named(["f_i", "f_f_i"]), b"(AB)", "fiffi"),
+        (named([f"{chr(65 + i)}.sc" for i in range(26)]), b"(HELLO)", "HELLO"),
+        (numbered("Japan1", "/UniJIS-UCS2-H"), f"<{'日本'.encode('utf-16-be').hex()}>".encode(), "日本"),
+    ],
+)
+def test_glyphs_whose_names_or_numbers_say_their_characters_are_read(
+    tmp_path: Path, font: dict[str, object], text: bytes, expected: str
+) -> None:
+    file = tmp_path / "a.pdf"
+    file.write_bytes(drawn(font, text))
+    assert read_pdf("a.pdf", file).text == expected
+
+
+def test_pages_of_one_line_each_are_no_running_heads(make_pdf: Callable[..., Path]) -> None:
+    pages = [[f"Sentence {number} stands alone on its page."] for number in range(5)]
+    assert "Sentence 4 stands alone" in read_pdf("a.pdf", make_pdf("a.pdf", pages)).text

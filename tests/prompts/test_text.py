@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from qdx.errors import QdxError
 from qdx.prompts import Text, describe
 from qdx.prompts._template import split_template
+from qdx.prompts.text import read_text
 
 from .conftest import build_tokenizer, prose
 
@@ -158,3 +161,37 @@ def test_a_marker_that_the_template_writes_as_plain_text_is_told_where_a_documen
         "ref_0 writes '[/INST]', which this model's chat template writes as plain text too"
     )
     assert split_template(tokenizer, "Say [x]: ").markers == ("[INST]", "[/INST]", "### Final answer:")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("Hello world. ".encode("utf-16"), "iconv -f UTF-16 -t UTF-8"),
+        ("Hello world. ".encode("utf-32"), "iconv -f UTF-32 -t UTF-8"),
+        ("Hello world. ".encode("utf-16-le"), "NUL, as in UTF-16: .* -f UTF-16LE"),
+        ("Hello world. ".encode("utf-16-be"), "NUL, as in UTF-16: .* -f UTF-16BE"),
+        (b"\x1f\x8b\x08 anything", "compressed, unpack it"),
+        (b"%PDF-1.7 anything", "use prompts=pdf"),
+        (b"PK\x03\x04 anything", "an office document"),
+        (bytes(range(1, 32)), "mostly control characters"),
+    ],
+)
+def test_other_files_are_named_with_what_to_do(tmp_path: Path, data: bytes, message: str) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(data)
+    with pytest.raises(QdxError, match=message):
+        read_text("a.txt", file)
+
+
+def test_a_device_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(QdxError, match="not a regular file"):
+        read_text("zero", Path("/dev/zero"))
+
+
+def test_a_document_that_would_take_all_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qdx.prompts import _windows
+
+    monkeypatch.setattr(_windows, "LONGEST", 10)
+    document = _windows.Document("long.txt", "a word " * 9, "0")
+    with pytest.raises(QdxError, match=r"long\.txt: 63 characters, at most 10 .* split -C"):
+        _windows.cut([document], None, references=1, snippet_tokens=1, continuation_tokens=1, instruction="")

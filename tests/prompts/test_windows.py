@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdx.errors import QdxError
+from qdx.prompts._template import split_template
 from qdx.prompts._windows import Document, cut, place, tokenize
 
 from .conftest import build_tokenizer, prose
@@ -130,7 +132,7 @@ def test_too_short_names_tokens_need_and_what_would_fit():
 def test_too_short_for_one_window_names_the_longest_window_that_fits():
     document = Document("note.txt", prose(10), "sha")
     length = len(tokenize(TOKENIZER, document.text).ids)
-    options = {"references": 1, "continuation_tokens": 5, "instruction": ""}
+    options: dict[str, Any] = {"references": 1, "continuation_tokens": 5, "instruction": ""}
     with pytest.raises(QdxError, match=rf"lower prompts\.snippet_tokens to at most {length - 5}"):
         cut([document], TOKENIZER, snippet_tokens=1000, **options)
     assert cut([document], TOKENIZER, snippet_tokens=length - 5, **options)[0][0].token_offset == 0
@@ -159,3 +161,61 @@ def test_a_source_that_mentions_special_tokens_cannot_end_the_users_message():
     content = reference.token_ids[reference.prefix_length : reference.prefix_length + 100]
     assert not set(content.tolist()) & set(TOKENIZER.all_special_ids)
     assert "<|im_end|>" in reference.text
+
+
+FIRST = "{% for m in messages %}<|im_start|>"
+LAST = "<|im_end|>{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (FIRST + "{{ m.content|length }}:{{ m.content }}" + LAST, "something else around a longer content"),
+        (
+            FIRST + "{% if m.content|length > 99 %}Long: {% endif %}{{ m.content }}" + LAST,
+            "it measures, cuts",
+        ),
+        (FIRST + "{{ m.content[:60] }}" + LAST, "content 0 times"),
+        (FIRST + "{{ m.content|upper }}" + LAST, "content 0 times"),
+    ],
+)
+def test_template_whose_text_depends_on_the_content_is_refused(template: str, message: str) -> None:
+    with pytest.raises(QdxError, match=message):
+        split_template(build_tokenizer(template), "")
+
+
+def test_template_with_a_clock_does_not_depend_on_the_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = build_tokenizer(FIRST + "{{ moment }} {{ m.content }}" + LAST)
+    before = tokenizer.apply_chat_template
+    moments = iter(range(10))
+
+    def at_another_moment(*arguments: Any, **options: Any) -> Any:
+        return before(*arguments, moment=next(moments), **options)
+
+    monkeypatch.setattr(tokenizer, "apply_chat_template", at_another_moment)
+    assert split_template(tokenizer, "").present
+    assert next(moments) > 1
+
+
+@pytest.mark.parametrize(("share", "refused"), [(0.1, False), (0.9, True)])
+def test_text_that_the_tokenizer_does_not_know_is_said_or_refused(share: float, refused: bool) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel({"?": 0, "word": 1}, unk_token="?"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="?")
+    text = " ".join("other" if i % 10 < share * 10 else "word" for i in range(100))
+    document = Document("a.txt", text, "0")
+    options: dict[str, Any] = {
+        "references": 1,
+        "snippet_tokens": 40,
+        "continuation_tokens": 4,
+        "instruction": "",
+    }
+    if refused:
+        with pytest.raises(QdxError, match=r"36 of 40 tokens of ref_0 \(a\.txt\) are unknown"):
+            cut([document], tokenizer, **options)
+    else:
+        _, summary = cut([document], tokenizer, **options)
+        assert summary.notes[0].startswith("4 of 40 tokens of ref_0 (a.txt) are characters that")
