@@ -132,7 +132,7 @@ def asked_of(folder: Path) -> Asked:
 
 
 def _lists_ids(logprobs: object) -> bool:
-    """Whether every listed token has its id, as llama.cpp's server writes them."""
+    """Return whether every listed token has its id, as llama.cpp's server writes them."""
     entries = _object(logprobs).get("content")
     return isinstance(entries, list) and bool(entries) and all("id" in _object(one) for one in entries)
 

@@ -1,4 +1,4 @@
-"""Which cards are emulated, and what of each was compared with one."""
+"""List the cards that are emulated, and what of each was compared with one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qdx.schema import EMULATED_CARDS
 
 @dataclass(frozen=True)
 class Card:
-    """What decides how a card divides its sums, beside its tensor cores' constants (`qdx.kernels.cards`).
+    """State how a card divides its sums, beside its tensor cores' constants (`qdx.kernels.cards`).
 
     Attributes
     ----------
@@ -28,7 +28,7 @@ class Card:
 
     @property
     def compared(self) -> bool:
-        """Whether whole rows were compared with such a card."""
+        """Return whether whole rows were compared with such a card."""
         return not self.unknown
 
 
