@@ -280,7 +280,7 @@ def _one_head(path: Path, tensors: Mapping[str, Stored]) -> None:
             raise QdxError(
                 f"checkpoint {path} holds {head} and no embedding, and its config.json says "
                 "tie_word_embeddings=true, by which engines drop the head and look for the embedding: save "
-                "the tensor under the embedding's name (model.embed_tokens.weight in most models)"
+                "the tensor under the embedding's name (which ends in embed_tokens.weight in most models)"
             )
         same_size = [name for name in embeddings if tensors[name].shape == tensors[head].shape]
         if any(same_values(tensors[name], tensors[head]) for name in same_size):

@@ -249,7 +249,7 @@ def test_a_sweep_and_a_verifier_of_gguf_files(files: dict[str, Path], tmp_path: 
     summary = json.loads((tmp_path / "judged" / "summary.json").read_text())
     verdicts = {one["producer"]: one for one in summary["verdicts"]["claims"]}
     assert verdicts["q8_0"]["verdict"] == "confirmed"  # bit for bit, on the same machine
-    assert verdicts["q4_0"]["verdict"] == "refuted"
+    assert verdicts["q4_0"]["verdict"] == "other config"  # its rows are the other file's, bit for bit
 
 
 @pytest.mark.parametrize("chosen", [["backend=llamacpp", "quant=awq"], ["backend=vllm", "quant=q4_1"]])
