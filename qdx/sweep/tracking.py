@@ -239,9 +239,12 @@ def _names(text: object) -> Mapping[str, Any]:
 
 
 def _simulated(tree: xr.DataTree) -> bool:
-    """Return whether any config's kernels are numerical models."""
-    stored = tree["provenance"].to_dataset()
-    return "simulated" in stored and any(str(v).lower() in ("1", "true") for v in stored["simulated"].values)
+    """Return whether any config's kernels are numerical models, by a phase's coordinate or by a run's attribute."""
+    groups = [tree[name].to_dataset() for name in tree.children]
+    marks = [
+        str(v).lower() for of in groups if "simulated" in of.variables for v in of["simulated"].values.flat
+    ]
+    return any(mark in ("1", "true") for mark in marks)
 
 
 def _send(
