@@ -239,7 +239,7 @@ def _names(text: object) -> Mapping[str, Any]:
 
 
 def _simulated(tree: xr.DataTree) -> bool:
-    """Return whether a config's kernels are numerical models, by a phase's coordinate or a run's attribute."""
+    """Return whether a config's kernels are models, by a phase's coordinate or a run's attribute."""
     groups = [tree[name].to_dataset() for name in tree.children]
     marks = [
         str(v).lower() for of in groups if "simulated" in of.variables for v in of["simulated"].values.flat
