@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from qdx.backends.emulator.llama import MERGED, Cache, Llama, Shape
 from qdx.capture import Recorder, greedy
 from qdx.errors import QdxError
 from qdx.kernel_names import simulated
-from qdx.models import dense_state, iter_quantized
+from qdx.models import dense_state, eos_token_ids, iter_quantized
 from qdx.plugins import register
 from qdx.schema import EmulatorOptions
 
@@ -88,7 +87,7 @@ class EmulatorBackend:
         )
         self._quant = quant
         self._state: tuple[Cache, Tensor] | None = None
-        self._eos_token_ids = _eos_token_ids(checkpoint)
+        self._eos_token_ids = eos_token_ids(checkpoint.path) or frozenset()
 
     @staticmethod
     def identity(**options: Any) -> dict[str, Any]:
@@ -243,12 +242,3 @@ def _hidden(recorder: Recorder, hidden_PH: Tensor) -> dict[str, Tensor]:
 
 def _threads(asked: int | None) -> int:
     return asked or len(os.sched_getaffinity(0))
-
-
-def _eos_token_ids(checkpoint: Checkpoint) -> frozenset[int]:
-    """Return the tokens that end a generation, as generation_config.json says, or else config.json."""
-    for name in ("generation_config.json", "config.json"):
-        if (path := checkpoint.path / name).is_file():
-            ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-            return frozenset(() if ids is None else ids if isinstance(ids, list) else [ids])
-    return frozenset()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qdx.backends import Facts
 from qdx.backends.vllm import kernels, simulated
 from qdx.backends.vllm.start import SWITCHES
+from qdx.models import eos_token_ids
 from qdx.schema import VllmOptions
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def facts(
         gpu=str(gpu["gpu"]),
         compute_capability=str(gpu["compute_capability"]),
         sm_count=simulated.SM_COUNT if models else int(gpu["sm_count"]),
-        eos_token_ids=_eos_token_ids(checkpoint),
+        eos_token_ids=eos_token_ids(checkpoint.path) or frozenset(),
         remedy=_remedy(remedy, version, str(gpu["compute_capability"])),
         settings=settings(config, attention, runner, _switches()) | dict(own) | threads,
         sampling=sampling,
@@ -161,12 +161,3 @@ def _remedy(remedy: str, version: str, capability: str) -> str:
         return ""
     where = f"compute capability {capability}" if capability else "no GPU"
     return f"vLLM {version}, {where}: {remedy}; quant.kernel=any accepts what is loaded"
-
-
-def _eos_token_ids(checkpoint: Checkpoint) -> frozenset[int]:
-    for name in ("generation_config.json", "config.json"):
-        file = checkpoint.path / name
-        if file.is_file():
-            ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-            return frozenset() if ids is None else frozenset(ids if isinstance(ids, list) else [ids])
-    return frozenset()
