@@ -306,7 +306,7 @@ def _same_bytes(one: Stored, other: Stored) -> bool:
 
 
 def same_values(one: Stored, other: Stored) -> bool:
-    """Whether two tensors of one shape hold the same numbers, in whatever floating-point types."""
+    """Return whether two tensors of one shape hold the same numbers, in whatever floating-point types."""
     count = math.prod(one.shape)
     for start in range(0, count, AT_ONCE):
         size = min(AT_ONCE, count - start)

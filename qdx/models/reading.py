@@ -82,7 +82,7 @@ def check_packing(
     Returns
     -------
     dense : dict
-        Shape of every tensor that is no part of a packed layer.
+        Shape of every tensor that is not a part of a packed layer.
     packed : dict
         (out, in) of every packed layer, by its name.
 

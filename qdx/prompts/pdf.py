@@ -96,7 +96,7 @@ def read_pdf(name: str, file: Path) -> Document:
     if (part := unmapped / max(sum(len(line) for page in raw for line in page), 1)) >= MOST_UNREADABLE:
         raise QdxError(
             f"{name}: {min(part, 1):.0%} of its text are numbers of glyphs that came out as other "
-            f"characters, such as {text[:24]!r}: its fonts have no table of characters (ToUnicode); "
+            f"characters (it begins {text[:24]!r}): some fonts have no table of characters (ToUnicode); "
             "recognise its text, for example with ocrmypdf --force-ocr, or give another file in prompts.path"
         )
     notes = [f"{name}: pypdf warned {len(warned)} times, first: {warned[0]}"] if warned else []
