@@ -365,7 +365,7 @@ class Recorder:
         kernel = str(self._run.coords["requested_kernel"])
         allowed = KERNEL_DTYPES.get(kernel, DTYPES)
         remedy = (
-            "try model.dtype=bfloat16"
+            "try model.dtype=bfloat16, which tells the two apart"
             if "bfloat16" in allowed
             else f"kernel {kernel} takes no other dtype: use another checkpoint, or another quant"
         )
