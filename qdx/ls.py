@@ -21,6 +21,7 @@ from qdx.document.format import plural
 from qdx.document.text import WIDTH, render
 from qdx.errors import QdxError, printable
 from qdx.program import run
+from qdx.report.state import size
 
 VERSION = 1  # of the output of --json
 STATED = (
@@ -51,7 +52,7 @@ def listing(found: Catalogue) -> list[Block]:
         rows = [
             [
                 _clean(one.time[:16].replace("T", " ")) or "–",
-                _readable(one.bytes),
+                size(one.bytes),
                 _completeness(one),
                 _shortened(", ".join(one.models) or "–", LONGEST_MODEL),
                 _configs(one),
@@ -152,15 +153,6 @@ def _verdict(one: Entry) -> str:
     if others := one.verdicts[0]["claims"] - sum(count for _, count in shown):
         named.append(f"{others:,} other")
     return f"stated: {', '.join(named)}"
-
-
-def _readable(count: int) -> str:
-    value, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
